@@ -1,0 +1,79 @@
+// A prepared run: tasks, in an order for each worker, that is replayed as often as wanted.
+//
+// Preparing checks everything that does not change from run to run; running binds addresses and
+// executes. Knows nothing of models, chunks or how the schedule came about.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "doubleweave/program.h"
+#include "doubleweave/timeline.h"
+
+namespace doubleweave {
+
+/// Where one input or output of a task lies. With `base` the tokens in the cache when a run starts:
+/// address = start of buffer + offset + offset_per_token * base, and sizes[grow_dim] grows by base.
+/// So one execution, prepared for base 0, decodes every token.
+struct Binding {
+  int32_t buffer = 0;
+  int64_t offset = 0;            // bytes, not negative
+  int64_t offset_per_token = 0;  // bytes, not negative
+  std::vector<int32_t> sizes;    // elements; empty, for an output: the method's upper bound
+  int32_t grow_dim = -1;         // -1: no dimension grows
+};
+
+/// One execution of an instance.
+struct Task {
+  int32_t instance = 0;
+  std::vector<Binding> inputs;
+  std::vector<Binding> outputs;
+  std::vector<int32_t> after;  // tasks that must have finished before
+  int32_t label = 0;           // the caller's; named in errors
+};
+
+/// A buffer's start and its size in bytes: session buffers and cache entries alike.
+using Region = std::pair<void*, size_t>;
+
+class Execution {
+ public:
+  /// `workers[w]` lists the tasks of worker w in the order it runs them. Worker 0 is the thread
+  /// that calls run(). The instances and the memory must outlive the execution.
+  ///
+  /// Throws Error when an index is out of range, when a task is on no worker or on several, when a
+  /// binding does not fit its method, when some tasks would wait for ever (naming them), or when
+  /// two tasks of one instance on different workers are not ordered.
+  Execution(std::vector<Instance*> instances, std::vector<Region> regions, std::vector<Task> tasks,
+            std::vector<std::vector<int32_t>> workers, int threads_per_worker = 1);
+  ~Execution();
+  Execution(const Execution&) = delete;
+  Execution& operator=(const Execution&) = delete;
+
+  /// Runs every task once and returns when all have finished.
+  ///
+  /// `base` is as in Binding. `timeline`, unless null, is overwritten with what ran. `interrupted`,
+  /// unless empty, is asked on this thread between its tasks and while it waits, at most every 30
+  /// ms or so.
+  ///
+  /// Throws Error when a binding would leave its buffer or its method's bounds (before anything
+  /// runs), when a task fails (the others stop after the task they are in), when another run of it
+  /// goes on; throws Interrupted when `interrupted` returned true.
+  void run(int64_t base, Timeline* timeline = nullptr,
+           const std::function<bool()>& interrupted = {});
+
+  /// The largest base that run() accepts.
+  int64_t max_base() const;
+  size_t num_tasks() const;
+  int num_workers() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace doubleweave

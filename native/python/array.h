@@ -1,0 +1,50 @@
+// Arrays that come from Python, through the buffer protocol (NumPy arrays, memoryviews,
+// array.array).
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "doubleweave/program.h"
+
+namespace doubleweave::python {
+
+/// A C-contiguous array, held for as long as this lives. Needs the GIL to be made and destroyed.
+class Array {
+ public:
+  /// Throws nanobind::type_error, naming `what`, when the object has no buffer, is not
+  /// C-contiguous, or is read-only although `is_writable` is asked for.
+  Array(nanobind::handle object, bool is_writable, const std::string& what);
+  ~Array();
+  Array(Array&& other) noexcept;
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+
+  void* data() const { return view_.buf; }
+  size_t nbytes() const { return static_cast<size_t>(view_.len); }
+  std::span<const int32_t> sizes() const { return sizes_; }
+  DType dtype() const { return dtype_; }
+
+  /// Throws nanobind::type_error unless the elements are of this type. NumPy has no bfloat16:
+  /// uint16 is taken for it.
+  void require_dtype(DType dtype, const std::string& what) const;
+
+ private:
+  Py_buffer view_{};
+  bool is_held_ = false;
+  DType dtype_{};
+  std::vector<int32_t> sizes_;
+};
+
+/// The dtype of a name such as "float32". Throws nanobind::value_error for another.
+DType dtype_from_name(const std::string& name);
+
+/// A writable NumPy array over memory that `owner` keeps alive.
+nanobind::object numpy_view(void* data, const std::vector<size_t>& shape, DType dtype,
+                            nanobind::handle owner);
+
+}  // namespace doubleweave::python

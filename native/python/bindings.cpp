@@ -1,0 +1,155 @@
+// The Python module `doubleweave._native`: a thin layer over the library. Everything that runs a
+// method releases the GIL. Imports neither torch nor NumPy (NumPy when the first array is given
+// out).
+#include "bindings.h"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+
+#include "array.h"
+#include "doubleweave/error.h"
+#include "doubleweave/program.h"
+#include "doubleweave/threads.h"
+
+namespace doubleweave::python {
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+// Arrays of one side of a call, checked against what the method expects.
+std::vector<Array> arrays_of(nb::sequence objects, const std::vector<TensorInfo>& infos,
+                             bool are_outputs, const std::string& method) {
+  std::vector<Array> arrays;
+  arrays.reserve(infos.size());
+  size_t i = 0;
+  for (nb::handle object : objects) {
+    const std::string what =
+        "method '" + method + "': " + (are_outputs ? "output " : "input ") + std::to_string(i);
+    arrays.emplace_back(object, are_outputs, what);
+    if (i < infos.size()) {
+      arrays.back().require_dtype(infos[i].dtype, what);
+    }
+    ++i;
+  }
+  return arrays;
+}
+
+nb::list run_instance(Instance& instance, nb::sequence inputs, nb::sequence outputs) {
+  const std::vector<Array> in = arrays_of(inputs, instance.inputs(), false, instance.method());
+  const std::vector<Array> out = arrays_of(outputs, instance.outputs(), true, instance.method());
+  std::vector<InputBinding> in_bindings;
+  for (const Array& array : in) {
+    in_bindings.push_back({array.data(), array.sizes()});
+  }
+  std::vector<OutputBinding> out_bindings;
+  for (const Array& array : out) {
+    out_bindings.push_back({array.data(), array.nbytes(), array.sizes()});
+  }
+  {
+    const nb::gil_scoped_release release;
+    instance.run(in_bindings, out_bindings);
+  }
+  nb::list result;
+  for (size_t i = 0; i < out.size(); ++i) {
+    result.append(nb::tuple(nb::cast(instance.output_sizes(i))));
+  }
+  return result;
+}
+
+nb::tuple sizes_tuple(const TensorInfo& info) { return nb::tuple(nb::cast(info.sizes)); }
+
+std::string info_repr(const TensorInfo& info) {
+  std::string sizes;
+  for (const int32_t size : info.sizes) {
+    sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
+  }
+  return "TensorInfo(" + dtype_name(info.dtype) + ", [" + sizes + "]" +
+         (info.is_dynamic ? ", dynamic" : "") + ")";
+}
+
+void bind_programs(nb::module_& m) {
+  nb::class_<TensorInfo>(m, "TensorInfo",
+                         "What a method expects of an input or gives as an output.")
+      .def_prop_ro("dtype", [](const TensorInfo& info) { return dtype_name(info.dtype); })
+      .def_prop_ro("sizes", &sizes_tuple, "The sizes, or their upper bounds when `is_dynamic`.")
+      .def_ro("is_dynamic", &TensorInfo::is_dynamic)
+      .def_ro("nbytes", &TensorInfo::nbytes, "Bytes at the upper bound.")
+      .def("__repr__", &info_repr);
+
+  nb::class_<Instance>(m, "Instance",
+                       "A loaded method with its own memory; one thread at a time uses it.")
+      .def_prop_ro("method", &Instance::method)
+      .def_prop_ro("inputs", &Instance::inputs, nb::rv_policy::copy)
+      .def_prop_ro("outputs", &Instance::outputs, nb::rv_policy::copy)
+      .def(
+          "bind_input",
+          [](Instance& self, size_t index, uintptr_t address, const std::vector<int32_t>& sizes) {
+            self.bind_input(index, reinterpret_cast<const void*>(address), sizes);
+          },
+          "index"_a, "address"_a, "sizes"_a,
+          "Read an input from an address; the caller keeps the memory alive.")
+      .def(
+          "bind_output",
+          [](Instance& self, size_t index, uintptr_t address, size_t capacity_bytes,
+             const std::vector<int32_t>& sizes) {
+            self.bind_output(index, reinterpret_cast<void*>(address), capacity_bytes, sizes);
+          },
+          "index"_a, "address"_a, "capacity_bytes"_a, "sizes"_a = std::vector<int32_t>(),
+          "Write an output to an address; without sizes the capacity must hold the upper bound.")
+      .def("execute", &Instance::execute, nb::call_guard<nb::gil_scoped_release>(),
+           "Run what is bound.")
+      .def(
+          "output_sizes",
+          [](const Instance& self, size_t index) {
+            return nb::tuple(nb::cast(self.output_sizes(index)));
+          },
+          "index"_a)
+      .def("run", &run_instance, "inputs"_a, "outputs"_a,
+           "Run on arrays, without a copy: outputs are written in place, and their shapes must be "
+           "exact.");
+
+  nb::class_<Program>(m, "Program", "An ExecuTorch program file, mapped into memory.")
+      .def(nb::init<const std::string&>(), "path"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("path", &Program::path)
+      .def_prop_ro("method_names", &Program::method_names, nb::rv_policy::copy)
+      .def(
+          "load",
+          [](const Program& self, const std::string& method, int workspace_group) {
+            return std::shared_ptr<Instance>(
+                self.load(method, {.workspace_group = workspace_group}));
+          },
+          "method"_a, "workspace_group"_a = -1, nb::call_guard<nb::gil_scoped_release>(),
+          "Load a method; see LoadOptions in doubleweave/program.h for the workspace group.");
+}
+
+void bind_threads(nb::module_& m) {
+  m.def("max_threads", &max_threads);
+  m.def("intra_op_threads", &intra_op_threads);
+  m.def("set_intra_op_threads", &set_intra_op_threads, "num_threads"_a,
+        nb::call_guard<nb::gil_scoped_release>(),
+        "Wait until nothing runs, then let operators use this many threads.");
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Doubleweave's native run time: programs, instances, caches, executions and kernels.";
+  // Objects that outlive the interpreter are the caller's choice, not worth a page on stderr.
+  nb::set_leak_warnings(false);
+  nb::exception<Error>(m, "Error", PyExc_RuntimeError);
+  bind_programs(m);
+  bind_threads(m);
+  bind_memory(m);
+  bind_execution(m);
+  bind_kernels(m);
+}
+
+}  // namespace doubleweave::python

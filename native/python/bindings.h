@@ -1,0 +1,22 @@
+// The parts of the module, one function per file.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstddef>
+#include <memory>
+
+namespace doubleweave::python {
+
+/// Memory that tasks read and write, with what keeps it alive.
+struct RegionHandle {
+  void* data;
+  size_t bytes;
+  std::shared_ptr<void> owner;
+};
+
+void bind_memory(nanobind::module_& m);     // KvCache, Buffers, Region
+void bind_execution(nanobind::module_& m);  // Binding, Task, Execution
+void bind_kernels(nanobind::module_& m);    // attention, rotary
+
+}  // namespace doubleweave::python

@@ -1,0 +1,220 @@
+// Attention for a few rows (one new token, or a handful of guesses): D is in the lanes.
+//
+// Such a call reads every key and value once and does little with each, so what counts is memory:
+// k and v are streamed in place, each block of keys serving all the rows of the kv head.
+//
+//   queries [rows, Nd, W]   scores [rows, kDecodeBlock]   output [rows, Nv, W]
+// where Nd = ceil(D / W), Nv = ceil(Dv / W). A last vector that would reach past the end starts
+// earlier instead: in the queries the lanes that then repeat are zero, in the output they are
+// computed twice, with the same result.
+
+constexpr int kMaxDecodeRows = kLanes / 2;  // with more, the lanes are better filled with rows
+constexpr int kMaxGroup = kMaxDecodeRows < 4 ? kMaxDecodeRows : 4;  // share a load of k or v
+constexpr int kDecodeTile = kTile / 2;  // of keys or columns: takes half of the registers
+// Short blocks of keys hide from the hardware that k and v are streams, and even in long ones it
+// fetches too late: 256 and 16 were the best of those measured on Zen 5, in the cache and out of
+// it.
+constexpr int kDecodeBlock = 256;
+constexpr int kPrefetchKeys = 16;  // a prefetch past the end of k or v does nothing
+
+bool decodes(const AttentionParams& params) {
+  return params.num_queries * group_size(params) <= kMaxDecodeRows && params.head_dim >= kLanes &&
+         params.value_dim >= kLanes;
+}
+
+int64_t vector_offset(int64_t dim, int64_t i) { return min(i * kLanes, dim - kLanes); }
+
+struct DecodeRow {
+  float* query;   // [Nd, W]
+  float* scores;  // [kDecodeBlock]
+  float* output;  // [Nv, W]
+  KeyRange seen;
+  float running_max;
+  float correction;
+  Vec total;
+};
+
+int64_t decode_row_floats(const AttentionParams& params) {
+  return round_up(params.head_dim, kLanes) + kDecodeBlock + round_up(params.value_dim, kLanes);
+}
+
+int64_t decode_scratch_floats(const AttentionParams& params) {
+  return kMaxDecodeRows * decode_row_floats(params);
+}
+
+void start_row(const AttentionParams& params, const float* q, int64_t kv_head, int64_t index,
+               float* scratch, DecodeRow& row) {
+  const int64_t dim = params.head_dim;
+  row.query = scratch + index * decode_row_floats(params);
+  row.scores = row.query + round_up(dim, kLanes);
+  row.output = row.scores + kDecodeBlock;
+  row.seen = keys_seen_by(params, index / group_size(params));
+  row.running_max = kLowest;
+  row.total = Vec{};
+  const float* source = q + row_offset(params, kv_head, row_at(params, index), dim);
+  const float factor = query_factor(params);
+  for (int64_t i = 0; i < ceil_div(dim, kLanes); ++i) {
+    const int64_t start = vector_offset(dim, i);
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const bool repeats = start + lane < i * kLanes;
+      row.query[i * kLanes + lane] = repeats ? 0.0f : source[start + lane] * factor;
+    }
+  }
+  for (int64_t i = 0; i < round_up(params.value_dim, kLanes); ++i) row.output[i] = 0;
+}
+
+// Scores of up to kLanes keys for kRows rows; what is past num_keys repeats the last key.
+template <int kRows>
+void score_lanes(const AttentionParams& params, const float* k, int64_t num_keys, DecodeRow* rows,
+                 int64_t first) {
+  const int64_t stride = params.num_kv_heads * params.head_dim;
+  const int64_t ahead = kPrefetchKeys * stride;
+  const int64_t vectors = ceil_div(params.head_dim, kLanes);
+  Vec products[kRows][kLanes];
+  DOUBLEWEAVE_UNROLL
+  for (int tile = 0; tile < kLanes; tile += kDecodeTile) {
+    const float* key[kDecodeTile];
+    DOUBLEWEAVE_UNROLL
+    for (int m = 0; m < kDecodeTile; ++m) key[m] = k + min(tile + m, num_keys - 1) * stride;
+    Vec acc[kRows][kDecodeTile] = {};
+    for (int64_t i = 0; i < vectors; ++i) {
+      const int64_t start = vector_offset(params.head_dim, i);
+      Vec query[kRows];
+      DOUBLEWEAVE_UNROLL
+      for (int r = 0; r < kRows; ++r) query[r] = load(rows[r].query + i * kLanes);
+      DOUBLEWEAVE_UNROLL
+      for (int m = 0; m < kDecodeTile; ++m) {
+        const Vec x = load(key[m] + start);
+        __builtin_prefetch(key[m] + ahead + start);
+        DOUBLEWEAVE_UNROLL
+        for (int r = 0; r < kRows; ++r) acc[r][m] += query[r] * x;
+      }
+    }
+    DOUBLEWEAVE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      DOUBLEWEAVE_UNROLL
+      for (int m = 0; m < kDecodeTile; ++m) products[r][tile + m] = acc[r][m];
+    }
+  }
+  DOUBLEWEAVE_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const Vec score = sum_each(products[r]);
+    store(rows[r].scores + first, params.soft_cap > 0 ? apply_soft_cap(params, score) : score);
+  }
+}
+
+// Turns scores into weights. Keys that the row does not see, and the padding, weigh nothing.
+void exponentiate_row(DecodeRow& row, KeyRange keys) {
+  const int64_t padded = round_up(keys.end - keys.begin, kLanes);
+  for (int64_t i = 0; i < row.seen.begin - keys.begin && i < padded; ++i) {
+    row.scores[i] = -__builtin_inff();
+  }
+  const int64_t seen_end = row.seen.end - keys.begin;
+  for (int64_t i = seen_end < 0 ? 0 : seen_end; i < padded; ++i) row.scores[i] = -__builtin_inff();
+
+  Vec largest = splat(row.running_max);
+  for (int64_t i = 0; i < padded; i += kLanes) largest = max(load(row.scores + i), largest);
+  const Vec maximum = splat(max_lane(largest));
+  row.correction = exp2(splat(row.running_max) - maximum)[0];
+  row.running_max = maximum[0];
+  Vec sum{};
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const Vec weight = exp2(load(row.scores + i) - maximum);
+    sum += weight;
+    store(row.scores + i, weight);
+  }
+  row.total = row.total * splat(row.correction) + sum;
+}
+
+// Adds weights * v to output vectors [first, first + kCount).
+template <int kRows, int kCount>
+void value_vectors(const AttentionParams& params, const float* v, int64_t num_keys, DecodeRow* rows,
+                   int64_t first) {
+  const int64_t stride = params.num_kv_heads * params.value_dim;
+  const int64_t ahead = kPrefetchKeys * stride;
+  const float* column[kCount];
+  DOUBLEWEAVE_UNROLL
+  for (int m = 0; m < kCount; ++m) column[m] = v + vector_offset(params.value_dim, first + m);
+  Vec acc[kRows][kCount] = {};
+  for (int64_t key = 0; key < num_keys; ++key) {
+    Vec value[kCount];
+    DOUBLEWEAVE_UNROLL
+    for (int m = 0; m < kCount; ++m) {
+      const float* p = column[m] + key * stride;
+      value[m] = load(p);
+      __builtin_prefetch(p + ahead);
+    }
+    DOUBLEWEAVE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const Vec weight = splat(rows[r].scores[key]);
+      DOUBLEWEAVE_UNROLL
+      for (int m = 0; m < kCount; ++m) acc[r][m] += weight * value[m];
+    }
+  }
+  DOUBLEWEAVE_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    DOUBLEWEAVE_UNROLL
+    for (int m = 0; m < kCount; ++m) {
+      float* p = rows[r].output + (first + m) * kLanes;
+      store(p, load(p) * splat(rows[r].correction) + acc[r][m]);
+    }
+  }
+}
+
+template <int kRows>
+void decode_keys(const AttentionParams& params, const float* k, const float* v, KeyRange keys,
+                 DecodeRow* rows) {
+  const int64_t num_keys = keys.end - keys.begin;
+  const int64_t key_stride = params.num_kv_heads * params.head_dim;
+  const int64_t value_stride = params.num_kv_heads * params.value_dim;
+  for (int64_t i = 0; i < num_keys; i += kLanes) {
+    score_lanes<kRows>(params, k + (keys.begin + i) * key_stride, num_keys - i, rows, i);
+  }
+  DOUBLEWEAVE_UNROLL
+  for (int r = 0; r < kRows; ++r) exponentiate_row(rows[r], keys);
+  const float* values = v + keys.begin * value_stride;
+  const int64_t vectors = ceil_div(params.value_dim, kLanes);
+  int64_t first = 0;
+  for (; first + kDecodeTile <= vectors; first += kDecodeTile) {
+    value_vectors<kRows, kDecodeTile>(params, values, num_keys, rows, first);
+  }
+  for (; first < vectors; ++first) value_vectors<kRows, 1>(params, values, num_keys, rows, first);
+}
+
+template <int kRows>
+void decode_group(const AttentionParams& params, const float* k, const float* v, KeyRange keys,
+                  int64_t num_rows, DecodeRow* rows) {
+  if (num_rows == kRows) {
+    decode_keys<kRows>(params, k, v, keys, rows);
+  } else if constexpr (kRows > 1) {
+    decode_group<kRows - 1>(params, k, v, keys, num_rows, rows);
+  }
+}
+
+void finish_row(const AttentionParams& params, const DecodeRow& row, float* out) {
+  const Vec factor = splat(1.0f / sum_lanes(row.total));
+  for (int64_t i = 0; i < ceil_div(params.value_dim, kLanes); ++i) {
+    store(out + vector_offset(params.value_dim, i), load(row.output + i * kLanes) * factor);
+  }
+}
+
+void decode(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head) {
+  const int64_t num_rows = params.num_queries * group_size(params);
+  DecodeRow rows[kMaxDecodeRows];
+  for (int64_t r = 0; r < num_rows; ++r) {
+    start_row(params, inputs.q, kv_head, r, inputs.scratch, rows[r]);
+  }
+  const float* k = inputs.k + kv_head * params.head_dim;
+  const float* v = inputs.v + kv_head * params.value_dim;
+  const int64_t end = rows[num_rows - 1].seen.end;
+  for (int64_t key = rows[0].seen.begin; key < end; key += kDecodeBlock) {
+    const KeyRange keys = {key, min(end, key + kDecodeBlock)};
+    for (int64_t r = 0; r < num_rows; r += kMaxGroup) {
+      decode_group<kMaxGroup>(params, k, v, keys, min(kMaxGroup, num_rows - r), rows + r);
+    }
+  }
+  for (int64_t r = 0; r < num_rows; ++r) {
+    finish_row(params, rows[r],
+               inputs.out + row_offset(params, kv_head, row_at(params, r), params.value_dim));
+  }
+}

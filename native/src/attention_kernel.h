@@ -1,0 +1,43 @@
+// What one compilation of the attention kernel offers to the dispatcher (internal).
+//
+// This header is also read by files compiled for instruction sets that the machine may lack, so it
+// (and everything they include) must define no inline function: the linker might keep that copy.
+#pragma once
+
+#include <cstdint>
+
+#include "doubleweave/attention.h"
+
+namespace doubleweave {
+
+struct AttentionInputs {
+  const float* q;
+  const float* k;
+  const float* v;
+  float* out;
+  float* scratch;  // 64-byte aligned, num_scratch_floats(params) long
+};
+
+struct AttentionKernel {
+  Isa isa;
+  int64_t (*num_row_blocks)(const AttentionParams& params);  // of one kv head
+  int64_t (*num_scratch_floats)(const AttentionParams& params);
+  void (*run)(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head,
+              int64_t row_block);
+};
+
+// Only those that the target architecture can have are defined.
+namespace baseline {
+extern const AttentionKernel kKernel;
+}
+namespace avx2 {
+extern const AttentionKernel kKernel;
+}
+namespace avx512 {
+extern const AttentionKernel kKernel;
+}
+namespace neon {
+extern const AttentionKernel kKernel;
+}
+
+}  // namespace doubleweave

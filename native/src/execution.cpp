@@ -1,0 +1,297 @@
+#include "doubleweave/execution.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <limits>
+#include <mutex>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "doubleweave/error.h"
+#include "doubleweave/threads.h"
+#include "instance_impl.h"
+#include "prepared_task.h"
+#include "schedule_order.h"
+#include "text.h"
+#include "worker_pool.h"
+
+namespace doubleweave {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kInterruptPeriod = std::chrono::milliseconds(30);
+// How often a worker looks for what it waits for before it sleeps: some tens of microseconds, about
+// what waking a sleeping thread costs.
+constexpr int kNumSpins = 500;
+
+void pause_briefly() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// The number of a worker's tasks that have finished, on a cache line of its own.
+struct alignas(64) Progress {
+  std::atomic<int32_t> num_finished{0};
+};
+
+}  // namespace
+
+struct Execution::Impl {
+  std::vector<Instance*> instances;
+  std::vector<Task> tasks;
+  std::vector<std::vector<int32_t>> workers;
+  int threads_per_worker;
+  ScheduleOrder order;
+  std::vector<PreparedTask> prepared;
+  BaseLimit limit;
+  int num_spins;
+
+  std::atomic<bool> running{false};
+
+  // The state of one run.
+  int64_t base = 0;
+  Clock::time_point start;
+  Clock::time_point next_poll;
+  const std::function<bool()>* interrupted = nullptr;
+  std::vector<std::vector<Event>> events;
+  bool record = false;
+  std::unique_ptr<Progress[]> progress;
+  std::atomic<bool> stop{false};
+  std::atomic<int> num_sleeping{0};
+  std::mutex mutex;
+  std::condition_variable changed;
+  int num_helpers = 0;
+  std::exception_ptr first_error;
+
+  void fail(std::exception_ptr error) {
+    const std::lock_guard lock(mutex);
+    if (first_error == nullptr) {
+      first_error = std::move(error);
+    }
+    stop.store(true, std::memory_order_seq_cst);
+    changed.notify_all();
+  }
+
+  // Asks whether to go on; worker 0 only.
+  void poll() {
+    if (!*interrupted || stop.load(std::memory_order_relaxed) || Clock::now() < next_poll) {
+      return;
+    }
+    next_poll = Clock::now() + kInterruptPeriod;
+    try {
+      if ((*interrupted)()) {
+        throw Interrupted();
+      }
+    } catch (...) {
+      fail(std::current_exception());
+    }
+  }
+
+  // Sleeps until `is_done` holds (to be checked with the mutex held) or a poll interval has passed.
+  template <typename Predicate>
+  void sleep_until(Predicate is_done) {
+    num_sleeping.fetch_add(1, std::memory_order_seq_cst);
+    {
+      std::unique_lock lock(mutex);
+      changed.wait_for(lock, kInterruptPeriod, is_done);
+    }
+    num_sleeping.fetch_sub(1, std::memory_order_seq_cst);
+  }
+
+  // False if the run stops before what is waited for has happened.
+  bool wait_for(const Wait& wait, bool is_caller) {
+    const std::atomic<int32_t>& finished = progress[wait.worker].num_finished;
+    const auto is_done = [&] {
+      return finished.load(std::memory_order_seq_cst) >= wait.num_finished;
+    };
+    const auto is_stopped = [&] { return stop.load(std::memory_order_seq_cst); };
+    for (int spin = 0; spin < num_spins; ++spin) {
+      if (finished.load(std::memory_order_acquire) >= wait.num_finished) {
+        return true;
+      }
+      pause_briefly();
+    }
+    while (!is_done() && !is_stopped()) {
+      sleep_until([&] { return is_done() || is_stopped(); });
+      if (is_caller) {
+        poll();
+      }
+    }
+    return is_done();
+  }
+
+  void publish(int32_t worker, int32_t num_finished) {
+    progress[worker].num_finished.store(num_finished, std::memory_order_seq_cst);
+    if (num_sleeping.load(std::memory_order_seq_cst) > 0) {
+      const std::lock_guard lock(mutex);
+      changed.notify_all();
+    }
+  }
+
+  void run_task(int32_t t) {
+    try {
+      Instance::Impl& instance = *instances[tasks[t].instance]->impl_;
+      const InstanceUse use(instance);
+      prepared[t].bind(instance, base);
+      instance.execute(threads_per_worker == 1);
+    } catch (const Error& error) {
+      throw Error(text(task_text(tasks, instances, t), ": ", error.what()));
+    }
+  }
+
+  void run_worker(int32_t worker) {
+    const std::vector<int32_t>& list = workers[worker];
+    const bool is_alone = workers.size() == 1;
+    try {
+      for (size_t place = 0; place < list.size(); ++place) {
+        const int32_t t = list[place];
+        for (const Wait& wait : order.waits[t]) {
+          if (!wait_for(wait, worker == 0)) {
+            return;
+          }
+        }
+        if (worker == 0) {
+          poll();
+        }
+        if (stop.load(std::memory_order_relaxed)) {
+          return;
+        }
+        const auto begin = record ? Clock::now() : Clock::time_point();
+        run_task(t);
+        if (record) {
+          events[worker].push_back(
+              {t, worker, (begin - start).count(), (Clock::now() - start).count()});
+        }
+        if (!is_alone) {
+          publish(worker, static_cast<int32_t>(place) + 1);
+        }
+      }
+    } catch (...) {
+      fail(std::current_exception());
+    }
+  }
+
+  void run_all() {
+    BorrowedWorkers helpers(workers.size() - 1);
+    num_helpers = static_cast<int>(workers.size()) - 1;
+    for (int32_t worker = 1; worker < static_cast<int32_t>(workers.size()); ++worker) {
+      helpers[worker - 1].start([this, worker] {
+        run_worker(worker);
+        const std::lock_guard lock(mutex);
+        --num_helpers;
+        changed.notify_all();
+      });
+    }
+    run_worker(0);
+    if (workers.size() > 1) {
+      const auto are_done = [&] { return num_helpers == 0; };
+      for (bool done = false; !done;) {
+        {
+          std::unique_lock lock(mutex);
+          done = changed.wait_for(lock, kInterruptPeriod, are_done);
+        }
+        if (!done) {
+          poll();
+        }
+      }
+    }
+  }
+
+  void reset(int64_t new_base, bool new_record, const std::function<bool()>& new_interrupted) {
+    base = new_base;
+    record = new_record;
+    interrupted = &new_interrupted;
+    stop.store(false);
+    first_error = nullptr;
+    for (size_t w = 0; w < workers.size(); ++w) {
+      progress[w].num_finished.store(0);
+      events[w].clear();
+      if (record) {
+        events[w].reserve(workers[w].size());
+      }
+    }
+    start = Clock::now();
+    next_poll = start + kInterruptPeriod;
+  }
+};
+
+Execution::Execution(std::vector<Instance*> instances, std::vector<Region> regions,
+                     std::vector<Task> tasks, std::vector<std::vector<int32_t>> workers,
+                     int threads_per_worker)
+    : impl_(std::make_unique<Impl>()) {
+  if (threads_per_worker < 1 || threads_per_worker > max_threads()) {
+    throw Error(text("threads_per_worker must be between 1 and ", max_threads(),
+                     " on this machine, but was ", threads_per_worker, "."));
+  }
+  Impl& impl = *impl_;
+  impl.order = order_schedule(tasks, workers, instances);
+  impl.instances = std::move(instances);
+  impl.tasks = std::move(tasks);
+  impl.workers = std::move(workers);
+  impl.threads_per_worker = threads_per_worker;
+  for (size_t t = 0; t < impl.tasks.size(); ++t) {
+    const std::string name = task_text(impl.tasks, impl.instances, static_cast<int32_t>(t));
+    impl.prepared.emplace_back(impl.tasks[t], *impl.instances[impl.tasks[t].instance], regions,
+                               name, impl.limit);
+  }
+  impl.progress = std::make_unique<Progress[]>(impl.workers.size());
+  impl.events.resize(impl.workers.size());
+  // With more workers than processors, spinning takes time from the one that is waited for.
+  impl.num_spins = std::thread::hardware_concurrency() >= impl.workers.size() ? kNumSpins : 0;
+}
+
+Execution::~Execution() = default;
+
+void Execution::run(int64_t base, Timeline* timeline, const std::function<bool()>& interrupted) {
+  Impl& impl = *impl_;
+  if (base < 0 || base > impl.limit.max_base) {
+    throw Error(text("a run cannot start at ", base, " tokens: it must be between 0 and ",
+                     impl.limit.max_base, impl.limit.reason.empty() ? "" : ", for ",
+                     impl.limit.reason, "."));
+  }
+  if (impl.running.exchange(true)) {
+    throw Error(
+        "this execution runs already on another thread; prepare a second one, with its own "
+        "instances.");
+  }
+  const auto finish = [&] {
+    if (timeline != nullptr) {
+      timeline->events.clear();
+      for (const auto& events : impl.events) {
+        timeline->events.insert(timeline->events.end(), events.begin(), events.end());
+      }
+    }
+    impl.running.store(false);
+  };
+  try {
+    const IntraOpScope scope(impl.threads_per_worker);
+    impl.reset(base, timeline != nullptr, interrupted);
+    impl.run_all();
+  } catch (...) {
+    finish();
+    throw;
+  }
+  const std::exception_ptr error = std::exchange(impl.first_error, nullptr);
+  finish();
+  if (error != nullptr) {
+    std::rethrow_exception(error);
+  }
+}
+
+int64_t Execution::max_base() const { return impl_->limit.max_base; }
+
+size_t Execution::num_tasks() const { return impl_->tasks.size(); }
+
+int Execution::num_workers() const { return static_cast<int>(impl_->workers.size()); }
+
+}  // namespace doubleweave

@@ -1,0 +1,237 @@
+#include <executorch/extension/threadpool/threadpool_guard.h>
+#include <executorch/runtime/core/exec_aten/util/tensor_util.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "doubleweave/error.h"
+#include "doubleweave/threads.h"
+#include "instance_impl.h"
+#include "runtime_log.h"
+#include "text.h"
+
+namespace doubleweave {
+
+namespace et = executorch::runtime;
+using executorch::aten::Tensor;
+using executorch::aten::TensorImpl;
+using executorch::aten::TensorShapeDynamism;
+using executorch::extension::threadpool::NoThreadPoolGuard;
+
+InstanceUse::InstanceUse(Instance::Impl& impl) : impl_(impl) {
+  if (impl_.in_use.exchange(true, std::memory_order_acquire)) {
+    throw Error(text("the instance of method '", impl.method_name,
+                     "' is in use on another thread; load a second instance to run both at once."));
+  }
+}
+
+InstanceUse::~InstanceUse() { impl_.in_use.store(false, std::memory_order_release); }
+
+void Instance::Impl::check_sizes(const char* kind, size_t index,
+                                 const std::vector<TensorInfo>& infos,
+                                 std::span<const int32_t> sizes) const {
+  if (index >= infos.size()) {
+    throw Error(text("method '", method_name, "' has ", infos.size(), " ", kind, "s, but ", kind,
+                     " ", index, " was named."));
+  }
+  const TensorInfo& info = infos[index];
+  bool fits = sizes.size() == info.sizes.size();
+  for (size_t dim = 0; fits && dim < sizes.size(); ++dim) {
+    fits = info.is_dynamic
+               ? sizes[dim] <= info.sizes[dim] && sizes[dim] >= std::min(1, info.sizes[dim])
+               : sizes[dim] == info.sizes[dim];
+  }
+  if (!fits) {
+    throw Error(text("method '", method_name, "': ", kind, " ", index, " has sizes ",
+                     sizes_text(sizes), ", expected ",
+                     info.is_dynamic ? "at least 1 and at most " : "",
+                     sizes_text(std::span(info.sizes)), "."));
+  }
+}
+
+void Instance::Impl::bind_input(size_t index, const void* data, std::span<const int32_t> sizes) {
+  check_sizes("input", index, input_infos, sizes);
+  InputSlot& slot = inputs[index];
+  if (data == nullptr) {
+    throw Error(text("method '", method_name, "': input ", index, " is bound to a null pointer."));
+  }
+  const auto current = slot.tensor->sizes();
+  if (!std::equal(sizes.begin(), sizes.end(), current.begin())) {
+    Tensor tensor(slot.tensor);
+    if (et::resize_tensor(tensor, {sizes.data(), sizes.size()}) != et::Error::Ok) {
+      throw Error(text("method '", method_name, "': input ", index, " cannot take sizes ",
+                       sizes_text(sizes), "."));
+    }
+  }
+  slot.data = data;
+  if (!slot.is_planned) {
+    slot.tensor->set_data(const_cast<void*>(data));
+  }
+}
+
+void Instance::Impl::bind_output(size_t index, void* data, size_t capacity_bytes,
+                                 std::span<const int32_t> sizes) {
+  const bool is_exact = !sizes.empty();
+  if (!is_exact && index < output_infos.size()) {
+    sizes = output_infos[index].sizes;
+  }
+  check_sizes("output", index, output_infos, sizes);
+  OutputSlot& slot = outputs[index];
+  size_t nbytes = dtype_bytes(output_infos[index].dtype);
+  for (const int32_t size : sizes) {
+    nbytes *= static_cast<size_t>(size);
+  }
+  if (data == nullptr || capacity_bytes < nbytes) {
+    throw Error(text("method '", method_name, "': output ", index, " needs ", nbytes,
+                     " bytes for sizes ", sizes_text(sizes),
+                     is_exact ? "" : " (its upper bound, for no sizes were given)", ", but ",
+                     data == nullptr ? 0 : capacity_bytes, " were bound."));
+  }
+  slot.data = data;
+  slot.capacity_bytes = capacity_bytes;
+  slot.is_exact = is_exact;
+  std::copy(sizes.begin(), sizes.end(), slot.sizes.begin());
+  std::copy(sizes.begin(), sizes.end(), slot.bound_sizes.begin());
+  if (slot.is_foreign) {
+    return;
+  }
+  int32_t stride = 1;
+  for (size_t dim = sizes.size(); dim-- > 0;) {
+    slot.strides[dim] = stride;
+    stride *= std::max(1, sizes[dim]);
+  }
+  // Its capacity is fixed when it is made, so it is made anew; this allocates nothing.
+  slot.tensor.emplace(slot.original->scalar_type(), static_cast<ssize_t>(sizes.size()),
+                      slot.sizes.data(), data,
+                      const_cast<uint8_t*>(slot.original->dim_order().data()), slot.strides.data(),
+                      TensorShapeDynamism::DYNAMIC_BOUND);
+  *slot.value = et::EValue(Tensor(&*slot.tensor));
+}
+
+void Instance::Impl::execute(bool single_thread) {
+  if (is_broken) {
+    throw Error(text("method '", method_name,
+                     "' cannot run again: a check inside ExecuTorch failed in it."));
+  }
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i].data == nullptr) {
+      throw Error(text("method '", method_name, "': input ", i, " is not bound."));
+    }
+    if (inputs[i].is_planned) {
+      std::memcpy(inputs[i].tensor->mutable_data(), inputs[i].data, inputs[i].tensor->nbytes());
+    }
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (outputs[i].data == nullptr) {
+      throw Error(text("method '", method_name, "': output ", i, " is not bound."));
+    }
+  }
+  const LogScope log;
+  et::Error error = et::Error::Ok;
+  try {
+    // Kernels outside delegates would take the pool's lock even for one thread.
+    std::optional<NoThreadPoolGuard> guard;
+    if (single_thread) {
+      guard.emplace();
+    }
+    error = method->execute();
+  } catch (const FatalCheck&) {
+    is_broken = true;
+    throw;
+  }
+  if (error != et::Error::Ok) {
+    throw Error(text("method '", method_name, "' failed: ", failure_text(error), "."));
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    finish_output(i);
+  }
+}
+
+void Instance::Impl::finish_output(size_t index) {
+  const OutputSlot& slot = outputs[index];
+  const TensorImpl& tensor = *slot.value->toTensor().unsafeGetTensorImpl();
+  const auto sizes = tensor.sizes();
+  if (slot.is_exact &&
+      !std::equal(sizes.begin(), sizes.end(), slot.bound_sizes.begin(), slot.bound_sizes.end())) {
+    throw Error(text("method '", method_name, "': output ", index, " came out with sizes ",
+                     sizes_text(std::span(sizes.data(), sizes.size())), ", but was bound with ",
+                     sizes_text(std::span(slot.bound_sizes)), "."));
+  }
+  if (tensor.data() == slot.data || tensor.nbytes() == 0) {
+    return;
+  }
+  // Not written in place: an input passed through or viewed, a planned output, a branch's value.
+  if (tensor.data() == nullptr || tensor.nbytes() > slot.capacity_bytes) {
+    throw Error(text("method '", method_name, "': output ", index, " came out with ",
+                     tensor.nbytes(), " bytes, but ", slot.capacity_bytes, " were bound."));
+  }
+  std::memmove(slot.data, tensor.data(), tensor.nbytes());
+}
+
+Instance::Instance(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Instance::~Instance() {
+  if (impl_->is_broken) {
+    // Its locks and memory are in an unknown state: freeing them may hang or crash, so they stay.
+    (void)impl_.release();
+  }
+}
+
+const std::string& Instance::method() const { return impl_->method_name; }
+
+const std::vector<TensorInfo>& Instance::inputs() const { return impl_->input_infos; }
+
+const std::vector<TensorInfo>& Instance::outputs() const { return impl_->output_infos; }
+
+void Instance::bind_input(size_t index, const void* data, std::span<const int32_t> sizes) {
+  const InstanceUse use(*impl_);
+  impl_->bind_input(index, data, sizes);
+}
+
+void Instance::bind_output(size_t index, void* data, size_t capacity_bytes,
+                           std::span<const int32_t> sizes) {
+  const InstanceUse use(*impl_);
+  impl_->bind_output(index, data, capacity_bytes, sizes);
+}
+
+void Instance::execute() {
+  const IntraOpScope scope;
+  const InstanceUse use(*impl_);
+  impl_->execute(intra_op_threads() == 1);
+}
+
+void Instance::run(std::span<const InputBinding> inputs, std::span<const OutputBinding> outputs) {
+  if (inputs.size() != impl_->inputs.size() || outputs.size() != impl_->outputs.size()) {
+    throw Error(text("method '", method(), "' takes ", impl_->inputs.size(), " inputs and gives ",
+                     impl_->outputs.size(), " outputs, but ", inputs.size(), " and ",
+                     outputs.size(), " were given."));
+  }
+  const IntraOpScope scope;
+  const InstanceUse use(*impl_);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    impl_->bind_input(i, inputs[i].data, inputs[i].sizes);
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    impl_->bind_output(i, outputs[i].data, outputs[i].capacity_bytes, outputs[i].sizes);
+  }
+  impl_->execute(intra_op_threads() == 1);
+}
+
+std::vector<int32_t> Instance::output_sizes(size_t index) const {
+  if (index >= impl_->outputs.size()) {
+    throw Error(text("method '", method(), "' has ", impl_->outputs.size(), " outputs, but output ",
+                     index, " was named."));
+  }
+  const auto sizes = impl_->outputs[index].value->toTensor().unsafeGetTensorImpl()->sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
+void Instance::check_input(size_t index, std::span<const int32_t> sizes) const {
+  impl_->check_sizes("input", index, impl_->input_infos, sizes);
+}
+
+void Instance::check_output(size_t index, std::span<const int32_t> sizes) const {
+  impl_->check_sizes("output", index, impl_->output_infos, sizes);
+}
+
+}  // namespace doubleweave

@@ -1,0 +1,165 @@
+// The schemas are those of src/doubleweave/ops.py:
+//   doubleweave::attention.out(Tensor q, Tensor k, Tensor v, int num_heads, int num_kv_heads, float
+//   scale,
+//                              int window, float soft_cap, *, Tensor(a!) out) -> Tensor(a!)
+//   doubleweave::rotary.out(Tensor x, Tensor cos, Tensor sin, int num_heads, *, Tensor(a!) out) ->
+//   Tensor(a!)
+#include "operators.h"
+
+#include <executorch/runtime/core/exec_aten/util/tensor_util.h>
+#include <executorch/runtime/kernel/kernel_runtime_context.h>
+#include <executorch/runtime/kernel/operator_registry.h>
+
+#include <array>
+#include <mutex>
+
+#include "doubleweave/attention.h"
+#include "doubleweave/rotary.h"
+#include "doubleweave/threads.h"
+
+namespace doubleweave {
+namespace {
+
+namespace et = executorch::runtime;
+using executorch::aten::ScalarType;
+using executorch::aten::Tensor;
+using Stack = et::Span<et::EValue*>;
+
+// Logs the condition that does not hold and fails the kernel; ExecuTorch's own macro with our
+// operator's name.
+#define DOUBLEWEAVE_CHECK(context, condition, message)                      \
+  do {                                                                      \
+    if (!(condition)) {                                                     \
+      ET_LOG(Error, "doubleweave: %s does not hold: " message, #condition); \
+      (context).fail(et::Error::InvalidArgument);                           \
+      return;                                                               \
+    }                                                                       \
+  } while (false)
+
+// A float32 [1, rows, columns] tensor.
+bool is_matrix(const et::EValue& value) {
+  if (!value.isTensor()) {
+    return false;
+  }
+  const Tensor& tensor = value.toTensor();
+  return tensor.dim() == 3 && tensor.size(0) == 1 && tensor.scalar_type() == ScalarType::Float;
+}
+
+// Exported numbers that happen to be whole may arrive as integers.
+double number(const et::EValue& value) {
+  return value.isDouble() ? value.toDouble() : static_cast<double>(value.toInt());
+}
+
+bool all_numbers(Stack stack, size_t begin, size_t end) {
+  for (size_t i = begin; i < end; ++i) {
+    if (!stack[i]->isInt() && !stack[i]->isDouble()) {
+      return false;
+    }
+  }
+  return true;
+}
+
+bool resize(Tensor& out, int64_t rows, int64_t columns) {
+  const std::array<int32_t, 3> sizes = {1, static_cast<int32_t>(rows),
+                                        static_cast<int32_t>(columns)};
+  return et::resize_tensor(out, {sizes.data(), sizes.size()}) == et::Error::Ok;
+}
+
+void attention_kernel(et::KernelRuntimeContext& context, Stack stack) {
+  DOUBLEWEAVE_CHECK(context, stack.size() >= 9, "attention takes 9 arguments");
+  DOUBLEWEAVE_CHECK(context, all_numbers(stack, 3, 8), "attention's parameters are numbers");
+  DOUBLEWEAVE_CHECK(
+      context,
+      is_matrix(*stack[0]) && is_matrix(*stack[1]) && is_matrix(*stack[2]) && is_matrix(*stack[8]),
+      "q, k, v and out are float32 tensors [1, rows, columns]");
+  const Tensor& q = stack[0]->toTensor();
+  const Tensor& k = stack[1]->toTensor();
+  const Tensor& v = stack[2]->toTensor();
+  Tensor& out = stack[8]->toTensor();
+  AttentionParams params{};
+  params.num_queries = q.size(1);
+  params.num_keys = k.size(1);
+  params.num_heads = static_cast<int64_t>(number(*stack[3]));
+  params.num_kv_heads = static_cast<int64_t>(number(*stack[4]));
+  params.scale = static_cast<float>(number(*stack[5]));
+  params.window = static_cast<int64_t>(number(*stack[6]));
+  params.soft_cap = static_cast<float>(number(*stack[7]));
+  params.causal = true;
+  DOUBLEWEAVE_CHECK(context,
+                    params.num_kv_heads >= 1 && params.num_heads >= 1 &&
+                        params.num_heads % params.num_kv_heads == 0,
+                    "num_kv_heads divides num_heads");
+  DOUBLEWEAVE_CHECK(context, params.window >= 0 && params.soft_cap >= 0,
+                    "window and soft_cap are not negative");
+  DOUBLEWEAVE_CHECK(context, params.num_queries >= 1 && params.num_keys >= params.num_queries,
+                    "there are at least as many keys as queries");
+  DOUBLEWEAVE_CHECK(context, v.size(1) == k.size(1), "k and v have as many rows");
+  DOUBLEWEAVE_CHECK(context,
+                    q.size(2) % params.num_heads == 0 && v.size(2) % params.num_kv_heads == 0 &&
+                        k.size(2) * params.num_heads == q.size(2) * params.num_kv_heads,
+                    "the columns of q, k and v are heads times head sizes");
+  params.head_dim = q.size(2) / params.num_heads;
+  params.value_dim = v.size(2) / params.num_kv_heads;
+  DOUBLEWEAVE_CHECK(context, params.head_dim >= 1 && params.value_dim >= 1, "heads are not empty");
+  DOUBLEWEAVE_CHECK(context, resize(out, params.num_queries, params.num_heads * params.value_dim),
+                    "out has room for the result");
+  const float* q_data = q.const_data_ptr<float>();
+  const float* k_data = k.const_data_ptr<float>();
+  const float* v_data = v.const_data_ptr<float>();
+  float* out_data = out.mutable_data_ptr<float>();
+  DOUBLEWEAVE_CHECK(
+      context, q_data != nullptr && k_data != nullptr && v_data != nullptr && out_data != nullptr,
+      "every tensor has memory");
+  parallel_items(attention_num_work_items(params), [&](size_t item) {
+    attention_work_item(params, q_data, k_data, v_data, out_data, item);
+  });
+}
+
+void rotary_kernel(et::KernelRuntimeContext& context, Stack stack) {
+  DOUBLEWEAVE_CHECK(context, stack.size() >= 5, "rotary takes 5 arguments");
+  DOUBLEWEAVE_CHECK(context, all_numbers(stack, 3, 4), "num_heads is a number");
+  DOUBLEWEAVE_CHECK(
+      context,
+      is_matrix(*stack[0]) && is_matrix(*stack[1]) && is_matrix(*stack[2]) && is_matrix(*stack[4]),
+      "x, cos, sin and out are float32 tensors [1, rows, columns]");
+  const Tensor& x = stack[0]->toTensor();
+  const Tensor& cos = stack[1]->toTensor();
+  const Tensor& sin = stack[2]->toTensor();
+  Tensor& out = stack[4]->toTensor();
+  const auto num_heads = static_cast<int64_t>(number(*stack[3]));
+  const int64_t num_rows = x.size(1);
+  const int64_t rotary_dim = cos.size(2);
+  DOUBLEWEAVE_CHECK(context, num_heads >= 1 && x.size(2) % num_heads == 0,
+                    "x's columns are heads times head size");
+  const int64_t head_dim = x.size(2) / num_heads;
+  DOUBLEWEAVE_CHECK(context,
+                    cos.size(1) == num_rows && sin.size(1) == num_rows && sin.size(2) == rotary_dim,
+                    "cos and sin have a row for each row of x");
+  DOUBLEWEAVE_CHECK(context, rotary_dim % 2 == 0 && rotary_dim <= head_dim,
+                    "an even part of each head turns");
+  DOUBLEWEAVE_CHECK(context, resize(out, num_rows, x.size(2)), "out has room for the result");
+  DOUBLEWEAVE_CHECK(context,
+                    x.const_data_ptr() != nullptr && cos.const_data_ptr() != nullptr &&
+                        sin.const_data_ptr() != nullptr && out.const_data_ptr() != nullptr,
+                    "every tensor has memory");
+  rotary(x.const_data_ptr<float>(), cos.const_data_ptr<float>(), sin.const_data_ptr<float>(),
+         out.mutable_data_ptr<float>(), num_rows, num_heads, head_dim, rotary_dim);
+}
+
+}  // namespace
+
+void register_operators() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    for (const et::Kernel& kernel : {et::Kernel("doubleweave::attention.out", attention_kernel),
+                                     et::Kernel("doubleweave::rotary.out", rotary_kernel)}) {
+      // Registering a name twice ends the process; another copy of this library may have been
+      // first.
+      if (!et::registry_has_op_function(kernel.name_)) {
+        (void)et::register_kernel(kernel);
+      }
+    }
+  });
+}
+
+}  // namespace doubleweave

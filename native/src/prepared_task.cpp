@@ -1,0 +1,122 @@
+#include "prepared_task.h"
+
+#include "doubleweave/error.h"
+#include "instance_impl.h"
+#include "text.h"
+
+namespace doubleweave {
+namespace {
+
+// More than any cache row; keeps the arithmetic below from overflowing.
+constexpr int64_t kMaxBytesPerToken = int64_t{1} << 30;
+
+// Bytes of a tensor of these sizes, and how many more for each unit of `grow_dim`. The sizes are
+// within the method's bounds, so that neither overflows.
+std::pair<int64_t, int64_t> tensor_bytes(const TensorInfo& info, const std::vector<int32_t>& sizes,
+                                         int32_t grow_dim) {
+  auto total = static_cast<int64_t>(dtype_bytes(info.dtype));
+  int64_t per_unit = total;
+  for (size_t dim = 0; dim < sizes.size(); ++dim) {
+    total *= sizes[dim];
+    per_unit *= static_cast<int32_t>(dim) == grow_dim ? 1 : sizes[dim];
+  }
+  return {total, grow_dim >= 0 ? per_unit : 0};
+}
+
+void lower(BaseLimit& limit, int64_t max_base, const std::string& reason) {
+  if (max_base < limit.max_base) {
+    limit = {max_base, reason};
+  }
+}
+
+}  // namespace
+
+PreparedTask::PreparedTask(const Task& task, const Instance& instance,
+                           const std::vector<Region>& regions, const std::string& name,
+                           BaseLimit& limit) {
+  if (task.inputs.size() != instance.inputs().size() ||
+      task.outputs.size() != instance.outputs().size()) {
+    throw Error(text(name, " binds ", task.inputs.size(), " inputs and ", task.outputs.size(),
+                     " outputs, but its method has ", instance.inputs().size(), " and ",
+                     instance.outputs().size(), "."));
+  }
+  for (size_t i = 0; i < task.inputs.size(); ++i) {
+    instance.check_input(i, task.inputs[i].sizes);
+    inputs_.push_back(
+        resolve(task.inputs[i], instance.inputs()[i], regions, text(name, " input ", i), limit));
+  }
+  for (size_t i = 0; i < task.outputs.size(); ++i) {
+    Binding binding = task.outputs[i];
+    if (binding.sizes.empty()) {
+      if (binding.grow_dim >= 0) {
+        throw Error(text(name, " output ", i, " grows but has no sizes."));
+      }
+    } else {
+      instance.check_output(i, binding.sizes);
+    }
+    outputs_.push_back(
+        resolve(binding, instance.outputs()[i], regions, text(name, " output ", i), limit));
+  }
+}
+
+PreparedTask::Address PreparedTask::resolve(const Binding& binding, const TensorInfo& info,
+                                            const std::vector<Region>& regions,
+                                            const std::string& name, BaseLimit& limit) {
+  const auto rank = static_cast<int32_t>(binding.sizes.size());
+  if (binding.buffer < 0 || binding.buffer >= static_cast<int32_t>(regions.size())) {
+    throw Error(text(name, " names buffer ", binding.buffer, " of ", regions.size(), "."));
+  }
+  const auto [region, region_bytes] = regions[binding.buffer];
+  const auto available = static_cast<int64_t>(region_bytes);
+  if (binding.offset < 0 || binding.offset > available || binding.offset_per_token < 0 ||
+      binding.offset_per_token > kMaxBytesPerToken || binding.grow_dim < -1 ||
+      binding.grow_dim >= rank) {
+    throw Error(text(name, " lies at offset ", binding.offset, " + ", binding.offset_per_token,
+                     " a token and grows in dimension ", binding.grow_dim,
+                     ", which is out of range for a buffer of ", available, " bytes and sizes ",
+                     sizes_text(std::span(binding.sizes)), "."));
+  }
+  const auto [bytes, bytes_per_unit] =
+      tensor_bytes(info, binding.sizes.empty() ? info.sizes : binding.sizes, binding.grow_dim);
+  const int64_t spare = available - binding.offset - bytes;
+  if (region == nullptr || spare < 0) {
+    throw Error(text(name, " needs ", bytes, " bytes at offset ", binding.offset, " of buffer ",
+                     binding.buffer, ", which has ", region == nullptr ? 0 : available, "."));
+  }
+  const int64_t per_token = binding.offset_per_token + bytes_per_unit;
+  if (per_token > 0) {
+    lower(limit, spare / per_token, text(name, " to stay inside buffer ", binding.buffer));
+  }
+  Address address{static_cast<std::byte*>(region) + binding.offset,
+                  region_bytes - static_cast<size_t>(binding.offset),
+                  binding.offset_per_token,
+                  binding.sizes,
+                  binding.grow_dim,
+                  0};
+  if (binding.grow_dim >= 0) {
+    address.first_size = binding.sizes[binding.grow_dim];
+    lower(limit, info.is_dynamic ? info.sizes[binding.grow_dim] - address.first_size : 0,
+          text(name, " to keep to its method's sizes ", sizes_text(std::span(info.sizes))));
+  }
+  return address;
+}
+
+void PreparedTask::bind(Instance::Impl& instance, int64_t base) {
+  const auto move_to_base = [base](Address& address) {
+    if (address.grow_dim >= 0) {
+      address.sizes[address.grow_dim] = address.first_size + static_cast<int32_t>(base);
+    }
+    return address.offset_per_token * base;
+  };
+  for (size_t i = 0; i < inputs_.size(); ++i) {
+    const int64_t offset = move_to_base(inputs_[i]);
+    instance.bind_input(i, inputs_[i].start + offset, inputs_[i].sizes);
+  }
+  for (size_t i = 0; i < outputs_.size(); ++i) {
+    const int64_t offset = move_to_base(outputs_[i]);
+    instance.bind_output(i, outputs_[i].start + offset,
+                         outputs_[i].bytes - static_cast<size_t>(offset), outputs_[i].sizes);
+  }
+}
+
+}  // namespace doubleweave

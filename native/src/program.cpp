@@ -1,0 +1,260 @@
+#include "doubleweave/program.h"
+
+#include <executorch/extension/data_loader/mmap_data_loader.h>
+#include <executorch/runtime/backend/backend_options_map.h>
+#include <executorch/runtime/backend/options.h>
+#include <executorch/runtime/executor/program.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+
+#include "doubleweave/error.h"
+#include "instance_impl.h"
+#include "operators.h"
+#include "runtime_log.h"
+#include "text.h"
+
+// The method's own input and output values are reached through accessors that ExecuTorch marks
+// deprecated (it offers set_input, which copies metadata, and set_output_data_ptr, which checks the
+// wrong size).
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
+namespace doubleweave {
+
+namespace et = executorch::runtime;
+using executorch::extension::MmapDataLoader;
+
+struct ProgramState {
+  std::string path;
+  std::optional<MmapDataLoader> loader;
+  std::optional<et::Program> program;
+  std::vector<std::string> method_names;
+};
+
+struct Program::Impl {
+  std::shared_ptr<ProgramState> state = std::make_shared<ProgramState>();
+  std::mutex groups_mutex;
+  std::map<int, std::shared_ptr<GroupAllocator>> groups;
+};
+
+namespace {
+
+// A program starts with 8 bytes that carry the flatbuffer identifier, followed by ExecuTorch's
+// header.
+constexpr size_t kMinProgramBytes = 64;
+
+void check_file(const std::string& path) {
+  std::error_code code;
+  if (!std::filesystem::is_regular_file(path, code)) {
+    throw Error(
+        text("program '", path, "' is not a file that can be read; give the path of a .pte file."));
+  }
+  const auto size_bytes = std::filesystem::file_size(path, code);
+  char head[kMinProgramBytes] = {};
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    throw Error(text("program '", path, "' cannot be opened: ", std::strerror(errno), "."));
+  }
+  if (!file.read(head, sizeof(head)) || code) {
+    throw Error(text("program '", path, "' has ", size_bytes,
+                     " bytes, too few for an ExecuTorch program; ", "compile it again."));
+  }
+  if (et::Program::check_header(head, sizeof(head)) !=
+      et::Program::HeaderStatus::CompatibleVersion) {
+    throw Error(text("program '", path,
+                     "' does not start like an ExecuTorch program of this version; ",
+                     "compile it again."));
+  }
+}
+
+std::string names_text(const std::vector<std::string>& names) {
+  std::string result;
+  for (const std::string& name : names) {
+    result += (result.empty() ? "" : ", ") + name;
+    if (result.size() > 300) {
+      return result + ", …";
+    }
+  }
+  return result;
+}
+
+TensorInfo tensor_info(const executorch::aten::TensorImpl& tensor) {
+  TensorInfo info;
+  info.dtype = static_cast<DType>(tensor.scalar_type());
+  info.is_dynamic = tensor.shape_dynamism() != executorch::aten::TensorShapeDynamism::STATIC;
+  info.sizes.assign(tensor.sizes().begin(), tensor.sizes().end());
+  info.nbytes = tensor.nbytes();
+  return info;
+}
+
+// The tensor of a method's input or output, or an Error if it is something we cannot bind.
+executorch::aten::TensorImpl* bindable_tensor(const std::string& method, const char* kind,
+                                              size_t index, const et::EValue& value) {
+  if (!value.isTensor()) {
+    throw Error(text("method '", method, "': ", kind, " ", index,
+                     " is not a tensor (ExecuTorch's tag ", static_cast<int>(value.tag),
+                     "); pass tensors only, numbers become part of the method."));
+  }
+  auto* tensor = value.toTensor().unsafeGetTensorImpl();
+  for (size_t dim = 0; dim < tensor->dim_order().size(); ++dim) {
+    if (tensor->dim_order()[dim] != dim) {
+      throw Error(text("method '", method, "': ", kind, " ", index,
+                       " is not row-major; export it with contiguous tensors."));
+    }
+  }
+  if (dtype_bytes(static_cast<DType>(tensor->scalar_type())) == 0) {
+    throw Error(text("method '", method, "': ", kind, " ", index, " has ",
+                     dtype_name(static_cast<DType>(tensor->scalar_type())),
+                     ", which is not supported."));
+  }
+  return tensor;
+}
+
+void find_slots(Instance::Impl& impl, const et::MethodMeta& meta) {
+  et::Method& method = *impl.method;
+  std::vector<const et::EValue*> seen;
+  for (size_t i = 0; i < method.inputs_size(); ++i) {
+    et::EValue& value = method.mutable_input(i);
+    InputSlot slot;
+    slot.tensor = bindable_tensor(impl.method_name, "input", i, value);
+    slot.is_planned = meta.input_tensor_meta(i)->is_memory_planned();
+    impl.inputs.push_back(slot);
+    impl.input_infos.push_back(tensor_info(*slot.tensor));
+    seen.push_back(&value);
+  }
+  impl.outputs = std::vector<OutputSlot>(method.outputs_size());
+  for (size_t i = 0; i < method.outputs_size(); ++i) {
+    OutputSlot& slot = impl.outputs[i];
+    slot.value = &method.mutable_output(i);
+    slot.original = bindable_tensor(impl.method_name, "output", i, *slot.value);
+    slot.is_foreign = meta.output_tensor_meta(i)->is_memory_planned() ||
+                      std::find(seen.begin(), seen.end(), slot.value) != seen.end();
+    impl.output_infos.push_back(tensor_info(*slot.original));
+    slot.sizes = impl.output_infos.back().sizes;
+    slot.bound_sizes = slot.sizes;
+    slot.strides.resize(slot.sizes.size());
+    seen.push_back(slot.value);
+  }
+}
+
+void plan_memory(Instance::Impl& impl, const et::MethodMeta& meta) {
+  for (size_t i = 0; i < meta.num_memory_planned_buffers(); ++i) {
+    const auto size = static_cast<size_t>(meta.memory_planned_buffer_size(i).get());
+    auto* data = static_cast<uint8_t*>(impl.arena.allocate(size, /*alignment=*/64));
+    if (data == nullptr) {
+      throw Error(text("method '", impl.method_name, "' needs ", size,
+                       " bytes for its own values, and there ", "is not so much memory."));
+    }
+    impl.planned_spans.emplace_back(data, size);
+  }
+  impl.planned_memory.emplace(
+      et::Span<et::Span<uint8_t>>(impl.planned_spans.data(), impl.planned_spans.size()));
+  impl.memory.emplace(impl.group.get(), &*impl.planned_memory, &impl.temp_allocator);
+}
+
+void load_method(std::unique_ptr<Instance::Impl>& impl,
+                 const et::LoadBackendOptionsMap& backend_options) {
+  ProgramState& state = *impl->program;
+  GroupAllocator& group = *impl->group;
+  const std::lock_guard lock(group.load_mutex);
+  group.set_loading(&impl->arena);
+  try {
+    auto loaded = state.program->load_method(impl->method_name.c_str(), &*impl->memory,
+                                             /*event_tracer=*/nullptr,
+                                             /*named_data_map=*/nullptr, &backend_options);
+    if (!loaded.ok()) {
+      group.set_loading(nullptr);
+      throw Error(text("method '", impl->method_name, "' of '", state.path,
+                       "' cannot be loaded: ", failure_text(loaded.error()), "."));
+    }
+    impl->method.emplace(std::move(loaded.get()));
+    group.set_loading(nullptr);
+  } catch (const FatalCheck&) {
+    group.set_loading(nullptr);
+    (void)impl.release();  // half made: freeing it may crash
+    throw;
+  }
+}
+
+}  // namespace
+
+Program::Program(const std::string& path) : impl_(std::make_shared<Impl>()) {
+  init_runtime();
+  register_operators();
+  check_file(path);
+  const LogScope log;
+  ProgramState& state = *impl_->state;
+  state.path = path;
+  auto loader = MmapDataLoader::from(path.c_str(), MmapDataLoader::MlockConfig::NoMlock);
+  if (!loader.ok()) {
+    throw Error(text("program '", path,
+                     "' cannot be mapped into memory: ", failure_text(loader.error()), "."));
+  }
+  state.loader.emplace(std::move(loader.get()));
+  auto program = et::Program::load(&*state.loader, et::Program::Verification::InternalConsistency);
+  if (!program.ok()) {
+    throw Error(text("program '", path, "' is damaged or truncated (",
+                     failure_text(program.error()), "); compile it again."));
+  }
+  state.program.emplace(std::move(program.get()));
+  for (size_t i = 0; i < state.program->num_methods(); ++i) {
+    state.method_names.emplace_back(state.program->get_method_name(i).get());
+  }
+}
+
+Program::~Program() = default;
+
+const std::string& Program::path() const { return impl_->state->path; }
+
+const std::vector<std::string>& Program::method_names() const { return impl_->state->method_names; }
+
+std::unique_ptr<Instance> Program::load(const std::string& method,
+                                        const LoadOptions& options) const {
+  ProgramState& state = *impl_->state;
+  const auto& names = state.method_names;
+  if (std::find(names.begin(), names.end(), method) == names.end()) {
+    throw Error(text("program '", state.path, "' has no method '", method, "'; it has ",
+                     names_text(names), "."));
+  }
+  const LogScope log;
+  auto impl = std::make_unique<Instance::Impl>();
+  impl->program = impl_->state;
+  impl->method_name = method;
+  if (options.workspace_group < 0) {
+    impl->group = std::make_shared<GroupAllocator>();
+  } else {
+    const std::lock_guard lock(impl_->groups_mutex);
+    auto& group = impl_->groups[options.workspace_group];
+    if (group == nullptr) {
+      group = std::make_shared<GroupAllocator>();
+    }
+    impl->group = group;
+  }
+
+  // Per load, not per process: another user of ExecuTorch in this process keeps its own options.
+  et::BackendOptions<2> xnnpack_options;
+  constexpr int kWorkspacePerModel = 1;
+  et::LoadBackendOptionsMap backend_options;
+  if (xnnpack_options.set_option("workspace_sharing_mode", kWorkspacePerModel) != et::Error::Ok ||
+      xnnpack_options.set_option("weight_cache_enabled", false) != et::Error::Ok ||
+      backend_options.set_options("XnnpackBackend", xnnpack_options.view()) != et::Error::Ok) {
+    throw Error(
+        "XNNPACK's options cannot be set; this build of ExecuTorch is not the one expected.");
+  }
+
+  auto meta = state.program->method_meta(method.c_str());
+  if (!meta.ok()) {
+    throw Error(text("method '", method, "' of '", state.path,
+                     "' cannot be read: ", failure_text(meta.error()), "."));
+  }
+  plan_memory(*impl, *meta);
+  load_method(impl, backend_options);
+  find_slots(*impl, *meta);
+  return std::unique_ptr<Instance>(new Instance(std::move(impl)));
+}
+
+}  // namespace doubleweave

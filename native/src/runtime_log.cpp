@@ -1,0 +1,68 @@
+#include "runtime_log.h"
+
+#include <executorch/runtime/platform/platform.h>
+#include <executorch/runtime/platform/runtime.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+
+#include "text.h"
+
+namespace doubleweave {
+namespace {
+
+// Long enough for an operator's error and the delegate's that follows from it.
+constexpr size_t kMaxKept = 600;
+
+bool print_log = false;
+thread_local int scope_depth = 0;
+thread_local std::string kept;
+
+void emit(et_timestamp_t, et_pal_log_level_t level, const char* file, const char*, size_t line,
+          const char* message, size_t) {
+  if (print_log || (scope_depth == 0 && level == kFatal)) {
+    std::fprintf(stderr, "%c executorch:%s:%zu] %s\n", static_cast<char>(level), file, line,
+                 message);
+  }
+  if (scope_depth > 0 && (level == kError || level == kFatal) && kept.size() < kMaxKept) {
+    kept += (kept.empty() ? "" : "; ");
+    kept += message;
+  }
+}
+
+void throw_or_abort() {
+  if (scope_depth > 0) {
+    throw FatalCheck(
+        text("a check inside ExecuTorch failed: ", kept.empty() ? "no message" : kept, "."));
+  }
+  std::abort();
+}
+
+}  // namespace
+
+void init_runtime() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    print_log = std::getenv("DOUBLEWEAVE_LOG") != nullptr;
+    auto pal = executorch::runtime::PalImpl::create(emit, __FILE__);
+    pal.abort = throw_or_abort;
+    executorch::runtime::register_pal(pal);
+    executorch::runtime::runtime_init();
+  });
+}
+
+LogScope::LogScope() {
+  if (scope_depth++ == 0) {
+    kept.clear();
+  }
+}
+
+LogScope::~LogScope() { --scope_depth; }
+
+std::string failure_text(executorch::runtime::Error error) {
+  std::string result = executorch::runtime::to_string(error);
+  return kept.empty() ? result : result + ": " + kept;
+}
+
+}  // namespace doubleweave

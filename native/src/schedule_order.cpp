@@ -1,0 +1,159 @@
+#include "schedule_order.h"
+
+#include <algorithm>
+
+#include "doubleweave/error.h"
+#include "text.h"
+
+namespace doubleweave {
+namespace {
+
+using Workers = std::vector<std::vector<int32_t>>;
+
+void check_indices(const std::vector<Task>& tasks, const std::vector<Instance*>& instances) {
+  const auto num_tasks = static_cast<int32_t>(tasks.size());
+  for (int32_t t = 0; t < num_tasks; ++t) {
+    if (tasks[t].instance < 0 || tasks[t].instance >= static_cast<int32_t>(instances.size())) {
+      throw Error(text("task ", t, " (label ", tasks[t].label, ") names instance ",
+                       tasks[t].instance, " of ", instances.size(), "."));
+    }
+    for (const int32_t before : tasks[t].after) {
+      if (before < 0 || before >= num_tasks) {
+        throw Error(text(task_text(tasks, instances, t), " waits for task ", before,
+                         ", but there are ", num_tasks, "."));
+      }
+    }
+  }
+}
+
+void place_tasks(const std::vector<Task>& tasks, const Workers& workers,
+                 const std::vector<Instance*>& instances, ScheduleOrder& order) {
+  order.worker_of.assign(tasks.size(), -1);
+  order.place_of.assign(tasks.size(), -1);
+  if (workers.empty()) {
+    throw Error("a schedule needs at least one worker, but has none.");
+  }
+  for (size_t w = 0; w < workers.size(); ++w) {
+    for (size_t place = 0; place < workers[w].size(); ++place) {
+      const int32_t t = workers[w][place];
+      if (t < 0 || t >= static_cast<int32_t>(tasks.size())) {
+        throw Error(text("worker ", w, " lists task ", t, ", but there are ", tasks.size(), "."));
+      }
+      if (order.worker_of[t] >= 0) {
+        throw Error(text(task_text(tasks, instances, t), " is scheduled twice: on worker ",
+                         order.worker_of[t], " and on worker ", w, "."));
+      }
+      order.worker_of[t] = static_cast<int32_t>(w);
+      order.place_of[t] = static_cast<int32_t>(place);
+    }
+  }
+  for (size_t t = 0; t < tasks.size(); ++t) {
+    if (order.worker_of[t] < 0) {
+      throw Error(text(task_text(tasks, instances, static_cast<int32_t>(t)), " is on no worker."));
+    }
+  }
+}
+
+// Runs the schedule without executing anything: the tasks in an order in which they may finish.
+std::vector<int32_t> simulate(const std::vector<Task>& tasks, const Workers& workers,
+                              const std::vector<Instance*>& instances, const ScheduleOrder& order) {
+  std::vector<int32_t> finished;
+  std::vector<size_t> next(workers.size(), 0);
+  const auto has_finished = [&](int32_t t) {
+    return static_cast<size_t>(order.place_of[t]) < next[order.worker_of[t]];
+  };
+  for (bool progress = true; progress;) {
+    progress = false;
+    for (size_t w = 0; w < workers.size(); ++w) {
+      while (next[w] < workers[w].size()) {
+        const int32_t t = workers[w][next[w]];
+        if (!std::all_of(tasks[t].after.begin(), tasks[t].after.end(), has_finished)) {
+          break;
+        }
+        ++next[w];
+        finished.push_back(t);
+        progress = true;
+      }
+    }
+  }
+  if (finished.size() == tasks.size()) {
+    return finished;
+  }
+  std::string stuck;
+  for (size_t w = 0; w < workers.size(); ++w) {
+    if (next[w] == workers[w].size()) {
+      continue;
+    }
+    const int32_t t = workers[w][next[w]];
+    const auto before =
+        std::find_if_not(tasks[t].after.begin(), tasks[t].after.end(), has_finished);
+    stuck += text(stuck.empty() ? "" : "; ", "worker ", w, " at ", task_text(tasks, instances, t),
+                  " waits for ", task_text(tasks, instances, *before));
+  }
+  throw Error(text("the schedule would wait for ever: ", stuck, "; reorder the workers' tasks."));
+}
+
+// Vector clocks: clocks[t][w] is how many of worker w's tasks have surely finished when t has.
+void find_waits(const std::vector<Task>& tasks, const Workers& workers,
+                const std::vector<Instance*>& instances, const std::vector<int32_t>& finish_order,
+                ScheduleOrder& order) {
+  std::vector<std::vector<int32_t>> clocks(tasks.size());
+  std::vector<int32_t> last_use(instances.size(), -1);
+  order.waits.resize(tasks.size());
+  for (const int32_t t : finish_order) {
+    const int32_t worker = order.worker_of[t];
+    const int32_t place = order.place_of[t];
+    std::vector<int32_t> clock =
+        place == 0 ? std::vector<int32_t>(workers.size(), 0) : clocks[workers[worker][place - 1]];
+    const std::vector<int32_t> before = clock;
+    for (const int32_t a : tasks[t].after) {
+      for (size_t w = 0; w < clock.size(); ++w) {
+        clock[w] = std::max(clock[w], clocks[a][w]);
+      }
+    }
+    for (const int32_t a : tasks[t].after) {
+      const int32_t w = order.worker_of[a];
+      auto& waits = order.waits[t];
+      if (order.place_of[a] < before[w]) {
+        continue;
+      }
+      const auto same = std::find_if(waits.begin(), waits.end(),
+                                     [&](const Wait& wait) { return wait.worker == w; });
+      if (same == waits.end()) {
+        waits.push_back({w, order.place_of[a] + 1});
+      } else {
+        same->num_finished = std::max(same->num_finished, order.place_of[a] + 1);
+      }
+    }
+    int32_t& last = last_use[tasks[t].instance];
+    if (last >= 0 && order.place_of[last] >= clock[order.worker_of[last]]) {
+      throw Error(text(
+          task_text(tasks, instances, last), " on worker ", order.worker_of[last], " and ",
+          task_text(tasks, instances, t), " on worker ", worker,
+          " share an instance but nothing orders them; add a dependency or use two instances."));
+    }
+    last = t;
+    clock[worker] = place + 1;
+    clocks[t] = std::move(clock);
+  }
+}
+
+}  // namespace
+
+std::string task_text(const std::vector<Task>& tasks, const std::vector<Instance*>& instances,
+                      int32_t task) {
+  return text("task ", task, " (label ", tasks[task].label, ", method '",
+              instances[tasks[task].instance]->method(), "')");
+}
+
+ScheduleOrder order_schedule(const std::vector<Task>& tasks, const Workers& workers,
+                             const std::vector<Instance*>& instances) {
+  ScheduleOrder order;
+  check_indices(tasks, instances);
+  place_tasks(tasks, workers, instances, order);
+  const std::vector<int32_t> finish_order = simulate(tasks, workers, instances, order);
+  find_waits(tasks, workers, instances, finish_order, order);
+  return order;
+}
+
+}  // namespace doubleweave

@@ -1,0 +1,108 @@
+#include "doubleweave/threads.h"
+
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+
+#include "doubleweave/error.h"
+#include "runtime_log.h"
+#include "text.h"
+
+// libexecutorch_threadpool.so exports google/pthreadpool and the accessor below, but its wheel
+// ships no header for either.
+struct pthreadpool;
+extern "C" {
+size_t pthreadpool_get_threads_count(pthreadpool* pool);
+size_t pthreadpool_set_threads_count(pthreadpool* pool, size_t num_threads);
+void pthreadpool_parallelize_1d(pthreadpool* pool, void (*function)(void*, size_t), void* context,
+                                size_t range, uint32_t flags);
+}
+namespace executorch::extension::threadpool {
+pthreadpool* get_pthreadpool();
+}
+
+namespace doubleweave {
+namespace {
+
+// The pool's state and who uses it. Leaked on purpose: threads may still run while the process
+// exits.
+struct State {
+  State() {
+    init_runtime();
+    pool = executorch::extension::threadpool::get_pthreadpool();
+    if (pool == nullptr) {
+      throw Error(
+          "ExecuTorch has no thread pool on this machine: its processor was not recognised.");
+    }
+    max_threads = static_cast<int>(pthreadpool_get_threads_count(pool));
+    num_threads = max_threads;
+  }
+
+  pthreadpool* pool = nullptr;
+  int max_threads = 0;
+  std::mutex mutex;
+  std::condition_variable idle;
+  int num_threads = 0;
+  int num_active = 0;
+};
+
+State& state() {
+  static State* const instance = new State();
+  return *instance;
+}
+
+void set_locked(State& s, int num_threads) {
+  if (s.num_threads != num_threads) {
+    pthreadpool_set_threads_count(s.pool, static_cast<size_t>(num_threads));
+    s.num_threads = num_threads;
+  }
+}
+
+void check(const State& s, int num_threads) {
+  if (num_threads < 1 || num_threads > s.max_threads) {
+    throw Error(text("the number of intra-operator threads must be between 1 and ", s.max_threads,
+                     " on this machine, but was ", num_threads, "."));
+  }
+}
+
+}  // namespace
+
+int max_threads() { return state().max_threads; }
+
+int intra_op_threads() {
+  State& s = state();
+  const std::lock_guard lock(s.mutex);
+  return s.num_threads;
+}
+
+void set_intra_op_threads(int num_threads) { const IntraOpScope scope(num_threads); }
+
+IntraOpScope::IntraOpScope() {
+  State& s = state();
+  const std::lock_guard lock(s.mutex);
+  ++s.num_active;
+}
+
+IntraOpScope::IntraOpScope(int num_threads) {
+  State& s = state();
+  check(s, num_threads);
+  std::unique_lock lock(s.mutex);
+  s.idle.wait(lock, [&] { return s.num_active == 0 || s.num_threads == num_threads; });
+  set_locked(s, num_threads);
+  ++s.num_active;
+}
+
+IntraOpScope::~IntraOpScope() {
+  State& s = state();
+  const std::lock_guard lock(s.mutex);
+  if (--s.num_active == 0) {
+    s.idle.notify_all();
+  }
+}
+
+void parallel_items(size_t num_items, void (*function)(void*, size_t), void* context) {
+  // With one thread set this runs inline, without the pool's lock.
+  pthreadpool_parallelize_1d(state().pool, function, context, num_items, /*flags=*/0);
+}
+
+}  // namespace doubleweave

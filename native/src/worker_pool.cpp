@@ -1,0 +1,76 @@
+#include "worker_pool.h"
+
+#include <pthread.h>
+
+#include <thread>
+#include <utility>
+
+namespace doubleweave {
+namespace {
+
+// Leaked on purpose: idle threads hold on to it while the process exits.
+struct Pool {
+  std::mutex mutex;
+  std::vector<WorkerThread*> idle;
+};
+
+Pool*& pool_pointer() {
+  static Pool* pool = [] {
+    // A forked child has none of the threads: it starts with an empty pool.
+    pthread_atfork(nullptr, nullptr, [] { pool_pointer() = new Pool(); });
+    return new Pool();
+  }();
+  return pool;
+}
+
+}  // namespace
+
+WorkerThread::WorkerThread() {
+  std::thread([this] { loop(); }).detach();
+}
+
+void WorkerThread::start(std::function<void()> job) {
+  const std::lock_guard lock(mutex_);
+  job_ = std::move(job);
+  wake_.notify_one();
+}
+
+void WorkerThread::loop() {
+  for (;;) {
+    std::function<void()> job;
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [&] { return job_ != nullptr; });
+      job = std::exchange(job_, nullptr);
+    }
+    job();
+  }
+}
+
+BorrowedWorkers::BorrowedWorkers(size_t num_workers) {
+  if (num_workers == 0) {
+    return;
+  }
+  threads_.reserve(num_workers);
+  Pool& pool = *pool_pointer();
+  const std::lock_guard lock(pool.mutex);
+  while (threads_.size() < num_workers) {
+    if (pool.idle.empty()) {
+      threads_.push_back(new WorkerThread());
+    } else {
+      threads_.push_back(pool.idle.back());
+      pool.idle.pop_back();
+    }
+  }
+}
+
+BorrowedWorkers::~BorrowedWorkers() {
+  if (threads_.empty()) {
+    return;
+  }
+  Pool& pool = *pool_pointer();
+  const std::lock_guard lock(pool.mutex);
+  pool.idle.insert(pool.idle.end(), threads_.begin(), threads_.end());
+}
+
+}  // namespace doubleweave

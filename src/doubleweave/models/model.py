@@ -1,0 +1,28 @@
+"""What every loader returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Model:
+    """A causal language model with what generating text needs.
+
+    `module` is float32, in eval mode, in Hugging Face's calling convention. `save_tokenizer` writes
+    tokenizer.json into a folder (None: the source has no tokenizer). `special_tokens` are the texts a chat
+    template may name (bos_token, eos_token, …).
+    """
+
+    name: str
+    module: nn.Module
+    max_context: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    save_tokenizer: Callable[[Path], None] | None
+    chat_template: str | None
+    special_tokens: dict[str, str]

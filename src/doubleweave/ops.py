@@ -1,0 +1,112 @@
+"""The operators Doubleweave adds to PyTorch: attention over a growing cache, and rotary embedding.
+
+Both are pure functions of their inputs, have a plain-op reference (`*_reference`) that is also what
+they compute in eager mode, and an `.out` overload whose kernel is ours at run time
+(native/src/operators.cpp). This module knows nothing of models, splits or ExecuTorch programs.
+
+Shape legend: B batch (always 1), T new tokens, S tokens in the cache (T newest included), H query
+heads, K key-value heads, D head dim, R rotary dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("doubleweave", "DEF")
+
+_ATTENTION_ARGS = (
+    "Tensor q, Tensor k, Tensor v, int num_heads, int num_kv_heads, float scale, int window, float soft_cap"
+)
+_ROTARY_ARGS = "Tensor x, Tensor cos, Tensor sin, int num_heads"
+
+_LIBRARY.define(f"attention({_ATTENTION_ARGS}) -> Tensor")
+_LIBRARY.define(f"attention.out({_ATTENTION_ARGS}, *, Tensor(a!) out) -> Tensor(a!)")
+_LIBRARY.define(f"rotary({_ROTARY_ARGS}) -> Tensor")
+_LIBRARY.define(f"rotary.out({_ROTARY_ARGS}, *, Tensor(a!) out) -> Tensor(a!)")
+
+
+def attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+    window: int,
+    soft_cap: float,
+) -> Tensor:
+    """Causal grouped-query attention in plain ops; query i sits at position S - T + i.
+
+    q [B, T, H*D], k [B, S, K*D], v [B, S, K*Dv], float32 -> [B, T, H*Dv]. `window` 0 means none, else a
+    query at position p sees keys in (p - window, p]; `soft_cap` 0 means none. The order of operations
+    follows transformers' `eager_attention_forward`, so that results are bit-equal to it.
+    """
+    num_batches, num_queries, num_keys = q.shape[0], q.shape[1], k.shape[1]
+    num_groups = num_heads // num_kv_heads
+    q_BHTD = q.view(num_batches, num_queries, num_heads, -1).transpose(1, 2)
+    k_BHSD = k.view(num_batches, num_keys, num_kv_heads, -1).transpose(1, 2)
+    v_BHSD = v.view(num_batches, num_keys, num_kv_heads, -1).transpose(1, 2)
+    if num_groups > 1:
+        k_BHSD = k_BHSD.repeat_interleave(num_groups, dim=1)
+        v_BHSD = v_BHSD.repeat_interleave(num_groups, dim=1)
+    scores_BHTS = torch.matmul(q_BHTD, k_BHSD.transpose(2, 3)) * scale
+    if soft_cap > 0:
+        scores_BHTS = torch.tanh(scores_BHTS / soft_cap) * soft_cap
+    position_T = torch.arange(num_queries, device=q.device).unsqueeze(1) + (num_keys - num_queries)
+    key_S = torch.arange(num_keys, device=q.device).unsqueeze(0)
+    visible_TS = key_S <= position_T
+    if window > 0:
+        visible_TS = visible_TS & (key_S > position_T - window)
+    scores_BHTS = scores_BHTS.masked_fill(~visible_TS, torch.finfo(scores_BHTS.dtype).min)
+    weights_BHTS = torch.softmax(scores_BHTS, dim=-1, dtype=torch.float32).to(q.dtype)
+    out_BTHD = torch.matmul(weights_BHTS, v_BHSD).transpose(1, 2).contiguous()
+    return out_BTHD.view(num_batches, num_queries, -1)
+
+
+def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
+    """Rotary position embedding in plain ops, the half-rotation convention of transformers' Llama.
+
+    x [B, T, H*D], cos and sin [B, T, R] -> [B, T, H*D]; only the first R dims of each head turn.
+    """
+    num_rotary = cos.shape[-1]
+    x_BTHD = x.view(x.shape[0], x.shape[1], num_heads, -1)
+    turned = x_BTHD[..., :num_rotary]
+    half = num_rotary // 2
+    swapped = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
+    turned = turned * cos.unsqueeze(2) + swapped * sin.unsqueeze(2)
+    out = torch.cat((turned, x_BTHD[..., num_rotary:]), dim=-1)
+    return out.view(x.shape)
+
+
+def _fake_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+    window: int,
+    soft_cap: float,
+) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[1], v.shape[2] // num_kv_heads * num_heads)
+
+
+def _fake_rotary(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+_LIBRARY.impl("attention", attention_reference, "CompositeExplicitAutograd")
+_LIBRARY.impl("rotary", rotary_reference, "CompositeExplicitAutograd")
+torch.library.register_fake("doubleweave::attention", _fake_attention, lib=_LIBRARY)
+torch.library.register_fake("doubleweave::rotary", _fake_rotary, lib=_LIBRARY)
+
+
+@torch.library.register_fake("doubleweave::attention.out", lib=_LIBRARY)
+def _fake_attention_out(*args, out: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    return out
+
+
+@torch.library.register_fake("doubleweave::rotary.out", lib=_LIBRARY)
+def _fake_rotary_out(*args, out: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    return out

@@ -1,0 +1,93 @@
+"""A compiled program, opened: its methods one by one, and sessions over all of them. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from doubleweave import _native, manifest
+from doubleweave.errors import InputError, ProgramError
+from doubleweave.generate import Generation, Sampling, generate
+from doubleweave.instances import Instances
+from doubleweave.ir import Split
+from doubleweave.method import Method
+from doubleweave.session import Session, TokenIds
+from doubleweave.text import Text
+
+
+class Program:
+    """A program directory: `methods`, `session()`, `generate()`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = manifest.read(folder)
+        try:
+            self._native = _native.Program(str(folder / manifest.PROGRAM_FILE))
+        except _native.Error as error:
+            raise ProgramError(f"{error}; compile the program again") from error
+        self.instances = Instances(self._native)
+        wanted = {name for segment in self.split.segments for name in segment.methods()}
+        if missing := sorted(wanted - set(self._native.method_names)):
+            raise ProgramError(
+                f"{folder}: method {missing[0]!r} of the manifest is not in the program; compile it again"
+            )
+        self.methods = {
+            name: Method(name, segment, size, self.instances)
+            for segment in self.split.segments
+            for name, size in segment.methods().items()
+        }
+
+    @property
+    def split(self) -> Split:
+        return self.manifest.split
+
+    @cached_property
+    def text(self) -> Text:
+        """The tokenizer and chat template; raises ProgramError when the program has none."""
+        return Text(self.folder / manifest.TOKENIZER_FILE, self.manifest.model)
+
+    def session(self, schedule: str = "pipelined", threads: int | None = None) -> Session:
+        """A new session with an empty cache. `threads` defaults to the machine's cores.
+
+        Raises InputError for a schedule that does not exist or more threads than cores.
+        """
+        return Session(self, schedule, _native.max_threads() if threads is None else threads)
+
+    def stream(
+        self, session: Session, token_ids: TokenIds, max_new_tokens: int, sampling: Sampling | None = None
+    ) -> Iterator[int]:
+        """Append a prompt to a session and yield new tokens until an end token or `max_new_tokens`."""
+        return generate(session, token_ids, max_new_tokens, sampling or Sampling())
+
+    def generate(
+        self,
+        prompt: str | TokenIds,
+        max_new_tokens: int = 128,
+        *,
+        session: Session | None = None,
+        raw: bool = False,
+        stop: tuple[str, ...] = (),
+        **sampling: Any,
+    ) -> Generation:
+        """Generate from a text or from token ids and return the Generation (text, token_ids, rates).
+
+        `raw` leaves the chat template out; `sampling` takes temperature, top_p and seed (greedy without).
+        """
+        from doubleweave.generate import run
+
+        try:
+            chosen = Sampling(**sampling)
+        except TypeError:
+            raise InputError(
+                f"generate: found argument {sorted(sampling)[0]!r}, expected temperature, top_p or seed"
+            ) from None
+        session = session or self.session()
+        ids = self.text.encode(prompt, raw=raw) if isinstance(prompt, str) else prompt
+        return run(self, session, ids, max_new_tokens, chosen, stop)
+
+
+def open(folder: str | Path) -> Program:
+    """Open a program directory; raises ProgramError when it is missing or damaged."""
+    return Program(Path(folder))

@@ -1,0 +1,110 @@
+"""Reports as plain dictionaries (for --json) and as text. It computes nothing that was not measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from doubleweave.generate import Generation
+from doubleweave.ir import Segment, Static
+from doubleweave.manifest import Manifest
+from doubleweave.timeline import format_table
+
+
+def compile_summary(out: str, manifest: Manifest, seconds: float) -> dict[str, Any]:
+    return {
+        "program": out,
+        "model": manifest.model.name,
+        "quantize": manifest.model.quantize,
+        "segments": len(manifest.split.segments),
+        "calls": len(manifest.split.calls),
+        "methods": sum(len(segment.methods()) for segment in manifest.split.segments),
+        "program_bytes": manifest.program_bytes,
+        "seconds": seconds,
+    }
+
+
+def inspect_dict(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "model": manifest.model.name,
+        "quantize": manifest.model.quantize,
+        "max_context": manifest.model.max_context,
+        "program_bytes": manifest.program_bytes,
+        "segments": [
+            {
+                "name": segment.name,
+                "device": segment.device,
+                "backend": segment.backend,
+                "shape": shape_text(segment),
+                "methods": list(segment.methods()),
+                "operators": segment.num_operators,
+                "delegated": segment.num_delegated,
+                "weight_bytes": segment.weight_bytes,
+                "calls": sum(1 for _ in manifest.split.calls_of(segment.name)),
+            }
+            for segment in manifest.split.segments
+        ],
+    }
+
+
+def inspect_table(manifest: Manifest) -> str:
+    """One row a segment; weight bytes of a segment are those it reads, shared ones included."""
+    rows = [["segment", "device", "backend", "shape", "delegated", "weights KiB", "calls"]]
+    for segment in manifest.split.segments:
+        share = f"{segment.num_delegated}/{segment.num_operators}"
+        calls = sum(1 for _ in manifest.split.calls_of(segment.name))
+        rows.append(
+            [
+                segment.name,
+                segment.device,
+                segment.backend,
+                shape_text(segment),
+                share,
+                f"{segment.weight_bytes / 1024:.1f}",
+                str(calls),
+            ]
+        )
+    head = (
+        f"{manifest.model.name}, {manifest.model.quantize}, context {manifest.model.max_context}, "
+        f"program {manifest.program_bytes / 2**20:.1f} MiB"
+    )
+    return head + "\n" + format_table(rows)
+
+
+def shape_text(segment: Segment) -> str:
+    shape = segment.shape
+    if isinstance(shape, Static):
+        return "static " + ",".join(map(str, shape.sizes))
+    cached = f", cache 1..{shape.max_cached}" if shape.max_cached else ""
+    return f"dynamic {shape.low}..{shape.high}{cached}"
+
+
+def generation_dict(result: Generation) -> dict[str, Any]:
+    return {**asdict(result), "token_ids": list(result.token_ids)}
+
+
+def generation_lines(result: Generation) -> list[str]:
+    decode = "-" if result.decode_tok_per_s is None else f"{result.decode_tok_per_s:.1f}"
+    return [
+        f"prompt {result.prompt_tokens} tokens, {result.new_tokens} new; ended by {result.finish}",
+        f"first token after {result.ttft_s * 1000:.0f} ms; prefill {result.prefill_tok_per_s:.0f} tokens/s, "
+        f"decode {decode} tokens/s",
+        f"schedule {result.schedule}, {result.threads} threads; KV cache peak {result.kv_bytes_peak / 2**20:.1f} MiB",
+    ]
+
+
+def bench_lines(result: dict[str, Any]) -> list[str]:
+    def row(name: str, key: str) -> list[str]:
+        return [name, *(f"{result[key + suffix]:.1f}" for suffix in ("", "_min", "_max"))]
+
+    rows = [["", "median", "min", "max"], row("prefill tokens/s", "prefill_tok_per_s")]
+    if result["decode_tok_per_s"] is not None:
+        rows.append(row("decode tokens/s", "decode_tok_per_s"))
+    return [
+        f"{result['prompt_tokens']} prompt tokens in {result['chunks']} chunks, {result['new_tokens']} decoded, "
+        f"{result['runs']} runs; schedule {result['schedule']}, {result['threads']} threads",
+        format_table(rows),
+        f"prefill makespan {result['makespan_s'] * 1000:.1f} ms, first token after "
+        f"{result['ttft_s'] * 1000:.1f} ms; KV cache {result['kv_bytes_peak'] / 2**20:.1f} MiB, "
+        f"buffers {result['buffer_bytes'] / 2**20:.1f} MiB",
+    ]

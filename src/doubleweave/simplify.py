@@ -1,0 +1,331 @@
+"""Graph passes that take an exported model to the form the split wants, without changing its numbers.
+
+What they do, in order: drop checks and no-ops, compute what depends on weights alone, take a linear whose
+output is cut into slices apart into one linear a slice, recognise rotary embedding, move head transposes
+down until they cancel, and join chains of views. After them a decoder layer is linears, norms and
+element-wise operators over [1, T, features], which is what lets K and V be written straight into a cache.
+
+Each pass takes a GraphModule and changes it in place. It knows nothing of segments or backends.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+_IDENTITY = {
+    aten.alias.default,
+    aten.detach.default,
+    aten.dropout.default,
+    aten.contiguous.default,
+    aten.lift_fresh_copy.default,
+}
+_CAST = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten._to_copy.default}
+_VIEW = {
+    aten.view.default,
+    aten.reshape.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.flatten.using_ints,
+}
+_ELEMENTWISE = {
+    aten.pow.Tensor_Scalar,
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.rsqrt.default,
+    aten.neg.default,
+}
+
+
+def simplify(graph_module: fx.GraphModule) -> None:
+    """Run every pass."""
+    drop_no_ops(graph_module)
+    fold_constants(graph_module)
+    split_sliced_linears(graph_module)
+    cancel_views(graph_module)
+    sink_transposes(graph_module)
+    fuse_rotary(graph_module)
+    cancel_views(graph_module)
+    graph_module.graph.lint()
+    graph_module.recompile()
+
+
+def constant(graph_module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+    """The tensor behind a get_attr node."""
+    tensor = operator.attrgetter(str(node.target))(graph_module)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor.detach()
+
+
+def insert(graph: fx.Graph, target: Callable[..., Any], *args: Any, like: fx.Node) -> fx.Node:
+    """Insert a call at the graph's insertion point, with its fake value and `like`'s place in the module."""
+    node = graph.call_function(target, args)
+    node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
+    node.meta["nn_module_stack"] = like.meta.get("nn_module_stack", {})
+    return node
+
+
+def is_call(node: Any, *targets: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def drop_no_ops(graph_module: fx.GraphModule) -> None:
+    """Drop checks of tensor metadata, casts to the same dtype, dropout, times one and the like."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if (node.op == "call_module" and node.target == "_guards_fn") or is_call(
+            node, aten._assert_tensor_metadata.default
+        ):
+            graph.erase_node(node)
+        elif _is_no_op(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _is_no_op(node: fx.Node) -> bool:
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    before, after = node.args[0].meta.get("val"), node.meta.get("val")
+    if not (isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)):
+        return False
+    if node.target in _IDENTITY:
+        return not (node.target is aten.dropout.default and node.args[2])
+    if node.target in _CAST:
+        return before.dtype == after.dtype and before.device == after.device
+    if node.target in (aten.expand.default, aten.slice.Tensor):
+        return _same_shape(before, after)
+    if node.target in (aten.mul.Tensor, aten.div.Tensor):
+        return isinstance(node.args[1], float) and node.args[1] == 1.0 and before.dtype == after.dtype
+    if node.target is aten.cat.default:
+        return False
+    return False
+
+
+def _same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return len(a.shape) == len(b.shape) and all(
+        str(x) == str(y) for x, y in zip(a.shape, b.shape, strict=True)
+    )
+
+
+def fold_constants(graph_module: fx.GraphModule) -> None:
+    """Compute calls that depend on weights alone (Gemma's `1 + weight`), where that costs no memory."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        inputs = node.all_input_nodes
+        if not inputs or any(n.op != "get_attr" for n in inputs):
+            continue
+        if node.meta["val"].numel() > max(n.meta["val"].numel() for n in inputs):
+            continue
+        args = fx.map_arg(node.args, lambda n: constant(graph_module, n))
+        name = f"_folded_{node.name}"
+        graph_module.register_buffer(name, node.target(*args, **node.kwargs))
+        with graph.inserting_before(node):
+            folded = graph.get_attr(name)
+        folded.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(folded)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def split_sliced_linears(graph_module: fx.GraphModule) -> None:
+    """linear, then slices or a split of its features (Phi-3's qkv_proj) -> one linear a slice."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if not is_call(node, aten.linear.default):
+            continue
+        width = int(node.meta["val"].shape[-1])
+        pieces = [piece for user in node.users if (piece := _feature_slice(user, width)) is not None]
+        if not pieces or len(pieces) < len(node.users):
+            continue
+        weight = node.args[1]
+        bias = node.args[2] if len(node.args) > 2 else None
+        for _, replaced, start, end in [row for piece in pieces for row in piece]:
+            constants = []
+            for source, kind in ((weight, "weight"), (bias, "bias")):
+                if source is None:
+                    continue
+                name = f"_{replaced.name}_{kind}"
+                graph_module.register_buffer(name, constant(graph_module, source)[start:end].clone())
+                with graph.inserting_before(node):
+                    constants.append(graph.get_attr(name))
+                constants[-1].meta["val"] = source.meta["val"][start:end]
+            with graph.inserting_before(node):
+                linear = insert(graph, aten.linear.default, node.args[0], *constants, like=node)
+            replaced.replace_all_uses_with(linear)
+        graph.eliminate_dead_code()
+
+
+def _feature_slice(user: fx.Node, width: int) -> list[tuple[fx.Node, fx.Node, int, int]] | None:
+    """(user, node to replace, first feature, end feature) of each piece, None when it is no such cut."""
+    rank = len(user.meta["val"].shape) if isinstance(user.meta.get("val"), torch.Tensor) else 3
+    if is_call(user, aten.slice.Tensor) and user.args[1] in (-1, rank - 1) and len(user.args) == 4:
+        start, end = (int(x) for x in user.args[2:4])
+        return [
+            (user, user, start % width if start < 0 else start, min(end if end >= 0 else end + width, width))
+        ]
+    if is_call(user, aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default):
+        rows, start = [], 0
+        values = user.meta["val"]
+        dim = user.args[2] if len(user.args) > 2 else 0
+        if dim not in (-1, len(values[0].shape) - 1):
+            return None
+        starts = []
+        for value in values:
+            starts.append((start, start + int(value.shape[-1])))
+            start += int(value.shape[-1])
+        for item in user.users:
+            if not is_call(item, operator.getitem):
+                return None
+            rows.append((user, item, *starts[item.args[1]]))
+        return rows
+    return None
+
+
+def _is_head_transpose(node: Any) -> bool:
+    """[B, T, H, D] <-> [B, H, T, D]."""
+    return (
+        is_call(node, aten.transpose.int)
+        and {d % 4 for d in node.args[1:3]} == {1, 2}
+        and (len(node.meta["val"].shape) == 4)
+    )
+
+
+def sink_transposes(graph_module: fx.GraphModule) -> None:
+    """Move head transposes below norms and element-wise operators (Gemma 3 norms q after its transpose)."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if not _moves_below_transpose(node):
+            continue
+        args = [arg.args[0] if _is_head_transpose(arg) else arg for arg in node.args]
+        with graph.inserting_before(node):
+            inner = insert(graph, node.target, *args, like=node)
+            outer = insert(graph, aten.transpose.int, inner, 1, 2, like=node)
+        node.replace_all_uses_with(outer)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _moves_below_transpose(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.kwargs:
+        return False
+    tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    if node.target is aten.mean.dim:
+        return list(node.args[1]) in ([-1], [3]) and bool(node.args[2]) and _is_head_transpose(tensors[0])
+    if node.target not in _ELEMENTWISE or not any(_is_head_transpose(arg) for arg in tensors):
+        return False
+    return all(
+        _is_head_transpose(arg)
+        or (isinstance(arg.meta.get("val"), torch.Tensor) and len(arg.meta["val"].shape) <= 1)
+        for arg in tensors
+    )
+
+
+def fuse_rotary(graph_module: fx.GraphModule) -> None:
+    """x * cos + rotate_half(x) * sin over [B, H, T, D] -> doubleweave.rotary over [B, T, H*D].
+
+    The pattern is transformers' `apply_rotary_pos_emb`; with a rotary dim below the head dim the rest of
+    each head is concatenated behind it, and that `cat` is part of the pattern.
+    """
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        match = _match_rotary(node)
+        if match is None:
+            continue
+        x, cos, sin = match
+        final = node
+        if (partial := _match_partial(node, x)) is not None:
+            final, x = partial
+        num_heads = int(x.meta["val"].shape[1])
+        width = num_heads * int(x.meta["val"].shape[3])
+        with graph.inserting_before(final):
+            num_tokens = insert(graph, aten.sym_size.int, x, 2, like=node)
+            x_BTHD = insert(graph, aten.transpose.int, x, 1, 2, like=node)
+            flat = insert(graph, aten.reshape.default, x_BTHD, [1, num_tokens, width], like=node)
+            turned = insert(graph, torch.ops.doubleweave.rotary.default, flat, cos, sin, num_heads, like=node)
+            heads = insert(graph, aten.view.default, turned, [1, num_tokens, num_heads, -1], like=node)
+            result = insert(graph, aten.transpose.int, heads, 1, 2, like=node)
+        final.replace_all_uses_with(result)
+        graph.eliminate_dead_code()
+
+
+def _match_rotary(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+    """(x, cos, sin) where cos and sin are [B, T, R] and are unsqueezed at 1 in the graph."""
+    if not is_call(node, aten.add.Tensor) or len(node.all_input_nodes) != 2:
+        return None
+    straight, swapped = node.args[:2]
+    if not (is_call(straight, aten.mul.Tensor) and is_call(swapped, aten.mul.Tensor)):
+        return None
+    x, cos = straight.args
+    rotated, sin = swapped.args
+    if not (is_call(cos, aten.unsqueeze.default) and is_call(sin, aten.unsqueeze.default)):
+        return None
+    if cos.args[1] != 1 or sin.args[1] != 1 or not is_call(rotated, aten.cat.default):
+        return None
+    parts, dim = rotated.args[0], rotated.args[1] if len(rotated.args) > 1 else 0
+    if len(parts) != 2 or dim not in (-1, 3) or not is_call(parts[0], aten.neg.default):
+        return None
+    high, low = parts[0].args[0], parts[1]
+    half = int(cos.meta["val"].shape[-1]) // 2
+    if not (_is_slice_of(low, x, 0, half) and _is_slice_of(high, x, half, 2 * half)):
+        return None
+    return x, cos.args[0], sin.args[0]
+
+
+def _is_slice_of(node: Any, source: Any, start: int, end: int) -> bool:
+    if not (is_call(node, aten.slice.Tensor) and node.args[0] is source and node.args[1] in (-1, 3)):
+        return False
+    width = int(node.args[0].meta["val"].shape[-1])
+    return node.args[2] == start and min(node.args[3], width) == min(end, width)
+
+
+def _match_partial(node: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """(the cat behind a partial rotary, the whole x) when that is how the turned part is used."""
+    if len(node.users) != 1:
+        return None
+    (cat,) = node.users
+    if not is_call(cat, aten.cat.default) or len(cat.args[0]) != 2 or cat.args[0][0] is not node:
+        return None
+    num_rotary = int(node.meta["val"].shape[-1])
+    rest = cat.args[0][1]
+    if not is_call(rest, aten.slice.Tensor):
+        return None
+    whole = rest.args[0]
+    if not _is_slice_of(rest, whole, num_rotary, int(whole.meta["val"].shape[-1])):
+        return None
+    if whole is x or _is_slice_of(x, whole, 0, num_rotary):
+        return cat, whole
+    return None
+
+
+def cancel_views(graph_module: fx.GraphModule) -> None:
+    """Join chains of views, cancel transposes that undo one another, drop views that change nothing."""
+    graph = graph_module.graph
+    changed = True
+    while changed:
+        changed = False
+        for node in list(graph.nodes):
+            source = node.args[0] if node.args else None
+            if is_call(node, aten.transpose.int) and is_call(source, aten.transpose.int):
+                rank = len(node.meta["val"].shape)
+                if {d % rank for d in node.args[1:3]} == {d % rank for d in source.args[1:3]}:
+                    node.replace_all_uses_with(source.args[0])
+                    changed = True
+            elif is_call(node, *_VIEW) and isinstance(source, fx.Node):
+                if _same_shape(node.meta["val"], source.meta["val"]):
+                    node.replace_all_uses_with(source)
+                    changed = True
+                elif is_call(node, aten.view.default, aten.reshape.default) and is_call(source, *_VIEW):
+                    node.args = (source.args[0], *node.args[1:])
+                    changed = True
+        changed = bool(graph.eliminate_dead_code()) or changed

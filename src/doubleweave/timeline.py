@@ -1,0 +1,105 @@
+"""Timelines: what ran when on which worker, and their text form. No torch, no ExecuTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Event(NamedTuple):
+    """A task that ran; times in nanoseconds since the run's start."""
+
+    call: str
+    segment: str
+    device: str
+    chunk: int
+    worker: int
+    start_ns: int
+    end_ns: int
+
+    @property
+    def duration_ns(self) -> int:
+        return self.end_ns - self.start_ns
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The events of one run, in order of their start."""
+
+    events: tuple[Event, ...]
+    num_workers: int
+
+    @property
+    def makespan_s(self) -> float:
+        return max((event.end_ns for event in self.events), default=0) / 1e9
+
+    def busy_s(self, worker: int) -> float:
+        return sum(e.duration_ns for e in self.events if e.worker == worker) / 1e9
+
+    def gantt(self, width: int = 72) -> str:
+        """One row a worker, time from left to right; a digit is the chunk, upper row letters the kind.
+
+        Static segments show as the chunk's digit, attention as a letter (a for chunk 0, b for 1, …), idle
+        time as a dot.
+        """
+        if not self.events:
+            return "(nothing ran)"
+        end = max(event.end_ns for event in self.events)
+        lines = []
+        for worker in range(self.num_workers):
+            cells: list[dict[str, int]] = [{} for _ in range(width)]
+            for event in (e for e in self.events if e.worker == worker):
+                mark = _mark(event)
+                first, last = (min(width - 1, t * width // end) for t in (event.start_ns, event.end_ns))
+                for cell in range(first, last + 1):
+                    overlap = min(event.end_ns, (cell + 1) * end // width) - max(
+                        event.start_ns, cell * end // width
+                    )
+                    cells[cell][mark] = cells[cell].get(mark, 0) + max(0, overlap)
+            row = ""
+            for cell in cells:
+                busy = sum(cell.values())
+                row += max(cell, key=lambda m: cell[m]) if busy * 2 * width >= end else "."
+            lines.append(f"worker {worker} |{row}|")
+        return "\n".join([*lines, f"{'':9}0{'':{max(1, width - 9)}}{end / 1e6:>8.1f} ms"])
+
+    def table(self) -> str:
+        """What ran where: busy time by kind of segment and worker."""
+        kinds: dict[str, list[float]] = {}
+        counts: dict[str, int] = {}
+        for event in self.events:
+            row = kinds.setdefault(_kind(event.segment), [0.0] * self.num_workers)
+            row[event.worker] += event.duration_ns / 1e6
+            counts[_kind(event.segment)] = counts.get(_kind(event.segment), 0) + 1
+        head = ["segment", "runs", *(f"worker {w} ms" for w in range(self.num_workers))]
+        rows = [[kind, str(counts[kind]), *(f"{ms:.1f}" for ms in times)] for kind, times in kinds.items()]
+        busy = (
+            [f"{self.busy_s(w) / self.makespan_s:.0%}" for w in range(self.num_workers)]
+            if self.events
+            else []
+        )
+        return format_table([head, *rows, ["busy share", "", *busy]])
+
+
+def _kind(segment: str) -> str:
+    stem, _, number = segment.rpartition("_")
+    return f"{stem}_*" if number.isdigit() else segment
+
+
+def _mark(event: Event) -> str:
+    if event.segment.startswith("attention"):
+        return "abcdefghijklmnopqrstuvwxyz"[event.chunk % 26]
+    return str(event.chunk % 10)
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

@@ -1,0 +1,377 @@
+// Checks the attention kernel, in every instruction set that this machine has, against a plain
+// float64 reference, and the rotary embedding against its definition.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "doubleweave/attention.h"
+#include "doubleweave/rotary.h"
+
+namespace dw = doubleweave;
+
+namespace {
+
+std::atomic<int> num_passed{0};
+std::atomic<int> num_failed{0};
+
+#define CHECK(condition, ...)                                     \
+  do {                                                            \
+    if (condition) {                                              \
+      ++num_passed;                                               \
+    } else {                                                      \
+      ++num_failed;                                               \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                   \
+      std::printf("\n");                                          \
+    }                                                             \
+  } while (false)
+
+constexpr float kGuard = 12345.5f;
+
+struct Case {
+  dw::AttentionParams params;
+  std::vector<float> q, k, v;
+  std::vector<double> expected;
+  double largest_score = 0;
+  double largest_output = 0;
+};
+
+std::string describe(const dw::AttentionParams& p) {
+  char text[256];
+  std::snprintf(text, sizeof text, "T=%lld S=%lld H=%lld/%lld D=%lld/%lld window=%lld cap=%g %s",
+                static_cast<long long>(p.num_queries), static_cast<long long>(p.num_keys),
+                static_cast<long long>(p.num_heads), static_cast<long long>(p.num_kv_heads),
+                static_cast<long long>(p.head_dim), static_cast<long long>(p.value_dim),
+                static_cast<long long>(p.window), static_cast<double>(p.soft_cap),
+                p.causal ? "causal" : "full");
+  return text;
+}
+
+double score(const Case& c, int64_t token, int64_t head, int64_t key) {
+  const auto& p = c.params;
+  const int64_t kv_head = head / (p.num_heads / p.num_kv_heads);
+  const float* q = c.q.data() + (token * p.num_heads + head) * p.head_dim;
+  const float* k = c.k.data() + (key * p.num_kv_heads + kv_head) * p.head_dim;
+  double dot = 0;
+  for (int64_t i = 0; i < p.head_dim; ++i) dot += static_cast<double>(q[i]) * k[i];
+  dot *= p.scale;
+  return p.soft_cap > 0 ? p.soft_cap * std::tanh(dot / p.soft_cap) : dot;
+}
+
+void attend_one(Case& c, int64_t token, int64_t head) {
+  const auto& p = c.params;
+  const int64_t kv_head = head / (p.num_heads / p.num_kv_heads);
+  const int64_t position = p.num_keys - p.num_queries + token;
+  int64_t begin = 0;
+  int64_t end = p.num_keys;
+  if (p.causal) {
+    end = position + 1;
+    if (p.window > 0) begin = std::max<int64_t>(0, end - p.window);
+  }
+  std::vector<double> weights;
+  double largest = -INFINITY;
+  for (int64_t key = begin; key < end; ++key) {
+    weights.push_back(score(c, token, head, key));
+    largest = std::max(largest, weights.back());
+    c.largest_score = std::max(c.largest_score, std::abs(weights.back()));
+  }
+  double total = 0;
+  for (double& weight : weights) total += weight = std::exp(weight - largest);
+  for (int64_t i = 0; i < p.value_dim; ++i) {
+    double sum = 0;
+    for (int64_t key = begin; key < end; ++key) {
+      sum += weights[key - begin] * c.v[(key * p.num_kv_heads + kv_head) * p.value_dim + i];
+    }
+    c.expected.push_back(sum / total);
+    c.largest_output = std::max(c.largest_output, std::abs(sum / total));
+  }
+}
+
+Case make_case(const dw::AttentionParams& params, float query_size, std::mt19937& random) {
+  Case c{.params = params, .q = {}, .k = {}, .v = {}, .expected = {}};
+  std::normal_distribution<float> normal;
+  c.q.resize(params.num_queries * params.num_heads * params.head_dim);
+  c.k.resize(params.num_keys * params.num_kv_heads * params.head_dim);
+  c.v.resize(params.num_keys * params.num_kv_heads * params.value_dim);
+  for (float& x : c.q) x = normal(random) * query_size;
+  for (float& x : c.k) x = normal(random);
+  for (float& x : c.v) x = normal(random);
+  for (int64_t token = 0; token < params.num_queries; ++token) {
+    for (int64_t head = 0; head < params.num_heads; ++head) attend_one(c, token, head);
+  }
+  return c;
+}
+
+// A float32 score is a sum of head_dim products: its rounding error grows with the score's size and
+// (as a random walk) with the number of products, and moves every weight by as much in proportion.
+// All else stays within 2e-6 of the largest output.
+double tolerance(const Case& c) {
+  const double score_error = 0x1p-23 * std::sqrt(c.params.head_dim) * c.largest_score;
+  return c.largest_output * (2e-6 + score_error);
+}
+
+// The worst error over the largest output, where scores are of ordinary size.
+double worst_ordinary_error = 0;
+
+void check_case(const Case& c) {
+  std::vector<float> out(c.expected.size() + 2, kGuard);
+  dw::attention(c.params, c.q.data(), c.k.data(), c.v.data(), out.data() + 1);
+  double error = 0;
+  for (size_t i = 0; i < c.expected.size(); ++i) {
+    const double difference = std::abs(out[i + 1] - c.expected[i]);
+    error = difference <= error ? error : difference;  // a NaN becomes the error
+  }
+  CHECK(error <= tolerance(c), "%s %s: error %g, allowed %g", dw::isa_name(dw::attention_isa()),
+        describe(c.params).c_str(), error, tolerance(c));
+  CHECK(out.front() == kGuard && out.back() == kGuard, "wrote outside: %s",
+        describe(c.params).c_str());
+  if (c.largest_score < 10) {
+    worst_ordinary_error = std::max(worst_ordinary_error, error / c.largest_output);
+  }
+}
+
+std::vector<dw::Isa> available_isas() {
+  std::vector<dw::Isa> isas;
+  for (dw::Isa isa : {dw::Isa::kBaseline, dw::Isa::kAvx2, dw::Isa::kAvx512, dw::Isa::kNeon}) {
+    if (dw::set_attention_isa(isa)) isas.push_back(isa);
+  }
+  return isas;
+}
+
+void check_everywhere(const Case& c) {
+  for (dw::Isa isa : available_isas()) {
+    dw::set_attention_isa(isa);
+    check_case(c);
+  }
+}
+
+template <typename T, size_t N>
+T pick(const T (&values)[N], std::mt19937& random) {
+  return values[random() % N];
+}
+
+dw::AttentionParams random_params(std::mt19937& random) {
+  struct Heads {
+    int64_t query, kv;
+  };
+  const Heads heads = pick<Heads>({{9, 3}, {4, 4}, {8, 1}, {6, 2}}, random);
+  const int64_t head_dim = pick<int64_t>({16, 32, 40, 64, 80, 96, 128, 256, 8, 20, 33}, random);
+  const int64_t value_dim =
+      random() % 3 == 0 ? pick<int64_t>({8, 16, 24, 37, 64, 128}, random) : head_dim;
+  const int64_t num_queries = random() % 3 == 0 ? 1 + random() % 5 : 1 + random() % 150;
+  const int64_t num_keys = num_queries + (random() % 4 == 0 ? 0 : random() % 260);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  const int64_t window = pick<int64_t>({0, 0, 1, 5, 64, 1000}, random);
+  const float soft_cap = pick<float>({0, 0, 0, 50.0f, 2.0f}, random);
+  return {.num_queries = num_queries,
+          .num_keys = num_keys,
+          .num_heads = heads.query,
+          .num_kv_heads = heads.kv,
+          .head_dim = head_dim,
+          .value_dim = value_dim,
+          .scale = scale,
+          .window = window,
+          .soft_cap = soft_cap,
+          .causal = random() % 5 != 0};
+}
+
+void test_random_shapes() {
+  std::mt19937 random(1);
+  for (int i = 0; i < 400; ++i) check_everywhere(make_case(random_params(random), 1.0f, random));
+}
+
+dw::AttentionParams smollm_params(int64_t num_queries, int64_t num_keys) {
+  return {.num_queries = num_queries,
+          .num_keys = num_keys,
+          .num_heads = 9,
+          .num_kv_heads = 3,
+          .head_dim = 64,
+          .value_dim = 64,
+          .scale = 0.125f,
+          .window = 0,
+          .soft_cap = 0,
+          .causal = true};
+}
+
+void test_each_small_shape() {
+  std::mt19937 random(2);
+  for (int64_t num_queries = 1; num_queries <= 20; ++num_queries) {
+    for (int64_t past : {0, 1, 7, 63, 64, 130}) {
+      check_everywhere(make_case(smollm_params(num_queries, num_queries + past), 1.0f, random));
+    }
+  }
+}
+
+void test_large_scores() {
+  std::mt19937 random(3);
+  for (float size : {100.0f, 4000.0f}) {
+    for (int64_t num_queries : {1, 2, 50}) {
+      const Case c = make_case(smollm_params(num_queries, 300), size, random);
+      CHECK(size < 1000 || c.largest_score > 1e4, "only %g", c.largest_score);
+      check_everywhere(c);
+    }
+  }
+}
+
+void test_long_context() {
+  std::mt19937 random(4);
+  for (int64_t num_queries : {1, 17}) {
+    check_everywhere(make_case(smollm_params(num_queries, 5000), 1.0f, random));
+  }
+}
+
+// Scores that only grow, and only shrink, along the keys: a new maximum in each block, or none.
+void test_running_maximum() {
+  std::mt19937 random(5);
+  for (float sign : {-1.0f, 1.0f}) {
+    for (int64_t num_queries : {1, 40}) {
+      Case c = make_case(smollm_params(num_queries, 400), 1.0f, random);
+      for (float& x : c.q) x = 1.0f;
+      for (size_t i = 0; i < c.k.size(); ++i) {
+        c.k[i] = sign * 0.005f * static_cast<float>(i / (3 * 64));
+      }
+      c.expected.clear();
+      c.largest_output = c.largest_score = 0;
+      for (int64_t token = 0; token < num_queries; ++token) {
+        for (int64_t head = 0; head < 9; ++head) attend_one(c, token, head);
+      }
+      check_everywhere(c);
+    }
+  }
+}
+
+void test_nan_is_not_hidden() {
+  std::mt19937 random(6);
+  for (int64_t num_queries : {1, 30}) {
+    Case c = make_case(smollm_params(num_queries, 100), 1.0f, random);
+    c.k[40 * 3 * 64] = NAN;  // one key of the first kv head
+    for (dw::Isa isa : available_isas()) {
+      dw::set_attention_isa(isa);
+      std::vector<float> out(c.expected.size());
+      dw::attention(c.params, c.q.data(), c.k.data(), c.v.data(), out.data());
+      CHECK(std::isnan(out[0]) && !std::isnan(out.back()), "%s", dw::isa_name(isa));
+    }
+  }
+}
+
+// Several threads share the items of one call; the result is the same to the last bit.
+void check_shared_call(const Case& c) {
+  std::vector<float> alone(c.expected.size());
+  std::vector<float> shared(c.expected.size());
+  dw::attention(c.params, c.q.data(), c.k.data(), c.v.data(), alone.data());
+  const size_t num_items = dw::attention_num_work_items(c.params);
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t item = next++; item < num_items; item = next++) {
+      dw::attention_work_item(c.params, c.q.data(), c.k.data(), c.v.data(), shared.data(), item);
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back(work);
+  for (std::thread& thread : threads) thread.join();
+  CHECK(alone == shared, "%s", describe(c.params).c_str());
+}
+
+void test_threads() {
+  std::mt19937 random(7);
+  std::vector<Case> cases;
+  for (int i = 0; i < 24; ++i) cases.push_back(make_case(random_params(random), 1.0f, random));
+  for (dw::Isa isa : available_isas()) {
+    dw::set_attention_isa(isa);
+    for (const Case& c : cases) check_shared_call(c);
+    // Different calls at once, on threads whose scratch memory grows as they go.
+    std::vector<std::thread> threads;
+    std::vector<std::vector<float>> outputs(cases.size());
+    for (size_t first = 0; first < 4; ++first) {
+      threads.emplace_back([&, first] {
+        for (size_t i = first; i < cases.size(); i += 4) {
+          const Case& c = cases[i];
+          outputs[i].resize(c.expected.size());
+          dw::attention(c.params, c.q.data(), c.k.data(), c.v.data(), outputs[i].data());
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (size_t i = 0; i < cases.size(); ++i) {
+      double error = 0;
+      for (size_t j = 0; j < outputs[i].size(); ++j) {
+        error = std::max(error, std::abs(outputs[i][j] - cases[i].expected[j]));
+      }
+      CHECK(error <= tolerance(cases[i]), "threads: error %g", error);
+    }
+  }
+}
+
+void test_choosing_an_isa() {
+  CHECK(dw::set_attention_isa(dw::Isa::kBaseline), "the baseline is always there");
+  CHECK(dw::attention_isa() == dw::Isa::kBaseline, "not set");
+  const bool has_avx2 = dw::set_attention_isa(dw::Isa::kAvx2);
+  const bool has_neon = dw::set_attention_isa(dw::Isa::kNeon);
+  CHECK(!(has_avx2 && has_neon), "no machine has both");
+}
+
+void check_rotary(int64_t num_tokens, int64_t num_heads, int64_t head_dim, int64_t rotary_dim,
+                  std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  std::vector<float> x(num_tokens * num_heads * head_dim);
+  std::vector<float> cos(num_tokens * rotary_dim);
+  std::vector<float> sin(num_tokens * rotary_dim);
+  for (auto* values : {&x, &cos, &sin}) {
+    for (float& value : *values) value = normal(random);
+  }
+  std::vector<float> out(x.size());
+  dw::rotary(x.data(), cos.data(), sin.data(), out.data(), num_tokens, num_heads, head_dim,
+             rotary_dim);
+  double error = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const int64_t column = i % head_dim;
+    const int64_t token = i / (num_heads * head_dim);
+    const int64_t half = rotary_dim / 2;
+    double expected = x[i];
+    if (column < rotary_dim) {
+      const double partner = column < half ? -x[i + half] : x[i - half];
+      const int64_t angle = token * rotary_dim + column;
+      expected = expected * cos[angle] + partner * sin[angle];
+    }
+    error = std::max(error, std::abs(out[i] - expected) / (1 + std::abs(expected)));
+  }
+  CHECK(error < 1e-6, "rotary %lld/%lld: error %g", static_cast<long long>(rotary_dim),
+        static_cast<long long>(head_dim), error);
+  dw::rotary(x.data(), cos.data(), sin.data(), x.data(), num_tokens, num_heads, head_dim,
+             rotary_dim);
+  CHECK(x == out, "rotary in place");
+}
+
+void test_rotary() {
+  std::mt19937 random(8);
+  check_rotary(1, 9, 64, 64, random);
+  check_rotary(37, 3, 64, 64, random);
+  check_rotary(5, 4, 80, 32, random);
+  check_rotary(4, 2, 40, 20, random);
+  check_rotary(3, 2, 16, 2, random);
+}
+
+}  // namespace
+
+int main() {
+  test_choosing_an_isa();
+  test_random_shapes();
+  test_each_small_shape();
+  test_large_scores();
+  test_long_context();
+  test_running_maximum();
+  test_nan_is_not_hidden();
+  test_threads();
+  test_rotary();
+  std::printf("tested:");
+  for (dw::Isa isa : available_isas()) std::printf(" %s", dw::isa_name(isa));
+  std::printf("; worst error at ordinary scores %.1e of the largest output\n",
+              worst_ordinary_error);
+  std::printf("%d passed, %d failed\n", num_passed.load(), num_failed.load());
+  return num_failed == 0 ? 0 : 1;
+}
