@@ -67,7 +67,7 @@ Array::Array(nb::handle object, bool is_writable, const std::string& what) {
   const int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (is_writable ? PyBUF_WRITABLE : 0);
   if (PyObject_GetBuffer(object.ptr(), &view_, flags) != 0) {
     PyErr_Clear();
-    const std::string type = nb::cast<std::string>(nb::str(nb::type_name(object.type())));
+    const std::string type = Py_TYPE(object.ptr())->tp_name;
     throw nb::type_error((what + " must be a C-contiguous" + (is_writable ? ", writable" : "") +
                           " array, but is a " + type + " that is not.")
                              .c_str());

@@ -25,6 +25,9 @@ const AttentionKernel* const kKernels[] = {
 };
 
 bool machine_has(Isa isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();  // for callers that run before main
+#endif
   switch (isa) {
 #if defined(__x86_64__)
     case Isa::kAvx512:

@@ -202,7 +202,12 @@ Program::Program(const std::string& path) : impl_(std::make_shared<Impl>()) {
   }
   state.program.emplace(std::move(program.get()));
   for (size_t i = 0; i < state.program->num_methods(); ++i) {
-    state.method_names.emplace_back(state.program->get_method_name(i).get());
+    const std::string name = state.program->get_method_name(i).get();
+    if (!std::all_of(name.begin(), name.end(), [](char c) { return c > 0x20 && c < 0x7f; })) {
+      throw Error(text("program '", path, "' is damaged: method ", i, " has an unprintable name; ",
+                       "compile it again."));
+    }
+    state.method_names.push_back(name);
   }
 }
 

@@ -27,7 +27,10 @@ void emit(et_timestamp_t, et_pal_log_level_t level, const char* file, const char
   }
   if (scope_depth > 0 && (level == kError || level == kFatal) && kept.size() < kMaxKept) {
     kept += (kept.empty() ? "" : "; ");
-    kept += message;
+    // Names out of a damaged file may hold any byte.
+    for (const char* byte = message; *byte != '\0'; ++byte) {
+      kept += *byte >= 0x20 && *byte < 0x7f ? *byte : '?';
+    }
   }
 }
 

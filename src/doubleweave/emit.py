@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,10 +88,10 @@ def made_up_weights(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(result)
 
 
-def make_template(program: object, named_data: object, weights: tuple[Tensor, ...]) -> Template:
-    """Turn one emitted method (exir's Program with one plan, and its NamedDataStoreOutput) into a template."""
-    (plan,) = program.execution_plan  # type: ignore[attr-defined]
-    by_digest = {}
+def make_template(program: Any, named_data: Any, weights: tuple[Tensor, ...]) -> Template:
+    """Turn an emitted method (exir's Program with one plan, its NamedDataStoreOutput) into a template."""
+    (plan,) = program.execution_plan
+    by_digest: dict[bytes, Constant | bytes] = {}
     for index, tensor in enumerate(weights):
         for encoding, to_bytes in _ENCODINGS.items():
             if encoding == "raw" or (encoding == "bfloat16") == tensor.is_floating_point():
@@ -102,10 +103,10 @@ def make_template(program: object, named_data: object, weights: tuple[Tensor, ..
 
     named: dict[str, Constant | bytes] = {}
     if named_data is not None:
-        for key, entry in named_data.pte_data.items():  # type: ignore[attr-defined]
-            named[key] = origin(bytes(named_data.buffers[entry.buffer_index]))  # type: ignore[attr-defined]
-    buffers = tuple(origin(bytes(buffer.storage)) for buffer in program.constant_buffer)  # type: ignore[attr-defined]
-    payloads = tuple(bytes(item.data) for item in program.backend_delegate_data)  # type: ignore[attr-defined]
+        for key, entry in named_data.pte_data.items():
+            named[key] = origin(bytes(named_data.buffers[entry.buffer_index]))
+    buffers = tuple(origin(bytes(buffer.storage)) for buffer in program.constant_buffer)
+    payloads = tuple(bytes(item.data) for item in program.backend_delegate_data)
     return Template(plan, payloads, named, buffers, 0, 0)
 
 

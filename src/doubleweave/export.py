@@ -75,7 +75,7 @@ class _Logits(nn.Module):
         return logits
 
 
-def export_llm(model: nn.Module, max_rows: int) -> fx.GraphModule:
+def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     """Export `model` for chunks of 1 to `max_rows` tokens and simplify the graph.
 
     The graph takes input_ids and position_ids (int64 [1, T]) and returns logits (float32 [1, T, vocab]).
@@ -95,6 +95,13 @@ def export_llm(model: nn.Module, max_rows: int) -> fx.GraphModule:
             exported = torch.export.export(
                 _Logits(model), (example, positions), dynamic_shapes=({1: rows}, {1: rows}), strict=False
             )
+    except SplitError:
+        raise
+    except Exception as error:
+        raise SplitError(
+            f"{type(model).__name__}: torch.export cannot export it for 1 to {max_rows} tokens "
+            f"({str(error).strip().splitlines()[0]}); expected a decoder without data-dependent control flow"
+        ) from error
     finally:
         model.set_attn_implementation(before)
     graph_module = exported.module()
@@ -109,7 +116,7 @@ def export_llm(model: nn.Module, max_rows: int) -> fx.GraphModule:
     return graph_module
 
 
-def owned_modules(model: nn.Module) -> dict[str, str]:
+def owned_modules(model: Any) -> dict[str, str]:
     """The modules that become segments of their own: qualified name (in the exported graph) -> segment.
 
     Found by role, not by name: input embeddings, output embeddings, rotary tables.

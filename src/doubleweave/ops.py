@@ -10,10 +10,12 @@ heads, K key-value heads, D head dim, R rotary dim.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-_LIBRARY = torch.library.Library("doubleweave", "DEF")
+_LIBRARY: Any = torch.library.Library("doubleweave", "DEF")  # type: ignore[no-untyped-call]
 
 _ATTENTION_ARGS = (
     "Tensor q, Tensor k, Tensor v, int num_heads, int num_kv_heads, float scale, int window, float soft_cap"
@@ -102,11 +104,5 @@ torch.library.register_fake("doubleweave::attention", _fake_attention, lib=_LIBR
 torch.library.register_fake("doubleweave::rotary", _fake_rotary, lib=_LIBRARY)
 
 
-@torch.library.register_fake("doubleweave::attention.out", lib=_LIBRARY)
-def _fake_attention_out(*args, out: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    return out
-
-
-@torch.library.register_fake("doubleweave::rotary.out", lib=_LIBRARY)
-def _fake_rotary_out(*args, out: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    return out
+for _name in ("attention", "rotary"):
+    torch.library.register_fake(f"doubleweave::{_name}.out", lambda *args, out: out, lib=_LIBRARY)

@@ -9,10 +9,11 @@ from typing import Any
 
 from doubleweave import _native, manifest
 from doubleweave.errors import InputError, ProgramError
-from doubleweave.generate import Generation, Sampling, generate
+from doubleweave.generate import Generation, generate, run
 from doubleweave.instances import Instances
 from doubleweave.ir import Split
 from doubleweave.method import Method
+from doubleweave.sampling import Sampling
 from doubleweave.session import Session, TokenIds
 from doubleweave.text import Text
 
@@ -75,8 +76,6 @@ class Program:
 
         `raw` leaves the chat template out; `sampling` takes temperature, top_p and seed (greedy without).
         """
-        from doubleweave.generate import run
-
         try:
             chosen = Sampling(**sampling)
         except TypeError:

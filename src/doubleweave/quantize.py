@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
 from doubleweave.errors import PolicyError
-from doubleweave.simplify import insert, is_call
+from doubleweave.simplify import insert, is_call, nodes_of
 from doubleweave.split import TorchSplit, transform_segments
 
 RECIPES = ("none", "8da8w", "8da4w")
@@ -82,8 +83,8 @@ def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphMo
     for old, new in zip(graph_module.graph.nodes, graph.nodes, strict=True):
         new.meta = dict(old.meta)
     quantized: dict[int, int] = {}  # weight index -> bits
-    activations: dict[fx.Node, fx.Node] = {}
-    for node in list(graph.nodes):
+    activations: dict[Any, Any] = {}
+    for node in nodes_of(graph):
         if not is_call(node, aten.linear.default) or node.args[1].op != "get_attr":
             continue
         source, weight = node.args[:2]
@@ -99,7 +100,7 @@ def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphMo
     return _renumber(graph, quantized)
 
 
-def _dynamic_activation(graph: fx.Graph, x: fx.Node) -> fx.Node:
+def _dynamic_activation(graph: fx.Graph, x: Any) -> Any:
     chosen = insert(graph, qd.choose_qparams_per_token_asymmetric.default, x, torch.int8, like=x)
     scale = insert(graph, operator.getitem, chosen, 0, like=x)
     zero_point = insert(graph, operator.getitem, chosen, 1, like=x)
@@ -118,7 +119,7 @@ def _dynamic_activation(graph: fx.Graph, x: fx.Node) -> fx.Node:
     )
 
 
-def _dequantized_weight(graph: fx.Graph, weight: fx.Node, bits: int) -> fx.Node:
+def _dequantized_weight(graph: fx.Graph, weight: Any, bits: int) -> Any:
     parts = [graph.get_attr(f"{weight.target}.{part}") for part in ("values", "scales", "zero_points")]
     converted = _CONVERT[bits](torch.ones(weight.meta["val"].shape))
     mode = weight.meta["val"].fake_mode
@@ -146,7 +147,7 @@ def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModul
     """Name the buffers "w0", "w1", … again, in the order in which the new graph reads them."""
     graph.eliminate_dead_code()
     order: list[str] = []
-    for node in graph.nodes:
+    for node in nodes_of(graph):
         if node.op == "get_attr":
             if node.target not in order:
                 order.append(node.target)
@@ -162,7 +163,7 @@ def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModul
         return tuple(parts[name] for name in order)
 
     root = torch.nn.Module()
-    for node in graph.nodes:
+    for node in nodes_of(graph):
         if node.op == "get_attr" and not hasattr(root, node.target):
             like = node.meta["val"]
             root.register_buffer(node.target, torch.empty(tuple(map(int, like.shape)), dtype=like.dtype))

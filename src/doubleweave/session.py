@@ -59,7 +59,6 @@ class Session:
         self.schedule = schedule
         self.threads = threads
         self.timeline: Timeline | None = None
-        self._record = False
         split = program.manifest.split
         self._shape = _chunk_shape(split.segments)
         self._most_rows = self._shape.high if isinstance(self._shape, Dynamic) else max(self._shape.sizes)
@@ -106,7 +105,8 @@ class Session:
         """
         ids = self._checked(token_ids)
         prepared = self._run(ids, "last", record)
-        return self._logits(prepared, len(prepared.graph.chunks) - 1, 1)[0].copy()
+        last = self._logits(prepared, len(prepared.graph.chunks) - 1, 1)
+        return last.reshape(-1).copy()
 
     def score(self, token_ids: TokenIds) -> FloatArray:
         """Append tokens and return the logits of each, float32 [T, vocab]. Errors as for `append`."""
@@ -166,7 +166,7 @@ class Session:
             raise RunError(str(error)) from error
         padding = prepared.graph.chunks[-1].compiled_size - prepared.graph.chunks[-1].num_tokens
         self._cache.note_length(base + len(ids), padding)
-        if record:
+        if events is not None:
             self.timeline = _timeline(prepared, events)
         return prepared
 

@@ -58,14 +58,19 @@ def simplify(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def constant(graph_module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+def nodes_of(graph: fx.Graph) -> list[Any]:
+    """The nodes, untyped: their arguments are a union of everything a graph can hold."""
+    return list(graph.nodes)
+
+
+def constant(graph_module: fx.GraphModule, node: Any) -> torch.Tensor:
     """The tensor behind a get_attr node."""
     tensor = operator.attrgetter(str(node.target))(graph_module)
     assert isinstance(tensor, torch.Tensor)
     return tensor.detach()
 
 
-def insert(graph: fx.Graph, target: Callable[..., Any], *args: Any, like: fx.Node) -> fx.Node:
+def insert(graph: fx.Graph, target: Callable[..., Any], *args: Any, like: Any) -> Any:
     """Insert a call at the graph's insertion point, with its fake value and `like`'s place in the module."""
     node = graph.call_function(target, args)
     node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
@@ -80,7 +85,7 @@ def is_call(node: Any, *targets: Any) -> bool:
 def drop_no_ops(graph_module: fx.GraphModule) -> None:
     """Drop checks of tensor metadata, casts to the same dtype, dropout, times one and the like."""
     graph = graph_module.graph
-    for node in list(graph.nodes):
+    for node in nodes_of(graph):
         if (node.op == "call_module" and node.target == "_guards_fn") or is_call(
             node, aten._assert_tensor_metadata.default
         ):
@@ -91,7 +96,7 @@ def drop_no_ops(graph_module: fx.GraphModule) -> None:
     graph.eliminate_dead_code()
 
 
-def _is_no_op(node: fx.Node) -> bool:
+def _is_no_op(node: Any) -> bool:
     if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
         return False
     before, after = node.args[0].meta.get("val"), node.meta.get("val")
@@ -119,7 +124,7 @@ def _same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
 def fold_constants(graph_module: fx.GraphModule) -> None:
     """Compute calls that depend on weights alone (Gemma's `1 + weight`), where that costs no memory."""
     graph = graph_module.graph
-    for node in list(graph.nodes):
+    for node in nodes_of(graph):
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
         inputs = node.all_input_nodes
@@ -141,7 +146,7 @@ def fold_constants(graph_module: fx.GraphModule) -> None:
 def split_sliced_linears(graph_module: fx.GraphModule) -> None:
     """linear, then slices or a split of its features (Phi-3's qkv_proj) -> one linear a slice."""
     graph = graph_module.graph
-    for node in list(graph.nodes):
+    for node in nodes_of(graph):
         if not is_call(node, aten.linear.default):
             continue
         width = int(node.meta["val"].shape[-1])
@@ -166,7 +171,7 @@ def split_sliced_linears(graph_module: fx.GraphModule) -> None:
         graph.eliminate_dead_code()
 
 
-def _feature_slice(user: fx.Node, width: int) -> list[tuple[fx.Node, fx.Node, int, int]] | None:
+def _feature_slice(user: Any, width: int) -> list[tuple[Any, Any, int, int]] | None:
     """(user, node to replace, first feature, end feature) of each piece, None when it is no such cut."""
     rank = len(user.meta["val"].shape) if isinstance(user.meta.get("val"), torch.Tensor) else 3
     if is_call(user, aten.slice.Tensor) and user.args[1] in (-1, rank - 1) and len(user.args) == 4:
@@ -204,7 +209,7 @@ def _is_head_transpose(node: Any) -> bool:
 def sink_transposes(graph_module: fx.GraphModule) -> None:
     """Move head transposes below norms and element-wise operators (Gemma 3 norms q after its transpose)."""
     graph = graph_module.graph
-    for node in list(graph.nodes):
+    for node in nodes_of(graph):
         if not _moves_below_transpose(node):
             continue
         args = [arg.args[0] if _is_head_transpose(arg) else arg for arg in node.args]
@@ -216,7 +221,7 @@ def sink_transposes(graph_module: fx.GraphModule) -> None:
     graph.eliminate_dead_code()
 
 
-def _moves_below_transpose(node: fx.Node) -> bool:
+def _moves_below_transpose(node: Any) -> bool:
     if node.op != "call_function" or node.kwargs:
         return False
     tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
@@ -238,7 +243,7 @@ def fuse_rotary(graph_module: fx.GraphModule) -> None:
     each head is concatenated behind it, and that `cat` is part of the pattern.
     """
     graph = graph_module.graph
-    for node in list(graph.nodes):
+    for node in nodes_of(graph):
         match = _match_rotary(node)
         if match is None:
             continue
@@ -259,7 +264,7 @@ def fuse_rotary(graph_module: fx.GraphModule) -> None:
         graph.eliminate_dead_code()
 
 
-def _match_rotary(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+def _match_rotary(node: Any) -> tuple[Any, Any, Any] | None:
     """(x, cos, sin) where cos and sin are [B, T, R] and are unsqueezed at 1 in the graph."""
     if not is_call(node, aten.add.Tensor) or len(node.all_input_nodes) != 2:
         return None
@@ -286,10 +291,10 @@ def _is_slice_of(node: Any, source: Any, start: int, end: int) -> bool:
     if not (is_call(node, aten.slice.Tensor) and node.args[0] is source and node.args[1] in (-1, 3)):
         return False
     width = int(node.args[0].meta["val"].shape[-1])
-    return node.args[2] == start and min(node.args[3], width) == min(end, width)
+    return bool(node.args[2] == start and min(node.args[3], width) == min(end, width))
 
 
-def _match_partial(node: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+def _match_partial(node: Any, x: Any) -> tuple[Any, Any] | None:
     """(the cat behind a partial rotary, the whole x) when that is how the turned part is used."""
     if len(node.users) != 1:
         return None
@@ -314,8 +319,8 @@ def cancel_views(graph_module: fx.GraphModule) -> None:
     changed = True
     while changed:
         changed = False
-        for node in list(graph.nodes):
-            source = node.args[0] if node.args else None
+        for node in nodes_of(graph):
+            source: Any = node.args[0] if node.args else None
             if is_call(node, aten.transpose.int) and is_call(source, aten.transpose.int):
                 rank = len(node.meta["val"].shape)
                 if {d % rank for d in node.args[1:3]} == {d % rank for d in source.args[1:3]}:

@@ -97,8 +97,7 @@ def split_graph(
             )
             weights[name] = piece.weights
             graphs.setdefault(piece.structure, piece.graph_module)
-        rows = "last" if name in last_row else "all"
-        calls.append(Call(piece.name, name, piece.reads, piece.writes, rows))
+        calls.append(Call(piece.name, name, piece.reads, piece.writes, "last" if name in last_row else "all"))
     split = Split(tuple(segments.values()), tuple(calls), tuple(builder.values.values()))
     return TorchSplit(split, graphs, weights)
 
@@ -262,7 +261,7 @@ class _Builder:
         writes = [node for node in nodes if self._crosses(node)]
         is_attention = nodes[0].target is ATTENTION
         if is_attention:
-            reads = list(nodes[0].args[:3])
+            reads = [arg for arg in nodes[0].args[:3] if isinstance(arg, fx.Node)]
         graph, weight_nodes = _extract(nodes, reads, writes)
         weights = tuple(constant(self.graph_module, node) for node in weight_nodes)
         root = torch.nn.Module()
@@ -290,7 +289,8 @@ class _Builder:
 
 
 def _output_node(graph: fx.Graph) -> fx.Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    found: fx.Node = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return found
 
 
 def _extract(

@@ -50,17 +50,11 @@ class Timeline:
         for worker in range(self.num_workers):
             cells: list[dict[str, int]] = [{} for _ in range(width)]
             for event in (e for e in self.events if e.worker == worker):
-                mark = _mark(event)
-                first, last = (min(width - 1, t * width // end) for t in (event.start_ns, event.end_ns))
-                for cell in range(first, last + 1):
-                    overlap = min(event.end_ns, (cell + 1) * end // width) - max(
-                        event.start_ns, cell * end // width
-                    )
-                    cells[cell][mark] = cells[cell].get(mark, 0) + max(0, overlap)
-            row = ""
-            for cell in cells:
-                busy = sum(cell.values())
-                row += max(cell, key=lambda m: cell[m]) if busy * 2 * width >= end else "."
+                _add(cells, event, end / width)
+            row = "".join(
+                max(cell, key=cell.__getitem__) if sum(cell.values()) * 2 * width >= end else "."
+                for cell in cells
+            )
             lines.append(f"worker {worker} |{row}|")
         return "\n".join([*lines, f"{'':9}0{'':{max(1, width - 9)}}{end / 1e6:>8.1f} ms"])
 
@@ -85,6 +79,15 @@ class Timeline:
 def _kind(segment: str) -> str:
     stem, _, number = segment.rpartition("_")
     return f"{stem}_*" if number.isdigit() else segment
+
+
+def _add(cells: list[dict[str, int]], event: Event, cell_ns: float) -> None:
+    """Add the event's nanoseconds to the cells it covers."""
+    first, last = (min(len(cells) - 1, int(t / cell_ns)) for t in (event.start_ns, event.end_ns))
+    for number in range(first, last + 1):
+        covered = min(event.end_ns, (number + 1) * cell_ns) - max(event.start_ns, number * cell_ns)
+        cell = cells[number]
+        cell[_mark(event)] = cell.get(_mark(event), 0) + max(0, round(covered))
 
 
 def _mark(event: Event) -> str:

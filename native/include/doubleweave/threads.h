@@ -12,8 +12,8 @@
 
 namespace doubleweave {
 
-/// The largest number of intra-operator threads: as many as ExecuTorch's pool has, one for each processor
-/// that it counts as fast.
+/// The largest number of intra-operator threads: as many as ExecuTorch's pool has, one for each
+/// processor that it counts as fast.
 int max_threads();
 
 /// The number of threads that operators use now.

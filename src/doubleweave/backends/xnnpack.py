@@ -7,11 +7,12 @@ compile options to use. It knows nothing of models or schedules.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from doubleweave.simplify import insert, is_call
+from doubleweave.simplify import insert, is_call, nodes_of
 
 NAME = "xnnpack"
 
@@ -27,13 +28,13 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Callable[[_We
     one feature with the weights 1/n it is.
     """
     graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
+    copied: dict[Any, Any] = {}
     graph.output(graph.graph_copy(graph_module.graph, copied))
     for old, new in copied.items():
         new.meta = dict(old.meta)
     num_weights = len({node.target for node in graph.nodes if node.op == "get_attr"})
     added: list[int] = []
-    for node in list(graph.nodes):
+    for node in nodes_of(graph):
         if not (is_call(node, aten.mean.dim) and list(node.args[1]) == [-1] and len(node.args) > 2):
             continue
         if not node.args[2] or node.meta["val"].dtype != torch.float32:
@@ -50,7 +51,7 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Callable[[_We
         node.replace_all_uses_with(mean)
         graph.erase_node(node)
     root = torch.nn.Module()
-    for node in graph.nodes:
+    for node in nodes_of(graph):
         if node.op == "get_attr":
             like = node.meta["val"]
             root.register_buffer(node.target, torch.empty(tuple(map(int, like.shape)), dtype=like.dtype))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from doubleweave.errors import SourceError
 from doubleweave.models.model import Model
@@ -19,13 +19,15 @@ from doubleweave.models.model import Model
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' bars and warnings off the terminal; ours say what happens."""
-    from transformers.utils import logging
+    from transformers.utils import logging as untyped
 
+    logging: Any = untyped
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        # The bar of the GGUF reader has no switch.
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -46,7 +48,7 @@ def load_pretrained(path: Path, name: str, **kwargs: Any) -> Model:
 
     with quiet():
         try:
-            module = AutoModelForCausalLM.from_pretrained(
+            module: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=torch.float32,
                 attn_implementation="eager",
@@ -64,9 +66,9 @@ def load_pretrained(path: Path, name: str, **kwargs: Any) -> Model:
     return from_module(module.eval(), name, tokenizer)
 
 
-def from_module(module: nn.Module, name: str, tokenizer: Any | None) -> Model:
+def from_module(module: Any, name: str, tokenizer: Any | None) -> Model:
     """A Model around a transformers module that is already in memory."""
-    config: Any = module.config
+    config = module.config
     eos: list[int] = []
     for found in (
         getattr(module.generation_config, "eos_token_id", None),

