@@ -49,7 +49,7 @@ def spread(values: Sequence[float]) -> Spread:
     ordered, n = sorted(values), len(values)
 
     def coverage(k: int) -> float:
-        return 1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n
+        return 1.0 - 2 * sum(math.comb(n, i) for i in range(k)) / float(2**n)
 
     k = max((k for k in range(1, n // 2 + 1) if coverage(k) >= CONFIDENCE), default=1)
     return Spread(statistics.median(ordered), ordered[k - 1], ordered[n - k], coverage(k))
@@ -69,7 +69,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--cache", type=Path, default=CACHE, metavar="DIR",
         help="environments, converted weights and programs are kept here (default: .bench in the repository)",
     )  # fmt: skip
-    result.add_argument("--threads", type=int, default=2, metavar="N", help="threads of each engine (default 2)")
+    result.add_argument(
+        "--threads", type=int, default=2, metavar="N", help="threads of each engine (default 2)"
+    )
     return result
 
 

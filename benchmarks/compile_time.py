@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -25,7 +27,18 @@ _SAMPLE_S = 0.1
 def main() -> None:
     args = arguments()
     results: dict[str, Any] = {}
-    rows = [["shape", "wall s", "target s", "peak RSS GB", "peak PSS GB", "target GB", "program MiB", "others' CPU"]]
+    rows = [
+        [
+            "shape",
+            "wall s",
+            "target s",
+            "peak RSS GB",
+            "peak PSS GB",
+            "target GB",
+            "program MiB",
+            "others' CPU",
+        ]
+    ]
     for shape in args.shape or TARGET_S:
         note(f"compiling {args.source} {args.quantize} {shape}")
         result = results[shape] = measure(args, shape)
@@ -35,16 +48,20 @@ def main() -> None:
             f"{TARGET_BYTES / 1e9:.0f} {met(result['peak_rss_bytes'])}",
             f"{result['summary']['program_bytes'] / 2**20:.0f}", f"{result['other_cpu']:.0%}",
         ])  # fmt: skip
-    finish("compile_time", [table(rows)], {"source": args.source, "quantize": args.quantize, "shapes": results})
+    finish(
+        "compile_time", [table(rows)], {"source": args.source, "quantize": args.quantize, "shapes": results}
+    )
 
 
 def arguments() -> argparse.Namespace:
-    assert __doc__ is not None
     p = parser(__doc__)
     p.add_argument("source", nargs="?", default="smollm2", help="what to compile (default smollm2)")
     p.add_argument("--quantize", default="8da8w", metavar="RECIPE", help="default 8da8w")
     p.add_argument(
-        "--shape", action="append", choices=list(TARGET_S), help="only this shape; may be repeated (default: both)"
+        "--shape",
+        action="append",
+        choices=list(TARGET_S),
+        help="only this shape; may be repeated (default: both)",
     )
     return p.parse_args()
 
@@ -61,15 +78,15 @@ def measure(args: argparse.Namespace, shape: str) -> dict[str, Any]:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL, start_new_session=True)
         peak_rss = peak_pss = 0
-        before = OtherCpu(lambda: ())
-        own_ticks = _children_seconds()
+        cpu = OtherCpu(lambda: ())
         try:
             while process.poll() is None:
                 rss, pss = session_memory_bytes(process.pid)
                 peak_rss, peak_pss = max(peak_rss, rss), max(peak_pss, pss)
                 time.sleep(_SAMPLE_S)
         finally:
-            process.kill()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         wall = time.perf_counter() - start
         out.seek(0)
         said = out.read().strip().splitlines()
@@ -79,9 +96,10 @@ def measure(args: argparse.Namespace, shape: str) -> dict[str, Any]:
         "wall_s": target(wall, TARGET_S[shape], at_least=False),
         "peak_rss_bytes": target(peak_rss, TARGET_BYTES, at_least=False),
         "peak_pss_bytes": peak_pss,
-        "other_cpu": before.lap(),
+        "other_cpu": cpu.lap(),
         "summary": json.loads(said[-1]),
     }
 
 
-run(main)
+if __name__ == "__main__":
+    run(main)

@@ -44,6 +44,7 @@ def session_memory_bytes(session_id: int) -> tuple[int, int]:
 class OtherCpu:
     """The share of the machine (0 to 1) that processes other than ours used since the last `lap`.
 
+    Ours are this process, its children that have ended, and those of `own_pids`.
     Time that the host took away (steal) counts as others'. Linux counts in ticks of 10 ms, so a lap shorter
     than a second is coarse.
     """
@@ -63,9 +64,9 @@ class OtherCpu:
             int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
         )
         own = 0
-        for pid in {os.getpid(), *self._own_pids()}:
-            fields = _stat_fields(pid)
-            own += int(fields[11]) + int(fields[12])
+        for pid in self._own_pids():
+            own += sum(map(int, _stat_fields(pid)[11:13]))
+        own += sum(map(int, _stat_fields("self")[11:15]))  # with children that have ended
         return time.perf_counter(), user + nice + system + irq + softirq + steal, own
 
 

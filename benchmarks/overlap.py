@@ -23,7 +23,9 @@ def main() -> None:
     program = program_folder(args)
     prompts = Prompts(program)
     with Workers(args.cache / "logs") as workers:
-        memory = resident(workers.start("resident", *worker(program, "pipelined", args.threads)), prompts, args)
+        memory = resident(
+            workers.start("resident", *worker(program, "pipelined", args.threads)), prompts, args
+        )
         memory |= {"weights": weights(program)}
         contest = Contest(
             {
@@ -64,7 +66,7 @@ def speed(contest: Contest, args: argparse.Namespace) -> tuple[list[str], dict[s
         rate = f"{rates[name].median:.0f} [{rates[name].low:.0f}, {rates[name].high:.0f}]"
         rows.append([name, rate, "-" if name == "pipelined" else str(ratios[name])])
     goal = target(ratios["sequential 1"].median, SPEEDUP_TARGET, at_least=True)
-    others = [share for entrant in contest.entrants.values() for share in entrant.other_cpu]
+    others = contest.other_cpu
     lines = [
         f"{args.prompt_len} prompt tokens, {args.rounds} rounds; medians [interval, "
         f"{ratios['sequential 1'].coverage:.0%}], paired by round",
@@ -144,4 +146,5 @@ def memory_report(memory: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     }
 
 
-run(main)
+if __name__ == "__main__":
+    run(main)

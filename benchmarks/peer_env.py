@@ -19,7 +19,13 @@ from workers import SERVE
 LLAMA_CPP = ("llama-cpp-python==0.3.36",)
 OPENVINO = ("openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0")
 # Export only: what reads the weights and writes OpenVINO's files needs torch, what runs them does not.
-OPENVINO_EXPORT = ("optimum-intel[openvino]==2.2.0", "torch==2.13.*", "openvino==2026.4.1", "gguf", "accelerate")
+OPENVINO_EXPORT = (
+    "optimum-intel[openvino]==2.2.0",
+    "torch==2.13.*",
+    "openvino==2026.4.1",
+    "gguf",
+    "accelerate",
+)
 
 
 def llama_cpp(cache: Path) -> Path:
@@ -54,8 +60,8 @@ def openvino_int8(cache: Path, source: Path) -> Path:
         for folder in (plain, part):
             shutil.rmtree(folder, ignore_errors=True)
         _run([python, SERVE / "make_hugging_face.py", source, plain], cache)
-        export = [python.parent / "optimum-cli", "export", "openvino", "--model", plain]
-        _run([*export, "--task", "text-generation-with-past", "--weight-format", "int8", part], cache)
+        options = ["--model", str(plain), "--task", "text-generation-with-past", "--weight-format", "int8"]
+        _run([python.parent / "optimum-cli", "export", "openvino", *options, part], cache)
         shutil.rmtree(plain)
         part.rename(target)
     return target
@@ -88,7 +94,11 @@ def _run(command: Sequence[str | Path], cache: Path) -> None:
     with log.open("a") as out:
         out.write(f"$ {' '.join(map(str, command))}\n")
         out.flush()
-        done = subprocess.run(list(map(str, command)), stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=clean)
+        done = subprocess.run(
+            list(map(str, command)), stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=clean
+        )
     if done.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1]
-        raise BenchmarkError(f"{' '.join(map(str, command))}: exit code {done.returncode}: {last} (log: {log})")
+        raise BenchmarkError(
+            f"{' '.join(map(str, command))}: exit code {done.returncode}: {last} (log: {log})"
+        )

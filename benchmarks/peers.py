@@ -10,13 +10,25 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import peer_env
-from common import BenchmarkError, Prompts, finish, note, parser, program_folder, run, smollm2_gguf
-from common import Spread, spread, table, target
-from workers import Contest, Entrant, Worker, Workers
+from common import (
+    BenchmarkError,
+    Prompts,
+    Spread,
+    finish,
+    note,
+    parser,
+    program_folder,
+    run,
+    smollm2_gguf,
+    spread,
+    table,
+    target,
+)
+from workers import Contest, Entrant, Workers
 
 OURS = "doubleweave"
 N_UBATCH = (128, 256, 512)
@@ -59,7 +71,13 @@ def main() -> None:
     lengths = args.prompt_len or [TARGET_PROMPT]
     with Workers(args.cache / "logs") as workers:
         ours = workers.start(
-            OURS, "serve_doubleweave.py", str(program), "--schedule", args.schedule, "--threads", str(args.threads)
+            OURS,
+            "serve_doubleweave.py",
+            str(program),
+            "--schedule",
+            args.schedule,
+            "--threads",
+            str(args.threads),
         )
         entrants = {OURS: Entrant(ours)}
         skipped = start_peers(args, workers, entrants, max(lengths) + args.gen + 8)
@@ -67,18 +85,16 @@ def main() -> None:
         lines, results = [], []
         for length in lengths:
             note(f"{length} prompt tokens, {args.gen} decoded, {args.rounds} rounds")
-            contest = Contest(entrants, lambda length=length: prompts.take(length), args.gen)
+            contest = Contest(entrants, partial(prompts.take, length), args.gen)
             contest.run(args.rounds, args.warmup)
             result = summarise(contest, length)
             results.append(result)
             lines += [*report(result, args), ""]
-        peaks = {name: entrant.worker.peak_bytes() for name, entrant in entrants.items()}
         made_with = {name: entrant.worker.ready for name, entrant in entrants.items()}
-    lines += ["peak resident memory: " + ", ".join(f"{n} {b / 2**20:.0f} MiB" for n, b in peaks.items())]
     lines += [f"skipped: {name}: {reason}" for name, reason in skipped.items()]
     finish("peers", lines, {
         "threads": args.threads, "schedule": args.schedule, "gen": args.gen, "rounds": args.rounds,
-        "lengths": results, "skipped": skipped, "peak_rss_bytes": peaks, "made_with": made_with,
+        "lengths": results, "skipped": skipped, "made_with": made_with,
     })  # fmt: skip
 
 
@@ -88,16 +104,21 @@ def arguments() -> argparse.Namespace:
         "--prompt-len", type=int, action="append", metavar="N",
         help=f"prompt tokens; may be repeated (default {TARGET_PROMPT})",
     )  # fmt: skip
-    p.add_argument("--gen", type=int, default=64, metavar="N", help="tokens to decode after each (default 64)")
+    p.add_argument(
+        "--gen", type=int, default=64, metavar="N", help="tokens to decode after each (default 64)"
+    )
     p.add_argument("--rounds", type=int, default=9, metavar="R", help="measured rounds (default 9)")
     p.add_argument("--warmup", type=int, default=2, metavar="R", help="rounds before them (default 2)")
     p.add_argument("--schedule", default="pipelined", help="Doubleweave's schedule (default pipelined)")
     p.add_argument(
-        "--peer", action="append", choices=sorted(PEERS), help="only this peer; may be repeated (default: all)"
+        "--peer",
+        action="append",
+        choices=sorted(PEERS),
+        help="only this peer; may be repeated (default: all)",
     )
     p.add_argument(
         "--warn-other-cpu", type=float, default=5.0, metavar="PERCENT",
-        help="warn when other processes take more of the machine than this in a turn (default 5)",
+        help="warn when other processes take more of the machine than this in a round (default 5)",
     )  # fmt: skip
     return p.parse_args()
 
@@ -133,7 +154,6 @@ def summarise(contest: Contest, length: int) -> dict[str, Any]:
                 mine[0] == theirs[0]
                 for mine, theirs in zip(entrant.tokens, contest.entrants[OURS].tokens, strict=True)
             ),
-            "other_cpu": entrant.other_cpu,
         }
     peers = [name for name in contest.entrants if name != OURS]
     prefill = {name: spread(contest.ratios(OURS, name)) for name in peers}
@@ -144,6 +164,7 @@ def summarise(contest: Contest, length: int) -> dict[str, Any]:
     decode = {name: spread(contest.ratios(OURS, name, "decode_s")) for name in peers if contest.gen}
     return {
         "prompt_tokens": length,
+        "other_cpu": contest.other_cpu,
         "engines": engines,
         "prefill_ratio": {name: value._asdict() for name, value in prefill.items()},
         "decode_ratio": {name: value._asdict() for name, value in decode.items()},
@@ -163,7 +184,9 @@ def report(result: dict[str, Any], args: argparse.Namespace) -> list[str]:
         cells = [name + "".join(f" {key}={value}" for key, value in engine["variant"].items())]
         for what in ("prefill", "decode"):
             rate, ratio = engine.get(f"{what}_tok_per_s"), result[f"{what}_ratio"].get(name)
-            cells.append("-" if rate is None else f"{rate['median']:.0f} [{rate['low']:.0f}, {rate['high']:.0f}]")
+            cells.append(
+                "-" if rate is None else f"{rate['median']:.0f} [{rate['low']:.0f}, {rate['high']:.0f}]"
+            )
             cells.append("-" if ratio is None else str(Spread(**ratio)))
         rows.append([*cells, f"{engine['same_first_token']:.0%}"])
     coverage = result["engines"][OURS]["prefill_tok_per_s"]["coverage"]
@@ -175,13 +198,14 @@ def report(result: dict[str, Any], args: argparse.Namespace) -> list[str]:
     for name, goal in result["targets"].items():
         verdict = "met" if goal["met"] else "not met"
         lines.append(f"target: {name} at least {goal['at_least']}: {goal['value']:.2f}, {verdict}")
-    shares = [share for engine in result["engines"].values() for share in engine["other_cpu"]]
+    shares = result["other_cpu"]
     if max(shares) * 100 > args.warn_other_cpu:
         lines.append(
-            f"WARNING: other processes used up to {max(shares):.0%} of the machine in a turn "
+            f"WARNING: other processes used up to {max(shares):.0%} of the machine in a round "
             f"(median {statistics.median(shares):.0%}): measure alone"
         )
     return lines
 
 
-run(main)
+if __name__ == "__main__":
+    run(main)

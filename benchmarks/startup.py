@@ -16,8 +16,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import DOUBLEWEAVE, TEXT, BenchmarkError, Prompts, finish, note, parser, program_folder, run
-from common import spread, table, target
+from common import (
+    DOUBLEWEAVE,
+    TEXT,
+    BenchmarkError,
+    Prompts,
+    finish,
+    note,
+    parser,
+    program_folder,
+    run,
+    spread,
+    table,
+    target,
+)
 from machine import OtherCpu
 
 TARGET_S = 1.5
@@ -29,7 +41,10 @@ def main() -> None:
     args.cache.mkdir(parents=True, exist_ok=True)
     ids_file = args.cache / "startup-ids.json"
     ids_file.write_text(json.dumps(Prompts(program).take(args.prompt_len)))
-    ways = {"token ids": ["--token-ids", str(ids_file)], "text": ["-p", chat_prompt(program, args.prompt_len)]}
+    ways = {
+        "token ids": ["--token-ids", str(ids_file)],
+        "text": ["-p", chat_prompt(program, args.prompt_len)],
+    }
     common = ["run", str(program), "-n", "2", "--threads", str(args.threads), "--json"]
     cpu = OtherCpu(lambda: ())
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
@@ -45,7 +60,9 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     p = parser(__doc__)
     p.add_argument("--prompt-len", type=int, default=32, metavar="N", help="prompt tokens (default 32)")
-    p.add_argument("--runs", type=int, default=9, metavar="R", help="fresh processes for each way (default 9)")
+    p.add_argument(
+        "--runs", type=int, default=9, metavar="R", help="fresh processes for each way (default 9)"
+    )
     return p.parse_args()
 
 
@@ -67,7 +84,8 @@ def first_byte(command: list[str], cpu: OtherCpu) -> dict[str, Any]:
     cpu.lap()
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         head = os.read(process.stdout.fileno(), 1)
         first = time.perf_counter()
         rest, errors = process.stdout.read(), process.stderr.read().decode()
@@ -79,7 +97,9 @@ def first_byte(command: list[str], cpu: OtherCpu) -> dict[str, Any]:
     return {"first_s": first - start, "said": said, "other_cpu": cpu.lap()}
 
 
-def report(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+def report(
+    found: dict[str, list[dict[str, Any]]], args: argparse.Namespace
+) -> tuple[list[str], dict[str, Any]]:
     rows = [["prompt as", "tokens", "median s [interval]", "min", "max", "of it prefill s", "target"]]
     result: dict[str, Any] = {"runs": args.runs, "threads": args.threads}
     for name, runs in found.items():
@@ -97,7 +117,11 @@ def report(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> 
             "of_it_prefill_s": inside,
             "target": goal,
         }
-    return [f"process start to first token, {args.runs} fresh processes each, alternating", table(rows)], result
+    return [
+        f"process start to first token, {args.runs} fresh processes each, alternating",
+        table(rows),
+    ], result
 
 
-run(main)
+if __name__ == "__main__":
+    run(main)

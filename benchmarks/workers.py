@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from common import BenchmarkError, note
-from machine import OtherCpu, memory_bytes
+from machine import OtherCpu
 
 SERVE = Path(__file__).parent / "serve"
 
@@ -56,9 +56,6 @@ class Worker:
             if self._process.poll() is None:
                 os.kill(self.pid, signal.SIGSTOP)
 
-    def peak_bytes(self) -> int:
-        return memory_bytes(self.pid)["hwm"]
-
     def close(self) -> None:
         self._process.kill()  # reaches stopped processes too
         self._process.wait()
@@ -88,21 +85,22 @@ class Entrant:
     prefill_s: list[float] = field(default_factory=list)
     decode_s: list[float] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
-    other_cpu: list[float] = field(default_factory=list)
 
 
 class Contest:
     """Entrants take turns on the same prompts. Every second round runs backwards, so that a machine that
-    grows slower or faster favours nobody."""
+    grows slower or faster favours nobody. `other_cpu` is what other processes took of the machine, by round."""
 
     def __init__(self, entrants: dict[str, Entrant], prompt: Callable[[], list[int]], gen: int) -> None:
         self.entrants, self._prompt, self.gen = entrants, prompt, gen
+        self.other_cpu: list[float] = []
         self._cpu = OtherCpu(lambda: [e.worker.pid for e in entrants.values()])
 
     def run(self, rounds: int, warmup: int) -> None:
         """Warm up, settle on each entrant's best variant, then measure `rounds` rounds."""
         for entrant in self.entrants.values():
-            entrant.prefill_s, entrant.decode_s, entrant.tokens, entrant.other_cpu = [], [], [], []
+            entrant.prefill_s, entrant.decode_s, entrant.tokens = [], [], []
+        self.other_cpu = []
         for _ in range(max(1, warmup)):
             prompt = self._prompt()
             for entrant in self.entrants.values():
@@ -112,15 +110,15 @@ class Contest:
             entrant.variant = self._best(name, entrant)
         for number in range(rounds):
             prompt = self._prompt()
+            self._cpu.lap()
             names = list(self.entrants)[:: -1 if number % 2 else 1]
             for name in names:
                 entrant = self.entrants[name]
-                self._cpu.lap()
                 answer = self._ask(entrant, entrant.variant, prompt)
-                entrant.other_cpu.append(self._cpu.lap())
                 entrant.prefill_s.append(answer["prefill_s"])
                 entrant.decode_s.append(answer["decode_s"])
                 entrant.tokens.append(answer["tokens"])
+            self.other_cpu.append(self._cpu.lap())
             note(
                 f"round {number + 1}/{rounds}: "
                 + ", ".join(f"{name} {e.prefill_s[-1] * 1e3:.0f} ms" for name, e in self.entrants.items())

@@ -1,13 +1,154 @@
-"""Fixtures that several test files share."""
+"""Fixtures for every test: toy programs compiled once a session, and the flag that rewrites golden files."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
 import pytest
+
+import toys
+
+# Property tests must not depend on how busy the machine is, nor on a run before.
+hypothesis.settings.register_profile("doubleweave", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("doubleweave")
+
+# transformers and tokenizers may look for updates otherwise; nothing here needs the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate", action="store_true", help="rewrite tests/golden instead of comparing")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with tests/golden/NAME, or write it there with --regenerate."""
+
+    def compare(name: str, text: str) -> None:
+        path = Path(__file__).parent / "golden" / name
+        if request.config.getoption("--regenerate"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text + "\n")
+        assert text + "\n" == path.read_text()
+
+    return compare
 
 
 @pytest.fixture(scope="session")
-def toy_path(tmp_path_factory):
+def toy_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The path of a program of small methods (native_toys.py); lowering it takes some seconds, once."""
     from native_toys import toy_program
 
     return toy_program(tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(scope="session")
+def warm() -> None:
+    """Lower something small in this process, so that the processes forked from it need not warm up each."""
+    import torch
+    from torch import fx
+
+    from doubleweave.ir import Port, Segment, Static
+    from doubleweave.lower import _import_lowering, lower_graph
+
+    _import_lowering()
+
+    port = Port("in0", "float32", (1, "T", 8))
+    segment = Segment("warm", "cpu", "xnnpack", Static((2,)), (port,), (port,), "warm")
+    root = torch.nn.Module()
+    root.register_buffer("w0", torch.ones(8, 8))
+    graph = fx.Graph()
+    source = graph.placeholder("in0")
+    linear = graph.call_function(torch.ops.aten.linear.default, (source, graph.get_attr("w0")))
+    graph.output((linear,))
+    lower_graph(fx.GraphModule(root, graph), (torch.ones(8, 8),), segment, 2)
+
+
+def _compile(factory: pytest.TempPathFactory, name: str, **options: Any) -> Path:
+    import doubleweave
+
+    folder = factory.mktemp("programs") / name
+    doubleweave.compile_llm(toys.model(), folder, **options)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_program_dir(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Path:
+    """The toy in float32, bounded rows. Tests must not change it; `toy_copy` may be changed."""
+    return _compile(tmp_path_factory, "bounded", quantize="none", chunk=(32,))
+
+
+@pytest.fixture(scope="session")
+def toy_static_dir(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Path:
+    """The toy in float32, fixed sizes 1, 8 and 32."""
+    return _compile(tmp_path_factory, "static", quantize="none", shape="static", chunk=(1, 8, 32))
+
+
+@pytest.fixture(scope="session")
+def toy_8da8w_dir(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Path:
+    return _compile(tmp_path_factory, "8da8w", quantize="8da8w", chunk=(32,))
+
+
+@pytest.fixture(scope="session")
+def toy_8da4w_dir(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Path:
+    return _compile(tmp_path_factory, "8da4w", quantize="8da4w", chunk=(32,))
+
+
+@pytest.fixture
+def toy_copy(toy_program_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the toy program to damage."""
+    import shutil
+
+    return Path(shutil.copytree(toy_program_dir, tmp_path / "program"))
+
+
+@pytest.fixture(scope="session")
+def toy_program(toy_program_dir: Path) -> Any:
+    import doubleweave
+
+    return doubleweave.open(toy_program_dir)
+
+
+@pytest.fixture(scope="session")
+def toy_static_program(toy_static_dir: Path) -> Any:
+    import doubleweave
+
+    return doubleweave.open(toy_static_dir)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process; returns (exit code, stdout, stderr)."""
+    from doubleweave.cli import main
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in argv])
+        except SystemExit as error:
+            code = int(error.code or 0)
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return run
+
+
+@pytest.fixture
+def refused(cli: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """Run a command that must fail: exit code 2, one line on stderr, no traceback. Returns the line."""
+
+    def run(*argv: object) -> str:
+        code, out, err = cli(*argv)
+        assert code == 2, err
+        assert "Traceback" not in out + err
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert len(lines) == 1, err
+        assert lines[0].startswith("doubleweave: ")
+        return lines[0]
+
+    return run

@@ -11,11 +11,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-import torch  # noqa: E402
+import torch
 
-import doubleweave as dw  # noqa: E402
-from doubleweave.models import load  # noqa: E402
-from doubleweave.score import score  # noqa: E402
+import doubleweave as dw
+from doubleweave.models import load
+from doubleweave.score import score
 
 pytestmark = [pytest.mark.executorch, pytest.mark.model]
 
@@ -51,7 +51,9 @@ def expected(model) -> list[tuple[np.ndarray, list[int]]]:  # type: ignore[no-un
             tokens = [int(logits.argmax())]
             for _ in range(NUM_TOKENS - 1):
                 out = model.module(
-                    input_ids=torch.tensor([[tokens[-1]]]), past_key_values=out.past_key_values, use_cache=True
+                    input_ids=torch.tensor([[tokens[-1]]]),
+                    past_key_values=out.past_key_values,
+                    use_cache=True,
                 )
                 tokens.append(int(out.logits[0, -1].argmax()))
         found.append((logits, tokens))

@@ -57,7 +57,7 @@ def split(num_layers: int, shape: Static | Dynamic) -> Split:
     ids = ("int64", (1, "T"))
     logits = ("float32", (1, "T", 16))
     values = [Value("input_ids", *ids, "input"), Value("embedded", *hidden, "chunk")]
-    segments = [_segment("embed_tokens", shape, [ids], [hidden], 0)]
+    segments = [_segment("embed_tokens", shape, [ids], [hidden], 512)]
     calls = [Call("embed_tokens", "embed_tokens", ("input_ids",), ("embedded",))]
     rows = shape.high if isinstance(shape, Dynamic) else max(shape.sizes)
     cached = ("float32", (1, "S", 8))
@@ -119,7 +119,12 @@ def module(*, tied: bool = False, num_layers: int = NUM_LAYERS, seed: int = 0) -
         bos_token_id=None,
         eos_token_id=EOS_ID,
     )
-    return LlamaForCausalLM(config).eval()
+    built = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, weight in built.named_parameters():
+            if "norm" in name:  # ones otherwise: no two weights of the toy are equal
+                weight.uniform_(0.5, 1.5)
+    return built
 
 
 def model(**changes: Any) -> Any:
@@ -191,6 +196,6 @@ def _add_gguf_tokenizer(writer: Any) -> None:
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
     writer.add_token_types([control if token in SPECIAL_TOKENS else normal for token in tokens])
-    writer.add_token_merges([])
+    writer.add_token_scores([0.0] * len(tokens))
     writer.add_eos_token_id(EOS_ID)
     writer.add_chat_template(CHAT_TEMPLATE)

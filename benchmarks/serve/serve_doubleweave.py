@@ -50,4 +50,5 @@ def main() -> None:
     serve(answers, ready, {"prefill_decode": prefill_decode, "memory": memory})
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -29,9 +29,7 @@ def main() -> None:
         config.ignore_eos = True
         config.do_sample = False
         row = np.asarray([ids], dtype=np.int64)
-        inputs = openvino_genai.TokenizedInputs(
-            openvino.Tensor(row), openvino.Tensor(np.ones_like(row))
-        )
+        inputs = openvino_genai.TokenizedInputs(openvino.Tensor(row), openvino.Tensor(np.ones_like(row)))
         result = pipeline.generate(inputs, config)
         metrics = result.perf_metrics
         stamps_ms = metrics.raw_metrics.m_new_token_times
@@ -47,4 +45,5 @@ def main() -> None:
     serve(answers, ready, {"prefill_decode": prefill_decode})
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -113,6 +113,10 @@ void Instance::Impl::execute(bool single_thread) {
     throw Error(text("method '", method_name,
                      "' cannot run again: a check inside ExecuTorch failed in it."));
   }
+  std::unique_lock<std::mutex> turn;
+  if (group->is_shared) {
+    turn = std::unique_lock(group->run_mutex);
+  }
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (inputs[i].data == nullptr) {
       throw Error(text("method '", method_name, "': input ", i, " is not bound."));

@@ -9,11 +9,13 @@
 
 #include <array>
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "doubleweave/program.h"
@@ -65,13 +67,28 @@ class GroupAllocator final : public executorch::runtime::MemoryAllocator {
     loading_ = arena;
   }
 
+  /// Memory for a method's own values, one block for all instances of the group: it holds nothing
+  /// between runs. `index` and `size_bytes` are those of the planned buffer. Null: no memory.
+  void* planned(size_t index, size_t size_bytes) {
+    const std::lock_guard lock(mutex_);
+    void*& block = planned_[{index, size_bytes}];
+    if (block == nullptr) {
+      block = late_.allocate(size_bytes, /*alignment=*/64);
+    }
+    return block;
+  }
+
   /// Held while an instance of the group loads.
   std::mutex load_mutex;
+  /// Held while an instance of the group runs, where several may be in it.
+  std::mutex run_mutex;
+  bool is_shared = false;
 
  private:
   std::mutex mutex_;
   Arena* loading_ = nullptr;
   Arena late_;
+  std::map<std::pair<size_t, size_t>, void*> planned_;
 };
 
 struct ProgramState;

@@ -144,7 +144,7 @@ void find_slots(Instance::Impl& impl, const et::MethodMeta& meta) {
 void plan_memory(Instance::Impl& impl, const et::MethodMeta& meta) {
   for (size_t i = 0; i < meta.num_memory_planned_buffers(); ++i) {
     const auto size = static_cast<size_t>(meta.memory_planned_buffer_size(i).get());
-    auto* data = static_cast<uint8_t*>(impl.arena.allocate(size, /*alignment=*/64));
+    auto* data = static_cast<uint8_t*>(impl.group->planned(i, size));
     if (data == nullptr) {
       throw Error(text("method '", impl.method_name, "' needs ", size,
                        " bytes for its own values, and there ", "is not so much memory."));
@@ -236,6 +236,7 @@ std::unique_ptr<Instance> Program::load(const std::string& method,
     auto& group = impl_->groups[options.workspace_group];
     if (group == nullptr) {
       group = std::make_shared<GroupAllocator>();
+      group->is_shared = true;
     }
     impl->group = group;
   }

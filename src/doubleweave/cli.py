@@ -7,6 +7,7 @@ is one object.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model's text may have letters a terminal has not
     try:
         command: Callable[[argparse.Namespace], None] = args.command
         command(args)
@@ -189,9 +192,9 @@ def _compile(args: argparse.Namespace) -> None:
     from doubleweave.report import compile_summary
 
     start = time.perf_counter()
-    with tqdm(
-        total=1, bar_format="{desc:<34} {bar:24} {n_fmt}/{total_fmt} [{elapsed}]", file=sys.stderr
-    ) as bar:
+    bar_format = "{desc:<34} {bar:24} {n_fmt}/{total_fmt} [{elapsed}]"
+    # On a terminal only, and gone at the end: what else is on stderr is an error, in one line.
+    with tqdm(total=1, bar_format=bar_format, file=sys.stderr, disable=None, leave=False) as bar:
 
         def progress(what: str, done: int, total: int) -> None:
             bar.total, bar.n = total, done
@@ -227,7 +230,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.token_ids is not None:
         ids = _read_token_ids(args.token_ids)
     else:
-        prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+        prompt = _read_stdin() if args.prompt == "-" else args.prompt
         ids = program.text.encode(prompt, raw=args.raw)
 
     def show(piece: str) -> None:
@@ -292,10 +295,17 @@ def _open(folder: str) -> Program:
     return open(folder)
 
 
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input: is not text ({error}); give it as {error.encoding}") from None
+
+
 def _read_token_ids(path: str) -> list[int]:
     try:
         ids = json.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as a JSON list of token ids ({error})") from None
     if not isinstance(ids, list) or any(type(item) is not int for item in ids):
         raise InputError(f"{path}: expected a JSON list of integers (token ids), such as [1, 2, 3]")

@@ -5,6 +5,7 @@ Nothing half-written is left behind: the directory is made beside its place and 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from doubleweave.errors import LowerError, PolicyError, SourceError
 from doubleweave.ir import Dynamic, Static
-from doubleweave.manifest import PROGRAM_FILE, Manifest, ModelInfo
+from doubleweave.manifest import MANIFEST_FILE, PROGRAM_FILE, TOKENIZER_FILE, Manifest, ModelInfo
 
 if TYPE_CHECKING:
     from doubleweave.models.model import Model
@@ -107,7 +108,7 @@ def _compile(
 
     split, digest = lower(torch_split, folder / PROGRAM_FILE, step)
     if model.save_tokenizer is not None:
-        model.save_tokenizer(folder)
+        _save_tokenizer(model.save_tokenizer, folder)
     manifest = Manifest(
         model=ModelInfo(
             model.name,
@@ -125,6 +126,15 @@ def _compile(
     )
     manifest.write(folder)
     return manifest
+
+
+def _save_tokenizer(save: Callable[[Path], None], folder: Path) -> None:
+    try:
+        save(folder)
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers raises a plain Exception with what the system said
+        raise OSError(errno.EIO, f"{TOKENIZER_FILE}: {error}") from error
 
 
 def _sizes(shape: str, chunk: Sequence[int]) -> Static | Dynamic:
@@ -151,7 +161,9 @@ def _load(source: str | Path) -> Model:
 def _check_target(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise LowerError(f"{folder}: is a file, expected a folder to write; choose another one with -o")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / PROGRAM_FILE).exists():
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # The whole folder is replaced, so nothing that is not ours may be in it.
+    if found and (PROGRAM_FILE not in found or found - {PROGRAM_FILE, MANIFEST_FILE, TOKENIZER_FILE}):
         raise LowerError(
             f"{folder}: is a folder with other files in it, expected an empty or missing folder or an older "
             "program; choose another one with -o"

@@ -70,12 +70,13 @@ def made_up_weights(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Random tensors, all different, of the same shapes and dtypes, by which a template's weights are found.
 
     What a backend looks at stays as it is: zero points are kept, 4-bit values stay in range, scales above
-    zero. Tensors of less than 16 bytes are kept too: their bytes could be met by chance.
+    zero. Tensors of less than 16 bytes are kept too: their bytes could be met by chance, so they are part
+    of the structure (split.py).
     """
     generator = torch.Generator().manual_seed(20260)
     result = []
     for tensor in weights:
-        if tensor.numel() * tensor.element_size() < 16 or not tensor.any():
+        if tensor.numel() * tensor.element_size() < 16:
             result.append(tensor)
         elif tensor.dtype == torch.int8:
             low, high = (-8, 8) if int(tensor.min()) >= -8 and int(tensor.max()) < 8 else (-127, 128)

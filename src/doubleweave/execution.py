@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from doubleweave import _native
 from doubleweave.chunks import Chunk
 from doubleweave.instances import Instances
-from doubleweave.ir import Port, Shape, Static
+from doubleweave.ir import Call, Port, Shape, Static
 from doubleweave.schedule import Schedule
-from doubleweave.tasks import TaskGraph, isinstance_per_worker
+from doubleweave.tasks import TaskGraph, has_instance_per_worker
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,34 @@ class Binder:
         self.loaded: list[_native.Instance] = []
 
     def build(self) -> _native.Execution:
+        self.instances.load_all([self._method(task.call, task.chunk) for task in self.graph.tasks])
         worker_of = {task: worker for worker, tasks in enumerate(self.schedule.workers) for task in tasks}
         tasks = [self._task(number, worker_of[number]) for number in range(len(self.graph.tasks))]
         workers = [list(tasks) for tasks in self.schedule.workers]
         return _native.Execution(self.loaded, self.regions, tasks, workers, self.schedule.threads)
+
+    def _rows(self, call: Call, chunk: Chunk) -> tuple[int, int]:
+        """(first row, number of rows) of the chunk that the call computes."""
+        if call.rows == "last" and not self.all_rows:
+            return chunk.num_tokens - 1, 1
+        static = isinstance(self.segments[call.segment].shape, Static)
+        return 0, chunk.compiled_size if static else chunk.num_tokens
+
+    def _method(self, call_index: int, chunk_index: int) -> str:
+        call = self.graph.split.calls[call_index]
+        _, rows = self._rows(call, self.graph.chunks[chunk_index])
+        static = isinstance(self.segments[call.segment].shape, Static)
+        return f"{call.segment}@{rows}" if static else call.segment
 
     def _task(self, number: int, worker: int) -> _native.Task:
         task = self.graph.tasks[number]
         call = self.graph.split.calls[task.call]
         segment = self.segments[call.segment]
         chunk = self.graph.chunks[task.chunk]
-        last_only = call.rows == "last" and not self.all_rows
-        rows = chunk.compiled_size if isinstance(segment.shape, Static) else chunk.num_tokens
-        first = 0
-        if last_only:
-            first, rows = chunk.num_tokens - 1, 1
-        method = f"{segment.name}@{rows}" if isinstance(segment.shape, Static) else segment.name
-        copy = worker if isinstance_per_worker(self.graph.split, task.call) else 0
+        first, rows = self._rows(call, chunk)
+        copy = worker if has_instance_per_worker(self.graph.split, task.call) else 0
         return _native.Task(
-            self._instance(method, copy),
+            self._instance(self._method(task.call, task.chunk), copy),
             [
                 self._binding(name, port, task.chunk, chunk, rows, first)
                 for name, port in zip(call.reads, segment.inputs, strict=True)

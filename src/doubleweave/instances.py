@@ -9,14 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 from doubleweave import _native
 from doubleweave.errors import ProgramError
+from doubleweave.ir import Split
+from doubleweave.scratch import groups
 
 
 class Instances:
     """Instances by (method, copy). Copy 0 serves all workers, one at a time; further copies of a method
     without weights let several workers run it at once."""
 
-    def __init__(self, program: _native.Program) -> None:
+    def __init__(self, program: _native.Program, split: Split) -> None:
         self._program = program
+        shared = groups(split)
+        self._groups = {
+            method: shared.get(segment.name, -1) for segment in split.segments for method in segment.methods()
+        }
         self._loaded: dict[tuple[str, int], _native.Instance] = {}
 
     def get(self, method: str, copy: int = 0) -> _native.Instance:
@@ -28,14 +34,16 @@ class Instances:
 
     def load_all(self, methods: list[str]) -> None:
         """Load several at once: packing weights is most of it, and it runs without the GIL."""
-        todo = [method for method in methods if (method, 0) not in self._loaded]
+        todo = [method for method in dict.fromkeys(methods) if (method, 0) not in self._loaded]
+        if not todo:
+            return
         with ThreadPoolExecutor(max_workers=_native.max_threads()) as pool:
             for method, instance in zip(todo, pool.map(self._load, todo), strict=True):
                 self._loaded[method, 0] = instance
 
     def _load(self, method: str) -> _native.Instance:
         try:
-            return self._program.load(method)
+            return self._program.load(method, self._groups.get(method, -1))
         except _native.Error as error:
             raise ProgramError(f"{self._program.path}: {error}") from error
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,26 +109,37 @@ def _lower_all(
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet_worker)
     try:
-        with pool:
+        with _interrupts_held():
             futures = {pool.submit(_lower_one, job): job for job in todo}
-            for future in as_completed(futures):
-                job = futures[future]
-                try:
-                    templates[job.key] = future.result()
-                except (LowerError, KeyboardInterrupt):
-                    raise
-                except Exception as error:
-                    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-                    raise LowerError(
-                        f"segment {job}: {job.segment.backend} cannot lower it ({type(error).__name__}: {first})"
-                    ) from error
-                progress(str(job))
+        for future in as_completed(futures):
+            job = futures[future]
+            try:
+                templates[job.key] = future.result()
+            except LowerError:
+                raise
+            except Exception as error:
+                first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+                raise LowerError(
+                    f"segment {job}: {job.segment.backend} cannot lower it ({type(error).__name__}: {first})"
+                ) from error
+            progress(str(job))
+        pool.shutdown()
     except BaseException:
         _stop(pool)
         raise
     finally:
         _inherited = None
     return templates
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while processes fork: Python drops what is raised in its fork handlers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
@@ -145,7 +158,6 @@ def _import_lowering() -> None:
 
 def _quiet_worker() -> None:
     import logging
-    import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and stops us
     torch.set_num_threads(1)

@@ -94,10 +94,12 @@ class Method:
             raise InputError(f"{self.name}, out: found {len(given)} arrays, expected {len(shapes)}")
         result = []
         for array, shape, port in zip(given, shapes, ports, strict=True):
-            if array.dtype != port.dtype or array.size < math.prod(shape) or not array.flags.c_contiguous:
+            # One that is not contiguous would be written to a copy.
+            usable = array.flags.c_contiguous and array.flags.writeable
+            if array.dtype != port.dtype or array.size < math.prod(shape) or not usable:
                 raise InputError(
-                    f"{self.name}, out: found {array.dtype}{list(array.shape)}, expected contiguous {port.dtype} "
-                    f"with room for {list(shape)}"
+                    f"{self.name}, out: found {array.dtype}{list(array.shape)}, expected contiguous, writable "
+                    f"{port.dtype} with room for {list(shape)}"
                 )
             result.append(array.reshape(-1)[: math.prod(shape)].reshape(shape))
         return result

@@ -28,7 +28,7 @@ class Program:
             self._native = _native.Program(str(folder / manifest.PROGRAM_FILE))
         except _native.Error as error:
             raise ProgramError(f"{error}; compile the program again") from error
-        self.instances = Instances(self._native)
+        self.instances = Instances(self._native, self.split)
         wanted = {name for segment in self.split.segments for name in segment.methods()}
         if missing := sorted(wanted - set(self._native.method_names)):
             raise ProgramError(

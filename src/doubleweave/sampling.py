@@ -39,7 +39,8 @@ class Sampler:
         """The next token id from logits, float32 [vocab]."""
         if self.sampling.temperature == 0.0:
             return int(np.argmax(logits))
-        scaled = (logits.astype(np.float64) - logits.max()) / self.sampling.temperature
+        with np.errstate(over="ignore"):  # a temperature near zero: all but the largest become -inf
+            scaled = (logits.astype(np.float64) - logits.max()) / self.sampling.temperature
         probabilities = np.exp(scaled)
         probabilities /= probabilities.sum()
         order = np.argsort(-probabilities, kind="stable")

@@ -1,25 +1,16 @@
 """Schedules: for each worker, the ordered list of its tasks. Data, with a text form that parses back.
 
-It knows nothing of threads or ExecuTorch; it reads a task graph and estimated costs.
+It knows nothing of threads or ExecuTorch; it reads a task graph.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from doubleweave.errors import InputError, ScheduleError
-from doubleweave.ir import Segment
 from doubleweave.tasks import TaskGraph
 
 SCHEDULES = ("sequential", "pipelined")
-
-# Throughput of one core, to place tasks by before anything is measured: seconds per weight byte and row,
-# seconds per multiply-add of attention, seconds a task.
-_SECONDS_PER_WEIGHT_BYTE_ROW = 4.7e-12
-_SECONDS_PER_ATTENTION_MAC = 2.0e-11
-_SECONDS_PER_TASK = 5e-6
 
 
 @dataclass(frozen=True)
@@ -69,58 +60,20 @@ def sequential(graph: TaskGraph, threads: int) -> Schedule:
 
 
 def pipelined(graph: TaskGraph, num_workers: int) -> Schedule:
-    """One-thread workers, each taking the next task that can start, earlier chunks first.
+    """One-thread workers that take the chunks in turn, each chunk a layer or so behind the one before.
 
-    With a single chunk there is nothing to overlap: it runs with every thread in every method.
+    A chunk stays on one worker: its values stay in that core's cache, and workers meet only where a chunk
+    needs the rows of earlier ones. With a single chunk there is nothing to overlap: it runs with every
+    thread in every method.
     """
     if len(graph.chunks) == 1 or num_workers == 1:
         return Schedule("pipelined", sequential(graph, num_workers).workers, num_workers)
-    seconds = estimate(graph)
-    waiting = [len(after) for after in graph.after]
-    readers: list[list[int]] = [[] for _ in graph.tasks]
-    for task, after in enumerate(graph.after):
-        for earlier in after:
-            readers[earlier].append(task)
-    ready_at = [0.0] * len(graph.tasks)
-    ready = [task for task, count in enumerate(waiting) if count == 0]
-    free_at = [(0.0, worker) for worker in range(num_workers)]
-    workers: list[list[int]] = [[] for _ in range(num_workers)]
-    while ready:
-        now, worker = heapq.heappop(free_at)
-        # Task numbers go up with the chunk, so among those that can start now the smallest is the oldest.
-        task = min(ready, key=lambda t: (max(now, ready_at[t]), t))
-        ready.remove(task)
-        end = max(now, ready_at[task]) + seconds[task]
-        workers[worker].append(task)
-        heapq.heappush(free_at, (end, worker))
-        for reader in readers[task]:
-            ready_at[reader] = max(ready_at[reader], end)
-            waiting[reader] -= 1
-            if waiting[reader] == 0:
-                ready.append(reader)
-    return Schedule("pipelined", tuple(map(tuple, workers)), 1)
-
-
-def estimate(graph: TaskGraph) -> list[float]:
-    """Seconds each task may take on one core, from its operations alone."""
-    segments = {segment.name: segment for segment in graph.split.segments}
-    result = []
-    for task in graph.tasks:
-        chunk = graph.chunks[task.chunk]
-        result.append(_seconds(segments[graph.split.calls[task.call].segment], chunk))
-    return result
-
-
-def _seconds(segment: Segment, chunk: Sequence[int]) -> float:
-    start, num_tokens, compiled_size = chunk
-    if segment.backend == "portable":
-        width = sum(size for size in segment.inputs[0].shape[2:] if isinstance(size, int))
-        # Causal: a chunk's rows see all keys before it and half of its own.
-        keys = start + num_tokens / 2
-        return _SECONDS_PER_TASK + _SECONDS_PER_ATTENTION_MAC * 2 * num_tokens * keys * width
-    if segment.num_delegated == 0:
-        return _SECONDS_PER_TASK
-    return _SECONDS_PER_TASK + _SECONDS_PER_WEIGHT_BYTE_ROW * segment.weight_bytes * compiled_size
+    workers = min(num_workers, len(graph.chunks))
+    rows = [
+        tuple(number for number, task in enumerate(graph.tasks) if task.chunk % workers == worker)
+        for worker in range(workers)
+    ]
+    return Schedule("pipelined", tuple(rows), 1)
 
 
 def verify(schedule: Schedule, graph: TaskGraph) -> None:

@@ -133,7 +133,12 @@ class Session:
         self._cache.truncate(0)
 
     def _checked(self, token_ids: TokenIds) -> npt.NDArray[np.int64]:
-        ids = np.asarray(token_ids)
+        try:
+            ids = np.asarray(token_ids)
+        except ValueError:
+            raise InputError(
+                "token ids: found lists of several lengths, expected one list of integers"
+            ) from None
         if ids.ndim == 2 and ids.shape[0] == 1:
             ids = ids[0]
         if ids.ndim != 1:
@@ -177,8 +182,7 @@ class Session:
             return self._prepared[key]
         workers = self.threads if self.schedule == "pipelined" else 1
         chunks = cut(num_tokens, self._shape, workers)
-        lanes = min(len(chunks), workers + 1 if workers > 1 else 1)
-        graph = build(self.program.manifest.split, chunks, want, lanes)
+        graph = build(self.program.manifest.split, chunks, want, min(len(chunks), workers))
         schedule = make(self.schedule, graph, self.threads)
         verify(schedule, graph)
         buffers = _native.Buffers(list(graph.buffer_bytes))

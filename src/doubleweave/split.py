@@ -340,8 +340,11 @@ def _extract(
 
 
 def _structure(graph: fx.Graph, weights: tuple[Tensor, ...], ports: tuple[Port, ...]) -> str:
-    """A digest of everything but the weights' numbers."""
+    """A digest of everything but the numbers of weights of 16 bytes and more."""
+    # Tensors too small to be told apart by their bytes (emit.py) count with their numbers.
+    numbers = [w.tolist() if w.numel() * w.element_size() < 16 else None for w in weights]
     lines = [str([(p.dtype, p.shape) for p in ports]), str([(w.dtype, tuple(w.shape)) for w in weights])]
+    lines.append(str(numbers))
     index = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         target = node.target if isinstance(node.target, str) else str(node.target)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from doubleweave import scratch
 from doubleweave.chunks import Chunk
 from doubleweave.ir import Dynamic, Split
 
@@ -25,7 +26,7 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskGraph:
-    """Tasks in an order that can run, chunk behind chunk.
+    """Tasks chunk behind chunk, which is an order that can run when one chunk is in flight.
 
     `after[i]` lists what task i waits for. `buffers` maps (value, chunk) to a buffer number; buffer b has
     `buffer_rows[b]` * row bytes in `buffer_bytes[b]`.
@@ -73,13 +74,14 @@ def needed(split: Split, chunks: Sequence[Chunk], want: Want) -> tuple[Task, ...
     return tuple(sorted(found, key=lambda task: (task.chunk, task.call)))
 
 
-def build(split: Split, chunks: tuple[Chunk, ...], want: Want, lanes: int) -> TaskGraph:
-    """Build the task graph with buffers for `lanes` chunks in flight at once."""
+def build(split: Split, chunks: tuple[Chunk, ...], want: Want, in_flight: int = 1) -> TaskGraph:
+    """Build the task graph with buffers for `in_flight` chunks at once; chunk c follows c - in_flight."""
     tasks = needed(split, chunks, want)
     index = {task: number for number, task in enumerate(tasks)}
     writer = split.writer()
     values = {value.name: value for value in split.values}
-    pool = _BufferPool(lanes, max(chunk.compiled_size for chunk in chunks))
+    most_rows = max(chunk.compiled_size for chunk in chunks)
+    pool = _BufferPool(in_flight)
     last_read = _last_reads(split, tasks)
     after: list[tuple[int, ...]] = []
     buffers: dict[tuple[str, int], int] = {}
@@ -94,13 +96,14 @@ def build(split: Split, chunks: tuple[Chunk, ...], want: Want, lanes: int) -> Ta
         # One method is one instance (attention apart): its calls run one behind the other, which also
         # appends a layer's chunks in order.
         before = Task(task.call, task.chunk - 1)
-        if before in index and not isinstance_per_worker(split, task.call):
+        if before in index and not has_instance_per_worker(split, task.call):
             waits.add(index[before])
         for name in call.writes:
             if values[name].kind == "cache":
                 continue
             keep = values[name].kind == "output"
-            buffer, free_after = pool.take(task.chunk, values[name].row_bytes, keep)
+            rows = 1 if call.rows == "last" and want == "last" else most_rows
+            buffer, free_after = pool.take(task.chunk, values[name].row_bytes, rows, keep)
             waits |= free_after
             buffers[name, task.chunk] = buffer
             pool.use(buffer, number)
@@ -111,10 +114,38 @@ def build(split: Split, chunks: tuple[Chunk, ...], want: Want, lanes: int) -> Ta
             if last_read.get((name, task.chunk)) == number and values[name].kind == "chunk":
                 pool.release(task.chunk, buffers[name, task.chunk])
         after.append(tuple(sorted(_direct(waits, after))))
-    return TaskGraph(split, chunks, tasks, tuple(after), buffers, tuple(pool.sizes))
+    spaced = _keep_close(split, index, after, len(chunks), in_flight)
+    return TaskGraph(split, chunks, tasks, spaced, buffers, tuple(pool.sizes))
 
 
-def isinstance_per_worker(split: Split, call: int) -> bool:
+def _keep_close(
+    split: Split, index: dict[Task, int], after: list[tuple[int, ...]], num_chunks: int, in_flight: int
+) -> tuple[tuple[int, ...], ...]:
+    """Let no chunk run so far ahead of those in flight that two meet in one group of scratch memory.
+
+    Chunks run in rounds of `in_flight`; within a round none is a whole number of groups ahead of the last,
+    and a round starts no earlier than that behind the last chunk of the round before.
+    """
+    order, span = scratch.blocks(split), scratch.num_groups(split) - 1
+    result = list(after)
+    if not 1 < in_flight <= (span + 1) // 2:
+        return tuple(result)
+    for chunk in range(num_chunks):
+        last = min((chunk // in_flight + 1) * in_flight, num_chunks) - 1
+        for place, call in enumerate(order):
+            behind = place - span
+            if behind >= 0 and chunk != last:
+                other = Task(order[behind], last)
+            elif behind < 0 and chunk >= in_flight:
+                other = Task(order[behind], chunk // in_flight * in_flight - 1)
+            else:
+                continue
+            number = index[Task(call, chunk)]
+            result[number] = (*result[number], index[other])
+    return tuple(result)
+
+
+def has_instance_per_worker(split: Split, call: int) -> bool:
     """Whether each worker has its own instance: dynamic segments without weights (attention)."""
     segment = split.segment(split.calls[call].segment)
     return isinstance(segment.shape, Dynamic) and segment.weight_bytes == 0
@@ -138,22 +169,21 @@ def _direct(waits: set[int], after: Sequence[tuple[int, ...]]) -> set[int]:
 class _BufferPool:
     """Buffers by lane and row size; a buffer's next writer waits for everyone who used it before."""
 
-    def __init__(self, lanes: int, rows: int) -> None:
+    def __init__(self, lanes: int) -> None:
         self.lanes = lanes
-        self.rows = rows
         self.sizes: list[int] = []
         self.users: list[set[int]] = []
         self.row_bytes: list[int] = []
         self.free: dict[tuple[int, int], list[int]] = {}
 
-    def take(self, chunk: int, row_bytes: int, keep: bool) -> tuple[int, set[int]]:
+    def take(self, chunk: int, row_bytes: int, rows: int, keep: bool) -> tuple[int, set[int]]:
         """A buffer for the chunk's lane, and the tasks to wait for. `keep`: it is never reused."""
         free = self.free.setdefault((chunk % self.lanes, row_bytes), [])
         if free and not keep:
             buffer = free.pop(0)
             waits, self.users[buffer] = self.users[buffer], set()
             return buffer, waits
-        self.sizes.append(self.rows * row_bytes)
+        self.sizes.append(rows * row_bytes)
         self.row_bytes.append(row_bytes)
         self.users.append(set())
         return len(self.sizes) - 1, set()

@@ -32,10 +32,14 @@ class Text:
     def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
         """Token ids of a prompt, as one user message of the chat template unless `raw`.
 
-        Raises InputError for an empty prompt.
+        Raises InputError for an empty prompt and for one that is not valid Unicode.
         """
         if not prompt:
             raise InputError("prompt: found an empty text, expected at least one character")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"prompt: is not valid Unicode ({error.reason}); give it as UTF-8") from None
         if raw or self._model.chat_template is None:
             return list(self._tokenizer.encode(prompt).ids)
         return self.encode_chat([{"role": "user", "content": prompt}])
@@ -72,8 +76,9 @@ def _render(template: str, messages: Sequence[dict[str, str]], special_tokens: d
         rendered: str = environment.from_string(template).render(
             messages=list(messages), add_generation_prompt=True, **special_tokens
         )
-    except jinja2.TemplateError as error:
-        raise InputError(f"chat template: {error}; give the prompt raw (--raw)") from None
+    except Exception as error:  # a template is a program: it may divide by zero
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"chat template: {reason}; give the prompt raw (--raw)") from None
     return rendered
 
 

@@ -7,6 +7,7 @@ compile options to use. It knows nothing of models or schedules.
 from __future__ import annotations
 
 from collections.abc import Callable
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import torch
@@ -63,8 +64,49 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Callable[[_We
 
 
 def partitioners() -> list[object]:
-    """One partitioner for everything: with the dynamically quantized one listed first, as is usual, each
-    linear becomes a delegate of its own; the numbers and the speed are the same, lowering takes longer."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    """One partitioner that makes the fewest delegates.
 
-    return [XnnpackPartitioner()]
+    XnnpackPartitioner alone cuts a quantized block in two (and with the dynamically quantized one listed
+    first, as is usual, gives each linear a delegate of its own); what passes between delegates costs memory
+    and time. Here all that XNNPACK takes at one level is one delegate.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from torch.fx.passes.infra.partitioner import Partition
+
+    class LevelPartitioner(XnnpackPartitioner):  # type: ignore[misc]
+        def generate_partitions(self, ep: Any) -> list[Any]:
+            groups = self.get_matched_nodes_from_configs(ep)
+            levels = _levels(ep.graph_module.graph, groups)
+            if levels is None:
+                found: list[Any] = super().generate_partitions(ep)
+                return found
+            by_level: dict[int, list[Any]] = {}
+            for group, level in zip(groups, levels, strict=True):
+                by_level.setdefault(level, []).extend(group)
+            return [Partition(id=level, nodes=nodes) for level, nodes in sorted(by_level.items())]
+
+    return [LevelPartitioner()]
+
+
+def _levels(graph: fx.Graph, groups: list[list[Any]]) -> list[int] | None:
+    """The level of each group: how many nodes outside all groups lie on the way to it, at most.
+
+    Groups of one level can be one delegate without a cycle. None when the groups themselves form one.
+    """
+    group_of = {node: number for number, group in enumerate(groups) for node in group}
+    units = [*groups, *([node] for node in graph.nodes if node not in group_of)]
+    unit_of = {node: number for number, unit in enumerate(units) for node in unit}
+    inputs = [
+        {unit_of[source] for node in unit for source in node.all_input_nodes} - {number}
+        for number, unit in enumerate(units)
+    ]
+    try:
+        order = list(TopologicalSorter(dict(enumerate(inputs))).static_order())
+    except CycleError:
+        return None
+    levels = [0] * len(units)
+    for unit in order:
+        outside = unit >= len(groups)
+        computed = [u for u in inputs[unit] if units[u][0].op == "call_function"]
+        levels[unit] = max((levels[u] + (u >= len(groups) and not outside) for u in computed), default=0)
+    return levels[: len(groups)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -21,18 +22,21 @@ def quiet() -> Iterator[None]:
     """Keep transformers' bars and warnings off the terminal; ours say what happens."""
     from transformers.utils import logging as untyped
 
-    logging: Any = untyped
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging: Any = untyped
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # what torch says of torchao when transformers imports it
     try:
         # The bar of the GGUF reader has no switch.
         with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
+        logging.disable(disabled)
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
 
 
 def load(path: Path) -> Model:
@@ -44,9 +48,9 @@ def load(path: Path) -> Model:
 
 def load_pretrained(path: Path, name: str, **kwargs: Any) -> Model:
     """`AutoModelForCausalLM.from_pretrained(path, **kwargs)` and its tokenizer as a Model."""
-    from transformers import AutoModelForCausalLM
-
     with quiet():
+        from transformers import AutoModelForCausalLM
+
         try:
             module: Any = AutoModelForCausalLM.from_pretrained(
                 path,

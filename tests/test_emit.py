@@ -1,0 +1,162 @@
+"""Templates: a layer filled from its structure's template is the layer lowered directly."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+import toys
+from doubleweave.ir import Dynamic, Static
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.executorch
+
+
+def split_of(recipe, shape):
+    from doubleweave.export import export_llm, owned_modules
+    from doubleweave.lower import prepare
+    from doubleweave.quantize import quantize
+    from doubleweave.split import split_graph
+
+    module = toys.module()
+    split = split_graph(
+        export_llm(module, 8),
+        owned_modules(module),
+        last_row=frozenset({"lm_head"}),
+        static=shape,
+        max_context=toys.MAX_CONTEXT,
+        backend="xnnpack",
+        static_device="cpu",
+    )
+    return prepare(quantize(split, recipe))
+
+
+def filled(template, weights):
+    """(payloads, named data, buffers) as bytes of a template over weights, keys renamed as the writer does."""
+    from doubleweave.emit import encode
+    from doubleweave.pte import _KEY
+
+    named, keys = {}, {}
+    for key, source in template.named.items():
+        data = encode(source, weights)
+        new = ("scale_" if key.startswith("scale_") else "") + hashlib.sha256(data).hexdigest()
+        keys[key.encode()] = new.encode()
+        named[new] = data
+    payloads = [_KEY.sub(lambda m: keys.get(m.group(), m.group()), payload) for payload in template.payloads]
+    return payloads, named, [encode(source, weights) for source in template.buffers]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shape"),
+    [("none", Dynamic(1, 8)), ("8da8w", Dynamic(1, 8)), ("8da4w", Dynamic(1, 8)), ("8da8w", Static((8,)))],
+)
+def test_a_filled_template_is_the_layer_lowered_directly(warm, recipe, shape):
+    from doubleweave.emit import Constant, made_up_weights
+    from doubleweave.lower import lower_graph
+
+    split = split_of(recipe, shape)
+    size = None if isinstance(shape, Dynamic) else 8
+    first, second = split.split.segment("block_1"), split.split.segment("block_2")
+    assert first.structure == second.structure
+    graph = split.graphs[first.structure]
+    template = lower_graph(graph, made_up_weights(split.weights["block_1"]), first, size)
+    from_weights = [s for s in (*template.named.values(), *template.buffers) if isinstance(s, Constant)]
+    assert len(from_weights) >= 7  # the linears at least
+    weights = split.weights["block_2"]
+    direct = lower_graph(graph, weights, second, size)
+    assert filled(template, weights) == filled(direct, weights)
+    assert (template.num_operators, template.num_delegated) == (direct.num_operators, direct.num_delegated)
+    assert str(template.plan) == str(direct.plan)
+
+
+def two_linears(biases):
+    """A split segment of two linears with biases, whose weights are random and whose biases are given."""
+    from torch import fx
+
+    from doubleweave.ir import Port, Segment
+
+    port = Port("in0", "float32", (1, "T", 8))
+    segment = Segment("two", "cpu", "xnnpack", Static((2,)), (port,), (port,), "two")
+    generator = torch.Generator().manual_seed(len(biases[0]) + int(biases[0].sum()))
+    first, second = (torch.randn(8, 8, generator=generator) for _ in range(2))
+    weights = (first, biases[0], second, biases[1])
+    root, graph = torch.nn.Module(), fx.Graph()
+    value = graph.placeholder("in0")
+    for index in range(4):
+        root.register_buffer(f"w{index}", weights[index])
+    for index in (0, 2):
+        parameters = (graph.get_attr(f"w{index}"), graph.get_attr(f"w{index + 1}"))
+        value = graph.call_function(torch.ops.aten.linear.default, (value, *parameters))
+    graph.output((value,))
+    return fx.GraphModule(root, graph), weights, segment
+
+
+def test_a_layer_with_zero_biases_stands_for_layers_with_others(warm):
+    from doubleweave.emit import made_up_weights
+    from doubleweave.lower import lower_graph
+
+    graph, zeros, segment = two_linears((torch.zeros(8), torch.zeros(8)))
+    template = lower_graph(graph, made_up_weights(zeros), segment, 2)
+    _, weights, _ = two_linears((torch.arange(8.0) + 1, -torch.arange(8.0) - 1))
+    assert filled(template, weights) == filled(lower_graph(graph, weights, segment, 2), weights)
+
+
+def test_numbers_of_tiny_tensors_belong_to_the_structure():
+    from doubleweave.split import _structure
+
+    def structure(tiny, large):
+        graph, weights, segment = two_linears((torch.zeros(8), torch.zeros(8)))
+        return _structure(graph.graph, (*weights, tiny, large), segment.inputs)
+
+    wanted = structure(torch.ones(1), torch.ones(4))
+    assert structure(torch.ones(1), torch.zeros(4)) == wanted
+    assert structure(torch.zeros(1), torch.ones(4)) != wanted
+
+
+def test_layers_differ_only_in_their_weights(warm):
+    from doubleweave.lower import jobs
+
+    split = split_of("none", Dynamic(1, 8))
+    lowered = {job.segment.name for job in jobs(split.split)}
+    assert len(lowered & {"block_1", "block_2"}) == 1
+    assert {"block_0", "block_3"} <= lowered  # the first has no attention before it, the last none behind
+
+
+def test_made_up_weights_look_like_the_real_ones():
+    from doubleweave.emit import made_up_weights
+
+    real = (
+        torch.randn(8, 32),
+        torch.randint(-8, 8, (8, 32), dtype=torch.int8),
+        torch.randint(-127, 128, (64, 32), dtype=torch.int8),
+        torch.zeros(8, dtype=torch.int64),
+        torch.tensor([2.0]),
+        torch.randn(8, 32),
+    )
+    made = made_up_weights(real)
+    assert [(t.shape, t.dtype) for t in made] == [(t.shape, t.dtype) for t in real]
+    assert not torch.equal(made[0], real[0])
+    assert not torch.equal(made[0], made[5])
+    assert (made[0] > 0).all()  # they may be scales
+    assert -8 <= int(made[1].min()) <= int(made[1].max()) <= 7
+    assert int(made[2].abs().max()) > 8
+    assert torch.equal(made[3], real[3])
+    assert torch.equal(made[4], real[4])
+    assert all(torch.equal(a, b) for a, b in zip(made, made_up_weights(real), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "tensor", "data"),
+    [
+        ("raw", [1, -2], b"\x01\xfe"),
+        ("nibbles", [-8, 7, 0, -1], b"\xf0\x78"),
+    ],
+)
+def test_encodings(encoding, tensor, data):
+    from doubleweave.emit import Constant, encode
+
+    weights = (torch.tensor(tensor, dtype=torch.int8),)
+    assert encode(Constant(0, encoding), weights) == data
+    assert encode(b"as it is", weights) == b"as it is"
+    assert encode(Constant(0, "bfloat16"), (torch.tensor([1.0]),)) == b"\x80\x3f"

@@ -1,0 +1,112 @@
+"""What `import doubleweave` promises, and what it must not drag in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import doubleweave
+
+# Needs of compiling, which a phone or a server that only runs programs does not have.
+COMPILE_TIME = ("torch", "transformers", "executorch", "torchao", "gguf", "safetensors")
+
+
+def test_public_names():
+    assert doubleweave.__all__ == [
+        "DoubleweaveError",
+        "Generation",
+        "InputError",
+        "LowerError",
+        "Method",
+        "PolicyError",
+        "Program",
+        "ProgramError",
+        "RunError",
+        "Sampling",
+        "ScheduleError",
+        "Session",
+        "SourceError",
+        "SplitError",
+        "Timeline",
+        "compile_llm",
+        "open",
+    ]
+    assert doubleweave.__all__ == sorted(doubleweave.__all__)
+
+
+@pytest.mark.parametrize("name", doubleweave.__all__)
+def test_public_names_exist_and_are_documented(name):
+    assert getattr(doubleweave, name).__doc__
+
+
+def modules() -> list[Path]:
+    return sorted(Path(doubleweave.__file__).parent.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
+def test_every_module_says_what_it_is(path):
+    source = path.read_text()
+    assert not source or ast.get_docstring(ast.parse(source))
+
+
+def imported_at_the_top(path: Path) -> set[str]:
+    """First names of the modules that importing the file imports (not those inside functions)."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize(
+    "name", ["errors", "ir", "chunks", "tasks", "schedule", "timeline", "manifest", "text"]
+)
+def test_pure_modules_import_neither_torch_nor_the_native_module(name):
+    path = Path(doubleweave.__file__).with_name(f"{name}.py")
+    assert not imported_at_the_top(path) & {*COMPILE_TIME, "_native"}
+
+
+RUN = """
+import json, sys
+import doubleweave
+program = doubleweave.open(sys.argv[1])
+result = program.generate([1, 2, 3], max_new_tokens=4)
+assert 1 <= result.new_tokens <= 4
+program.generate("hi", max_new_tokens=2, temperature=0.7, seed=1)
+found = sorted({name.partition(".")[0] for name in sys.modules})
+print(json.dumps(found))
+"""
+
+COMMANDS = """
+import json, sys
+from doubleweave.cli import main
+folder, text = sys.argv[1:]
+assert main(["run", folder, "-p", "hi", "-n", "3", "--trace", "--json"]) == 0
+assert main(["inspect", folder, "--json"]) == 0
+assert main(["bench", folder, "--prompt-len", "9", "--gen", "2", "--runs", "1"]) == 0
+assert main(["score", folder, text]) == 0
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+@pytest.mark.executorch
+@pytest.mark.parametrize("code", [RUN, COMMANDS], ids=["python", "commands"])
+def test_running_a_program_imports_nothing_of_compiling(code, toy_program_dir, tmp_path):
+    import json
+
+    text = tmp_path / "text.txt"
+    text.write_text("some text")
+    arguments = [str(toy_program_dir)] + ([str(text)] if code is COMMANDS else [])
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "numpy" in found
+    assert not set(found) & set(COMPILE_TIME)

@@ -1,0 +1,133 @@
+"""Quantization: how far a weight may move, and that a compiled program computes what eager torch does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import toys
+from doubleweave.errors import PolicyError
+from doubleweave.ir import Dynamic
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.executorch
+
+TOKENS = np.random.default_rng(3).integers(0, toys.VOCAB_SIZE, 60)
+
+
+@st.composite
+def weights(draw):
+    """float32 [N, K] with K a multiple of 32, rows of very different sizes, zero rows among them."""
+    rows, groups = draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    sizes = draw(st.lists(st.sampled_from([0.0, 1e-20, 1e-3, 1.0, 1e4]), min_size=rows, max_size=rows))
+    return torch.randn(rows, 32 * groups, generator=generator) * torch.tensor(sizes)[:, None]
+
+
+@given(weights())
+def test_int8_moves_a_weight_by_half_a_step_at_most(weight):
+    from doubleweave.quantize import int8_per_channel
+
+    values, scales, zero_points = int8_per_channel(weight)
+    assert (values.dtype, scales.dtype, zero_points.dtype) == (torch.int8, torch.float32, torch.int64)
+    assert values.shape == weight.shape
+    assert int(values.min()) >= -127
+    assert not zero_points.any()
+    assert (scales > 0).all()
+    error = (values * scales[:, None] - weight).abs()
+    assert (error <= scales[:, None] * 0.5001).all()
+    largest = weight.abs().amax(dim=1)
+    assert torch.allclose(scales[largest > 1e-10] * 127, largest[largest > 1e-10])
+
+
+@given(weights())
+def test_int4_moves_a_weight_by_little_and_less_than_plain_rounding(weight):
+    from doubleweave.quantize import GROUP_SIZE, int4_per_group
+
+    values, scales, zero_points = int4_per_group(weight)
+    assert (values.dtype, scales.dtype, zero_points.dtype) == (torch.int8, torch.float32, torch.int32)
+    assert -8 <= int(values.min()) <= int(values.max()) <= 7
+    assert scales.shape == (weight.shape[0], weight.shape[1] // GROUP_SIZE)
+    assert torch.equal(scales, scales.to(torch.bfloat16).to(torch.float32))
+    assert (scales > 0).all()
+    groups = weight.view(*scales.shape, GROUP_SIZE)
+
+    def squared_error(scale):
+        rounded = torch.round(groups / scale[..., None]).clamp(-8, 7)
+        return (rounded * scale[..., None] - groups).square().sum(dim=2)
+
+    plain = (groups.abs().amax(dim=2) / 7).clamp(min=2.0**-100).to(torch.bfloat16).float()
+    assert (squared_error(scales) <= squared_error(plain)).all()
+    found = (values.view(groups.shape) * scales[..., None] - groups).square().sum(dim=2)
+    assert torch.equal(found, squared_error(scales))
+
+
+def split_of(recipe):
+    from doubleweave.export import export_llm, owned_modules
+    from doubleweave.quantize import quantize
+    from doubleweave.split import split_graph
+
+    module = toys.module()
+    graph = export_llm(module, 32)
+    owners = owned_modules(module)
+    split = split_graph(
+        graph,
+        owners,
+        last_row=frozenset({"lm_head"}),
+        static=Dynamic(1, 32),
+        max_context=toys.MAX_CONTEXT,
+        backend="xnnpack",
+        static_device="cpu",
+    )
+    return quantize(split, recipe)
+
+
+@pytest.mark.parametrize("recipe", ["8da8w", "8da4w"])
+def test_compiled_program_agrees_with_the_split_in_eager_torch(recipe, request):
+    import doubleweave
+    from doubleweave.split import run_eager
+
+    program = doubleweave.open(request.getfixturevalue(f"toy_{recipe}_dir"))
+    assert program.manifest.model.quantize == recipe
+    with torch.no_grad():
+        wanted = run_eager(split_of(recipe), torch.from_numpy(TOKENS)[None])[0].numpy()
+        exact = run_eager(split_of("none"), torch.from_numpy(TOKENS)[None])[0].numpy()
+    found = program.session().score(TOKENS)
+    largest = np.abs(wanted).max()
+    # An activation may round to the other side, so single logits differ; the mean hardly does.
+    assert np.abs(found - wanted).max() < 5e-2 * largest
+    assert np.abs(found - wanted).mean() < 1e-2 * np.abs(wanted).mean()
+    # Quantizing itself moves them further: the two are compared with more than chance.
+    assert np.abs(exact - wanted).mean() > 2 * np.abs(found - wanted).mean()
+
+
+def test_only_linear_weights_are_quantized_and_the_head_keeps_8_bits():
+    for recipe, block_range in (("8da8w", 127), ("8da4w", 8)):
+        split = split_of(recipe)
+        largest = {
+            name: max((int(t.abs().max()) for t in tensors if t.dtype == torch.int8), default=0)
+            for name, tensors in split.weights.items()
+        }
+        assert largest["embed_tokens"] == largest["rotary"] == largest["attention"] == 0
+        assert largest["block_1"] == block_range
+        assert largest["lm_head"] == 127
+
+
+def test_none_changes_nothing():
+    split = split_of("none")
+    assert all(t.is_floating_point() for tensors in split.weights.values() for t in tensors)
+
+
+@pytest.mark.parametrize("recipe", ["", "int8", "8DA8W", "q4_0"])
+def test_unknown_recipes(recipe, tmp_path):
+    import doubleweave
+    from doubleweave.quantize import quantize
+
+    message = f"quantize: found '{recipe}', expected one of none, 8da8w, 8da4w"
+    with pytest.raises(PolicyError, match=message):
+        quantize(None, recipe)
+    with pytest.raises(PolicyError, match=message):
+        doubleweave.compile_llm(toys.model(), tmp_path / "out", quantize=recipe)
+    assert not list(tmp_path.iterdir())
