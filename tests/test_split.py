@@ -72,12 +72,12 @@ def make_model(family: str) -> torch.nn.Module:
     return model
 
 
-def split(model: torch.nn.Module, shape: Static | Dynamic = Dynamic(1, 128)) -> TorchSplit:
+def split(model: torch.nn.Module, shape: Static | Dynamic | None = None) -> TorchSplit:
     return split_graph(
         export_llm(model, 128),
         owned_modules(model),
         last_row=frozenset({"lm_head"}),
-        static=shape,
+        static=shape or Dynamic(1, 128),
         max_context=256,
         backend="xnnpack",
         static_device="cpu",

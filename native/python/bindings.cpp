@@ -119,6 +119,7 @@ void bind_programs(nb::module_& m) {
   nb::class_<Program>(m, "Program", "An ExecuTorch program file, mapped into memory.")
       .def(nb::init<const std::string&>(), "path"_a, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("path", &Program::path)
+      .def("trim", &Program::trim, "Let go of the file's pages; used ones come back on demand.")
       .def_prop_ro("method_names", &Program::method_names, nb::rv_policy::copy)
       .def(
           "load",

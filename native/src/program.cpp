@@ -1,6 +1,5 @@
 #include "doubleweave/program.h"
 
-#include <executorch/extension/data_loader/mmap_data_loader.h>
 #include <executorch/runtime/backend/backend_options_map.h>
 #include <executorch/runtime/backend/options.h>
 #include <executorch/runtime/executor/program.h>
@@ -13,6 +12,7 @@
 #include <map>
 
 #include "doubleweave/error.h"
+#include "file_loader.h"
 #include "instance_impl.h"
 #include "operators.h"
 #include "runtime_log.h"
@@ -26,11 +26,10 @@
 namespace doubleweave {
 
 namespace et = executorch::runtime;
-using executorch::extension::MmapDataLoader;
 
 struct ProgramState {
   std::string path;
-  std::optional<MmapDataLoader> loader;
+  std::optional<FileLoader> loader;
   std::optional<et::Program> program;
   std::vector<std::string> method_names;
 };
@@ -189,12 +188,7 @@ Program::Program(const std::string& path) : impl_(std::make_shared<Impl>()) {
   const LogScope log;
   ProgramState& state = *impl_->state;
   state.path = path;
-  auto loader = MmapDataLoader::from(path.c_str(), MmapDataLoader::MlockConfig::NoMlock);
-  if (!loader.ok()) {
-    throw Error(text("program '", path,
-                     "' cannot be mapped into memory: ", failure_text(loader.error()), "."));
-  }
-  state.loader.emplace(std::move(loader.get()));
+  state.loader.emplace(path);
   auto program = et::Program::load(&*state.loader, et::Program::Verification::InternalConsistency);
   if (!program.ok()) {
     throw Error(text("program '", path, "' is damaged or truncated (",
@@ -212,6 +206,8 @@ Program::Program(const std::string& path) : impl_(std::make_shared<Impl>()) {
 }
 
 Program::~Program() = default;
+
+void Program::trim() const { impl_->state->loader->trim(); }
 
 const std::string& Program::path() const { return impl_->state->path; }
 

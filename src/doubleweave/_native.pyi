@@ -58,6 +58,8 @@ class Program:
     def path(self) -> str: ...
     @property
     def method_names(self) -> list[str]: ...
+    def trim(self) -> None:
+        """Let go of the file's pages; used ones come back on demand."""
     def load(self, method: str, workspace_group: int = -1) -> Instance:
         """Load a method, without the GIL. Instances of one workspace group (not -1) share scratch memory."""
 

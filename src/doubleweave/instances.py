@@ -47,5 +47,9 @@ class Instances:
         except _native.Error as error:
             raise ProgramError(f"{self._program.path}: {error}") from error
 
+    def trim(self) -> None:
+        """Let go of the program file's pages: of the embedding table, a prefill touches many."""
+        self._program.trim()
+
     def __len__(self) -> int:
         return len(self._loaded)

@@ -12,6 +12,7 @@ import copy
 import errno
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,25 +28,36 @@ _ALIGNMENT = 128
 
 @dataclass
 class _Data:
-    """Byte strings in the order in which they go into the file, each once."""
+    """Byte strings, each once."""
 
     pieces: list[bytes] = field(default_factory=list)
     index: dict[bytes, int] = field(default_factory=dict)
-    offsets: list[int] = field(default_factory=list)
-    size: int = 0
 
     def add(self, data: bytes) -> int:
         digest = hashlib.sha256(data).digest()
         if digest not in self.index:
             self.index[digest] = len(self.pieces)
             self.pieces.append(data)
-            self.offsets.append(self.size)
-            self.size = _aligned(self.size + len(data))
         return self.index[digest]
 
 
 def _aligned(size: int) -> int:
     return (size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
+
+
+def _layout(pieces: list[bytes], order: list[int]) -> tuple[list[int], int]:
+    """(the offset of each piece, bytes in all) when they follow one another in this order."""
+    offsets, end = [0] * len(pieces), 0
+    for piece in order:
+        offsets[piece] = end
+        end = _aligned(end + len(pieces[piece]))
+    return offsets, end
+
+
+def _padded(parts: list[bytes]) -> Iterator[bytes]:
+    for data in parts:
+        yield data
+        yield bytes(_aligned(len(data)) - len(data))
 
 
 class ProgramWriter:
@@ -88,30 +100,27 @@ class ProgramWriter:
 
     def write(self, path: Path) -> str:
         """Write the file and return its SHA-256 (hex). Raises LowerError when it cannot be written."""
-        header = self._header()
+        # Constants of CPU kernels come first, small ones in front: they are read where they lie in the file.
+        pieces = self._data.pieces
+        order = sorted(range(len(pieces)), key=lambda i: (i not in self._buffers, len(pieces[i])))
+        offsets, size = _layout(pieces, order)
+        header = self._header(offsets, size)
         digest = hashlib.sha256()
         try:
             with open(path, "wb") as file:
-                for data in self._parts(header):
+                for data in _padded([header, *(pieces[i] for i in order)]):
                     digest.update(data)
                     file.write(data)
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-            needed = (len(header) + self._data.size) >> 20
+            needed = (len(header) + size) >> 20
             raise LowerError(
                 f"{path}: cannot be written: {reason}; the program takes {needed + 1} MiB: free some space or "
                 "choose another folder with -o"
             ) from error
         return digest.hexdigest()
 
-    def _parts(self, header: bytes) -> Any:
-        yield header
-        yield bytes(_aligned(len(header)) - len(header))
-        for data in self._data.pieces:
-            yield data
-            yield bytes(_aligned(len(data)) - len(data))
-
-    def _header(self) -> bytes:
+    def _header(self, offsets: list[int], data_bytes: int) -> bytes:
         """The flatbuffer with ExecuTorch's extended header; everything else is segments behind it."""
         from executorch.exir._serialize import _program as serialize
         from executorch.exir.schema import (
@@ -123,9 +132,10 @@ class ProgramWriter:
             SubsegmentOffsets,
         )
 
-        offsets, pieces = self._data.offsets, self._data.pieces
-        # Segment 0 spans all the data, so that constants are offsets into it.
-        segments = [DataSegment(offset=0, size=self._data.size)]
+        pieces = self._data.pieces
+        # Segment 0 spans the constants, which are offsets into it; each piece is a segment besides.
+        constant_bytes = max((offsets[piece] + len(pieces[piece]) for piece in self._buffers), default=0)
+        segments = [DataSegment(offset=0, size=constant_bytes)]
         segments += [
             DataSegment(offset=offset, size=len(data)) for offset, data in zip(offsets, pieces, strict=True)
         ]
@@ -154,7 +164,7 @@ class ProgramWriter:
         length = serialize.aligned_size(serialize._ExtendedHeader.EXPECTED_LENGTH, flatbuffer.max_alignment)
         size = length + len(flatbuffer.data)
         header = serialize._ExtendedHeader(
-            program_size=size, segment_base_offset=_aligned(size), segment_data_size=self._data.size
+            program_size=size, segment_base_offset=_aligned(size), segment_data_size=data_bytes
         ).to_bytes()
         data: bytes = serialize._insert_flatbuffer_header(
             flatbuffer_data=flatbuffer.data,

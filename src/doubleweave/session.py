@@ -171,6 +171,8 @@ class Session:
             raise RunError(str(error)) from error
         padding = prepared.graph.chunks[-1].compiled_size - prepared.graph.chunks[-1].num_tokens
         self._cache.note_length(base + len(ids), padding)
+        if len(ids) > 1:
+            self.program.instances.trim()
         if events is not None:
             self.timeline = _timeline(prepared, events)
         return prepared

@@ -126,6 +126,9 @@ class Program {
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
+  /// Lets go of the file's pages (constants are read from them); used ones come back on demand.
+  void trim() const;
+
   const std::string& path() const;
   const std::vector<std::string>& method_names() const;
 

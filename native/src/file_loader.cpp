@@ -1,0 +1,67 @@
+#include "file_loader.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+
+#include "doubleweave/error.h"
+#include "text.h"
+
+namespace doubleweave {
+
+namespace et = executorch::runtime;
+
+namespace {
+
+// Called when a delegate has packed a weight: the file's pages are not needed any more. The pages
+// at either end may hold a neighbour's bytes; letting go of a clean page only costs a fault.
+void release_pages(void* /*context*/, void* data, size_t size) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(data) + size;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+}  // namespace
+
+FileLoader::FileLoader(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  struct stat status{};
+  if (file < 0 || fstat(file, &status) != 0) {
+    const int reason = errno;
+    if (file >= 0) {
+      close(file);
+    }
+    throw Error(text("program '", path, "' cannot be opened: ", std::strerror(reason), "."));
+  }
+  size_ = static_cast<size_t>(status.st_size);
+  data_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
+  const int reason = errno;
+  close(file);
+  if (data_ == MAP_FAILED) {
+    throw Error(
+        text("program '", path, "' cannot be mapped into memory: ", std::strerror(reason), "."));
+  }
+  madvise(data_, size_, MADV_NOHUGEPAGE);
+}
+
+FileLoader::~FileLoader() { munmap(data_, size_); }
+
+et::Result<et::FreeableBuffer> FileLoader::load(size_t offset, size_t size,
+                                                const SegmentInfo& /*segment_info*/) const {
+  if (offset > size_ || size > size_ - offset) {
+    return et::Error::InvalidArgument;
+  }
+  return et::FreeableBuffer(static_cast<const std::byte*>(data_) + offset, size, &release_pages);
+}
+
+et::Result<size_t> FileLoader::size() const { return size_; }
+
+void FileLoader::trim() const { madvise(data_, size_, MADV_DONTNEED); }
+
+}  // namespace doubleweave
