@@ -12,7 +12,7 @@ from doubleweave.cli import main
 
 FOLDER = Path("programs/smollm2")
 PROMPT = """\
-Read this report and answer the question at its end.
+Here is a report.
 
 The harbour of Arle builds a fishing boat every nine days. A hull is laid in the first shed, gets its ribs in
 the second and its planks in the third; each shed has a crew of six and works nine days on a hull, so three
@@ -25,7 +25,7 @@ each worker, found the hours in which the carriers had nothing to do, and asked 
 be carried today, in those hours. No one worked harder, no saw was sharper and no boat was faster, but in the
 second autumn the sheds lost only one day in twenty.
 
-Question: why did the sheds lose fewer days after the clerk's change? Answer in two or three sentences."""
+Write a short paragraph on what this teaches us about planning work ahead of time."""
 
 
 def demo() -> int:
@@ -38,7 +38,7 @@ def demo() -> int:
     if code := main(["inspect", str(FOLDER)]):
         return code
     print("\nThe answer:\n", flush=True)
-    return main(["run", str(FOLDER), "-p", PROMPT, "-n", "120", "--trace"])
+    return main(["run", str(FOLDER), "-p", PROMPT, "-n", "160", "--trace"])
 
 
 if __name__ == "__main__":

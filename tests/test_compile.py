@@ -173,11 +173,17 @@ def children(pid: int) -> set[int]:
         return set()
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+def group(leader: int) -> set[int]:
+    """The processes of a group that have not ended."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(process_group) == leader and state != "Z":
+            found.add(int(stat.parent.name))
+    return found
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
@@ -200,15 +206,14 @@ def test_ctrl_c_while_lowering(source, toy_copy):
         assert len(list(toy_copy.parent.iterdir())) == 2  # it is written beside
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
+        left = group(process.pid)
     finally:
-        process.kill()
+        for pid in group(process.pid):
+            os.kill(pid, signal.SIGKILL)
         process.wait()
     assert process.returncode == 130, err
     assert [line for line in err.splitlines() if line.strip()] == ["doubleweave: interrupted"]
     assert out == ""
     assert contents(toy_copy) == before
     assert [path.name for path in toy_copy.parent.iterdir()] == [toy_copy.name]
-    deadline = time.monotonic() + 30
-    while any(map(alive, lowering)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(alive, lowering))
+    assert not left

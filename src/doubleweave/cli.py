@@ -236,7 +236,8 @@ def _run(args: argparse.Namespace) -> None:
     def show(piece: str) -> None:
         print(piece, end="", flush=True)
 
-    result = run(program, session, ids, args.num, sampling, tuple(args.stop), show, record=True)
+    text = program.text_for(args.stop)
+    result = run(session, ids, args.num, sampling, text, tuple(args.stop), show, record=True)
     if result.text is None:
         print(json.dumps(list(result.token_ids)), end="")
     print("\n")

@@ -8,15 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from doubleweave.errors import InputError, ProgramError
+from doubleweave.errors import InputError
 from doubleweave.sampling import Sampler, Sampling
 from doubleweave.session import Session, TokenIds
-from doubleweave.text import Stream
-
-if TYPE_CHECKING:
-    from doubleweave.program import Program
+from doubleweave.text import Stream, Text
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def generate(
     if max_new_tokens < 1:
         raise InputError(f"number of new tokens: found {max_new_tokens}, expected at least 1")
     sampler = Sampler(sampling)
-    ends = set(session.program.manifest.model.eos_token_ids)
+    ends = set(session.manifest.model.eos_token_ids)
     logits = session.append(token_ids, record=record)
     for count in range(max_new_tokens):
         token = sampler(logits)
@@ -61,17 +57,17 @@ def generate(
 
 
 def run(
-    program: Program,
     session: Session,
     token_ids: TokenIds,
     max_new_tokens: int,
     sampling: Sampling,
+    text: Text | None,
     stop: Sequence[str] = (),
     on_text: Callable[[str], None] | None = None,
     record: bool = False,
 ) -> Generation:
-    """Generate to the end and measure; `on_text` gets the text piece by piece."""
-    stream = _stream(program, stop)
+    """Generate to the end and measure; `on_text` gets the text piece by piece (none without `text`)."""
+    stream = None if text is None else Stream(text, stop)
     start = time.perf_counter()
     first = last = None
     ids: list[int] = []
@@ -112,13 +108,3 @@ def run(
         threads=session.threads,
         finish=finish,
     )
-
-
-def _stream(program: Program, stop: Sequence[str]) -> Stream | None:
-    try:
-        text = program.text
-    except ProgramError:
-        if stop:
-            raise
-        return None
-    return Stream(text, stop)

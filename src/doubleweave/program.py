@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,19 @@ class Program:
         """The tokenizer and chat template; raises ProgramError when the program has none."""
         return Text(self.folder / manifest.TOKENIZER_FILE, self.manifest.model)
 
+    def text_for(self, stop: Sequence[str]) -> Text | None:
+        """`text`, or None for a program without a tokenizer; ProgramError if stop texts need one."""
+        has_tokenizer = (self.folder / manifest.TOKENIZER_FILE).exists()
+        return self.text if has_tokenizer or stop else None
+
     def session(self, schedule: str = "pipelined", threads: int | None = None) -> Session:
         """A new session with an empty cache. `threads` defaults to the machine's cores.
 
         Raises InputError for a schedule that does not exist or more threads than cores.
         """
-        return Session(self, schedule, _native.max_threads() if threads is None else threads)
+        return Session(
+            self.manifest, self.instances, schedule, _native.max_threads() if threads is None else threads
+        )
 
     def stream(
         self, session: Session, token_ids: TokenIds, max_new_tokens: int, sampling: Sampling | None = None
@@ -84,7 +91,7 @@ class Program:
             ) from None
         session = session or self.session()
         ids = self.text.encode(prompt, raw=raw) if isinstance(prompt, str) else prompt
-        return run(self, session, ids, max_new_tokens, chosen, stop)
+        return run(session, ids, max_new_tokens, chosen, self.text_for(stop), stop)
 
 
 def open(folder: str | Path) -> Program:

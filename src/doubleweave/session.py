@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +16,12 @@ from doubleweave import _native
 from doubleweave.chunks import cut
 from doubleweave.errors import InputError, RunError
 from doubleweave.execution import Memory, bind
+from doubleweave.instances import Instances
 from doubleweave.ir import Dynamic, Segment, Static
+from doubleweave.manifest import Manifest
 from doubleweave.schedule import SCHEDULES, make, verify
 from doubleweave.tasks import TaskGraph, Want, build
 from doubleweave.timeline import Event, Timeline
-
-if TYPE_CHECKING:
-    from doubleweave.program import Program
 
 FloatArray = npt.NDArray[np.float32]
 TokenIds = Sequence[int] | npt.NDArray[np.integer]
@@ -49,21 +47,22 @@ class Session:
     not run at the same time (they share the loaded methods).
     """
 
-    def __init__(self, program: Program, schedule: str, threads: int) -> None:
+    def __init__(self, manifest: Manifest, instances: Instances, schedule: str, threads: int) -> None:
         if schedule not in SCHEDULES:
             raise InputError(f"schedule: found {schedule!r}, expected one of {', '.join(SCHEDULES)}")
         most = _native.max_threads()
         if not 1 <= threads <= most:
             raise InputError(f"threads: found {threads}, expected 1 to {most} (the cores of this machine)")
-        self.program = program
+        self.manifest = manifest
+        self._instances = instances
         self.schedule = schedule
         self.threads = threads
         self.timeline: Timeline | None = None
-        split = program.manifest.split
+        split = manifest.split
         self._shape = _chunk_shape(split.segments)
         self._most_rows = self._shape.high if isinstance(self._shape, Dynamic) else max(self._shape.sizes)
         cached = [value for value in split.values if value.kind == "cache"]
-        max_context = program.manifest.model.max_context
+        max_context = manifest.model.max_context
         self._cache = _native.KvCache([value.row_bytes for value in cached], max_context, self._most_rows)
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
         self._positions = np.arange(max_context + self._most_rows, dtype=np.int64)
@@ -76,7 +75,7 @@ class Session:
 
     @property
     def max_context(self) -> int:
-        return self.program.manifest.model.max_context
+        return self.manifest.model.max_context
 
     @property
     def kv_bytes(self) -> int:
@@ -150,7 +149,7 @@ class Session:
             raise InputError("token ids: found none, expected at least one: the prompt is empty")
         if not np.issubdtype(ids.dtype, np.integer):
             raise InputError(f"token ids: found dtype {ids.dtype}, expected integers")
-        vocab = self.program.manifest.model.vocab_size
+        vocab = self.manifest.model.vocab_size
         wrong = ids[(ids < 0) | (ids >= vocab)]
         if len(wrong):
             raise InputError(f"token ids: found {int(wrong[0])}, expected 0 to {vocab - 1} (the vocabulary)")
@@ -172,7 +171,7 @@ class Session:
         padding = prepared.graph.chunks[-1].compiled_size - prepared.graph.chunks[-1].num_tokens
         self._cache.note_length(base + len(ids), padding)
         if len(ids) > 1:
-            self.program.instances.trim()
+            self._instances.trim()
         if events is not None:
             self.timeline = _timeline(prepared, events)
         return prepared
@@ -184,7 +183,7 @@ class Session:
             return self._prepared[key]
         workers = self.threads if self.schedule == "pipelined" else 1
         chunks = cut(num_tokens, self._shape, workers)
-        graph = build(self.program.manifest.split, chunks, want, min(len(chunks), workers))
+        graph = build(self.manifest.split, chunks, want, min(len(chunks), workers))
         schedule = make(self.schedule, graph, self.threads)
         verify(schedule, graph)
         buffers = _native.Buffers(list(graph.buffer_bytes))
@@ -194,7 +193,7 @@ class Session:
             {"input_ids": _native.Region.of(input_ids), "position_ids": _native.Region.of(self._positions)},
             self._cache_regions,
         )
-        execution = bind(graph, schedule, memory, self.program.instances, all_rows=want == "all")
+        execution = bind(graph, schedule, memory, self._instances, all_rows=want == "all")
         prepared = _Prepared(graph, execution, buffers, input_ids, len(schedule.workers))
         self._prepared[key] = prepared
         while len(self._prepared) > _KEPT_EXECUTIONS:
@@ -202,9 +201,9 @@ class Session:
         return prepared
 
     def _logits(self, prepared: _Prepared, chunk: int, rows: int) -> FloatArray:
-        name = next(v.name for v in self.program.manifest.split.values if v.kind == "output")
+        name = next(v.name for v in self.manifest.split.values if v.kind == "output")
         buffer = prepared.graph.buffers[name, chunk]
-        return prepared.buffers.view(buffer, [rows, self.program.manifest.model.vocab_size])
+        return prepared.buffers.view(buffer, [rows, self.manifest.model.vocab_size])
 
 
 def _chunk_shape(segments: Sequence[Segment]) -> Static | Dynamic:

@@ -38,7 +38,7 @@ class Timeline:
         return sum(e.duration_ns for e in self.events if e.worker == worker) / 1e9
 
     def gantt(self, width: int = 72) -> str:
-        """One row a worker, time from left to right; a digit is the chunk, upper row letters the kind.
+        """One row a worker, time from left to right, with a legend.
 
         Static segments show as the chunk's digit, attention as a letter (a for chunk 0, b for 1, …), idle
         time as a dot.
@@ -56,7 +56,14 @@ class Timeline:
                 for cell in cells
             )
             lines.append(f"worker {worker} |{row}|")
-        return "\n".join([*lines, f"{'':9}0{'':{max(1, width - 9)}}{end / 1e6:>8.1f} ms"])
+        axis = f"{'':9}0{'':{max(1, width - 9)}}{end / 1e6:>8.1f} ms"
+        return "\n".join(
+            [
+                *lines,
+                axis,
+                f"{'':9}digit: chunk, in static segments; letter: chunk, in attention; dot: waiting",
+            ]
+        )
 
     def table(self) -> str:
         """What ran where: busy time by kind of segment and worker."""
