@@ -4,16 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find native CMakeLists.txt -type f 2>/dev/null)
 
-.PHONY: demo test test-fast check format install clean
+.PHONY: demo test test-fast test-native check format install clean
 
 demo: install
 	$(BIN)/python examples/demo.py
 
-test: install check
+test: install check test-native
 	$(BIN)/python -m pytest -q
 
 test-fast: install
 	$(BIN)/python -m pytest -q -m "not executorch and not model"
+
+test-native: install
+	$(BIN)/cmake -S . -B build/native-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DPython_EXECUTABLE=$(abspath $(BIN))/python -DDOUBLEWEAVE_BUILD_TESTS=ON -DDOUBLEWEAVE_BUILD_PYTHON=OFF
+	$(BIN)/cmake --build build/native-tests
+	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
 
 check: install
 	$(BIN)/ruff check src tests benchmarks examples

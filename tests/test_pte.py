@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import toys
 from doubleweave.errors import LowerError
@@ -96,10 +98,20 @@ def test_equal_data_is_kept_once():
     pieces = [data.add(piece) for piece in (b"one", b"two" * 100, b"one", b"", b"two" * 100, b"")]
     assert pieces == [0, 1, 0, 2, 1, 2]
     assert data.pieces == [b"one", b"two" * 100, b""]
-    assert all(offset % 128 == 0 for offset in data.offsets)
-    ends = [offset + len(piece) for offset, piece in zip(data.offsets, data.pieces, strict=True)]
-    assert all(end <= start for end, start in zip(ends, data.offsets[1:], strict=False))
-    assert ends[-1] <= data.size
+
+
+@given(st.data())
+def test_pieces_are_aligned_and_do_not_overlap(data):
+    from doubleweave.pte import _layout, _padded
+
+    pieces = data.draw(st.lists(st.binary(max_size=400), min_size=1, max_size=8))
+    order = data.draw(st.permutations(range(len(pieces))))
+    offsets, size = _layout(pieces, order)
+    written = b"".join(_padded([pieces[index] for index in order]))
+    assert len(written) == size
+    assert all(offset % 128 == 0 for offset in offsets)
+    for offset, piece in zip(offsets, pieces, strict=True):
+        assert written[offset : offset + len(piece)] == piece
 
 
 @pytest.mark.parametrize(

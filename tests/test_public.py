@@ -38,6 +38,7 @@ def test_public_names():
     assert doubleweave.__all__ == sorted(doubleweave.__all__)
 
 
+@pytest.mark.executorch
 @pytest.mark.parametrize("name", doubleweave.__all__)
 def test_public_names_exist_and_are_documented(name):
     assert getattr(doubleweave, name).__doc__
@@ -110,3 +111,15 @@ def test_running_a_program_imports_nothing_of_compiling(code, toy_program_dir, t
     found = json.loads(done.stdout.splitlines()[-1])
     assert "numpy" in found
     assert not set(found) & set(COMPILE_TIME)
+
+
+def test_plain_modules_need_neither_the_native_module_nor_executorch():
+    code = """
+import importlib, sys
+for absent in ("doubleweave._native", "executorch", "torch"):
+    sys.modules[absent] = None
+for name in "chunks errors ir manifest sampling schedule scratch tasks text timeline".split():
+    importlib.import_module(f"doubleweave.{name}")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

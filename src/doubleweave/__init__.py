@@ -1,26 +1,33 @@
 """Doubleweave: one `nn.Module` in, one ExecuTorch program with static and dynamic parts out.
 
-Opening and running a program needs no torch; compiling imports it when first used.
+Opening and running a program needs no torch; compiling imports it when first used. The names below are
+imported when they are first asked for, so that the plain-data modules load without the native one.
 """
 
-from doubleweave.compile import compile_llm
-from doubleweave.errors import (
-    DoubleweaveError,
-    InputError,
-    LowerError,
-    PolicyError,
-    ProgramError,
-    RunError,
-    ScheduleError,
-    SourceError,
-    SplitError,
-)
-from doubleweave.generate import Generation
-from doubleweave.method import Method
-from doubleweave.program import Program, open
-from doubleweave.sampling import Sampling
-from doubleweave.session import Session
-from doubleweave.timeline import Timeline
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from doubleweave.compile import compile_llm
+    from doubleweave.errors import (
+        DoubleweaveError,
+        InputError,
+        LowerError,
+        PolicyError,
+        ProgramError,
+        RunError,
+        ScheduleError,
+        SourceError,
+        SplitError,
+    )
+    from doubleweave.generate import Generation
+    from doubleweave.method import Method
+    from doubleweave.program import Program, open
+    from doubleweave.sampling import Sampling
+    from doubleweave.session import Session
+    from doubleweave.timeline import Timeline
 
 __version__ = "0.1.0"
 
@@ -43,3 +50,24 @@ __all__ = [
     "compile_llm",
     "open",
 ]
+
+_HOME = {
+    "Generation": "generate",
+    "Method": "method",
+    "Program": "program",
+    "Sampling": "sampling",
+    "Session": "session",
+    "Timeline": "timeline",
+    "compile_llm": "compile",
+    "open": "program",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"doubleweave.{_HOME.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

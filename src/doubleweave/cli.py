@@ -214,6 +214,8 @@ def _compile(args: argparse.Namespace) -> None:
         f"{args.out}: {summary['segments']} segments, {summary['methods']} methods, "
         f"{summary['program_bytes'] / 2**20:.0f} MiB in {summary['seconds']:.0f} s"
     )
+    if not summary["tokenizer"]:
+        print("note: the source has no tokenizer that can be read; give prompts as --token-ids")
     _print_json(args, summary)
 
 

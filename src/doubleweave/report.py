@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from doubleweave.generate import Generation
 from doubleweave.ir import Segment, Static
-from doubleweave.manifest import Manifest
+from doubleweave.manifest import TOKENIZER_FILE, Manifest
 from doubleweave.timeline import format_table
 
 
@@ -20,6 +21,7 @@ def compile_summary(out: str, manifest: Manifest, seconds: float) -> dict[str, A
         "calls": len(manifest.split.calls),
         "methods": sum(len(segment.methods()) for segment in manifest.split.segments),
         "program_bytes": manifest.program_bytes,
+        "tokenizer": (Path(out) / TOKENIZER_FILE).exists(),
         "seconds": seconds,
     }
 
