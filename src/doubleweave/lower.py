@@ -190,7 +190,7 @@ def lower_graph(
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
 
-    exported = _export(with_weights(graph_module, weights), segment, size)
+    exported = _export(with_weights(graph_module.graph, weights), segment, size)
     edge = to_edge_transform_and_lower(
         exported,
         partitioner=BACKENDS[segment.backend].partitioners(),

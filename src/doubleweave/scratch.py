@@ -32,4 +32,5 @@ def num_groups(split: Split) -> int:
 
 def groups(split: Split) -> dict[str, int]:
     """The group of each segment that shares; the others have scratch of their own."""
-    return {split.calls[call].segment: i % num_groups(split) for i, call in enumerate(blocks(split))}
+    count = num_groups(split)
+    return {split.calls[call].segment: i % count for i, call in enumerate(blocks(split))}

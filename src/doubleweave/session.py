@@ -65,6 +65,7 @@ class Session:
         max_context = manifest.model.max_context
         self._cache = _native.KvCache([value.row_bytes for value in cached], max_context, self._most_rows)
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
+        self._output = next(value.name for value in split.values if value.kind == "output")
         self._positions = np.arange(max_context + self._most_rows, dtype=np.int64)
         self._prepared: OrderedDict[tuple[int, Want], _Prepared] = OrderedDict()
 
@@ -201,13 +202,12 @@ class Session:
         return prepared
 
     def _logits(self, prepared: _Prepared, chunk: int, rows: int) -> FloatArray:
-        name = next(v.name for v in self.manifest.split.values if v.kind == "output")
-        buffer = prepared.graph.buffers[name, chunk]
+        buffer = prepared.graph.buffers[self._output, chunk]
         return prepared.buffers.view(buffer, [rows, self.manifest.model.vocab_size])
 
 
 def _chunk_shape(segments: Sequence[Segment]) -> Static | Dynamic:
-    """The shape chunks are cut for: that of the segments with the most weights (all blocks share it)."""
+    """The shape chunks are cut for: that of the blocks, which all have the same."""
     return next(s for s in segments if s.name.startswith("block")).shape
 
 

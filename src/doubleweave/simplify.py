@@ -110,8 +110,6 @@ def _is_no_op(node: Any) -> bool:
         return _same_shape(before, after)
     if node.target in (aten.mul.Tensor, aten.div.Tensor):
         return isinstance(node.args[1], float) and node.args[1] == 1.0 and before.dtype == after.dtype
-    if node.target is aten.cat.default:
-        return False
     return False
 
 

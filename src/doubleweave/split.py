@@ -44,15 +44,15 @@ class TorchSplit:
 
     def module(self, segment: str) -> fx.GraphModule:
         """The segment as a module with its own weights (structures are shared, so this is a copy)."""
-        return with_weights(self.graphs[self.split.segment(segment).structure], self.weights[segment])
+        return with_weights(self.graphs[self.split.segment(segment).structure].graph, self.weights[segment])
 
 
-def with_weights(graph_module: fx.GraphModule, weights: tuple[Tensor, ...]) -> fx.GraphModule:
-    """A structure's graph over other weights."""
+def with_weights(graph: fx.Graph, weights: tuple[Tensor, ...]) -> fx.GraphModule:
+    """A structure's graph over these weights."""
     root = torch.nn.Module()
     for index, tensor in enumerate(weights):
         root.register_buffer(f"w{index}", tensor)
-    return fx.GraphModule(root, graph_module.graph)
+    return fx.GraphModule(root, graph)
 
 
 def split_graph(
@@ -72,7 +72,7 @@ def split_graph(
     shape `static` (fixed sizes, or bounded rows) on `static_device`.
     """
     keys = _assign(graph_module.graph, owners)
-    builder = _Builder(graph_module, keys, last_row)
+    builder = _Builder(graph_module, keys)
     segments: dict[str, Segment] = {}
     graphs: dict[str, fx.GraphModule] = {}
     weights: dict[str, tuple[Tensor, ...]] = {}
@@ -170,12 +170,9 @@ class _Piece:
 class _Builder:
     """Builds each segment's own graph and the values between them, in an order that can run."""
 
-    def __init__(
-        self, graph_module: fx.GraphModule, keys: dict[fx.Node, _Key], last_row: frozenset[str]
-    ) -> None:
+    def __init__(self, graph_module: fx.GraphModule, keys: dict[fx.Node, _Key]) -> None:
         self.graph_module = graph_module
         self.keys = keys
-        self.last_row = last_row
         self.nodes: dict[_Key, list[fx.Node]] = defaultdict(list)
         for node, key in keys.items():
             self.nodes[key].append(node)
@@ -264,10 +261,7 @@ class _Builder:
             reads = [arg for arg in nodes[0].args[:3] if isinstance(arg, fx.Node)]
         graph, weight_nodes = _extract(nodes, reads, writes)
         weights = tuple(constant(self.graph_module, node) for node in weight_nodes)
-        root = torch.nn.Module()
-        for index, tensor in enumerate(weights):
-            root.register_buffer(f"w{index}", tensor)
-        graph_module = fx.GraphModule(root, graph)
+        graph_module = with_weights(graph, weights)
         ports_in = tuple(self._port(node, f"in{i}", is_attention and i > 0) for i, node in enumerate(reads))
         ports_out = tuple(self._port(node, f"out{i}", False) for i, node in enumerate(writes))
         return _Piece(

@@ -29,7 +29,7 @@ class TaskGraph:
     """Tasks chunk behind chunk, which is an order that can run when one chunk is in flight.
 
     `after[i]` lists what task i waits for. `buffers` maps (value, chunk) to a buffer number; buffer b has
-    `buffer_rows[b]` * row bytes in `buffer_bytes[b]`.
+    `buffer_bytes[b]` bytes.
     """
 
     split: Split
