@@ -42,6 +42,16 @@ class Passing(torch.nn.Module):
         return x, y.view(2, 8), x + y
 
 
+class Add(torch.nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
+class And(torch.nn.Module):
+    def forward(self, x, y):
+        return torch.logical_and(x, y)
+
+
 class MatMul(torch.nn.Module):
     """Not delegated: two dynamic inputs whose inner sizes may disagree at run time."""
 
@@ -110,6 +120,12 @@ def toy_program(folder: Path) -> Path:
         Rotary(), (q, cos, cos + 1), dynamic_shapes=({1: rows},) * 3, strict=False
     )
     methods["passing"] = torch.export.export(Passing(), (torch.randn(16), torch.randn(16)), strict=False)
+    for dtype in (torch.int64, torch.bfloat16):
+        x = torch.ones(2, 3).to(dtype)
+        name = str(dtype).removeprefix("torch.")
+        methods[f"add_{name}"] = torch.export.export(Add(), (x, x + 1), strict=False)
+    x = torch.ones(2, 3, dtype=torch.bool)
+    methods["and_bool"] = torch.export.export(And(), (x, ~x), strict=False)
     inner = torch.export.Dim("inner", min=1, max=16)
     methods["matmul"] = torch.export.export(
         MatMul(),

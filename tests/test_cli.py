@@ -124,8 +124,8 @@ def test_inspect_reports_every_segment(cli, fixture, request):
         segments
     )
     assert segments["attention"]["calls"] == toys.NUM_LAYERS
-    assert segments["attention"]["shape"] == "dynamic 1..32, cache 1..256"
-    assert segments["block_1"]["shape"] == ("dynamic 1..32" if "program" in fixture else "static 1,8,32")
+    assert segments["attention"]["shape"] == "dynamic T 1..32, S T..256"
+    assert segments["block_1"]["shape"] == ("dynamic T 1..32" if "program" in fixture else "static 1,8,32")
     # Rotary of queries and of keys is our own kernel.
     assert segments["block_1"]["delegated"] == segments["block_1"]["operators"] - 2 > 10
     assert segments["lm_head"]["weight_bytes"] >= toys.VOCAB_SIZE * toys.HIDDEN * 4

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 import toys
-from doubleweave.ir import Dynamic, Static
+from doubleweave.ir import Dynamic, Static, rows
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.executorch
@@ -17,10 +17,10 @@ def split_of(recipe, shape):
     from doubleweave.export import export_llm, owned_modules
     from doubleweave.lower import prepare
     from doubleweave.quantize import quantize
-    from doubleweave.split import split_graph
+    from doubleweave.split_llm import split_llm
 
     module = toys.module()
-    split = split_graph(
+    split = split_llm(
         export_llm(module, 8),
         owned_modules(module),
         last_row=frozenset({"lm_head"}),
@@ -49,10 +49,10 @@ def filled(template, weights):
 
 @pytest.mark.parametrize(
     ("recipe", "shape"),
-    [("none", Dynamic(1, 8)), ("8da8w", Dynamic(1, 8)), ("8da4w", Dynamic(1, 8)), ("8da8w", Static((8,)))],
+    [("none", rows(1, 8)), ("8da8w", rows(1, 8)), ("8da4w", rows(1, 8)), ("8da8w", Static((8,)))],
 )
 def test_a_filled_template_is_the_layer_lowered_directly(warm, recipe, shape):
-    from doubleweave.emit import Constant, made_up_weights
+    from doubleweave.emit import Constant
     from doubleweave.lower import lower_graph
 
     split = split_of(recipe, shape)
@@ -60,7 +60,7 @@ def test_a_filled_template_is_the_layer_lowered_directly(warm, recipe, shape):
     first, second = split.split.segment("block_1"), split.split.segment("block_2")
     assert first.structure == second.structure
     graph = split.graphs[first.structure]
-    template = lower_graph(graph, made_up_weights(split.weights["block_1"]), first, size)
+    template = lower_graph(graph, split.weights["block_1"], first, size, is_shared=True)
     from_weights = [s for s in (*template.named.values(), *template.buffers) if isinstance(s, Constant)]
     assert len(from_weights) >= 7  # the linears at least
     weights = split.weights["block_2"]
@@ -93,31 +93,30 @@ def two_linears(biases):
 
 
 def test_a_layer_with_zero_biases_stands_for_layers_with_others(warm):
-    from doubleweave.emit import made_up_weights
     from doubleweave.lower import lower_graph
 
     graph, zeros, segment = two_linears((torch.zeros(8), torch.zeros(8)))
-    template = lower_graph(graph, made_up_weights(zeros), segment, 2)
+    template = lower_graph(graph, zeros, segment, 2, is_shared=True)
     _, weights, _ = two_linears((torch.arange(8.0) + 1, -torch.arange(8.0) - 1))
     assert filled(template, weights) == filled(lower_graph(graph, weights, segment, 2), weights)
 
 
 def test_numbers_of_tiny_tensors_belong_to_the_structure():
-    from doubleweave.split import _structure
+    from doubleweave.split import structure
 
-    def structure(tiny, large):
+    def digest(tiny, large):
         graph, weights, segment = two_linears((torch.zeros(8), torch.zeros(8)))
-        return _structure(graph.graph, (*weights, tiny, large), segment.inputs)
+        return structure(graph.graph, (*weights, tiny, large), segment.inputs)
 
-    wanted = structure(torch.ones(1), torch.ones(4))
-    assert structure(torch.ones(1), torch.zeros(4)) == wanted
-    assert structure(torch.zeros(1), torch.ones(4)) != wanted
+    wanted = digest(torch.ones(1), torch.ones(4))
+    assert digest(torch.ones(1), torch.zeros(4)) == wanted
+    assert digest(torch.zeros(1), torch.ones(4)) != wanted
 
 
 def test_layers_differ_only_in_their_weights(warm):
     from doubleweave.lower import jobs
 
-    split = split_of("none", Dynamic(1, 8))
+    split = split_of("none", rows(1, 8))
     lowered = {job.segment.name for job in jobs(split.split)}
     assert len(lowered & {"block_1", "block_2"}) == 1
     assert {"block_0", "block_3"} <= lowered  # the first has no attention before it, the last none behind

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
-from doubleweave.ir import ITEM_BYTES, Dynamic, Split, Static, Value
+from doubleweave.ir import ITEM_BYTES, Split, Static, Value, rows
 
 SHAPES = st.one_of(
-    st.builds(Dynamic, st.just(1), st.integers(1, 64), st.integers(0, 64)),
+    st.builds(rows, st.just(1), st.integers(1, 64), st.integers(0, 64)),
     st.lists(st.integers(1, 64), min_size=1, max_size=3, unique=True).map(lambda s: Static(tuple(sorted(s)))),
 )
 
@@ -33,7 +33,7 @@ def test_every_value_has_one_writer_or_is_an_input(num_layers, shape):
 
 def test_methods_are_named_by_size():
     assert toys.split(1, Static((1, 8))).segment("block_0").methods() == {"block_0@1": 1, "block_0@8": 8}
-    assert toys.split(1, Dynamic(1, 8)).segment("block_0").methods() == {"block_0": None}
+    assert toys.split(1, rows(1, 8)).segment("block_0").methods() == {"block_0": None}
 
 
 @pytest.mark.parametrize("dtype", ITEM_BYTES)
@@ -45,9 +45,9 @@ def test_prints_one_line_a_call(golden):
     golden("split.txt", str(toys.split(1, Static((1, 8)))))
 
 
-@pytest.mark.parametrize("key", ["segments", "calls", "values"])
+@pytest.mark.parametrize("key", ["segments", "functions"])
 def test_refuses_missing_and_unknown_keys(key):
-    data = toys.split(1, Dynamic(1, 8)).to_dict()
+    data = toys.split(1, rows(1, 8)).to_dict()
     with pytest.raises(TypeError, match="surprise"):
         Split.from_dict({**data, key: [{**data[key][0], "surprise": 1}]})
     del data[key]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import toys
 from doubleweave import manifest
 from doubleweave.errors import ProgramError
-from doubleweave.ir import Dynamic
+from doubleweave.ir import rows
 from doubleweave.manifest import MANIFEST_FILE, PROGRAM_FILE, Manifest
 
 PROGRAM = bytes(range(256)) * 8
@@ -31,8 +31,8 @@ def make(folder):
 
 def written() -> Manifest:
     digest = hashlib.sha256(PROGRAM).hexdigest()
-    split = toys.split(2, Dynamic(1, 8))
-    return Manifest(toys.model_info(), split, digest, len(PROGRAM), {"doubleweave": "0.1.0"})
+    split = toys.split(2, rows(1, 8))
+    return Manifest("toy", toys.model_info(), split, digest, len(PROGRAM), "", {"doubleweave": "0.1.0"})
 
 
 def change(folder, edit):
@@ -76,16 +76,23 @@ def test_json_of_something_else(folder, data):
         manifest.read(folder)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 1.5])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, 1.5])
 def test_other_version(folder, version):
     change(folder, lambda data: data.update(version=version))
-    with pytest.raises(ProgramError, match=r"found version .*, expected 1; compile the program again"):
+    with pytest.raises(ProgramError, match=r"found version .*, expected 2; compile the program again"):
         manifest.read(folder)
 
 
 @pytest.mark.parametrize(
     "where",
-    [(), ("model",), ("split",), ("split", "segments", 0), ("split", "calls", 0), ("split", "values", 0)],
+    [
+        (),
+        ("model",),
+        ("split",),
+        ("split", "segments", 0),
+        ("split", "functions", 0),
+        ("split", "functions", 0, "calls", 0),
+    ],
 )
 def test_unknown_key(folder, where):
     def edit(data):
@@ -137,10 +144,11 @@ def check_usable(found: Manifest) -> None:
     assert found.model.max_context >= 1
     assert all(isinstance(token, int) for token in found.model.eos_token_ids)
     for call in found.split.calls:
+        assert call.callee == "segment"
         segment = found.split.segment(call.segment)
         assert len(call.reads) == len(segment.inputs)
         assert len(call.writes) == len(segment.outputs)
-        assert all(found.split.value(name).row_bytes > 0 for name in (*call.reads, *call.writes))
+        assert all(found.split.main.value(name).row_bytes > 0 for name in (*call.reads, *call.writes))
 
 
 @given(st.integers(0, len(PROGRAM) - 1), st.integers(0, 7))

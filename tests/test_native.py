@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -106,6 +108,8 @@ def test_a_result_smaller_than_bound_is_an_error(program):
         (np.zeros((3, H), np.float32), RuntimeError, r"sizes \[3, 64\]"),
         (np.zeros((1, 3, 2 * H), np.float32)[:, :, ::2], TypeError, "C-contiguous"),
         ([1.0], TypeError, "input 0 must be a C-contiguous array, but is a list"),
+        (np.zeros((1, 3, H), np.complex64), TypeError, "input 0 has elements of format 'Zf'"),
+        (np.zeros((1, 3, H), ">f4"), TypeError, "input 0 has elements of format '>f'"),
     ],
 )
 def test_wrong_inputs(program, x, error, message):
@@ -132,6 +136,18 @@ def test_wrong_calls(program):
         instance.bind_input(7, x.ctypes.data, [1, 8, H])
     with pytest.raises(_native.Error, match=r"no method 'nope'; it has .*mlp"):
         program.load("nope")
+
+
+def test_threads_of_one_call(program):
+    instance, x = program.load("mlp"), rows_of(128)
+    want, out, most = run(instance, x), np.empty_like(x), _native.max_threads()
+    for threads, after in ((0, 1), (most, most), (0, most), (1, 1)):
+        assert instance.run([x], [out], threads=threads) == [x.shape]
+        np.testing.assert_array_equal(out, want)
+        assert _native.intra_op_threads() == after
+    for wrong in (-1, most + 1):
+        with pytest.raises(_native.Error, match=f"between 1 and {most} on this machine, but was {wrong}"):
+            instance.run([x], [out], wrong)
 
 
 def test_inputs_passed_through_are_copied_out(program):
@@ -201,3 +217,107 @@ assert "torch" not in sys.modules and "executorch" not in sys.modules
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+# Tensors of other frameworks
+
+
+class Exporting:
+    """Memory of a NumPy array that only DLPack tells of."""
+
+    def __init__(self, array: np.ndarray, **changed: object) -> None:
+        self.array, self.changed = array, changed
+
+    def __dlpack__(self, **asked: object) -> object:
+        return self.array.__dlpack__(**(asked | self.changed))
+
+
+class OnCuda(Exporting):
+    def __dlpack__(self, **asked: object) -> object:
+        capsule = super().__dlpack__(**asked)
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        # DLManagedTensorVersioned: version, context, deleter, flags and data lie before the device.
+        ctypes.c_int32.from_address(pointer(capsule, b"dltensor_versioned") + 40).value = 2
+        return capsule
+
+
+@pytest.mark.parametrize(
+    ("method", "x", "y"),
+    [
+        ("add_int64", [[1, 2, 3], [4, 5, 1 << 40]], [[7, 8, 9], [-1, -2, -3]]),
+        ("add_bfloat16", [[1, 2, 3], [4, 5, 6]], [[0.5, 8, 9], [-1, -2, -3]]),
+        ("and_bool", [[True, True, False], [False, True, True]], [[True, False, False]] * 2),
+    ],
+)
+def test_tensors_are_read_and_written_in_place(program, method, x, y):
+    dtype = getattr(torch, method.partition("_")[2])
+    x, y = (torch.tensor(rows).to(dtype) for rows in (x, y))
+    out = torch.zeros(2, 3, dtype=dtype)
+    start = out.data_ptr()
+    assert program.load(method).run([x, y], [out]) == [(2, 3)]
+    assert torch.equal(out, torch.logical_and(x, y) if method == "and_bool" else x + y)
+    assert out.data_ptr() == start
+    region = _native.Region.of(out)
+    assert (region.address, region.nbytes) == (out.data_ptr(), out.nbytes)
+
+
+def test_float_tensors_and_arrays_mix(program):
+    x, out = torch.from_numpy(rows_of(3)), torch.zeros(2, 3, H)
+    want = run(program.load("mlp"), x.numpy())
+    program.load("mlp").run([x], [out[1:]])  # a view: DLPack's address lies inside `out`
+    np.testing.assert_array_equal(out[1:].numpy(), want)
+    assert not out[0].any()
+    program.load("mlp").run([Exporting(x.numpy())], [Exporting(out[:1].numpy())])
+    np.testing.assert_array_equal(out[:1].numpy(), want)
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, Exporting])
+def test_regions_keep_their_arrays_alive(wrap):
+    array = np.ones(3)
+    alive = weakref.ref(array)
+    region = _native.Region.of(wrap(array))
+    assert region.address == array.ctypes.data
+    del array
+    assert alive() is not None
+    del region
+    assert alive() is None
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            torch.zeros(1, 3, H, requires_grad=True),
+            r"input 0 is a Tensor that requires grad; call .detach\(\)",
+        ),
+        (
+            torch.zeros(1, 3, H, device="meta"),
+            "input 0 is a Tensor that gives no memory through DLPack: Cannot",
+        ),
+        (torch.zeros(1, H, 3).mT, "input 0 must be a C-contiguous array, but is a Tensor that is not"),
+        (torch.zeros(1, 3, H, dtype=torch.bfloat16), "input 0 has dtype bfloat16, expected float32"),
+        (torch.zeros(1, 3, H, dtype=torch.complex64), "input 0 has elements of DLPack's type code 5 with 64"),
+        (
+            OnCuda(np.zeros((1, 3, H), "f")),
+            r"input 0 is a OnCuda on another device \(DLPack's 2\), expected the CPU",
+        ),
+    ],
+)
+def test_tensors_that_are_refused(program, x, message):
+    with pytest.raises(TypeError, match=message):
+        program.load("mlp").run([x], [np.zeros((1, 3, H), np.float32)])
+
+
+def test_outputs_must_be_known_to_be_writable(program):
+    x, out = rows_of(3), np.zeros((1, 3, H), np.float32)
+    frozen = out.copy()
+    frozen.flags.writeable = False
+    # Before version 1.0 DLPack did not say whether memory may be written; JAX's may not.
+    for wrong in (Exporting(frozen), Exporting(out, max_version=None)):
+        program.load("mlp").run([wrong], [np.empty_like(out)])
+        with pytest.raises(
+            TypeError, match="output 0 must be a C-contiguous, writable array, but is a Exporting"
+        ):
+            program.load("mlp").run([x], [wrong])
+    assert not out.any()

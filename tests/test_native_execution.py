@@ -277,3 +277,210 @@ def test_any_schedule_that_is_accepted_gives_the_same_numbers(program, seed):
         execution.run()
         for i in range(num_tasks):
             np.testing.assert_array_equal(buffers.view(i + 1, sizes), want[i])
+
+
+# Rebound regions
+
+
+def test_regions_lie_elsewhere_for_one_run(program):
+    buffers, instances, tasks = chain(program, 2)
+    execution = _native.Execution(instances, regions(buffers), tasks, [[0], [1]])
+    execution.run()
+    own = buffers.view(2, [1, 16, H]).copy()
+    x = rows_of(16, seed=1)
+    x.flags.writeable = False
+    want = run(program.load("mlp_b"), run(program.load("mlp"), x))
+    out = np.zeros((1, 20, H), np.float32)
+    source, target = _native.Region.of(x, writable=False), _native.Region.of(out)
+    assert (source.writable, target.writable) == (False, True)
+    for rebound in ({0: source, 2: target}, [(2, target), (0, source)]):
+        buffers.view(2, [1, 16, H])[:] = 0
+        out[:] = 0
+        assert execution.run(rebound=rebound) is None
+        np.testing.assert_array_equal(out[:, :16], want)
+        assert not out[:, 16:].any()
+        assert not buffers.view(2, [1, 16, H]).any()
+    execution.run()  # the regions of the execution count again
+    np.testing.assert_array_equal(buffers.view(2, [1, 16, H]), own)
+    np.testing.assert_array_equal(out[:, :16], want)
+
+
+def test_base_moves_within_a_rebound_region(program):
+    x, rows = rows_of(1), np.zeros((5, H), np.float32)
+    cache = _native.KvCache([H * 4], max_tokens=5)
+    task = T(0, [B(0, [1, 1, H])], [B(1, [1, 1, H], offset_per_token=H * 4)])
+    append = _native.Execution([program.load("mlp")], [_native.Region.of(x), cache.region(0)], [task], [[0]])
+    events = append.run(3, True, {1: _native.Region.of(rows)})
+    assert events.shape == (1, 4)
+    np.testing.assert_array_equal(rows[3], run(program.load("mlp"), x)[0, 0])
+    assert not rows[[0, 1, 2, 4]].any()
+    assert not cache.view(0, 5).any()
+
+
+def test_rebound_regions_that_are_refused(program):
+    buffers, instances, tasks = chain(program, 2)
+    execution = _native.Execution(instances, regions(buffers), tasks, [[0, 1]])
+    whole, frozen = rows_of(16), rows_of(16)
+    frozen.flags.writeable = False
+    region = _native.Region.of(whole)
+    refused = [
+        ({3: region}, "region 3 is rebound, but there are 3"),
+        ({-1: region}, "region -1 is rebound, but there are 3"),
+        ([(0, region), (0, region)], "region 0 is rebound twice"),
+        ({0: _native.Region.of(rows_of(15))}, "region 0 is rebound to 3840 bytes, but needs .* 4096"),
+        ({0: _native.Region.of(torch.empty(0))}, "region 0 is rebound to a null pointer"),
+        (
+            {2: _native.Region.of(frozen, writable=False)},
+            "region 2 is read-only, but task 1 writes it; .*writable=True",
+        ),
+    ]
+    for rebound, message in refused:
+        with pytest.raises(_native.Error, match=message):
+            execution.run(rebound=rebound)
+    assert not buffers.view(1, [1, 16, H]).any()  # nothing ran
+    with pytest.raises(TypeError):
+        execution.run(rebound={0: whole})
+    execution.run()
+    assert buffers.view(2, [1, 16, H]).any()
+    with pytest.raises(_native.Error, match="region 0 is read-only, but task 0 writes it"):
+        _native.Execution(
+            [instances[0]],
+            [_native.Region.of(whole, False)],
+            [T(0, [B(0, [1, 16, H])], [B(0, [1, 16, H])])],
+            [[0]],
+        )
+
+
+# Copies
+
+
+def test_copies_gather_and_scatter_rows(program):
+    """Rows [:, 3:8] of [2, 12, H] go through "mlp" padded to 8 rows, and come back."""
+    x, out = (
+        torch.from_numpy(np.concatenate([rows_of(12, seed=s) for s in seeds])) for seeds in ((1, 2), (3, 4))
+    )
+    before = out.clone()
+    row, rows, padded = H * 4, 5, 8
+    staged = _native.Buffers([2 * padded * row] * 2)
+    staged.view(0, [2, padded, H])[:] = 7
+    areas = [_native.Region.of(x, writable=False), *regions(staged), _native.Region.of(out)]
+    strides = {"num_blocks": 2, "block_bytes": rows * row}
+    outer = {"offset": 3 * row, "stride": 12 * row}
+
+    def copy(source: int, target: int, **more) -> object:
+        inside = "target" if target == 1 else "source"
+        outside = "source" if target == 1 else "target"
+        more |= {f"{outside}_{key}": value for key, value in outer.items()}
+        return _native.Copy(
+            source=source, target=target, **{f"{inside}_stride": padded * row}, **strides, **more
+        )
+
+    gather = T.of_copy(copy(0, 1, pad_bytes=(padded - rows) * row), label=5)
+    assert (gather.instance, gather.label, gather.inputs, gather.copy.pad_bytes) == (-1, 5, [], 3 * row)
+    sizes = [1, padded, H]
+    tasks = [
+        gather,
+        *(T(0, [B(1, sizes, b * padded * row)], [B(2, sizes, b * padded * row)], [0]) for b in (0, 1)),
+        T.of_copy(copy(2, 3), [1, 2]),
+    ]
+    execution = _native.Execution([program.load("mlp")], areas, tasks, [[1, 2], [0, 3]])
+    assert execution.max_base == 2**31 - 1
+    events = execution.run(record=True)
+    assert events[:, :2].tolist() == [[1, 0], [2, 0], [0, 1], [3, 1]]
+    by_task = events[np.argsort(events[:, 0])]
+    assert (by_task[[0, 2], 3] <= by_task[[1, 3], 2]).all()
+    np.testing.assert_array_equal(staged.view(0, [2, padded, H])[:, :rows], x[:, 3:8])
+    assert not staged.view(0, [2, padded, H])[:, rows:].any()
+    want = expected(toy_modules()["mlp"], x[:, 3:8].numpy())
+    np.testing.assert_allclose(out[:, 3:8], want, rtol=1e-4, atol=1e-5)
+    for kept in (slice(0, 3), slice(8, 12)):
+        assert torch.equal(out[:, kept], before[:, kept])
+    other = torch.zeros_like(out)
+    execution.run(1000, rebound={3: _native.Region.of(other)})  # no base moves a copy
+    assert torch.equal(other[:, 3:8], out[:, 3:8])
+
+
+def test_copies_of_any_shape():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        source = rng.integers(1, 256, 200, dtype=np.uint8)
+        target = np.full(200, 255, np.uint8)
+        blocks, block, pad, gap, skip = (int(n) for n in rng.integers(0, 7, 5))
+        sizes = {
+            "source_offset": int(rng.integers(0, 100)),
+            "source_stride": skip,  # blocks read may overlap: a row for every batch
+            "target_offset": int(rng.integers(0, 80)),
+            "target_stride": block + pad + gap,
+            "num_blocks": blocks,
+            "block_bytes": block,
+            "pad_bytes": pad,
+        }
+        want = target.copy()
+        for i in range(blocks):
+            start, end = (
+                sizes[f"{side}_offset"] + i * sizes[f"{side}_stride"] for side in ("target", "source")
+            )
+            want[start : start + block] = source[end : end + block]
+            want[start + block : start + block + pad] = 0
+        areas = [_native.Region.of(source), _native.Region.of(target)]
+        task = T.of_copy(_native.Copy(source=0, target=1, **sizes))
+        _native.Execution([], areas, [task], [[0]]).run()
+        np.testing.assert_array_equal(target, want)
+
+
+def test_copies_that_are_refused(program):
+    areas = [_native.Region.of(np.zeros(100, np.uint8)) for _ in range(2)]
+    areas.append(_native.Region.of(np.zeros(100, np.uint8), writable=False))
+    most = 2**63 - 1
+
+    def build(**numbers: int) -> None:
+        copy = _native.Copy(**({"source": 0, "target": 1, "block_bytes": 10} | numbers))
+        _native.Execution([], areas, [T.of_copy(copy, label=7)], [[0]])
+
+    name = r"task 0 \(label 7, copy\)"
+    refused = [
+        ({"source": 3}, f"{name} reads region 3 of 3"),
+        ({"target": -1}, f"{name} writes region -1 of 3"),
+        ({"block_bytes": 101}, r"reads 1 blocks of 101 \+ 0 bytes at offset 0, .* region 0 of 100 bytes"),
+        ({"source_offset": 91}, "reads 1 blocks .* at offset 91"),
+        ({"source_offset": most}, "reads 1 blocks"),
+        ({"source_offset": 101, "num_blocks": 0}, "reads 0 blocks"),
+        ({"source_stride": 46, "target_stride": 10, "num_blocks": 3}, "reads 3 blocks .* 46 apart"),
+        ({"source_stride": most, "target_stride": 10, "num_blocks": 2}, "reads 2 blocks"),
+        ({"source_stride": 2, "target_stride": 10, "num_blocks": most}, f"reads {most} blocks"),
+        ({"target_offset": 86, "pad_bytes": 5}, r"writes 1 blocks of 10 \+ 5 bytes at offset 86"),
+        ({"pad_bytes": most}, "writes 1 blocks"),
+        ({"target_stride": 46, "num_blocks": 3}, "writes 3 blocks .* 46 apart"),
+        ({"target_stride": 11, "pad_bytes": 2, "num_blocks": 2}, "overlap; set target_stride to at least 12"),
+        ({"target": 0, "target_offset": 9}, "reads bytes 0 to 10 and writes bytes 9 to 19 of region 0"),
+        ({"target": 0, "source_offset": 12, "pad_bytes": 3}, "reads bytes 12 to 22 and writes bytes 0 to 13"),
+        ({"target": 2}, "region 2 is read-only, but task 0 writes it"),
+    ]
+    numbers = (
+        "source_offset",
+        "source_stride",
+        "target_offset",
+        "target_stride",
+        "num_blocks",
+        "block_bytes",
+    )
+    refused += [({key: -1}, f"{name} has a negative .*: -1") for key in (*numbers, "pad_bytes")]
+    for wrong, message in refused:
+        with pytest.raises(_native.Error, match=message):
+            build(**wrong)
+    build(source_offset=90, target_offset=90)
+    build(source_offset=45, source_stride=15, num_blocks=4, target_stride=30)
+    build(target=0, target_offset=10)
+    build(source=2)
+
+
+def test_copies_are_ordered_like_other_tasks(program):
+    areas = [_native.Region.of(np.zeros(8, np.uint8)) for _ in range(3)]
+    copies = [_native.Copy(source=i, target=i + 1, block_bytes=8) for i in (0, 1)]
+    with pytest.raises(
+        _native.Error,
+        match=r"wait for ever: worker 0 at task 0 \(label 3, copy\) waits for task 1 \(label 0, copy\)",
+    ):
+        _native.Execution([], areas, [T.of_copy(copies[0], [1], 3), T.of_copy(copies[1])], [[0, 1]])
+    # Two copies on two workers share no instance.
+    _native.Execution([], areas, [T.of_copy(copy) for copy in copies], [[0], [1]]).run()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import toys
 from doubleweave.errors import LowerError
-from doubleweave.ir import Dynamic
+from doubleweave.ir import rows
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.executorch
@@ -24,15 +24,15 @@ def tied(warm, tmp_path_factory):
     from doubleweave.export import export_llm, owned_modules
     from doubleweave.lower import lower_graph, prepare
     from doubleweave.pte import ProgramWriter
-    from doubleweave.split import split_graph
+    from doubleweave.split_llm import split_llm
 
     module = toys.module(tied=True, num_layers=1)
     split = prepare(
-        split_graph(
+        split_llm(
             export_llm(module, 8),
             owned_modules(module),
             last_row=frozenset({"lm_head"}),
-            static=Dynamic(1, 8),
+            static=rows(1, 8),
             max_context=toys.MAX_CONTEXT,
             backend="xnnpack",
             static_device="cpu",

@@ -18,20 +18,27 @@ COMPILE_TIME = ("torch", "transformers", "executorch", "torchao", "gguf", "safet
 def test_public_names():
     assert doubleweave.__all__ == [
         "DoubleweaveError",
+        "Dynamic",
         "Generation",
         "InputError",
         "LowerError",
         "Method",
+        "ModuleProgram",
+        "ModuleSession",
         "PolicyError",
         "Program",
         "ProgramError",
+        "Result",
         "RunError",
         "Sampling",
         "ScheduleError",
         "Session",
         "SourceError",
         "SplitError",
+        "States",
+        "Static",
         "Timeline",
+        "compile",
         "compile_llm",
         "open",
     ]
@@ -66,7 +73,8 @@ def imported_at_the_top(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["errors", "ir", "chunks", "tasks", "schedule", "timeline", "manifest", "text"]
+    "name",
+    ["errors", "ir", "chunks", "tasks", "schedule", "timeline", "manifest", "text", "sizes", "trees", "plan"],
 )
 def test_pure_modules_import_neither_torch_nor_the_native_module(name):
     path = Path(doubleweave.__file__).with_name(f"{name}.py")
@@ -118,7 +126,8 @@ def test_plain_modules_need_neither_the_native_module_nor_executorch():
 import importlib, sys
 for absent in ("doubleweave._native", "executorch", "torch"):
     sys.modules[absent] = None
-for name in "chunks errors ir manifest sampling schedule scratch tasks text timeline".split():
+names = "chunks errors interface ir manifest memory plan sampling schedule scratch sizes tasks text timeline trees"
+for name in names.split():
     importlib.import_module(f"doubleweave.{name}")
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

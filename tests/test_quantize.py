@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import toys
 from doubleweave.errors import PolicyError
-from doubleweave.ir import Dynamic
+from doubleweave.ir import rows
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.executorch
@@ -67,16 +67,16 @@ def test_int4_moves_a_weight_by_little_and_less_than_plain_rounding(weight):
 def split_of(recipe):
     from doubleweave.export import export_llm, owned_modules
     from doubleweave.quantize import quantize
-    from doubleweave.split import split_graph
+    from doubleweave.split_llm import split_llm
 
     module = toys.module()
     graph = export_llm(module, 32)
     owners = owned_modules(module)
-    split = split_graph(
+    split = split_llm(
         graph,
         owners,
         last_row=frozenset({"lm_head"}),
-        static=Dynamic(1, 32),
+        static=rows(1, 32),
         max_context=toys.MAX_CONTEXT,
         backend="xnnpack",
         static_device="cpu",
@@ -87,7 +87,7 @@ def split_of(recipe):
 @pytest.mark.parametrize("recipe", ["8da8w", "8da4w"])
 def test_compiled_program_agrees_with_the_split_in_eager_torch(recipe, request):
     import doubleweave
-    from doubleweave.split import run_eager
+    from doubleweave.eager import run_eager
 
     program = doubleweave.open(request.getfixturevalue(f"toy_{recipe}_dir"))
     assert program.manifest.model.quantize == recipe

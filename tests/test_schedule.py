@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 import toys
 from doubleweave.chunks import cut
 from doubleweave.errors import InputError, ScheduleError
-from doubleweave.ir import Dynamic, Static
+from doubleweave.ir import Static, rows
 from doubleweave.schedule import SCHEDULES, Schedule, make, parse, verify
 from doubleweave.tasks import build
 
 
 def graph_of(num_tokens=24, num_workers=2, shape=None, num_layers=2):
-    shape = shape or Dynamic(1, 8)
+    shape = shape or rows(1, 8)
     chunks = cut(num_tokens, shape, num_workers)
     return build(toys.split(num_layers, shape), chunks, "last", min(len(chunks), num_workers))
 
@@ -26,7 +26,7 @@ def graph_of(num_tokens=24, num_workers=2, shape=None, num_layers=2):
 def made(draw):
     """(graph, schedule) for any length, shape, worker count and maker."""
     num_workers = draw(st.integers(1, 5))
-    shape = draw(st.sampled_from([Dynamic(1, 8), Dynamic(1, 3), Static((1, 4, 8))]))
+    shape = draw(st.sampled_from([rows(1, 8), rows(1, 3), Static((1, 4, 8))]))
     graph = graph_of(draw(st.integers(1, 60)), num_workers, shape, draw(st.integers(1, 3)))
     return graph, make(draw(st.sampled_from(SCHEDULES)), graph, num_workers)
 

@@ -10,7 +10,7 @@ import pytest
 import toys
 from doubleweave import scratch
 from doubleweave.chunks import cut
-from doubleweave.ir import Dynamic
+from doubleweave.ir import rows
 from doubleweave.schedule import make, verify
 from doubleweave.tasks import TaskGraph, build
 
@@ -30,10 +30,10 @@ def ended_before(graph: TaskGraph, workers: tuple[tuple[int, ...], ...]) -> list
 @pytest.mark.parametrize("num_layers", [10, 12])
 @pytest.mark.parametrize("num_chunks", [2, 5, 6])
 def test_two_workers_never_meet_in_a_group(num_layers, num_chunks):
-    split = toys.split(num_layers, Dynamic(1, 8))
+    split = toys.split(num_layers, rows(1, 8))
     groups = scratch.groups(split)
     assert num_layers % scratch.num_groups(split) == 0
-    graph = build(split, cut(8 * num_chunks, Dynamic(1, 8)), "last", 2)
+    graph = build(split, cut(8 * num_chunks, rows(1, 8)), "last", 2)
     schedule = make("pipelined", graph, 2)
     verify(schedule, graph)
     ended = ended_before(graph, schedule.workers)
@@ -49,7 +49,7 @@ def test_two_workers_never_meet_in_a_group(num_layers, num_chunks):
 
 @pytest.mark.parametrize("num_layers", [1, 2, 5, 7, 11, 30, 32])
 def test_neighbours_are_in_different_groups(num_layers):
-    split = toys.split(num_layers, Dynamic(1, 8))
+    split = toys.split(num_layers, rows(1, 8))
     groups = scratch.groups(split)
     assert len(groups) == num_layers
     numbers = [groups[split.calls[call].segment] for call in scratch.blocks(split)]

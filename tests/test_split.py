@@ -7,11 +7,13 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from doubleweave.eager import run_eager  # noqa: E402
 from doubleweave.errors import InputError, SplitError  # noqa: E402
 from doubleweave.export import export_llm, owned_modules  # noqa: E402
-from doubleweave.ir import Dynamic, Static  # noqa: E402
+from doubleweave.ir import Dynamic, Static, rows  # noqa: E402
 from doubleweave.ops import attention_reference, rotary_reference  # noqa: E402
-from doubleweave.split import TorchSplit, run_eager, split_graph  # noqa: E402
+from doubleweave.split import TorchSplit  # noqa: E402
+from doubleweave.split_llm import split_llm  # noqa: E402
 
 pytestmark = pytest.mark.executorch
 
@@ -73,11 +75,11 @@ def make_model(family: str) -> torch.nn.Module:
 
 
 def split(model: torch.nn.Module, shape: Static | Dynamic | None = None) -> TorchSplit:
-    return split_graph(
+    return split_llm(
         export_llm(model, 128),
         owned_modules(model),
         last_row=frozenset({"lm_head"}),
-        static=shape or Dynamic(1, 128),
+        static=shape or rows(1, 128),
         max_context=256,
         backend="xnnpack",
         static_device="cpu",

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 import toys
 from doubleweave.chunks import cut
-from doubleweave.ir import Dynamic, Static
+from doubleweave.ir import Static, rows
 from doubleweave.tasks import Task, TaskGraph, build, has_instance_per_worker, needed
 
 
 @st.composite
 def graphs(draw) -> TaskGraph:
-    shape = draw(st.sampled_from([Dynamic(1, 8), Static((1, 4, 8)), Static((8,))]))
+    shape = draw(st.sampled_from([rows(1, 8), Static((1, 4, 8)), Static((8,))]))
     split = toys.split(draw(st.integers(1, 3)), shape)
     chunks = cut(draw(st.integers(1, 40)), shape, draw(st.integers(1, 3)))
     return build(split, chunks, draw(st.sampled_from(["last", "all"])), draw(st.integers(1, 4)))
@@ -44,8 +44,8 @@ def users(graph: TaskGraph) -> dict[tuple[str, int], list[int]]:
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 5])
 def test_last_block_and_head_run_for_the_last_chunk_alone(num_chunks):
-    split = toys.split(2, Dynamic(1, 8))
-    tasks = needed(split, cut(8 * num_chunks, Dynamic(1, 8)), "last")
+    split = toys.split(2, rows(1, 8))
+    tasks = needed(split, cut(8 * num_chunks, rows(1, 8)), "last")
     chunks_of = {
         name: [t.chunk for t in tasks if split.calls[t.call].name == name]
         for name in ("block_1", "attention_1", "block_2", "lm_head")
@@ -136,8 +136,8 @@ def test_a_shared_instance_runs_one_task_at_a_time(graph):
 
 
 def test_chunks_in_flight_cost_memory_and_a_single_one_reuses_it():
-    split, chunks = toys.split(3, Dynamic(1, 8)), cut(64, Dynamic(1, 8))
+    split, chunks = toys.split(3, rows(1, 8)), cut(64, rows(1, 8))
     sizes = [sum(build(split, chunks, "last", in_flight).buffer_bytes) for in_flight in (1, 2, 4)]
     assert sizes == sorted(set(sizes))
-    longer = build(split, cut(128, Dynamic(1, 8)), "last", 1)
+    longer = build(split, cut(128, rows(1, 8)), "last", 1)
     assert sum(longer.buffer_bytes) == sizes[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from doubleweave.ir import Call, Dynamic, Port, Segment, Split, Static, Value
+from doubleweave.ir import Call, Dynamic, Function, Port, Segment, Split, Static, Value, most_rows, rows
 from doubleweave.manifest import ModelInfo
 
 NAME = "toy"
@@ -40,7 +40,6 @@ def tokenizer() -> Any:
 
 def model_info(**changes: Any) -> ModelInfo:
     fields = {
-        "name": NAME,
         "vocab_size": VOCAB_SIZE,
         "max_context": MAX_CONTEXT,
         "eos_token_ids": (EOS_ID,),
@@ -59,9 +58,8 @@ def split(num_layers: int, shape: Static | Dynamic) -> Split:
     values = [Value("input_ids", *ids, "input"), Value("embedded", *hidden, "chunk")]
     segments = [_segment("embed_tokens", shape, [ids], [hidden], 512)]
     calls = [Call("embed_tokens", "embed_tokens", ("input_ids",), ("embedded",))]
-    rows = shape.high if isinstance(shape, Dynamic) else max(shape.sizes)
     cached = ("float32", (1, "S", 8))
-    attention = _segment("attention", Dynamic(1, rows, 64), [hidden, cached, cached], [hidden], 0)
+    attention = _segment("attention", rows(1, most_rows(shape), 64), [hidden, cached, cached], [hidden], 0)
     carried = "embedded"
     for layer in range(num_layers + 1):
         name = f"block_{layer}"
@@ -81,7 +79,7 @@ def split(num_layers: int, shape: Static | Dynamic) -> Split:
     segments += [attention, _segment("lm_head", head, [hidden], [logits], 8192)]
     calls.append(Call("lm_head", "lm_head", (carried,), ("logits",), "last"))
     values.append(Value("logits", *logits, "output"))
-    return Split(tuple(segments), tuple(calls), tuple(values))
+    return Split(tuple(segments), (Function("", tuple(calls), tuple(values), ("logits",)),))
 
 
 def _segment(name: str, shape: Any, inputs: list[Any], outputs: list[Any], weight_bytes: int) -> Segment:

@@ -1,5 +1,5 @@
 // Arrays that come from Python, through the buffer protocol (NumPy arrays, memoryviews,
-// array.array).
+// array.array) or DLPack (PyTorch tensors, JAX arrays).
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -16,16 +16,17 @@ namespace doubleweave::python {
 /// A C-contiguous array, held for as long as this lives. Needs the GIL to be made and destroyed.
 class Array {
  public:
-  /// Throws nanobind::type_error, naming `what`, when the object has no buffer, is not
-  /// C-contiguous, or is read-only although `is_writable` is asked for.
+  /// Throws nanobind::type_error, naming `what`, when the object gives no memory of the CPU, is not
+  /// C-contiguous, or is read-only (or does not say, as before DLPack 1.0) although `is_writable`
+  /// is asked for.
   Array(nanobind::handle object, bool is_writable, const std::string& what);
   ~Array();
   Array(Array&& other) noexcept;
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
 
-  void* data() const { return view_.buf; }
-  size_t nbytes() const { return static_cast<size_t>(view_.len); }
+  void* data() const { return data_; }
+  size_t nbytes() const { return nbytes_; }
   std::span<const int32_t> sizes() const { return sizes_; }
   DType dtype() const { return dtype_; }
 
@@ -34,8 +35,16 @@ class Array {
   void require_dtype(DType dtype, const std::string& what) const;
 
  private:
+  void read_buffer(const std::string& what);
+  void read_capsule(nanobind::handle object, bool is_writable, const std::string& what);
+  void add_size(int64_t size, const std::string& what);
+
   Py_buffer view_{};
   bool is_held_ = false;
+  // DLPack's; it gives the memory back when it goes.
+  nanobind::object capsule_;
+  void* data_ = nullptr;
+  size_t nbytes_ = 0;
   DType dtype_{};
   std::vector<int32_t> sizes_;
 };

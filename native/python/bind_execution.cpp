@@ -1,11 +1,18 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include <map>
 #include <optional>
+#include <string>
 #include <utility>
+#include <variant>
 
 #include "bindings.h"
 #include "doubleweave/error.h"
@@ -17,6 +24,9 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
+
+using ReboundPairs = std::vector<std::pair<int32_t, RegionHandle>>;
+using Rebound = std::variant<std::map<int32_t, RegionHandle>, ReboundPairs>;
 
 // An execution with what it uses, which it keeps alive.
 class ExecutionHandle {
@@ -36,14 +46,26 @@ class ExecutionHandle {
     for (const RegionHandle& region : regions_) {
       memory.emplace_back(region.data, region.bytes);
     }
-    execution_.emplace(std::move(instance_pointers), std::move(memory), std::move(tasks),
-                       std::move(workers), threads_per_worker);
+    execution_.emplace(std::move(instance_pointers), std::move(memory), tasks, std::move(workers),
+                       threads_per_worker);
+    find_writers(tasks);
   }
 
   const Execution& execution() const { return *execution_; }
 
   // Events as an int64 array [n, 4], or None.
-  nb::object run(int64_t base, bool record) {
+  nb::object run(int64_t base, bool record, const Rebound& rebound) {
+    // The handles in `rebound` keep the memory alive until the run has ended.
+    const ReboundRegions memory = std::visit(
+        [this](const auto& entries) {
+          ReboundRegions result;
+          for (const auto& [index, region] : entries) {
+            check_writable(index, region);
+            result.emplace_back(index, Region(region.data, region.bytes));
+          }
+          return result;
+        },
+        rebound);
     auto timeline = record ? std::make_unique<Timeline>() : nullptr;
     const auto interrupted = [] {
       const nb::gil_scoped_acquire acquire;
@@ -51,7 +73,7 @@ class ExecutionHandle {
     };
     try {
       const nb::gil_scoped_release release;
-      execution_->run(base, timeline.get(), interrupted);
+      execution_->run(base, timeline.get(), interrupted, memory);
     } catch (const Interrupted&) {
       if (PyErr_Occurred() != nullptr) {
         throw nb::python_error();  // what the signal's handler raised
@@ -71,8 +93,35 @@ class ExecutionHandle {
   }
 
  private:
+  // Notes which regions are written, of checked tasks. Throws Error where one is read-only.
+  void find_writers(const std::vector<Task>& tasks) {
+    writers_.assign(regions_.size(), -1);
+    for (size_t t = 0; t < tasks.size(); ++t) {
+      for (const Binding& output : tasks[t].outputs) {
+        writers_[output.buffer] = static_cast<int32_t>(t);
+      }
+      if (tasks[t].copy.has_value()) {
+        writers_[tasks[t].copy->target] = static_cast<int32_t>(t);
+      }
+    }
+    for (size_t r = 0; r < regions_.size(); ++r) {
+      check_writable(static_cast<int32_t>(r), regions_[r]);
+    }
+  }
+
+  // `region` takes the place `index`; an index out of range is the run's to refuse.
+  void check_writable(int32_t index, const RegionHandle& region) const {
+    if (!region.is_writable && index >= 0 && index < static_cast<int32_t>(writers_.size()) &&
+        writers_[index] >= 0) {
+      throw Error("region " + std::to_string(index) + " is read-only, but task " +
+                  std::to_string(writers_[index]) +
+                  " writes it; make it of a writable array, with writable=True.");
+    }
+  }
+
   std::vector<std::shared_ptr<Instance>> instances_;
   std::vector<RegionHandle> regions_;
+  std::vector<int32_t> writers_;  // a task that writes the region, -1: none does
   std::optional<Execution> execution_;
 };
 
@@ -95,20 +144,52 @@ void bind_execution(nb::module_& m) {
       .def_ro("offset_per_token", &Binding::offset_per_token)
       .def_ro("grow_dim", &Binding::grow_dim);
 
-  nb::class_<Task>(m, "Task", "One execution of an instance.")
+  nb::class_<BlockCopy>(m, "Copy",
+                        "Blocks copied from one region to another; see doubleweave/execution.h.")
+      .def(
+          "__init__",
+          [](BlockCopy* self, int32_t source, int32_t target, int64_t block_bytes,
+             int64_t num_blocks, int64_t source_offset, int64_t source_stride,
+             int64_t target_offset, int64_t target_stride, int64_t pad_bytes) {
+            new (self)
+                BlockCopy{source,        source_offset, source_stride, target,   target_offset,
+                          target_stride, num_blocks,    block_bytes,   pad_bytes};
+          },
+          nb::kw_only(), "source"_a, "target"_a, "block_bytes"_a, "num_blocks"_a = 1,
+          "source_offset"_a = 0, "source_stride"_a = 0, "target_offset"_a = 0,
+          "target_stride"_a = 0, "pad_bytes"_a = 0)
+      .def_ro("source", &BlockCopy::source)
+      .def_ro("source_offset", &BlockCopy::source_offset)
+      .def_ro("source_stride", &BlockCopy::source_stride)
+      .def_ro("target", &BlockCopy::target)
+      .def_ro("target_offset", &BlockCopy::target_offset)
+      .def_ro("target_stride", &BlockCopy::target_stride)
+      .def_ro("num_blocks", &BlockCopy::num_blocks)
+      .def_ro("block_bytes", &BlockCopy::block_bytes)
+      .def_ro("pad_bytes", &BlockCopy::pad_bytes);
+
+  nb::class_<Task>(m, "Task", "One execution of an instance, or one copy.")
       .def(
           "__init__",
           [](Task* self, int32_t instance, std::vector<Binding> inputs,
              std::vector<Binding> outputs, std::vector<int32_t> after, int32_t label) {
-            new (self)
-                Task{instance, std::move(inputs), std::move(outputs), std::move(after), label};
+            new (self) Task{instance, std::move(inputs), std::move(outputs), std::move(after),
+                            label,    std::nullopt};
           },
           "instance"_a, "inputs"_a, "outputs"_a, "after"_a = std::vector<int32_t>(), "label"_a = 0)
+      .def_static(
+          "of_copy",
+          [](const BlockCopy& copy, std::vector<int32_t> after, int32_t label) {
+            return Task{-1, {}, {}, std::move(after), label, copy};
+          },
+          "copy"_a, "after"_a = std::vector<int32_t>(), "label"_a = 0,
+          "A task that runs no method; its `instance` is -1.")
       .def_ro("instance", &Task::instance)
       .def_ro("inputs", &Task::inputs)
       .def_ro("outputs", &Task::outputs)
       .def_ro("after", &Task::after)
-      .def_ro("label", &Task::label);
+      .def_ro("label", &Task::label)
+      .def_ro("copy", &Task::copy);
 
   nb::class_<ExecutionHandle>(m, "Execution", "A prepared run: tasks, in an order for each worker.")
       .def(nb::init<std::vector<std::shared_ptr<Instance>>, std::vector<RegionHandle>,
@@ -121,8 +202,10 @@ void bind_execution(nb::module_& m) {
       .def_prop_ro("num_workers",
                    [](const ExecutionHandle& self) { return self.execution().num_workers(); })
       .def("run", &ExecutionHandle::run, "base"_a = 0, "record"_a = false,
+           "rebound"_a = ReboundPairs(),
            "Run every task once; with `record`, give an int64 array [n, 4] of (task, worker, start "
-           "ns, end ns).");
+           "ns, end ns). `rebound`, {index: Region} or pairs of them, puts regions elsewhere for "
+           "this run.");
 }
 
 }  // namespace doubleweave::python

@@ -49,24 +49,31 @@ nb::object buffer_view(nb::handle_t<Buffers> self, size_t id, const std::vector<
 }
 
 // An owner that lets a buffer of Python's go when the last region over it goes.
-RegionHandle region_of(nb::object object) {
-  auto array = std::make_unique<Array>(object, /*is_writable=*/true, "a region");
+RegionHandle region_of(nb::object object, bool is_writable) {
+  auto array = std::make_unique<Array>(object, is_writable, "a region");
   void* data = array->data();
   const size_t bytes = array->nbytes();
-  return {data, bytes, std::shared_ptr<void>(array.release(), [](void* held) {
-            const nb::gil_scoped_acquire acquire;
-            delete static_cast<Array*>(held);
-          })};
+  return {data, bytes,
+          std::shared_ptr<void>(array.release(),
+                                [](void* held) {
+                                  const nb::gil_scoped_acquire acquire;
+                                  delete static_cast<Array*>(held);
+                                }),
+          is_writable};
 }
 
 }  // namespace
 
 void bind_memory(nb::module_& m) {
   nb::class_<RegionHandle>(m, "Region", "Memory that tasks read and write; keeps its owner alive.")
-      .def_static("of", &region_of, "array"_a, "The memory of a C-contiguous, writable array.")
+      .def_static(
+          "of", &region_of, "array"_a, "writable"_a = true,
+          "The memory of a C-contiguous array; one that is not `writable` may be read-only, "
+          "and no task may write it.")
       .def_prop_ro("address",
                    [](const RegionHandle& self) { return reinterpret_cast<uintptr_t>(self.data); })
-      .def_ro("nbytes", &RegionHandle::bytes);
+      .def_ro("nbytes", &RegionHandle::bytes)
+      .def_ro("writable", &RegionHandle::is_writable);
 
   nb::class_<KvCache>(m, "KvCache",
                       "Rows that grow with the tokens; memory is committed as it is written.")

@@ -42,7 +42,7 @@ std::vector<Array> arrays_of(nb::sequence objects, const std::vector<TensorInfo>
   return arrays;
 }
 
-nb::list run_instance(Instance& instance, nb::sequence inputs, nb::sequence outputs) {
+nb::list run_instance(Instance& instance, nb::sequence inputs, nb::sequence outputs, int threads) {
   const std::vector<Array> in = arrays_of(inputs, instance.inputs(), false, instance.method());
   const std::vector<Array> out = arrays_of(outputs, instance.outputs(), true, instance.method());
   std::vector<InputBinding> in_bindings;
@@ -55,7 +55,7 @@ nb::list run_instance(Instance& instance, nb::sequence inputs, nb::sequence outp
   }
   {
     const nb::gil_scoped_release release;
-    instance.run(in_bindings, out_bindings);
+    instance.run(in_bindings, out_bindings, threads);
   }
   nb::list result;
   for (size_t i = 0; i < out.size(); ++i) {
@@ -112,9 +112,9 @@ void bind_programs(nb::module_& m) {
             return nb::tuple(nb::cast(self.output_sizes(index)));
           },
           "index"_a)
-      .def("run", &run_instance, "inputs"_a, "outputs"_a,
+      .def("run", &run_instance, "inputs"_a, "outputs"_a, "threads"_a = 0,
            "Run on arrays, without a copy: outputs are written in place, and their shapes must be "
-           "exact.");
+           "exact. `threads` sets the number of intra-operator threads; 0 keeps what is set.");
 
   nb::class_<Program>(m, "Program", "An ExecuTorch program file, mapped into memory.")
       .def(nb::init<const std::string&>(), "path"_a, nb::call_guard<nb::gil_scoped_release>())

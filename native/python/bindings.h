@@ -13,10 +13,11 @@ struct RegionHandle {
   void* data;
   size_t bytes;
   std::shared_ptr<void> owner;
+  bool is_writable = true;
 };
 
 void bind_memory(nanobind::module_& m);     // KvCache, Buffers, Region
-void bind_execution(nanobind::module_& m);  // Binding, Task, Execution
+void bind_execution(nanobind::module_& m);  // Binding, Copy, Task, Execution
 void bind_kernels(nanobind::module_& m);    // attention, rotary
 
 }  // namespace doubleweave::python

@@ -13,6 +13,7 @@
 #include <immintrin.h>
 #endif
 
+#include "block_copy.h"
 #include "doubleweave/error.h"
 #include "doubleweave/threads.h"
 #include "instance_impl.h"
@@ -48,6 +49,7 @@ struct alignas(64) Progress {
 
 struct Execution::Impl {
   std::vector<Instance*> instances;
+  std::vector<Region> regions;
   std::vector<Task> tasks;
   std::vector<std::vector<int32_t>> workers;
   int threads_per_worker;
@@ -60,6 +62,7 @@ struct Execution::Impl {
 
   // The state of one run.
   int64_t base = 0;
+  std::vector<std::byte*> starts;  // of the regions
   Clock::time_point start;
   Clock::time_point next_poll;
   const std::function<bool()>* interrupted = nullptr;
@@ -139,10 +142,14 @@ struct Execution::Impl {
   }
 
   void run_task(int32_t t) {
+    if (tasks[t].copy.has_value()) {
+      copy_blocks(*tasks[t].copy, starts);
+      return;
+    }
     try {
       Instance::Impl& instance = *instances[tasks[t].instance]->impl_;
       const InstanceUse use(instance);
-      prepared[t].bind(instance, base);
+      prepared[t].bind(instance, base, starts);
       instance.execute(threads_per_worker == 1);
     } catch (const Error& error) {
       throw Error(text(task_text(tasks, instances, t), ": ", error.what()));
@@ -207,6 +214,31 @@ struct Execution::Impl {
     }
   }
 
+  // Sets `starts` for a run. Throws Error for a region that cannot lie where it is said to.
+  void place_regions(const ReboundRegions& rebound) {
+    for (size_t r = 0; r < regions.size(); ++r) {
+      starts[r] = static_cast<std::byte*>(regions[r].first);
+    }
+    for (auto entry = rebound.begin(); entry != rebound.end(); ++entry) {
+      const auto& [index, region] = *entry;
+      if (index < 0 || index >= static_cast<int32_t>(regions.size())) {
+        throw Error(text("region ", index, " is rebound, but there are ", regions.size(), "."));
+      }
+      if (std::any_of(rebound.begin(), entry, [&](const auto& e) { return e.first == index; })) {
+        throw Error(text("region ", index, " is rebound twice; name it once a run."));
+      }
+      if (region.first == nullptr) {
+        throw Error(text("region ", index, " is rebound to a null pointer; give it memory."));
+      }
+      if (region.second < regions[index].second) {
+        throw Error(text("region ", index, " is rebound to ", region.second,
+                         " bytes, but needs at least the ", regions[index].second,
+                         " of the region that it replaces."));
+      }
+      starts[index] = static_cast<std::byte*>(region.first);
+    }
+  }
+
   void reset(int64_t new_base, bool new_record, const std::function<bool()>& new_interrupted) {
     base = new_base;
     record = new_record;
@@ -241,9 +273,16 @@ Execution::Execution(std::vector<Instance*> instances, std::vector<Region> regio
   impl.threads_per_worker = threads_per_worker;
   for (size_t t = 0; t < impl.tasks.size(); ++t) {
     const std::string name = task_text(impl.tasks, impl.instances, static_cast<int32_t>(t));
+    if (impl.tasks[t].copy.has_value()) {
+      check_copy(*impl.tasks[t].copy, regions, name);
+      impl.prepared.emplace_back();
+      continue;
+    }
     impl.prepared.emplace_back(impl.tasks[t], *impl.instances[impl.tasks[t].instance], regions,
                                name, impl.limit);
   }
+  impl.starts.resize(regions.size());
+  impl.regions = std::move(regions);
   impl.progress = std::make_unique<Progress[]>(impl.workers.size());
   impl.events.resize(impl.workers.size());
   // With more workers than processors, spinning takes time from the one that is waited for.
@@ -252,7 +291,8 @@ Execution::Execution(std::vector<Instance*> instances, std::vector<Region> regio
 
 Execution::~Execution() = default;
 
-void Execution::run(int64_t base, Timeline* timeline, const std::function<bool()>& interrupted) {
+void Execution::run(int64_t base, Timeline* timeline, const std::function<bool()>& interrupted,
+                    const ReboundRegions& rebound) {
   Impl& impl = *impl_;
   if (base < 0 || base > impl.limit.max_base) {
     throw Error(text("a run cannot start at ", base, " tokens: it must be between 0 and ",
@@ -276,6 +316,7 @@ void Execution::run(int64_t base, Timeline* timeline, const std::function<bool()
   try {
     const IntraOpScope scope(impl.threads_per_worker);
     impl.reset(base, timeline != nullptr, interrupted);
+    impl.place_regions(rebound);
     impl.run_all();
   } catch (...) {
     finish();

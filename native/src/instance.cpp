@@ -204,13 +204,14 @@ void Instance::execute() {
   impl_->execute(intra_op_threads() == 1);
 }
 
-void Instance::run(std::span<const InputBinding> inputs, std::span<const OutputBinding> outputs) {
+void Instance::run(std::span<const InputBinding> inputs, std::span<const OutputBinding> outputs,
+                   int threads) {
   if (inputs.size() != impl_->inputs.size() || outputs.size() != impl_->outputs.size()) {
     throw Error(text("method '", method(), "' takes ", impl_->inputs.size(), " inputs and gives ",
                      impl_->outputs.size(), " outputs, but ", inputs.size(), " and ",
                      outputs.size(), " were given."));
   }
-  const IntraOpScope scope;
+  const IntraOpScope scope = threads == 0 ? IntraOpScope() : IntraOpScope(threads);
   const InstanceUse use(*impl_);
   for (size_t i = 0; i < inputs.size(); ++i) {
     impl_->bind_input(i, inputs[i].data, inputs[i].sizes);

@@ -87,7 +87,8 @@ PreparedTask::Address PreparedTask::resolve(const Binding& binding, const Tensor
   if (per_token > 0) {
     lower(limit, spare / per_token, text(name, " to stay inside buffer ", binding.buffer));
   }
-  Address address{static_cast<std::byte*>(region) + binding.offset,
+  Address address{binding.buffer,
+                  binding.offset,
                   region_bytes - static_cast<size_t>(binding.offset),
                   binding.offset_per_token,
                   binding.sizes,
@@ -101,7 +102,8 @@ PreparedTask::Address PreparedTask::resolve(const Binding& binding, const Tensor
   return address;
 }
 
-void PreparedTask::bind(Instance::Impl& instance, int64_t base) {
+void PreparedTask::bind(Instance::Impl& instance, int64_t base,
+                        const std::vector<std::byte*>& starts) {
   const auto move_to_base = [base](Address& address) {
     if (address.grow_dim >= 0) {
       address.sizes[address.grow_dim] = address.first_size + static_cast<int32_t>(base);
@@ -110,12 +112,14 @@ void PreparedTask::bind(Instance::Impl& instance, int64_t base) {
   };
   for (size_t i = 0; i < inputs_.size(); ++i) {
     const int64_t offset = move_to_base(inputs_[i]);
-    instance.bind_input(i, inputs_[i].start + offset, inputs_[i].sizes);
+    std::byte* const data = starts[inputs_[i].region] + inputs_[i].offset + offset;
+    instance.bind_input(i, data, inputs_[i].sizes);
   }
   for (size_t i = 0; i < outputs_.size(); ++i) {
     const int64_t offset = move_to_base(outputs_[i]);
-    instance.bind_output(i, outputs_[i].start + offset,
-                         outputs_[i].bytes - static_cast<size_t>(offset), outputs_[i].sizes);
+    std::byte* const data = starts[outputs_[i].region] + outputs_[i].offset + offset;
+    instance.bind_output(i, data, outputs_[i].bytes - static_cast<size_t>(offset),
+                         outputs_[i].sizes);
   }
 }
 

@@ -1,4 +1,5 @@
-// A task whose bindings are checked and resolved to addresses, but for the tokens in the cache.
+// A task whose bindings are checked and resolved, but for the tokens in the cache and where the
+// regions start.
 #pragma once
 
 #include <cstdint>
@@ -18,18 +19,23 @@ struct BaseLimit {
 
 class PreparedTask {
  public:
+  /// Binds nothing; for copies.
+  PreparedTask() = default;
+
   /// Checks the bindings against the instance and the regions for base 0, and lowers `limit` to
   /// what they allow. Throws Error naming `name` where one does not fit.
   PreparedTask(const Task& task, const Instance& instance, const std::vector<Region>& regions,
                const std::string& name, BaseLimit& limit);
 
-  /// Binds everything for `base` tokens. Throws Error where the instance refuses.
-  void bind(Instance::Impl& instance, int64_t base);
+  /// Binds everything for `base` tokens; `starts` says where each region lies in this run. Throws
+  /// Error where the instance refuses.
+  void bind(Instance::Impl& instance, int64_t base, const std::vector<std::byte*>& starts);
 
  private:
   struct Address {
-    std::byte* start;
-    size_t bytes;  // from start to the end of the region
+    int32_t region;
+    int64_t offset;
+    size_t bytes;  // from the offset to the end of the region
     int64_t offset_per_token;
     std::vector<int32_t> sizes;
     int32_t grow_dim;

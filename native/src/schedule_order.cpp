@@ -13,11 +13,18 @@ using Workers = std::vector<std::vector<int32_t>>;
 void check_indices(const std::vector<Task>& tasks, const std::vector<Instance*>& instances) {
   const auto num_tasks = static_cast<int32_t>(tasks.size());
   for (int32_t t = 0; t < num_tasks; ++t) {
-    if (tasks[t].instance < 0 || tasks[t].instance >= static_cast<int32_t>(instances.size())) {
-      throw Error(text("task ", t, " (label ", tasks[t].label, ") names instance ",
-                       tasks[t].instance, " of ", instances.size(), "."));
+    const Task& task = tasks[t];
+    if (task.copy.has_value()) {
+      if (task.instance != -1 || !task.inputs.empty() || !task.outputs.empty()) {
+        throw Error(text(task_text(tasks, instances, t), " names instance ", task.instance,
+                         " and binds ", task.inputs.size(), " inputs and ", task.outputs.size(),
+                         " outputs, but a copy names instance -1 and binds none."));
+      }
+    } else if (task.instance < 0 || task.instance >= static_cast<int32_t>(instances.size())) {
+      throw Error(text("task ", t, " (label ", task.label, ") names instance ", task.instance,
+                       " of ", instances.size(), "."));
     }
-    for (const int32_t before : tasks[t].after) {
+    for (const int32_t before : task.after) {
       if (before < 0 || before >= num_tasks) {
         throw Error(text(task_text(tasks, instances, t), " waits for task ", before,
                          ", but there are ", num_tasks, "."));
@@ -125,14 +132,16 @@ void find_waits(const std::vector<Task>& tasks, const Workers& workers,
         same->num_finished = std::max(same->num_finished, order.place_of[a] + 1);
       }
     }
-    int32_t& last = last_use[tasks[t].instance];
-    if (last >= 0 && order.place_of[last] >= clock[order.worker_of[last]]) {
-      throw Error(text(
-          task_text(tasks, instances, last), " on worker ", order.worker_of[last], " and ",
-          task_text(tasks, instances, t), " on worker ", worker,
-          " share an instance but nothing orders them; add a dependency or use two instances."));
+    if (!tasks[t].copy.has_value()) {
+      int32_t& last = last_use[tasks[t].instance];
+      if (last >= 0 && order.place_of[last] >= clock[order.worker_of[last]]) {
+        throw Error(text(
+            task_text(tasks, instances, last), " on worker ", order.worker_of[last], " and ",
+            task_text(tasks, instances, t), " on worker ", worker,
+            " share an instance but nothing orders them; add a dependency or use two instances."));
+      }
+      last = t;
     }
-    last = t;
     clock[worker] = place + 1;
     clocks[t] = std::move(clock);
   }
@@ -142,8 +151,11 @@ void find_waits(const std::vector<Task>& tasks, const Workers& workers,
 
 std::string task_text(const std::vector<Task>& tasks, const std::vector<Instance*>& instances,
                       int32_t task) {
-  return text("task ", task, " (label ", tasks[task].label, ", method '",
-              instances[tasks[task].instance]->method(), "')");
+  const Task& named = tasks[task];
+  return text(
+      "task ", task, " (label ", named.label, ", ",
+      named.copy.has_value() ? "copy" : text("method '", instances[named.instance]->method(), "'"),
+      ")");
 }
 
 ScheduleOrder order_schedule(const std::vector<Task>& tasks, const Workers& workers,

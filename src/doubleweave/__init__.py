@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from doubleweave.compile import compile_llm
+    from doubleweave.compile_language_model import compile_llm
+    from doubleweave.compile_module import compile
     from doubleweave.errors import (
         DoubleweaveError,
         InputError,
@@ -22,43 +23,61 @@ if TYPE_CHECKING:
         SourceError,
         SplitError,
     )
+    from doubleweave.futures import Result
     from doubleweave.generate import Generation
     from doubleweave.method import Method
+    from doubleweave.module_program import ModuleProgram, ModuleSession
+    from doubleweave.policy import Dynamic, Static
     from doubleweave.program import Program, open
     from doubleweave.sampling import Sampling
     from doubleweave.session import Session
+    from doubleweave.states import States
     from doubleweave.timeline import Timeline
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DoubleweaveError",
+    "Dynamic",
     "Generation",
     "InputError",
     "LowerError",
     "Method",
+    "ModuleProgram",
+    "ModuleSession",
     "PolicyError",
     "Program",
     "ProgramError",
+    "Result",
     "RunError",
     "Sampling",
     "ScheduleError",
     "Session",
     "SourceError",
     "SplitError",
+    "States",
+    "Static",
     "Timeline",
+    "compile",
     "compile_llm",
     "open",
 ]
 
 _HOME = {
+    "Dynamic": "policy",
     "Generation": "generate",
     "Method": "method",
+    "ModuleProgram": "module_program",
+    "ModuleSession": "module_program",
     "Program": "program",
+    "Result": "futures",
     "Sampling": "sampling",
     "Session": "session",
+    "States": "states",
+    "Static": "policy",
     "Timeline": "timeline",
-    "compile_llm": "compile",
+    "compile": "compile_module",
+    "compile_llm": "compile_language_model",
     "open": "program",
 }
 

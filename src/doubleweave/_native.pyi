@@ -1,14 +1,19 @@
 """Types of the compiled module; native/python/ implements it and native/include/ documents it."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, overload
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
+class _DLPack(Protocol):
+    """PyTorch tensors, JAX arrays."""
+
+    def __dlpack__(self) -> Any: ...
+
 # NumPy declares its arrays to be buffers only from Python 3.12 on.
-_Array: TypeAlias = NDArray[Any] | Buffer
+_Array: TypeAlias = NDArray[Any] | Buffer | _DLPack
 
 class Error(RuntimeError):
     """A wrong argument, a damaged program, or a method that failed."""
@@ -47,8 +52,12 @@ class Instance:
         """Run what is bound, without the GIL."""
 
     def output_sizes(self, index: int) -> tuple[int, ...]: ...
-    def run(self, inputs: Sequence[_Array], outputs: Sequence[_Array]) -> list[tuple[int, ...]]:
-        """Run on C-contiguous arrays without a copy; output shapes must be exact. Returns their sizes."""
+    def run(
+        self, inputs: Sequence[_Array], outputs: Sequence[_Array], threads: int = 0
+    ) -> list[tuple[int, ...]]:
+        """Run on C-contiguous arrays without a copy; output shapes must be exact. Returns their sizes.
+
+        `threads` sets the number of intra-operator threads; 0 keeps what is set."""
 
 class Program:
     """An ExecuTorch program file, mapped into memory."""
@@ -67,13 +76,15 @@ class Region:
     """Memory that tasks read and write; keeps its owner alive."""
 
     @staticmethod
-    def of(array: _Array) -> Region:
-        """The memory of a C-contiguous, writable array."""
+    def of(array: _Array, writable: bool = True) -> Region:
+        """The memory of a C-contiguous array; one not `writable` may be read-only, and no task may write it."""
 
     @property
     def address(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def writable(self) -> bool: ...
 
 class KvCache:
     """Rows that grow with the tokens; memory is committed as it is written."""
@@ -132,8 +143,44 @@ class Binding:
     @property
     def grow_dim(self) -> int: ...
 
+class Copy:
+    """Blocks copied from one region to another: block i from source_offset + i * source_stride to
+    target_offset + i * target_stride, with `pad_bytes` zeros behind it. All in bytes; no base moves it."""
+
+    def __init__(
+        self,
+        *,
+        source: int,
+        target: int,
+        block_bytes: int,
+        num_blocks: int = 1,
+        source_offset: int = 0,
+        source_stride: int = 0,
+        target_offset: int = 0,
+        target_stride: int = 0,
+        pad_bytes: int = 0,
+    ) -> None: ...
+    @property
+    def source(self) -> int: ...
+    @property
+    def source_offset(self) -> int: ...
+    @property
+    def source_stride(self) -> int: ...
+    @property
+    def target(self) -> int: ...
+    @property
+    def target_offset(self) -> int: ...
+    @property
+    def target_stride(self) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def pad_bytes(self) -> int: ...
+
 class Task:
-    """One execution of an instance, after the tasks in `after`."""
+    """One execution of an instance, or one copy, after the tasks in `after`."""
 
     def __init__(
         self,
@@ -143,6 +190,12 @@ class Task:
         after: Sequence[int] = ...,
         label: int = 0,
     ) -> None: ...
+    @staticmethod
+    def of_copy(copy: Copy, after: Sequence[int] = ..., label: int = 0) -> Task:
+        """A task that runs no method; its `instance` is -1."""
+
+    @property
+    def copy(self) -> Copy | None: ...
     @property
     def instance(self) -> int: ...
     @property
@@ -153,6 +206,8 @@ class Task:
     def after(self) -> list[int]: ...
     @property
     def label(self) -> int: ...
+
+_Rebound: TypeAlias = Mapping[int, Region] | Sequence[tuple[int, Region]]
 
 class Execution:
     """A prepared run: tasks, in an order for each worker; worker 0 is the calling thread."""
@@ -172,16 +227,17 @@ class Execution:
     @property
     def num_workers(self) -> int: ...
     @overload
-    def run(self, base: int = 0, record: Literal[False] = False) -> None: ...
+    def run(self, base: int = 0, record: Literal[False] = False, rebound: _Rebound = ...) -> None: ...
     @overload
-    def run(self, base: int, record: Literal[True]) -> NDArray[np.int64]: ...
+    def run(self, base: int, record: Literal[True], rebound: _Rebound = ...) -> NDArray[np.int64]: ...
     @overload
-    def run(self, base: int = 0, *, record: Literal[True]) -> NDArray[np.int64]: ...
+    def run(self, base: int = 0, *, record: Literal[True], rebound: _Rebound = ...) -> NDArray[np.int64]: ...
     @overload
-    def run(self, base: int = 0, record: bool = False) -> NDArray[np.int64] | None:
+    def run(self, base: int = 0, record: bool = False, rebound: _Rebound = ...) -> NDArray[np.int64] | None:
         """Run every task once, without the GIL; Ctrl-C stops it with KeyboardInterrupt.
 
-        With `record`, returns int64 [n, 4]: (task, worker, start ns, end ns), worker by worker."""
+        With `record`, returns int64 [n, 4]: (task, worker, start ns, end ns), worker by worker. The regions
+        `rebound` lie elsewhere for this run, each with at least the bytes of the one that it replaces."""
 
 def max_threads() -> int: ...
 def intra_op_threads() -> int: ...

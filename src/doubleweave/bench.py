@@ -32,7 +32,7 @@ def bench(
     for name, value, least in (("prompt-len", prompt_len, 1), ("gen", gen, 0), ("runs", runs, 1)):
         if value < least:
             raise InputError(f"{name}: found {value}, expected at least {least}")
-    vocab = program.manifest.model.vocab_size
+    vocab = program.model.vocab_size
     ids = token_ids if token_ids is not None else np.random.default_rng(0).integers(0, vocab, prompt_len)
     session = program.session(schedule, threads)
     if len(ids) + gen > session.max_context:

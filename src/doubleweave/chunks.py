@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-from doubleweave.ir import Dynamic, Static
+from doubleweave.ir import Dynamic, Static, most_rows
 
 # Below this many rows a chunk's linears no longer run at full speed, so more chunks do not pay.
 _LEAST_ROWS = 32
@@ -28,7 +28,7 @@ def cut(num_tokens: int, shape: Static | Dynamic, num_workers: int = 1) -> tuple
     sequence of sizes, counting padding and calls.
     """
     assert num_tokens > 0
-    sizes = _even(num_tokens, shape.high, num_workers) if isinstance(shape, Dynamic) else None
+    sizes = _even(num_tokens, most_rows(shape), num_workers) if isinstance(shape, Dynamic) else None
     if sizes is None:
         assert isinstance(shape, Static)
         sizes = _fixed(num_tokens, tuple(sorted(shape.sizes)))

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -154,6 +155,24 @@ def _add_inspect(commands: Any) -> None:
     p.add_argument(
         "--calls", action="store_true", help="also list every call with the values it reads and writes"
     )
+    p.add_argument(
+        "--memory",
+        action="store_true",
+        help="also list every value of a run: its writer, its readers, its bytes, when it is freed, and the peak",
+    )
+    p.add_argument(
+        "--prompt-len",
+        type=int,
+        metavar="N",
+        help="with --memory: prompt tokens (a language model; default 128)",
+    )
+    p.add_argument(
+        "--size",
+        action="append",
+        default=[],
+        metavar="SYMBOL=N",
+        help="with --memory: the size of a dim (another module; default: the largest); may be repeated",
+    )
     p.add_argument("--json", action="store_true", help="print it as one JSON object on the last line")
     p.set_defaults(command=_inspect)
 
@@ -188,7 +207,7 @@ def _compile(args: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    from doubleweave.compile import compile_llm
+    from doubleweave.compile_language_model import compile_llm
     from doubleweave.report import compile_summary
 
     start = time.perf_counter()
@@ -260,7 +279,24 @@ def _inspect(args: argparse.Namespace) -> None:
     print(inspect_table(found))
     if args.calls:
         print("\n" + str(found.split))
-    _print_json(args, inspect_dict(found))
+    report = inspect_dict(found)
+    if args.memory:
+        from doubleweave.memory import memory_of, table
+
+        memory = memory_of(found, args.prompt_len, _sizes(args.size))
+        print("\n" + table(memory))
+        report["memory"] = asdict(memory)
+    _print_json(args, report)
+
+
+def _sizes(given: list[str]) -> dict[str, int]:
+    sizes = {}
+    for item in given:
+        symbol, _, number = item.partition("=")
+        if not symbol or not number.isdigit():
+            raise InputError(f"size: found {item!r}, expected SYMBOL=N such as T=128")
+        sizes[symbol] = int(number)
+    return sizes
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -293,9 +329,9 @@ def _score(args: argparse.Namespace) -> None:
 
 
 def _open(folder: str) -> Program:
-    from doubleweave.program import open
+    from doubleweave.program import open_llm
 
-    return open(folder)
+    return open_llm(folder)
 
 
 def _read_stdin() -> str:

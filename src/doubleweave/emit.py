@@ -11,30 +11,36 @@ It knows nothing of models or devices.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from doubleweave.split import SMALL_BYTES
 
-def _raw(tensor: Tensor) -> bytes:
+
+def raw_bytes(tensor: Tensor) -> bytes:
     data: bytes = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     return data
 
 
 def _bfloat16(tensor: Tensor) -> bytes:
-    return _raw(tensor.to(torch.bfloat16))
+    return raw_bytes(tensor.to(torch.bfloat16))
 
 
 def _nibbles(tensor: Tensor) -> bytes:
     """Two 4-bit weights a byte, offset by 8, the even one low: XNNPACK's qc4w layout."""
     offset = (tensor.contiguous().view(-1).to(torch.int16) + 8).to(torch.uint8)
-    return _raw(offset[1::2] << 4 | offset[::2])
+    return raw_bytes(offset[1::2] << 4 | offset[::2])
 
 
-_ENCODINGS: dict[str, Callable[[Tensor], bytes]] = {"raw": _raw, "bfloat16": _bfloat16, "nibbles": _nibbles}
+_ENCODINGS: dict[str, Callable[[Tensor], bytes]] = {
+    "raw": raw_bytes,
+    "bfloat16": _bfloat16,
+    "nibbles": _nibbles,
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Template:
 
     `plan` is ExecuTorch's ExecutionPlan; `payloads` the delegates' processed bytes; `named` and `buffers`
     say where each named datum and each constant buffer comes from (bytes: the same in every layer).
+    `is_complete`: every weight was found again, so that others can take its place (a backend may also keep them
+    in another layout, such as a convolution's).
     """
 
     plan: object
@@ -59,6 +67,7 @@ class Template:
     buffers: tuple[Constant | bytes, ...]
     num_operators: int
     num_delegated: int
+    is_complete: bool
 
 
 def encode(source: Constant | bytes, weights: tuple[Tensor, ...]) -> bytes:
@@ -76,7 +85,7 @@ def made_up_weights(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(20260)
     result = []
     for tensor in weights:
-        if tensor.numel() * tensor.element_size() < 16:
+        if tensor.numel() * tensor.element_size() < SMALL_BYTES:
             result.append(tensor)
         elif tensor.dtype == torch.int8:
             low, high = (-8, 8) if int(tensor.min()) >= -8 and int(tensor.max()) < 8 else (-127, 128)
@@ -89,15 +98,20 @@ def made_up_weights(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(result)
 
 
-def make_template(program: Any, named_data: Any, weights: tuple[Tensor, ...]) -> Template:
-    """Turn an emitted method (exir's Program with one plan, its NamedDataStoreOutput) into a template."""
+def make_template(
+    program: Any, named_data: Any, weights: tuple[Tensor, ...], made_up: frozenset[int]
+) -> Template:
+    """Turn an emitted method (exir's Program with one plan, its NamedDataStoreOutput) into a template.
+
+    `made_up` lists the weights whose numbers are not the segment's own.
+    """
     (plan,) = program.execution_plan
     by_digest: dict[bytes, Constant | bytes] = {}
     for index, tensor in enumerate(weights):
         for encoding, to_bytes in _ENCODINGS.items():
             if encoding == "raw" or (encoding == "bfloat16") == tensor.is_floating_point():
                 by_digest.setdefault(hashlib.sha256(to_bytes(tensor)).digest(), Constant(index, encoding))
-    _check_distinct(weights)
+    _check_distinct([weights[index] for index in sorted(made_up)])
 
     def origin(data: bytes) -> Constant | bytes:
         return by_digest.get(hashlib.sha256(data).digest(), data)
@@ -108,11 +122,22 @@ def make_template(program: Any, named_data: Any, weights: tuple[Tensor, ...]) ->
             named[key] = origin(bytes(named_data.buffers[entry.buffer_index]))
     buffers = tuple(origin(bytes(buffer.storage)) for buffer in program.constant_buffer)
     payloads = tuple(bytes(item.data) for item in program.backend_delegate_data)
-    return Template(plan, payloads, named, buffers, 0, 0)
+    sources = [*named.values(), *buffers]
+    found = {source.index for source in sources if isinstance(source, Constant)}
+    rest = [source for source in sources if isinstance(source, bytes)]
+    is_complete = not made_up or (made_up <= found and not any(map(_may_be_weights, rest)))
+    return Template(plan, payloads, named, buffers, 0, 0, is_complete)
 
 
-def _check_distinct(weights: tuple[Tensor, ...]) -> None:
+def _may_be_weights(data: bytes) -> bool:
+    """Whether bytes in a program may be weights in another form: not if they are few or all the same number."""
+    return len(data) >= 4 * SMALL_BYTES and data != data[:4] * (len(data) // 4)
+
+
+def _check_distinct(weights: Sequence[Tensor]) -> None:
     digests = [
-        hashlib.sha256(_raw(t)).digest() for t in weights if t.any() and t.numel() * t.element_size() >= 16
+        hashlib.sha256(raw_bytes(t)).digest()
+        for t in weights
+        if t.any() and t.numel() * t.element_size() >= SMALL_BYTES
     ]
     assert len(set(digests)) == len(digests), "made-up weights must differ"

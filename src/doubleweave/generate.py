@@ -43,7 +43,7 @@ def generate(
     if max_new_tokens < 1:
         raise InputError(f"number of new tokens: found {max_new_tokens}, expected at least 1")
     sampler = Sampler(sampling)
-    ends = set(session.manifest.model.eos_token_ids)
+    ends = set(session.model.eos_token_ids)
     logits = session.append(token_ids, record=record)
     for count in range(max_new_tokens):
         token = sampler(logits)

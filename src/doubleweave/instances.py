@@ -5,11 +5,15 @@ It knows nothing of schedules: it loads what it is asked for, once.
 
 from __future__ import annotations
 
+import threading
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from doubleweave import _native
 from doubleweave.errors import ProgramError
 from doubleweave.ir import Split
+from doubleweave.manifest import PROGRAM_FILE
 from doubleweave.scratch import groups
 
 
@@ -24,6 +28,12 @@ class Instances:
             method: shared.get(segment.name, -1) for segment in split.segments for method in segment.methods()
         }
         self._loaded: dict[tuple[str, int], _native.Instance] = {}
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._loading = threading.Lock()
+
+    def lock(self, method: str) -> threading.Lock:
+        """Held by whoever runs the method by itself, so that calls from several threads take turns."""
+        return self._locks[method]
 
     def get(self, method: str, copy: int = 0) -> _native.Instance:
         """Load the method on first use; raises ProgramError when the program does not have it."""
@@ -34,12 +44,13 @@ class Instances:
 
     def load_all(self, methods: list[str]) -> None:
         """Load several at once: packing weights is most of it, and it runs without the GIL."""
-        todo = [method for method in dict.fromkeys(methods) if (method, 0) not in self._loaded]
-        if not todo:
-            return
-        with ThreadPoolExecutor(max_workers=_native.max_threads()) as pool:
-            for method, instance in zip(todo, pool.map(self._load, todo), strict=True):
-                self._loaded[method, 0] = instance
+        with self._loading:
+            todo = [method for method in dict.fromkeys(methods) if (method, 0) not in self._loaded]
+            if not todo:
+                return
+            with ThreadPoolExecutor(max_workers=_native.max_threads()) as pool:
+                for method, instance in zip(todo, pool.map(self._load, todo), strict=True):
+                    self._loaded[method, 0] = instance
 
     def _load(self, method: str) -> _native.Instance:
         try:
@@ -53,3 +64,17 @@ class Instances:
 
     def __len__(self) -> int:
         return len(self._loaded)
+
+
+def open_instances(folder: Path, split: Split) -> Instances:
+    """Open a folder's program file; raises ProgramError where it does not have the methods of the split."""
+    try:
+        program = _native.Program(str(folder / PROGRAM_FILE))
+    except _native.Error as error:
+        raise ProgramError(f"{error}; compile the program again") from error
+    wanted = {name for segment in split.segments for name in segment.methods()}
+    if missing := sorted(wanted - set(program.method_names)):
+        raise ProgramError(
+            f"{folder}: method {missing[0]!r} of the manifest is not in the program; compile it again"
+        )
+    return Instances(program, split)

@@ -3,8 +3,9 @@
 Plain data that prints, parses (`Split.from_dict(split.to_dict())`) and diffs. It knows nothing of torch or
 ExecuTorch: it is what the compiler hands to the run time.
 
-Sizes in shapes are numbers or symbols: "T" (rows of the chunk at hand) and "S" (rows of the cache up to
-and including that chunk).
+Sizes in shapes are numbers, symbols or expressions of symbols (sizes.py). In a language model "T" is the rows of
+the chunk at hand and "S" the rows of the cache up to and including that chunk; in any other module the symbols
+are those of its function, and "T" is the dim along which a chunked segment is cut.
 """
 
 from __future__ import annotations
@@ -12,28 +13,69 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-Size = int | str
-Shape = tuple[Size, ...]
+from doubleweave.interface import Interface
+from doubleweave.sizes import Shape as Shape
+from doubleweave.sizes import Size
 
-ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "bool": 1}
+ROWS, CACHED = "T", "S"
+
+ITEM_BYTES = {
+    "float32": 4,
+    "float64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+
+
+class Range(NamedTuple):
+    """A symbol and the sizes it may have, both ends included; `low` may be another symbol."""
+
+    symbol: str
+    low: Size
+    high: int
 
 
 @dataclass(frozen=True)
 class Static:
-    """Fixed sizes, as an NPU compiles them: one method a size, a chunk is padded up to one of them."""
+    """Fixed sizes, as an NPU compiles them: one method a size of "T", to which a chunk is padded up.
 
-    sizes: tuple[int, ...]
+    No sizes: there is no "T", every size is fixed, and there is one method.
+    """
+
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """One method for every "T" from `low` to `high`, and every "S" up to `max_cached` where there is one."""
+    """One method for every size in the ranges of its symbols."""
 
-    low: int
-    high: int
-    max_cached: int = 0
+    ranges: tuple[Range, ...]
+
+    def range(self, symbol: str) -> Range:
+        """The range of a symbol; KeyError when the shape does not have it."""
+        for found in self.ranges:
+            if found.symbol == symbol:
+                return found
+        raise KeyError(symbol)
+
+
+def rows(low: int, high: int, max_cached: int = 0) -> Dynamic:
+    """The shape of a language model's segments: `low` to `high` rows, a cache of up to `max_cached`."""
+    cached = (Range(CACHED, ROWS, max_cached),) if max_cached else ()
+    return Dynamic((Range(ROWS, low, high), *cached))
+
+
+def most_rows(shape: Static | Dynamic) -> int:
+    """The most rows that one call takes."""
+    return max(shape.sizes) if isinstance(shape, Static) else shape.range(ROWS).high
 
 
 @dataclass(frozen=True)
@@ -51,7 +93,8 @@ class Segment:
 
     `structure` names what it computes without its weights: equal structures differ in weights alone.
     `num_delegated` of `num_operators` operators run in the backend's delegate, the others in ExecuTorch's
-    CPU kernels (both are 0 until the segment is lowered).
+    CPU kernels (both are 0 until the segment is lowered). `rows` says how a segment that is run chunk by chunk was
+    shown to have independent rows.
     """
 
     name: str
@@ -64,10 +107,11 @@ class Segment:
     weight_bytes: int = 0
     num_operators: int = 0
     num_delegated: int = 0
+    rows: str = ""
 
     def methods(self) -> dict[str, int | None]:
-        """Method names in the program, each with its fixed size or None for a dynamic one."""
-        if isinstance(self.shape, Static):
+        """Method names in the program, each with its fixed size of "T" or None where it has none."""
+        if isinstance(self.shape, Static) and self.shape.sizes:
             return {f"{self.name}@{size}": size for size in self.shape.sizes}
         return {self.name: None}
 
@@ -76,14 +120,15 @@ class Segment:
 class Value:
     """A tensor that passes between calls; one writer.
 
-    kind "input" comes from outside, "chunk" lives for one chunk, "cache" gets the rows of every chunk
-    (its readers see all rows up to their own chunk), "output" is read from outside.
+    kind "input" comes from outside, "chunk" lives for one chunk (for one run, in a module that is not cut into
+    chunks as a whole), "cache" gets the rows of every chunk (its readers see all rows up to their own chunk),
+    "output" is read from outside, "state" belongs to the session and is what the run before left.
     """
 
     name: str
     dtype: str
     shape: Shape
-    kind: Literal["input", "chunk", "cache", "output"]
+    kind: Literal["input", "chunk", "cache", "output", "state"]
 
     @property
     def row_bytes(self) -> int:
@@ -93,7 +138,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Call:
-    """One use of a segment: the values it reads (in port order) and writes.
+    """One use of a segment, or of a function: the values it reads (in port order) and writes.
 
     rows "last" means that only the last row of a chunk is of interest when text is generated.
     """
@@ -103,63 +148,111 @@ class Call:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     rows: Literal["all", "last"] = "all"
+    callee: Literal["segment", "function"] = "segment"
+
+
+class State(NamedTuple):
+    """A tensor of the session: the value it has when its function begins, and the one it takes when it ends."""
+
+    value: str
+    next: str
 
 
 @dataclass(frozen=True)
-class Split:
-    """Segments + calls (in an order that can run) + values."""
+class Function:
+    """Calls (in an order that can run) and values: the model, or a nested module that the policy names.
 
-    segments: tuple[Segment, ...]
+    Its symbols are its own: a call of a function gives them the sizes of what it reads. `outputs` are values in
+    the order of the interface, and may be inputs or the same value twice.
+    """
+
+    name: str
     calls: tuple[Call, ...]
     values: tuple[Value, ...]
+    outputs: tuple[str, ...]
+    ranges: tuple[Range, ...] = ()
+    states: tuple[State, ...] = ()
+    interface: Interface | None = None
 
-    def segment(self, name: str) -> Segment:
-        return next(segment for segment in self.segments if segment.name == name)
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The values that come from outside, in the order of the interface."""
+        return tuple(value for value in self.values if value.kind == "input")
 
     def value(self, name: str) -> Value:
         return next(value for value in self.values if value.name == name)
 
+
+@dataclass(frozen=True)
+class Split:
+    """Segments and functions; the first function is the whole model."""
+
+    segments: tuple[Segment, ...]
+    functions: tuple[Function, ...]
+
+    @property
+    def main(self) -> Function:
+        return self.functions[0]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The calls of the whole model."""
+        return self.main.calls
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """The values of the whole model."""
+        return self.main.values
+
+    def segment(self, name: str) -> Segment:
+        return next(segment for segment in self.segments if segment.name == name)
+
+    def function(self, name: str) -> Function:
+        return next(function for function in self.functions if function.name == name)
+
+    @property
+    def states(self) -> tuple[Value, ...]:
+        """The states of all functions, each once, in the order of state.bin."""
+        found: dict[str, Value] = {}
+        for function in self.functions:
+            for state in function.states:
+                found.setdefault(state.value, function.value(state.value))
+        return tuple(found.values())
+
     def calls_of(self, segment: str) -> Iterator[Call]:
-        return (call for call in self.calls if call.segment == segment)
+        return (
+            call
+            for function in self.functions
+            for call in function.calls
+            if call.segment == segment and call.callee == "segment"
+        )
 
     def writer(self) -> dict[str, int]:
-        """The index of the call that writes each value; inputs of the model have none."""
+        """The index of the call that writes each value of the model; its inputs have none."""
         return {name: index for index, call in enumerate(self.calls) for name in call.writes}
 
     def __str__(self) -> str:
+        return "\n\n".join(self._text(function) for function in self.functions)
+
+    def _text(self, function: Function) -> str:
         lines = []
-        for call in self.calls:
-            segment = self.segment(call.segment)
-            shape = segment.shape
-            sizes = (
-                "@" + ",".join(map(str, shape.sizes))
-                if isinstance(shape, Static)
-                else f"@{shape.low}..{shape.high}"
-            )
-            rows = "" if call.rows == "all" else f" rows={call.rows}"
-            lines.append(
-                f"{', '.join(call.writes)} = {call.name}[{call.segment}{sizes} {segment.device}]"
-                f"({', '.join(call.reads)}){rows}"
-            )
+        if len(self.functions) > 1:
+            inputs = ", ".join(value.name for value in function.inputs)
+            lines.append(f"{function.name or 'program'}({inputs}) -> {', '.join(function.outputs)}:")
+        for call in function.calls:
+            where = call.segment
+            if call.callee == "segment":
+                segment = self.segment(call.segment)
+                where += f"{shape_text(segment.shape)} {segment.device}"
+            tail = "" if call.rows == "all" else f" rows={call.rows}"
+            lines.append(f"{', '.join(call.writes)} = {call.name}[{where}]({', '.join(call.reads)}){tail}")
+        lines += [f"{state.value} becomes {state.next}" for state in function.states]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "segments": [_segment_to_dict(segment) for segment in self.segments],
-            "calls": [
-                {
-                    "name": c.name,
-                    "segment": c.segment,
-                    "reads": list(c.reads),
-                    "writes": list(c.writes),
-                    "rows": c.rows,
-                }
-                for c in self.calls
-            ],
-            "values": [
-                {"name": v.name, "dtype": v.dtype, "shape": list(v.shape), "kind": v.kind}
-                for v in self.values
-            ],
+            "functions": [_function_to_dict(function) for function in self.functions],
         }
 
     @staticmethod
@@ -167,12 +260,60 @@ class Split:
         """Parse what `to_dict` made; KeyError, TypeError or ValueError on anything else."""
         return Split(
             segments=tuple(_segment_from_dict(item) for item in data["segments"]),
-            calls=tuple(
+            functions=tuple(_function_from_dict(item) for item in data["functions"]),
+        )
+
+
+def shape_text(shape: Static | Dynamic) -> str:
+    """The sizes behind a segment's name: "@1,32", "@1..128", "@m=1..10,k=2..8", "" where all are fixed."""
+    if isinstance(shape, Static):
+        return "@" + ",".join(map(str, shape.sizes)) if shape.sizes else ""
+    if shape.ranges and shape.ranges[0].symbol == ROWS:
+        return f"@{shape.ranges[0].low}..{shape.ranges[0].high}"
+    return "@" + ",".join(f"{r.symbol}={r.low}..{r.high}" for r in shape.ranges)
+
+
+def _function_to_dict(function: Function) -> dict[str, Any]:
+    return {
+        "name": function.name,
+        "calls": [
+            {
+                "name": c.name,
+                "segment": c.segment,
+                "reads": list(c.reads),
+                "writes": list(c.writes),
+                "rows": c.rows,
+                "callee": c.callee,
+            }
+            for c in function.calls
+        ],
+        "values": [
+            {"name": v.name, "dtype": v.dtype, "shape": list(v.shape), "kind": v.kind}
+            for v in function.values
+        ],
+        "outputs": list(function.outputs),
+        "ranges": [list(item) for item in function.ranges],
+        "states": [list(item) for item in function.states],
+        "interface": None if function.interface is None else function.interface.to_dict(),
+    }
+
+
+def _function_from_dict(data: dict[str, Any]) -> Function:
+    interface = data["interface"]
+    return Function(
+        **{
+            **data,
+            "calls": tuple(
                 Call(**{**item, "reads": tuple(item["reads"]), "writes": tuple(item["writes"])})
                 for item in data["calls"]
             ),
-            values=tuple(Value(**{**item, "shape": tuple(item["shape"])}) for item in data["values"]),
-        )
+            "values": tuple(Value(**{**item, "shape": tuple(item["shape"])}) for item in data["values"]),
+            "outputs": tuple(data["outputs"]),
+            "ranges": tuple(Range(*item) for item in data["ranges"]),
+            "states": tuple(State(*item) for item in data["states"]),
+            "interface": None if interface is None else Interface.from_dict(interface),
+        }
+    )
 
 
 def _segment_to_dict(segment: Segment) -> dict[str, Any]:
@@ -183,13 +324,14 @@ def _segment_to_dict(segment: Segment) -> dict[str, Any]:
         "backend": segment.backend,
         "shape": {"static": list(shape.sizes)}
         if isinstance(shape, Static)
-        else {"dynamic": [shape.low, shape.high, shape.max_cached]},
+        else {"dynamic": [list(item) for item in shape.ranges]},
         "inputs": [_port_to_list(port) for port in segment.inputs],
         "outputs": [_port_to_list(port) for port in segment.outputs],
         "structure": segment.structure,
         "weight_bytes": segment.weight_bytes,
         "num_operators": segment.num_operators,
         "num_delegated": segment.num_delegated,
+        "rows": segment.rows,
     }
 
 
@@ -198,7 +340,9 @@ def _segment_from_dict(data: dict[str, Any]) -> Segment:
     return Segment(
         **{
             **data,
-            "shape": Static(tuple(shape["static"])) if "static" in shape else Dynamic(*shape["dynamic"]),
+            "shape": Static(tuple(shape["static"]))
+            if "static" in shape
+            else Dynamic(tuple(Range(*item) for item in shape["dynamic"])),
             "inputs": tuple(_port_from_list(item) for item in data["inputs"]),
             "outputs": tuple(_port_from_list(item) for item in data["outputs"]),
         }

@@ -10,11 +10,13 @@ import os
 import signal
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -22,9 +24,11 @@ from torch import Tensor, fx
 from doubleweave.backends import portable, xnnpack
 from doubleweave.emit import Template, made_up_weights, make_template
 from doubleweave.errors import LowerError, PolicyError
-from doubleweave.ir import Dynamic, Segment, Split
+from doubleweave.ir import ROWS, Dynamic, Segment, Split
 from doubleweave.pte import ProgramWriter
-from doubleweave.split import TorchSplit, transform_segments, with_weights
+from doubleweave.sizes import shape_of
+from doubleweave.split import TorchSplit, with_weights
+from doubleweave.transform import transform_segments
 
 BACKENDS = {xnnpack.NAME: xnnpack, portable.NAME: portable}
 
@@ -33,14 +37,12 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Job:
-    """One lowering: a segment that stands for its structure, at one size (None: dynamic)."""
+    """One lowering of a segment at one size (None: dynamic), over its own weights or, where other segments
+    share its structure, over made-up ones."""
 
     segment: Segment
     size: int | None
-
-    @property
-    def key(self) -> tuple[str, int | None]:
-        return self.segment.structure, self.size
+    is_shared: bool
 
     def __str__(self) -> str:
         return self.segment.name if self.size is None else f"{self.segment.name}@{self.size}"
@@ -57,11 +59,12 @@ def prepare(torch_split: TorchSplit) -> TorchSplit:
 
 def jobs(split: Split) -> list[_Job]:
     """What must be lowered: each structure once a size, longest first."""
+    count = Counter(segment.structure for segment in split.segments)
     found: dict[tuple[str, int | None], _Job] = {}
     for segment in split.segments:
         for size in segment.methods().values():
-            job = _Job(segment, size)
-            found.setdefault(job.key, job)
+            job = _Job(segment, size, count[segment.structure] > 1)
+            found.setdefault((segment.structure, size), job)
     return sorted(found.values(), key=lambda job: -len(job.segment.inputs) - len(job.segment.outputs))
 
 
@@ -70,16 +73,16 @@ def lower(
 ) -> tuple[Split, str]:
     """Lower `torch_split` into the file `path`; returns the split with sizes filled in and the file's SHA-256.
 
-    `progress` gets the name of each method when its lowering starts being waited for.
+    `progress` gets the name of each method once it is lowered.
     """
     prepared = prepare(torch_split)
-    templates = _lower_all(prepared, progress, num_processes)
+    templates = _lower_shared(prepared, progress, num_processes)
     writer = ProgramWriter()
     segments = []
     for segment in prepared.split.segments:
         weight_bytes, template = 0, None
         for name, size in segment.methods().items():
-            template = templates[segment.structure, size]
+            template = templates[segment.name, size]
             weight_bytes = writer.add(name, template, prepared.weights[segment.name])
         assert template is not None
         segments.append(
@@ -95,14 +98,37 @@ def lower(
     return replace(prepared.split, segments=tuple(segments)), digest
 
 
+_Templates = dict[tuple[str, int | None], Template]  # by (segment, size)
+
+
+def _lower_shared(torch_split: TorchSplit, progress: Progress, num_processes: int | None) -> _Templates:
+    """Lower each structure once; those whose weights cannot be found again, once a segment."""
+    split = torch_split.split
+    done = _lower_all(torch_split, jobs(split), progress, num_processes)
+    by_structure = {
+        (split.segment(name).structure, size): template for (name, size), template in done.items()
+    }
+    again = [
+        _Job(segment, size, False)
+        for segment in split.segments
+        for size in segment.methods().values()
+        if not by_structure[segment.structure, size].is_complete
+    ]
+    own = _lower_all(torch_split, again, progress, num_processes) if again else {}
+    return {
+        (segment.name, size): own.get((segment.name, size)) or by_structure[segment.structure, size]
+        for segment in split.segments
+        for size in segment.methods().values()
+    }
+
+
 _inherited: TorchSplit | None = None  # what forked workers read: tensors need no pickling this way
 
 
 def _lower_all(
-    torch_split: TorchSplit, progress: Progress, num_processes: int | None
-) -> dict[tuple[str, int | None], Template]:
+    torch_split: TorchSplit, todo: list[_Job], progress: Progress, num_processes: int | None
+) -> _Templates:
     global _inherited
-    todo = jobs(torch_split.split)
     _inherited = torch_split
     templates = {}
     workers = max(1, min(num_processes or len(os.sched_getaffinity(0)), len(todo)))
@@ -115,7 +141,7 @@ def _lower_all(
         for future in as_completed(futures):
             job = futures[future]
             try:
-                templates[job.key] = future.result()
+                templates[job.segment.name, job.size] = future.result()
             except LowerError:
                 raise
             except Exception as error:
@@ -178,19 +204,29 @@ def _quiet_worker() -> None:
 
 def _lower_one(job: _Job) -> Template:
     assert _inherited is not None
-    structure = job.segment.structure
-    weights = made_up_weights(_inherited.weights[job.segment.name])
-    return lower_graph(_inherited.graphs[structure], weights, job.segment, job.size)
+    weights = _inherited.weights[job.segment.name]
+    graph_module = _inherited.graphs[job.segment.structure]
+    return lower_graph(graph_module, weights, job.segment, job.size, is_shared=job.is_shared)
 
 
 def lower_graph(
-    graph_module: fx.GraphModule, weights: tuple[Tensor, ...], segment: Segment, size: int | None
+    graph_module: fx.GraphModule,
+    weights: tuple[Tensor, ...],
+    segment: Segment,
+    size: int | None,
+    *,
+    is_shared: bool = False,
 ) -> Template:
-    """Lower one structure over the given weights, at one size or (None) for its range of rows."""
+    """Lower one structure at one size or (None) for its range of sizes.
+
+    `is_shared`: over made-up weights in place of the given ones, so that the template serves every segment of the
+    structure.
+    """
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
 
-    exported = _export(with_weights(graph_module.graph, weights), segment, size)
+    used = made_up_weights(weights) if is_shared else weights
+    exported = _export(with_weights(graph_module.graph, used), segment, size)
     edge = to_edge_transform_and_lower(
         exported,
         partitioner=BACKENDS[segment.backend].partitioners(),
@@ -202,26 +238,47 @@ def lower_graph(
     manager = edge.to_executorch(
         ExecutorchBackendConfig(memory_planning_pass=planning, emit_stacktrace=False)
     )
-    template = make_template(manager._emitter_output.program, manager._named_data, weights)
+    made_up = frozenset(i for i, (a, b) in enumerate(zip(used, weights, strict=True)) if a is not b)
+    template = make_template(manager._emitter_output.program, manager._named_data, used, made_up)
     return replace(template, num_operators=num_operators, num_delegated=num_delegated)
+
+
+# Sizes to export with: torch takes a 1 for a constant, and equal ones might look like one dim.
+_EXAMPLES = (33, 65, 47, 29, 23, 19, 17, 13, 11, 7, 5, 3, 2)
 
 
 def _export(module: fx.GraphModule, segment: Segment, size: int | None) -> torch.export.ExportedProgram:
     shape = segment.shape
-    rows: dict[str, int] = {"T": size or 33, "S": 65}
-    dims = {}
-    if size is None:
-        assert isinstance(shape, Dynamic)
-        dims["T"] = torch.export.Dim("T", min=1, max=max(2, shape.high))
-        dims["S"] = torch.export.Dim("S", min=1, max=max(2, shape.max_cached))
-        rows["T"] = max(2, min(33, shape.high))
+    values: dict[str, int] = {} if size is None else {ROWS: size}
+    dims: dict[str, Any] = {}
+    for symbol, low, high in shape.ranges if isinstance(shape, Dynamic) else ():
+        least = low if isinstance(low, int) else 1
+        dims[symbol] = torch.export.Dim(symbol, min=least, max=max(2, high))
+        options = [n for n in _EXAMPLES if least <= n <= high and n not in values.values()]
+        values[symbol] = options[0] if options else max(2, high)
     args, dynamic = [], []
     for port in segment.inputs:
-        sizes = [rows[s] if isinstance(s, str) else s for s in port.shape]
-        args.append(torch.zeros(sizes, dtype=getattr(torch, port.dtype)))
-        dynamic.append({i: dims[s] for i, s in enumerate(port.shape) if isinstance(s, str) and s in dims})
+        args.append(torch.zeros(shape_of(port.shape, values), dtype=getattr(torch, port.dtype)))
+        axes = {axis: found for axis, found in enumerate(port.shape) if isinstance(found, str)}
+        # torch.export works out by itself how an expression follows from the other sizes.
+        dynamic.append({axis: dims.get(found, torch.export.Dim.AUTO) for axis, found in axes.items() if dims})
     with torch.no_grad():
-        return torch.export.export(module, tuple(args), dynamic_shapes=tuple(dynamic), strict=False)
+        exported = torch.export.export(module, tuple(args), dynamic_shapes=tuple(dynamic), strict=False)
+    _check_dynamic(exported, segment, dynamic)
+    return exported
+
+
+def _check_dynamic(
+    exported: torch.export.ExportedProgram, segment: Segment, dynamic: list[dict[int, Any]]
+) -> None:
+    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    for node, port, axes in zip(placeholders[-len(dynamic) :], segment.inputs, dynamic, strict=True):
+        for axis in axes:
+            if isinstance(node.meta["val"].shape[axis], int):
+                raise LowerError(
+                    f"segment {segment.name}: axis {axis} of {port.name} ({port.shape[axis]}) would be fixed at "
+                    f"{node.meta['val'].shape[axis]}; make it Static, or give its module other dims"
+                )
 
 
 def _count(program: torch.export.ExportedProgram) -> tuple[int, int]:

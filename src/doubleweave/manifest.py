@@ -13,20 +13,21 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from doubleweave.errors import ProgramError
-from doubleweave.ir import ITEM_BYTES, Split, Static
+from doubleweave.ir import ITEM_BYTES, Function, Split, Static
+from doubleweave.sizes import symbols
 
 FORMAT = "doubleweave-program"
-VERSION = 1
+VERSION = 2
 PROGRAM_FILE = "program.pte"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
+STATE_FILE = "state.bin"
 
 
 @dataclass(frozen=True)
 class ModelInfo:
     """What generating text needs to know of the model."""
 
-    name: str
     vocab_size: int
     max_context: int
     eos_token_ids: tuple[int, ...]
@@ -37,20 +38,29 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    model: ModelInfo
+    """`model` is there for a language model, `name` says what else was compiled. state.bin holds the first values
+    of the states, in the order of the functions that own them; its digest is "" where there are none."""
+
+    name: str
+    model: ModelInfo | None
     split: Split
     program_sha256: str
     program_bytes: int
+    state_sha256: str
     made_with: dict[str, str]
 
     def write(self, folder: Path) -> None:
         data = {
             "format": FORMAT,
             "version": VERSION,
+            "name": self.name,
             "program_sha256": self.program_sha256,
             "program_bytes": self.program_bytes,
+            "state_sha256": self.state_sha256,
             "made_with": self.made_with,
-            "model": {**asdict(self.model), "eos_token_ids": list(self.model.eos_token_ids)},
+            "model": None
+            if self.model is None
+            else {**asdict(self.model), "eos_token_ids": list(self.model.eos_token_ids)},
             "split": self.split.to_dict(),
         }
         (folder / MANIFEST_FILE).write_text(json.dumps(data, indent=1) + "\n")
@@ -68,6 +78,8 @@ def read(folder: Path) -> Manifest:
         )
     manifest = _parse(path)
     _check_program(folder / PROGRAM_FILE, manifest)
+    if manifest.state_sha256:
+        _check_digest(folder / STATE_FILE, manifest.state_sha256)
     return manifest
 
 
@@ -87,13 +99,22 @@ def _parse(path: Path) -> Manifest:
         raise ProgramError(f"{path}: found version {data.get('version')!r}, expected {VERSION}; {again}")
     expected = {"format", "version", *(field.name for field in fields(Manifest))}
     _check_keys(path, data, expected, "")
-    _check_keys(path, data["model"], {field.name for field in fields(ModelInfo)}, "model.")
+    if data["model"] is not None:
+        _check_keys(path, data["model"], {field.name for field in fields(ModelInfo)}, "model.")
     try:
-        model = ModelInfo(**{**data["model"], "eos_token_ids": tuple(data["model"]["eos_token_ids"])})
+        model = None
+        if data["model"] is not None:
+            model = ModelInfo(**{**data["model"], "eos_token_ids": tuple(data["model"]["eos_token_ids"])})
         split = Split.from_dict(data["split"])
         _check_keys(path, data["split"], {field.name for field in fields(Split)}, "split.")
         manifest = Manifest(
-            model, split, data["program_sha256"], data["program_bytes"], dict(data["made_with"])
+            data["name"],
+            model,
+            split,
+            data["program_sha256"],
+            data["program_bytes"],
+            data["state_sha256"],
+            dict(data["made_with"]),
         )
         if not _conforms(manifest, Manifest):
             raise TypeError("a value is of another type than expected")
@@ -117,6 +138,8 @@ def _check_keys(path: Path, data: Any, expected: set[str], where: str) -> None:
 
 def _conforms(value: Any, kind: Any) -> bool:
     """Whether a value is what a type annotation says, all the way down."""
+    if kind is Any:
+        return True
     origin, args = get_origin(kind), get_args(kind)
     if origin is Literal:
         return value in args
@@ -129,31 +152,69 @@ def _conforms(value: Any, kind: Any) -> bool:
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         return type(value) is kind and all(_conforms(getattr(value, name), hints[name]) for name in hints)
+    if hasattr(kind, "_fields"):  # a named tuple
+        hints = get_type_hints(kind)
+        return type(value) is kind and all(_conforms(getattr(value, name), hints[name]) for name in hints)
     return type(value) is kind
 
 
 def _inconsistency(manifest: Manifest) -> str | None:
     """What in the manifest does not fit together, or None."""
     split = manifest.split
-    segments = {segment.name: segment for segment in split.segments}
-    values = {value.name: value for value in split.values}
-    written = [name for call in split.calls for name in call.writes]
-    for call in split.calls:
-        if call.segment not in segments or not values.keys() >= {*call.reads, *call.writes}:
-            return f"call {call.name} names a segment or value that is not there"
-        segment = segments[call.segment]
-        if (len(call.reads), len(call.writes)) != (len(segment.inputs), len(segment.outputs)):
-            return f"call {call.name} reads or writes another number of values than {segment.name} does"
-    if sorted(written) != sorted(value.name for value in split.values if value.kind != "input"):
-        return "a value has no writer or several"
-    if any(value.dtype not in ITEM_BYTES or value.row_bytes < 1 for value in split.values):
-        return "a value has an unknown dtype or no bytes"
+    if not split.functions:
+        return "there is no function"
+    for function in split.functions:
+        if problem := _function_problem(split, function):
+            return problem
     for segment in split.segments:
         shape = segment.shape
-        if min(shape.sizes, default=0) < 1 if isinstance(shape, Static) else not 1 <= shape.low <= shape.high:
+        if isinstance(shape, Static):
+            is_empty = min(shape.sizes, default=1) < 1
+        else:
+            is_empty = any(isinstance(r.low, int) and not 1 <= r.low <= r.high for r in shape.ranges)
+        if is_empty:
             return f"segment {segment.name} has no rows"
-    if manifest.model.max_context < 1 or manifest.model.vocab_size < 1:
+    model = manifest.model
+    if model is not None and (model.max_context < 1 or model.vocab_size < 1):
         return "the context or the vocabulary is empty"
+    if model is None and any(function.interface is None for function in split.functions):
+        return "a function has no interface"
+    return None
+
+
+def _function_problem(split: Split, function: Function) -> str | None:
+    segments = {segment.name: segment for segment in split.segments}
+    # A function calls only later ones, so that none calls itself.
+    later = split.functions[split.functions.index(function) + 1 :]
+    functions = {other.name: other for other in later}
+    values = {value.name: value for value in function.values}
+    for call in function.calls:
+        if not values.keys() >= {*call.reads, *call.writes}:
+            return f"call {call.name} names a value that is not there"
+        if call.callee == "segment" and call.segment in segments:
+            segment = segments[call.segment]
+            expected = len(segment.inputs), len(segment.outputs)
+        elif call.callee == "function" and call.segment in functions:
+            callee = functions[call.segment]
+            expected = len(callee.inputs), len(callee.outputs)
+        else:
+            return f"call {call.name} names a segment that is not there"
+        if (len(call.reads), len(call.writes)) != expected:
+            return f"call {call.name} reads or writes another number of values than {call.segment} does"
+    written = [name for call in function.calls for name in call.writes]
+    if sorted(written) != sorted(
+        value.name for value in values.values() if value.kind not in ("input", "state")
+    ):
+        return "a value has no writer or several"
+    named = {*function.outputs, *(name for state in function.states for name in state)}
+    if len(values) != len(function.values) or not named <= set(values):
+        return f"function {function.name!r} names a value that is not there, or one twice"
+    if any(value.dtype not in ITEM_BYTES or value.row_bytes < 1 for value in values.values()):
+        return "a value has an unknown dtype or no bytes"
+    known = {found.symbol for found in function.ranges}
+    for value in values.values() if function.interface is not None else ():
+        if not all(symbols(size) <= known for size in value.shape):
+            return f"value {value.name} has a size that nothing gives"
     return None
 
 
@@ -165,6 +226,13 @@ def _check_program(path: Path, manifest: Manifest) -> None:
                 f"{path}: found {size} bytes, the manifest says {manifest.program_bytes}: the file is truncated or "
                 "of another program; compile it again"
             )
+    except OSError as error:
+        raise ProgramError(f"{path}: cannot be read ({error.strerror}); compile the program again") from None
+    _check_digest(path, manifest.program_sha256)
+
+
+def _check_digest(path: Path, expected: str) -> None:
+    try:
         with open(path, "rb") as file:
             digest = (
                 hashlib.file_digest(file, "sha256").hexdigest()
@@ -173,8 +241,8 @@ def _check_program(path: Path, manifest: Manifest) -> None:
             )
     except OSError as error:
         raise ProgramError(f"{path}: cannot be read ({error.strerror}); compile the program again") from None
-    if digest != manifest.program_sha256:
+    if digest != expected:
         raise ProgramError(
-            f"{path}: its SHA-256 is {digest[:12]}…, the manifest says {manifest.program_sha256[:12]}…: the file was "
+            f"{path}: its SHA-256 is {digest[:12]}…, the manifest says {expected[:12]}…: the file was "
             "changed or damaged; compile it again"
         )

@@ -1,109 +1,145 @@
-"""One compiled method as a callable over NumPy arrays.
+"""One piece of a program as a callable: a segment's method, a nested module, or the whole module.
 
-It knows nothing of splits or sessions: just ports, sizes and a loaded instance.
+It takes what the module takes and returns what it returns, in the caller's kind of tensors.
 """
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+from doubleweave import arrays
+from doubleweave.errors import InputError
+from doubleweave.interface import Interface, Parameter
+from doubleweave.ir import ROWS, Call, Dynamic, Function, Range, Segment, Static, Value
+from doubleweave.runner import Runner
+from doubleweave.sizes import symbols, text
+from doubleweave.trees import Tree
 
-from doubleweave import _native
-from doubleweave.errors import InputError, RunError
-from doubleweave.instances import Instances
-from doubleweave.ir import Dynamic, Port, Segment, Shape
-
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    from doubleweave.futures import Result, Workers
 
 
 class Method:
-    """Call it with one array an input; it returns an array (or a tuple), which the caller owns.
+    """Call it as the module it comes from: tensors in, results that the caller owns out.
 
-    `out=` gives the arrays to write into. The GIL is released while it runs; a call that comes while
-    another runs in the same method is refused with RunError.
+    `out=` gives the tensors to write results into (one, or a sequence in the order of the results). Tensors are
+    neither copied in nor out if they are contiguous and of the right dtype. The GIL is released while it runs.
+    Calls from several threads are safe: those of one method, and of methods that share one, take turns; others
+    run at the same time. `submit` runs it on its device's worker and returns a future at once.
     """
 
-    def __init__(self, name: str, segment: Segment, size: int | None, instances: Instances) -> None:
+    def __init__(self, name: str, function: Function, runner: Runner, workers: Workers) -> None:
         self.name = name
-        self.segment = segment
-        self.size = size
-        self._instances = instances
+        self.function = function
+        assert function.interface is not None
+        self.interface: Interface = function.interface
+        self.__signature__: inspect.Signature = self.interface.signature()
+        self.__name__ = name
+        self._runner = runner
+        self._workers = workers
 
     def __repr__(self) -> str:
-        inputs = ", ".join(
-            f"{port.name}: {port.dtype}{_text(port.shape, self.size)}" for port in self.segment.inputs
+        inputs = ", ".join(f"{v.name}: {v.dtype}{text(v.shape)}" for v in self.function.inputs)
+        outputs = ", ".join(
+            f"{v.dtype}{text(v.shape)}" for v in map(self.function.value, self.function.outputs)
         )
-        outputs = ", ".join(f"{port.dtype}{_text(port.shape, self.size)}" for port in self.segment.outputs)
-        shape = self.segment.shape
-        rows = f", T in {shape.low}..{shape.high}" if isinstance(shape, Dynamic) else ""
+        rows = "".join(f", {symbol} in {low}..{high}" for symbol, low, high in self.function.ranges)
         return f"<method {self.name}({inputs}) -> {outputs}{rows}>"
 
-    def __call__(self, *args: Array, out: Array | Sequence[Array] | None = None) -> Array | tuple[Array, ...]:
-        """Run it. Raises InputError for a wrong count, dtype or shape, naming the allowed ones."""
-        if len(args) != len(self.segment.inputs):
-            raise InputError(
-                f"{self.name}: found {len(args)} inputs, expected {len(self.segment.inputs)}: {self!r}"
-            )
-        arrays = [np.asarray(arg) for arg in args]
-        sizes: dict[str, int] = {} if self.size is None else {"T": self.size}
-        for port, array in zip(self.segment.inputs, arrays, strict=True):
-            self._check(port, array, sizes)
-        arrays = [np.ascontiguousarray(array) for array in arrays]
-        outputs = self._outputs(out, sizes)
-        try:
-            self._instances.get(self.name).run(arrays, outputs)
-        except _native.Error as error:
-            raise RunError(str(error)) from error
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+    def __call__(self, *args: Any, out: Any = None, **kwargs: Any) -> Any:
+        """Run it. Raises InputError for an argument, dtype or shape that does not fit, naming the allowed ones."""
+        return self._run(args, kwargs, out, self._workers.threads)
 
-    def _check(self, port: Port, array: Array, sizes: dict[str, int]) -> None:
-        where = f"{self.name}, input {port.name}"
-        if array.dtype != port.dtype:
-            raise InputError(f"{where}: found dtype {array.dtype}, expected {port.dtype}")
-        expected = _text(port.shape, self.size)
-        if array.ndim != len(port.shape):
-            raise InputError(f"{where}: found shape {list(array.shape)}, expected {expected}")
-        for size, found in zip(port.shape, array.shape, strict=True):
-            wanted = sizes.setdefault(size, found) if isinstance(size, str) else size
-            if found != wanted:
-                raise InputError(
-                    f"{where}: found shape {list(array.shape)}, expected {expected}"
-                    + (f" with {size} = {wanted} as in the inputs before" if isinstance(size, str) else "")
-                )
-        shape = self.segment.shape
-        if not isinstance(shape, Dynamic):
-            return
-        for symbol, low, high in (("T", shape.low, shape.high), ("S", sizes.get("T", 1), shape.max_cached)):
-            if symbol in port.shape and not low <= sizes[symbol] <= high:
-                raise InputError(f"{where}: found {symbol} = {sizes[symbol]}, expected {low} to {high}")
+    def submit(self, *args: Any, out: Any = None, **kwargs: Any) -> Result:
+        """Run it on its device's worker, one thread, when the futures among its arguments have results."""
+        return self._workers.submit(self, args, kwargs, out)
 
-    def _outputs(self, out: Array | Sequence[Array] | None, sizes: dict[str, int]) -> list[Array]:
-        shapes = [
-            tuple(sizes[size] if isinstance(size, str) else size for size in port.shape)
-            for port in self.segment.outputs
+    @property
+    def device(self) -> str:
+        """The device of its first segment; "cpu" where it has none."""
+        return self._runner.device(self.function)
+
+    def _run(self, args: Sequence[Any], kwargs: dict[str, Any], out: Any, threads: int) -> Any:
+        if out is not None and any(p.name == "out" for p in self.interface.parameters):
+            kwargs, out = {**kwargs, "out": out}, None
+        tensors = self.interface.bind(self.name, args, kwargs)
+        kind = arrays.kind_of(tensors)
+        names = self.interface.input_names
+        inputs = [
+            arrays.readable(tensor, f"{self.name}, {name}")
+            for tensor, name in zip(tensors, names, strict=True)
         ]
-        ports = self.segment.outputs
+        wanted = [value.dtype for value in self.function.inputs]
+        found = tuple(
+            (_dtype(array, tensor, dtype), tuple(int(size) for size in tensor.shape))
+            for array, tensor, dtype in zip(inputs, tensors, wanted, strict=True)
+        )
+        prepared = self._runner.prepare(self.function, self.name, found, threads)
+        results = [prepared.plan.tensors[tensor] for tensor in prepared.plan.outputs]
+        places = list(dict.fromkeys(prepared.plan.outputs))
+        outputs = self._outputs(out, kind, [prepared.plan.tensors[tensor] for tensor in places])
+        self._runner.run(prepared, inputs, outputs, threads, self._workers.record)
         if out is None:
-            return [np.empty(shape, dtype=port.dtype) for shape, port in zip(shapes, ports, strict=True)]
-        given = [out] if isinstance(out, np.ndarray) else list(out)
-        if len(given) != len(shapes):
-            raise InputError(f"{self.name}, out: found {len(given)} arrays, expected {len(shapes)}")
-        result = []
-        for array, shape, port in zip(given, shapes, ports, strict=True):
-            # One that is not contiguous would be written to a copy.
-            usable = array.flags.c_contiguous and array.flags.writeable
-            if array.dtype != port.dtype or array.size < math.prod(shape) or not usable:
-                raise InputError(
-                    f"{self.name}, out: found {array.dtype}{list(array.shape)}, expected contiguous, writable "
-                    f"{port.dtype} with room for {list(shape)}"
-                )
-            result.append(array.reshape(-1)[: math.prod(shape)].reshape(shape))
-        return result
+            outputs = [
+                arrays.finish(kind, array, prepared.plan.tensors[tensor].dtype)
+                for tensor, array in zip(places, outputs, strict=True)
+            ]
+        by_place = dict(zip(places, outputs, strict=True))
+        assert len(results) == len(prepared.plan.outputs)
+        return self.interface.result(iter([by_place[tensor] for tensor in prepared.plan.outputs]))
+
+    def _outputs(self, out: Any, kind: arrays.Kind, results: Sequence[Any]) -> list[Any]:
+        if out is None:
+            return [arrays.empty(kind, result.sizes, result.dtype) for result in results]
+        given = list(out) if isinstance(out, (tuple, list)) else [out]
+        if len(given) != len(results):
+            raise InputError(f"{self.name}, out: found {len(given)} tensors, expected {len(results)}")
+        return [
+            arrays.writable(array, result.sizes, result.dtype, f"{self.name}, out")
+            for array, result in zip(given, results, strict=True)
+        ]
 
 
-def _text(shape: Shape, size: int | None) -> str:
-    return "[" + ", ".join(str(size) if s == "T" and size is not None else str(s) for s in shape) + "]"
+def _dtype(array: Any, tensor: Any, wanted: str) -> str:
+    name = arrays.dtype_name(tensor)
+    return wanted if name == "uint16" and wanted == "bfloat16" else name
+
+
+def of_segment(segment: Segment, size: int | None) -> Function:
+    """A function that is one call of a segment, at one of its sizes: what its method takes and gives by itself."""
+    ranges: tuple[Range, ...] = segment.shape.ranges if isinstance(segment.shape, Dynamic) else ()
+
+    def value(name: str, port: Any, kind: Any) -> Value:
+        shape = tuple(size if s == ROWS and size is not None else s for s in port.shape)
+        return Value(name, port.dtype, shape, kind)
+
+    reads = tuple(f"in{i}" for i in range(len(segment.inputs)))
+    writes = tuple(f"out{i}" for i in range(len(segment.outputs)))
+    values = [value(name, port, "input") for name, port in zip(reads, segment.inputs, strict=True)]
+    values += [value(name, port, "output") for name, port in zip(writes, segment.outputs, strict=True)]
+    used = {symbol for v in values for s in v.shape for symbol in symbols(s)}
+    tensor = Tree("tensor")
+    interface = Interface(
+        tuple(Parameter(name, "POSITIONAL_OR_KEYWORD", tensor) for name in reads),
+        tensor if len(writes) == 1 else Tree("tuple", (tensor,) * len(writes)),
+    )
+    return Function(
+        name=segment.name,
+        calls=(Call(segment.name, segment.name, reads, writes),),
+        values=tuple(values),
+        outputs=writes,
+        ranges=tuple(r for r in ranges if r.symbol in used),
+        interface=interface,
+    )
+
+
+def segment_functions(segments: Sequence[Segment]) -> dict[str, Function]:
+    """The functions of every segment's methods, by the method's name."""
+    return {
+        name: of_segment(segment, size)
+        for segment in segments
+        for name, size in segment.methods().items()
+        if not (isinstance(segment.shape, Static) and segment.shape.sizes and size is None)
+    }

@@ -26,6 +26,7 @@ _LIBRARY.define(f"attention({_ATTENTION_ARGS}) -> Tensor")
 _LIBRARY.define(f"attention.out({_ATTENTION_ARGS}, *, Tensor(a!) out) -> Tensor(a!)")
 _LIBRARY.define(f"rotary({_ROTARY_ARGS}) -> Tensor")
 _LIBRARY.define(f"rotary.out({_ROTARY_ARGS}, *, Tensor(a!) out) -> Tensor(a!)")
+_LIBRARY.define("boundary(Tensor[] inputs, Tensor[] outputs, int call) -> Tensor[]")
 
 
 def attention_reference(
@@ -102,6 +103,16 @@ _LIBRARY.impl("attention", attention_reference, "CompositeExplicitAutograd")
 _LIBRARY.impl("rotary", rotary_reference, "CompositeExplicitAutograd")
 torch.library.register_fake("doubleweave::attention", _fake_attention, lib=_LIBRARY)
 torch.library.register_fake("doubleweave::rotary", _fake_rotary, lib=_LIBRARY)
+
+# Marks in an exported graph where a nested module is called (trace.py); it never reaches a program.
+torch.library.register_fake(
+    "doubleweave::boundary",
+    lambda inputs, outputs, call: [x.new_empty(x.shape) for x in outputs],
+    lib=_LIBRARY,
+)
+_LIBRARY.impl(
+    "boundary", lambda inputs, outputs, call: [x.clone() for x in outputs], "CompositeExplicitAutograd"
+)
 
 
 for _name in ("attention", "rotary"):

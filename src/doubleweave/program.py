@@ -9,35 +9,33 @@ from typing import Any
 
 from doubleweave import _native, manifest
 from doubleweave.errors import InputError, ProgramError
+from doubleweave.futures import Workers
 from doubleweave.generate import Generation, generate, run
-from doubleweave.instances import Instances
+from doubleweave.instances import open_instances
 from doubleweave.ir import Split
-from doubleweave.method import Method
+from doubleweave.method import Method, segment_functions
+from doubleweave.module_program import ModuleProgram
+from doubleweave.runner import Runner
 from doubleweave.sampling import Sampling
 from doubleweave.session import Session, TokenIds
+from doubleweave.states import States
 from doubleweave.text import Text
 
 
 class Program:
     """A program directory: `methods`, `session()`, `generate()`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, found: manifest.Manifest) -> None:
         self.folder = folder
-        self.manifest = manifest.read(folder)
-        try:
-            self._native = _native.Program(str(folder / manifest.PROGRAM_FILE))
-        except _native.Error as error:
-            raise ProgramError(f"{error}; compile the program again") from error
-        self.instances = Instances(self._native, self.split)
-        wanted = {name for segment in self.split.segments for name in segment.methods()}
-        if missing := sorted(wanted - set(self._native.method_names)):
-            raise ProgramError(
-                f"{folder}: method {missing[0]!r} of the manifest is not in the program; compile it again"
-            )
+        self.manifest = found
+        assert found.model is not None
+        self.model = found.model
+        self.instances = open_instances(folder, found.split)
+        workers = Workers(_native.max_threads())
+        runner = Runner(found.split, self.instances, States(found.split, folder / manifest.STATE_FILE))
         self.methods = {
-            name: Method(name, segment, size, self.instances)
-            for segment in self.split.segments
-            for name, size in segment.methods().items()
+            name: Method(name, function, runner, workers)
+            for name, function in segment_functions(found.split.segments).items()
         }
 
     @property
@@ -47,7 +45,7 @@ class Program:
     @cached_property
     def text(self) -> Text:
         """The tokenizer and chat template; raises ProgramError when the program has none."""
-        return Text(self.folder / manifest.TOKENIZER_FILE, self.manifest.model)
+        return Text(self.folder / manifest.TOKENIZER_FILE, self.model)
 
     def text_for(self, stop: Sequence[str]) -> Text | None:
         """`text`, or None for a program without a tokenizer; ProgramError if stop texts need one."""
@@ -94,6 +92,22 @@ class Program:
         return run(session, ids, max_new_tokens, chosen, self.text_for(stop), stop)
 
 
-def open(folder: str | Path) -> Program:
-    """Open a program directory; raises ProgramError when it is missing or damaged."""
-    return Program(Path(folder))
+def open(folder: str | Path) -> Program | ModuleProgram:
+    """Open a program folder: a Program for a language model, a ModuleProgram for any other module.
+
+    Raises ProgramError when it is missing or damaged.
+    """
+    path = Path(folder)
+    found = manifest.read(path)
+    return ModuleProgram(path, found) if found.model is None else Program(path, found)
+
+
+def open_llm(folder: str | Path) -> Program:
+    """Open a language model's program; raises ProgramError for any other."""
+    found = open(folder)
+    if not isinstance(found, Program):
+        raise ProgramError(
+            f"{folder}: is the program of module {found.name}, expected a language model's; call it from Python "
+            "with doubleweave.open"
+        )
+    return found

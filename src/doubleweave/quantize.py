@@ -12,7 +12,6 @@ token, chosen at run time. The head keeps 8 bits in 8da4w, as llama.cpp's Q4_0 d
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ from torch import Tensor, fx
 
 from doubleweave.errors import PolicyError
 from doubleweave.simplify import insert, is_call, nodes_of
-from doubleweave.split import TorchSplit, transform_segments
+from doubleweave.split import TorchSplit
+from doubleweave.transform import Convert, Weights, copy_graph, over_empty_weights, transform_segments
 
 RECIPES = ("none", "8da8w", "8da4w")
 GROUP_SIZE = 32
@@ -31,9 +31,6 @@ KEEP_8_BIT = frozenset({"lm_head"})
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
-
-_Weights = tuple[Tensor, ...]
-_Convert = Callable[[_Weights], _Weights]
 
 
 def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
@@ -77,11 +74,8 @@ def int4_per_group(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rounded, scales, torch.zeros(scales.shape, dtype=torch.int32)
 
 
-def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphModule, _Convert]:
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(graph_module.graph, {}))
-    for old, new in zip(graph_module.graph.nodes, graph.nodes, strict=True):
-        new.meta = dict(old.meta)
+def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphModule, Convert]:
+    graph = copy_graph(graph_module)
     quantized: dict[int, int] = {}  # weight index -> bits
     activations: dict[Any, Any] = {}
     for node in nodes_of(graph):
@@ -143,7 +137,7 @@ def _dequantized_weight(graph: fx.Graph, weight: Any, bits: int) -> Any:
 _CONVERT = {8: int8_per_channel, 4: int4_per_group}
 
 
-def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, _Convert]:
+def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, Convert]:
     """Name the buffers "w0", "w1", … again, in the order in which the new graph reads them."""
     graph.eliminate_dead_code()
     order: list[str] = []
@@ -153,7 +147,7 @@ def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModul
                 order.append(node.target)
             node.target = f"w{order.index(node.target)}"
 
-    def convert(weights: _Weights) -> _Weights:
+    def convert(weights: Weights) -> Weights:
         parts: dict[str, Tensor] = {}
         for index, tensor in enumerate(weights):
             parts[f"w{index}"] = tensor
@@ -162,9 +156,4 @@ def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModul
                 parts.update(zip(names, _CONVERT[quantized[index]](tensor), strict=True))
         return tuple(parts[name] for name in order)
 
-    root = torch.nn.Module()
-    for node in nodes_of(graph):
-        if node.op == "get_attr" and not hasattr(root, node.target):
-            like = node.meta["val"]
-            root.register_buffer(node.target, torch.empty(tuple(map(int, like.shape)), dtype=like.dtype))
-    return fx.GraphModule(root, graph), convert
+    return over_empty_weights(graph), convert

@@ -9,14 +9,15 @@ from typing import Any
 from doubleweave.generate import Generation
 from doubleweave.ir import Segment, Static
 from doubleweave.manifest import TOKENIZER_FILE, Manifest
+from doubleweave.sizes import text
 from doubleweave.timeline import format_table
 
 
 def compile_summary(out: str, manifest: Manifest, seconds: float) -> dict[str, Any]:
     return {
         "program": out,
-        "model": manifest.model.name,
-        "quantize": manifest.model.quantize,
+        "model": manifest.name,
+        "quantize": None if manifest.model is None else manifest.model.quantize,
         "segments": len(manifest.split.segments),
         "calls": len(manifest.split.calls),
         "methods": sum(len(segment.methods()) for segment in manifest.split.segments),
@@ -27,26 +28,39 @@ def compile_summary(out: str, manifest: Manifest, seconds: float) -> dict[str, A
 
 
 def inspect_dict(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "model": manifest.model.name,
-        "quantize": manifest.model.quantize,
-        "max_context": manifest.model.max_context,
-        "program_bytes": manifest.program_bytes,
-        "segments": [
-            {
-                "name": segment.name,
-                "device": segment.device,
-                "backend": segment.backend,
-                "shape": shape_text(segment),
-                "methods": list(segment.methods()),
-                "operators": segment.num_operators,
-                "delegated": segment.num_delegated,
-                "weight_bytes": segment.weight_bytes,
-                "calls": sum(1 for _ in manifest.split.calls_of(segment.name)),
-            }
-            for segment in manifest.split.segments
-        ],
-    }
+    model = manifest.model
+    about: dict[str, Any] = {"model": manifest.name, "program_bytes": manifest.program_bytes}
+    if model is not None:
+        about.update(quantize=model.quantize, max_context=model.max_context)
+    else:
+        about.update(
+            functions=[
+                {
+                    "name": function.name,
+                    "inputs": {v.name: f"{v.dtype}{text(v.shape)}" for v in function.inputs},
+                    "outputs": [f"{v.dtype}{text(v.shape)}" for v in map(function.value, function.outputs)],
+                    "ranges": {r.symbol: [r.low, r.high] for r in function.ranges},
+                }
+                for function in manifest.split.functions
+            ],
+            states={v.name: f"{v.dtype}{text(v.shape)}" for v in manifest.split.states},
+        )
+    about["segments"] = [
+        {
+            "name": segment.name,
+            "device": segment.device,
+            "backend": segment.backend,
+            "shape": shape_text(segment),
+            "methods": list(segment.methods()),
+            "operators": segment.num_operators,
+            "delegated": segment.num_delegated,
+            "weight_bytes": segment.weight_bytes,
+            "rows": segment.rows,
+            "calls": sum(1 for _ in manifest.split.calls_of(segment.name)),
+        }
+        for segment in manifest.split.segments
+    ]
+    return about
 
 
 def inspect_table(manifest: Manifest) -> str:
@@ -66,19 +80,35 @@ def inspect_table(manifest: Manifest) -> str:
                 str(calls),
             ]
         )
-    head = (
-        f"{manifest.model.name}, {manifest.model.quantize}, context {manifest.model.max_context}, "
-        f"program {manifest.program_bytes / 2**20:.1f} MiB"
-    )
-    return head + "\n" + format_table(rows)
+    model = manifest.model
+    about = "" if model is None else f" {model.quantize}, context {model.max_context},"
+    head = f"{manifest.name},{about} program {manifest.program_bytes / 2**20:.1f} MiB"
+    parts = [head + "\n" + format_table(rows)]
+    if model is None:
+        parts += [_module_lines(manifest)]
+    return "\n".join(parts)
+
+
+def _module_lines(manifest: Manifest) -> str:
+    """Functions with what they take and give, states, and how rows of chunked segments were shown independent."""
+    lines = []
+    for function in manifest.split.functions:
+        inputs = ", ".join(f"{v.name}: {v.dtype}{text(v.shape)}" for v in function.inputs)
+        outputs = ", ".join(f"{v.dtype}{text(v.shape)}" for v in map(function.value, function.outputs))
+        ranges = "".join(f", {r.symbol} in {r.low}..{r.high}" for r in function.ranges)
+        lines.append(f"{function.name or manifest.name}({inputs}) -> {outputs}{ranges}")
+    lines += [f"state {v.name}: {v.dtype}{text(v.shape)}" for v in manifest.split.states]
+    lines += [
+        f"rows of {segment.name}: {segment.rows}" for segment in manifest.split.segments if segment.rows
+    ]
+    return "\n".join(lines)
 
 
 def shape_text(segment: Segment) -> str:
     shape = segment.shape
     if isinstance(shape, Static):
-        return "static " + ",".join(map(str, shape.sizes))
-    cached = f", cache 1..{shape.max_cached}" if shape.max_cached else ""
-    return f"dynamic {shape.low}..{shape.high}{cached}"
+        return "static " + ",".join(map(str, shape.sizes)) if shape.sizes else "static"
+    return "dynamic " + ", ".join(f"{r.symbol} {r.low}..{r.high}" for r in shape.ranges)
 
 
 def generation_dict(result: Generation) -> dict[str, Any]:

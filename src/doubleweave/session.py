@@ -17,7 +17,7 @@ from doubleweave.chunks import cut
 from doubleweave.errors import InputError, RunError
 from doubleweave.execution import Memory, bind
 from doubleweave.instances import Instances
-from doubleweave.ir import Dynamic, Segment, Static
+from doubleweave.ir import Dynamic, Segment, Static, most_rows
 from doubleweave.manifest import Manifest
 from doubleweave.schedule import SCHEDULES, make, verify
 from doubleweave.tasks import TaskGraph, Want, build
@@ -54,15 +54,17 @@ class Session:
         if not 1 <= threads <= most:
             raise InputError(f"threads: found {threads}, expected 1 to {most} (the cores of this machine)")
         self.manifest = manifest
+        assert manifest.model is not None
+        self.model = manifest.model
         self._instances = instances
         self.schedule = schedule
         self.threads = threads
         self.timeline: Timeline | None = None
         split = manifest.split
         self._shape = _chunk_shape(split.segments)
-        self._most_rows = self._shape.high if isinstance(self._shape, Dynamic) else max(self._shape.sizes)
+        self._most_rows = most_rows(self._shape)
         cached = [value for value in split.values if value.kind == "cache"]
-        max_context = manifest.model.max_context
+        max_context = self.model.max_context
         self._cache = _native.KvCache([value.row_bytes for value in cached], max_context, self._most_rows)
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
         self._output = next(value.name for value in split.values if value.kind == "output")
@@ -76,7 +78,7 @@ class Session:
 
     @property
     def max_context(self) -> int:
-        return self.manifest.model.max_context
+        return self.model.max_context
 
     @property
     def kv_bytes(self) -> int:
@@ -150,7 +152,7 @@ class Session:
             raise InputError("token ids: found none, expected at least one: the prompt is empty")
         if not np.issubdtype(ids.dtype, np.integer):
             raise InputError(f"token ids: found dtype {ids.dtype}, expected integers")
-        vocab = self.manifest.model.vocab_size
+        vocab = self.model.vocab_size
         wrong = ids[(ids < 0) | (ids >= vocab)]
         if len(wrong):
             raise InputError(f"token ids: found {int(wrong[0])}, expected 0 to {vocab - 1} (the vocabulary)")
@@ -203,7 +205,7 @@ class Session:
 
     def _logits(self, prepared: _Prepared, chunk: int, rows: int) -> FloatArray:
         buffer = prepared.graph.buffers[self._output, chunk]
-        return prepared.buffers.view(buffer, [rows, self.manifest.model.vocab_size])
+        return prepared.buffers.view(buffer, [rows, self.model.vocab_size])
 
 
 def _chunk_shape(segments: Sequence[Segment]) -> Static | Dynamic:

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,17 +29,38 @@ struct Binding {
   int32_t grow_dim = -1;         // -1: no dimension grows
 };
 
-/// One execution of an instance.
+/// Copies blocks from one region to another: block i from source_offset + i * source_stride to
+/// target_offset + i * target_stride, and zeroes the `pad_bytes` behind it in the target.
+/// Everything is in bytes and not negative; `base` does not move it.
+///
+/// It gathers a chunk of rows out of [B, T, ...] into a padded buffer, and scatters results back.
+struct BlockCopy {
+  int32_t source = 0;  // regions
+  int64_t source_offset = 0;
+  int64_t source_stride = 0;
+  int32_t target = 0;
+  int64_t target_offset = 0;
+  int64_t target_stride = 0;
+  int64_t num_blocks = 1;
+  int64_t block_bytes = 0;
+  int64_t pad_bytes = 0;
+};
+
+/// One execution of an instance, or one copy.
 struct Task {
-  int32_t instance = 0;
+  int32_t instance = 0;  // -1 for a copy
   std::vector<Binding> inputs;
   std::vector<Binding> outputs;
   std::vector<int32_t> after;  // tasks that must have finished before
   int32_t label = 0;           // the caller's; named in errors
+  std::optional<BlockCopy> copy;
 };
 
 /// A buffer's start and its size in bytes: session buffers and cache entries alike.
 using Region = std::pair<void*, size_t>;
+
+/// Regions that lie elsewhere for one run: the index of each, and where it lies.
+using ReboundRegions = std::vector<std::pair<int32_t, Region>>;
 
 class Execution {
  public:
@@ -46,8 +68,10 @@ class Execution {
   /// that calls run(). The instances and the memory must outlive the execution.
   ///
   /// Throws Error when an index is out of range, when a task is on no worker or on several, when a
-  /// binding does not fit its method, when some tasks would wait for ever (naming them), or when
-  /// two tasks of one instance on different workers are not ordered.
+  /// binding does not fit its method, when a copy does not fit its regions (within one region, also
+  /// when the bytes from the first to the last that it reads meet those that it writes) or writes a
+  /// byte twice, when some tasks would wait for ever (naming them), or when two tasks of one
+  /// instance on different workers are not ordered.
   Execution(std::vector<Instance*> instances, std::vector<Region> regions, std::vector<Task> tasks,
             std::vector<std::vector<int32_t>> workers, int threads_per_worker = 1);
   ~Execution();
@@ -58,13 +82,15 @@ class Execution {
   ///
   /// `base` is as in Binding. `timeline`, unless null, is overwritten with what ran. `interrupted`,
   /// unless empty, is asked on this thread between its tasks and while it waits, at most every 30
-  /// ms or so.
+  /// ms or so. `rebound` puts regions elsewhere for this run; each needs at least the bytes of the
+  /// region that it replaces.
   ///
-  /// Throws Error when a binding would leave its buffer or its method's bounds (before anything
-  /// runs), when a task fails (the others stop after the task they are in), when another run of it
-  /// goes on; throws Interrupted when `interrupted` returned true.
+  /// Throws Error when a binding would leave its buffer or its method's bounds or a rebound region
+  /// is out of range, named twice, null or too small (before anything runs), when a task fails (the
+  /// others stop after the task they are in), when another run of it goes on; throws Interrupted
+  /// when `interrupted` returned true.
   void run(int64_t base, Timeline* timeline = nullptr,
-           const std::function<bool()>& interrupted = {});
+           const std::function<bool()>& interrupted = {}, const ReboundRegions& rebound = {});
 
   /// The largest base that run() accepts.
   int64_t max_base() const;

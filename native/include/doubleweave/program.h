@@ -97,8 +97,11 @@ class Instance {
   /// given to bind_output.
   void execute();
 
-  /// Binds everything and executes, as one step no other thread can come between.
-  void run(std::span<const InputBinding> inputs, std::span<const OutputBinding> outputs);
+  /// Binds everything and executes, as one step no other thread can come between. `threads` sets
+  /// the number of intra-operator threads (threads.h), waiting for runs that use another one; 0
+  /// keeps what is set.
+  void run(std::span<const InputBinding> inputs, std::span<const OutputBinding> outputs,
+           int threads = 0);
 
   /// The sizes of output `index` after the last execute().
   std::vector<int32_t> output_sizes(size_t index) const;

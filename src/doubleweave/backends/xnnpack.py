@@ -6,33 +6,27 @@ compile options to use. It knows nothing of models or schedules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from doubleweave.simplify import insert, is_call, nodes_of
+from doubleweave.transform import Convert, Weights, copy_graph, over_empty_weights
 
 NAME = "xnnpack"
 
 aten = torch.ops.aten
 
-_Weights = tuple[Tensor, ...]
 
-
-def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Callable[[_Weights], _Weights]]:
+def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     """Rewrite a structure for XNNPACK; returns the graph and what it does to a segment's weights.
 
     RMSNorm's mean over the last dim is not delegated and would cut the segment in two; as a linear onto
     one feature with the weights 1/n it is.
     """
-    graph = fx.Graph()
-    copied: dict[Any, Any] = {}
-    graph.output(graph.graph_copy(graph_module.graph, copied))
-    for old, new in copied.items():
-        new.meta = dict(old.meta)
+    graph = copy_graph(graph_module)
     num_weights = len({node.target for node in graph.nodes if node.op == "get_attr"})
     added: list[int] = []
     for node in nodes_of(graph):
@@ -51,16 +45,11 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Callable[[_We
             mean = insert(graph, aten.linear.default, node.args[0], ones, like=node)
         node.replace_all_uses_with(mean)
         graph.erase_node(node)
-    root = torch.nn.Module()
-    for node in nodes_of(graph):
-        if node.op == "get_attr":
-            like = node.meta["val"]
-            root.register_buffer(node.target, torch.empty(tuple(map(int, like.shape)), dtype=like.dtype))
 
-    def convert(weights: _Weights) -> _Weights:
+    def convert(weights: Weights) -> Weights:
         return (*weights, *(torch.full((1, width), 1.0 / width) for width in added))
 
-    return fx.GraphModule(root, graph), convert
+    return over_empty_weights(graph), convert
 
 
 def partitioners() -> list[object]:
@@ -107,6 +96,6 @@ def _levels(graph: fx.Graph, groups: list[list[Any]]) -> list[int] | None:
     levels = [0] * len(units)
     for unit in order:
         outside = unit >= len(groups)
-        computed = [u for u in inputs[unit] if units[u][0].op == "call_function"]
+        computed = [u for u in inputs[unit] if any(node.op == "call_function" for node in units[u])]
         levels[unit] = max((levels[u] + (u >= len(groups) and not outside) for u in computed), default=0)
     return levels[: len(groups)]

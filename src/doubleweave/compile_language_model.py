@@ -6,27 +6,22 @@ Nothing half-written is left behind: the directory is made beside its place and 
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doubleweave.errors import LowerError, PolicyError, SourceError
-from doubleweave.ir import Dynamic, Static
-from doubleweave.manifest import MANIFEST_FILE, PROGRAM_FILE, TOKENIZER_FILE, Manifest, ModelInfo
+from doubleweave.ir import Dynamic, Static, most_rows, rows
+from doubleweave.manifest import PROGRAM_FILE, TOKENIZER_FILE, Manifest, ModelInfo
+from doubleweave.policy import DEFAULT_SIZES, MOST_ROWS
+from doubleweave.program_folder import Progress, check_target, make_beside, replace_folder
 
 if TYPE_CHECKING:
     from doubleweave.models.model import Model
 
 SHAPES = ("bounded", "static")
-DEFAULT_SIZES = (1, 32, 128)
-_MOST_ROWS = 4096
-
-# Gets (what is being done, steps done, steps in all).
-Progress = Callable[[str, int, int], None]
 
 
 def compile_llm(
@@ -48,7 +43,7 @@ def compile_llm(
     sizes = _sizes(shape, chunk)
     report = progress or (lambda what, done, total: None)
     folder = Path(out)
-    _check_target(folder)
+    check_target(folder)
     from doubleweave.quantize import RECIPES  # torch is imported from here on
 
     if quantize not in RECIPES:
@@ -62,10 +57,10 @@ def compile_llm(
         raise PolicyError(
             f"max-context: found {context}, expected 1 to {model.max_context} (what the model was trained for)"
         )
-    temporary = _make_beside(folder)
+    temporary = make_beside(folder)
     try:
         manifest = _compile(model, temporary, quantize, sizes, context, report)
-        _replace(temporary, folder)
+        replace_folder(temporary, folder)
     except OSError as error:
         raise LowerError(
             f"{folder}: cannot be written: {error.strerror}; choose another folder with -o"
@@ -81,12 +76,12 @@ def _compile(
     from doubleweave.export import export_llm, owned_modules
     from doubleweave.lower import jobs, lower
     from doubleweave.quantize import quantize
-    from doubleweave.split import split_graph
+    from doubleweave.split_llm import split_llm
 
     report("exporting the graph", 0, 1)
-    most = sizes.high if isinstance(sizes, Dynamic) else max(sizes.sizes)
+    most = most_rows(sizes)
     graph = export_llm(model.module, most)
-    torch_split = split_graph(
+    torch_split = split_llm(
         graph,
         owned_modules(model.module),
         last_row=frozenset({"lm_head"}),
@@ -110,8 +105,8 @@ def _compile(
     if model.save_tokenizer is not None:
         _save_tokenizer(model.save_tokenizer, folder)
     manifest = Manifest(
+        name=model.name,
         model=ModelInfo(
-            model.name,
             model.vocab_size,
             context,
             model.eos_token_ids,
@@ -122,6 +117,7 @@ def _compile(
         split=split,
         program_sha256=digest,
         program_bytes=(folder / PROGRAM_FILE).stat().st_size,
+        state_sha256="",
         made_with={name: version(name) for name in ("doubleweave", "executorch", "torch", "transformers")},
     )
     manifest.write(folder)
@@ -141,10 +137,10 @@ def _sizes(shape: str, chunk: Sequence[int]) -> Static | Dynamic:
     if shape not in SHAPES:
         raise PolicyError(f"shape: found {shape!r}, expected one of {', '.join(SHAPES)}")
     for size in chunk:
-        if not 1 <= size <= _MOST_ROWS:
-            raise PolicyError(f"chunk: found {size}, expected 1 to {_MOST_ROWS} tokens")
+        if not 1 <= size <= MOST_ROWS:
+            raise PolicyError(f"chunk: found {size}, expected 1 to {MOST_ROWS} tokens")
     if shape == "bounded":
-        return Dynamic(1, max(chunk, default=max(DEFAULT_SIZES)))
+        return rows(1, max(chunk, default=max(DEFAULT_SIZES)))
     return Static(tuple(sorted(set(chunk or DEFAULT_SIZES))))
 
 
@@ -156,48 +152,3 @@ def _load(source: str | Path) -> Model:
             f"compiling needs {error.name}, which is not installed; run: pip install 'doubleweave[compile]'"
         ) from error
     return load(source)
-
-
-def _check_target(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise LowerError(f"{folder}: is a file, expected a folder to write; choose another one with -o")
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    # The whole folder is replaced, so nothing that is not ours may be in it.
-    if found and (PROGRAM_FILE not in found or found - {PROGRAM_FILE, MANIFEST_FILE, TOKENIZER_FILE}):
-        raise LowerError(
-            f"{folder}: is a folder with other files in it, expected an empty or missing folder or an older "
-            "program; choose another one with -o"
-        )
-
-
-def _make_beside(folder: Path) -> Path:
-    try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
-    except OSError as error:
-        raise LowerError(
-            f"{folder}: cannot be made: {error.strerror}; choose another folder with -o"
-        ) from error
-
-
-def _replace(temporary: Path, folder: Path) -> None:
-    """Put the finished directory in its place; an older program goes only once the new one is there."""
-    os.chmod(temporary, 0o777 & ~_umask())
-    if not folder.exists():
-        temporary.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.absolute().parent)) / "program"
-    folder.rename(old)
-    try:
-        temporary.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    finally:
-        shutil.rmtree(old.parent, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

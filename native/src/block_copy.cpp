@@ -1,0 +1,97 @@
+#include "block_copy.h"
+
+#include <cstdint>
+#include <cstring>
+
+#include "doubleweave/error.h"
+#include "text.h"
+
+namespace doubleweave {
+namespace {
+
+// One side of a copy.
+struct Side {
+  const char* verb;
+  int32_t region;
+  int64_t offset;
+  int64_t stride;
+};
+
+int64_t available_bytes(const Region& region) {
+  return region.first == nullptr ? 0 : static_cast<int64_t>(region.second);
+}
+
+// Throws unless `num_blocks` blocks of block_bytes + pad_bytes lie inside the region; nothing here
+// overflows, whatever the numbers.
+void check_side(const Side& side, int64_t num_blocks, int64_t block_bytes, int64_t pad_bytes,
+                const std::vector<Region>& regions, const std::string& name) {
+  if (side.region < 0 || side.region >= static_cast<int32_t>(regions.size())) {
+    throw Error(text(name, " ", side.verb, " region ", side.region, " of ", regions.size(), "."));
+  }
+  const int64_t available = available_bytes(regions[side.region]);
+  int64_t spare = available - side.offset;
+  bool fits = spare >= 0;
+  if (fits && num_blocks > 0) {
+    fits = regions[side.region].first != nullptr && block_bytes <= spare &&
+           pad_bytes <= spare - block_bytes;
+    spare -= fits ? block_bytes + pad_bytes : 0;
+    fits = fits && (side.stride == 0 || num_blocks - 1 <= spare / side.stride);
+  }
+  if (!fits) {
+    throw Error(text(name, " ", side.verb, " ", num_blocks, " blocks of ", block_bytes, " + ",
+                     pad_bytes, " bytes at offset ", side.offset, ", ", side.stride,
+                     " apart, which do not fit region ", side.region, " of ", available,
+                     " bytes."));
+  }
+}
+
+}  // namespace
+
+void check_copy(const BlockCopy& copy, const std::vector<Region>& regions,
+                const std::string& name) {
+  for (const int64_t number :
+       {copy.source_offset, copy.source_stride, copy.target_offset, copy.target_stride,
+        copy.num_blocks, copy.block_bytes, copy.pad_bytes}) {
+    if (number < 0) {
+      throw Error(
+          text(name, " has a negative offset, stride or count: ", number, "; give zero or more."));
+    }
+  }
+  check_side({"reads", copy.source, copy.source_offset, copy.source_stride}, copy.num_blocks,
+             copy.block_bytes, 0, regions, name);
+  check_side({"writes", copy.target, copy.target_offset, copy.target_stride}, copy.num_blocks,
+             copy.block_bytes, copy.pad_bytes, regions, name);
+  if (copy.num_blocks == 0) {
+    return;
+  }
+  const int64_t written_bytes = copy.block_bytes + copy.pad_bytes;
+  if (copy.num_blocks > 1 && copy.target_stride < written_bytes) {
+    throw Error(text(name, " writes blocks of ", copy.block_bytes, " + ", copy.pad_bytes, " bytes ",
+                     copy.target_stride, " apart, which overlap; set target_stride to at least ",
+                     written_bytes, "."));
+  }
+  const int64_t last = copy.num_blocks - 1;
+  const int64_t source_end = copy.source_offset + last * copy.source_stride + copy.block_bytes;
+  const int64_t target_end = copy.target_offset + last * copy.target_stride + written_bytes;
+  if (copy.source == copy.target && copy.block_bytes > 0 && copy.source_offset < target_end &&
+      copy.target_offset < source_end) {
+    throw Error(text(name, " reads bytes ", copy.source_offset, " to ", source_end,
+                     " and writes bytes ", copy.target_offset, " to ", target_end, " of region ",
+                     copy.source, ", which overlap; copy by way of another region."));
+  }
+}
+
+void copy_blocks(const BlockCopy& copy, const std::vector<std::byte*>& starts) {
+  const std::byte* const source = starts[copy.source] + copy.source_offset;
+  std::byte* const target = starts[copy.target] + copy.target_offset;
+  for (int64_t i = 0; i < copy.num_blocks; ++i) {
+    std::byte* const block = target + i * copy.target_stride;
+    // Two regions may be rebound to the same memory.
+    std::memmove(block, source + i * copy.source_stride, static_cast<size_t>(copy.block_bytes));
+    if (copy.pad_bytes > 0) {
+      std::memset(block + copy.block_bytes, 0, static_cast<size_t>(copy.pad_bytes));
+    }
+  }
+}
+
+}  // namespace doubleweave

@@ -1,0 +1,98 @@
+"""Tensors as the caller has them: NumPy arrays, torch tensors, JAX arrays, anything with DLPack on the CPU.
+
+Results come in the kind of the first tensor given. Nothing is imported here that the caller has not imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from doubleweave.errors import InputError
+
+Kind = Literal["numpy", "torch", "jax"]
+
+
+def kind_of(values: Sequence[Any]) -> Kind:
+    """The kind of the first tensor; NumPy where there is none or it is of another library."""
+    module = type(values[0]).__module__.partition(".")[0] if values else "numpy"
+    if module == "torch":
+        return "torch"
+    return "jax" if module in ("jax", "jaxlib") else "numpy"
+
+
+def dtype_name(value: Any) -> str:
+    """ "float32" and so on."""
+    dtype = getattr(value, "dtype", None)
+    return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+
+
+def readable(value: Any, where: str) -> Any:
+    """The tensor itself if it can be read where it is, else a contiguous copy.
+
+    Raises InputError for a tensor that is not on the CPU.
+    """
+    if isinstance(value, (np.ndarray, np.generic)):
+        array = np.ascontiguousarray(value).reshape(np.shape(value))
+        # NumPy has no bfloat16 of its own.
+        return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+    if kind_of([value]) == "torch":
+        if value.device.type != "cpu":
+            raise InputError(
+                f"{where}: found a tensor on {value.device}, expected one on the CPU; call .cpu()"
+            )
+        return value.detach().contiguous()
+    return value
+
+
+def empty(kind: Kind, shape: Sequence[int], dtype: str) -> Any:
+    """A new tensor to write a result to. JAX arrays cannot be written: NumPy's, until `finish`."""
+    if kind == "torch":
+        torch = sys.modules["torch"]
+        return torch.empty(tuple(shape), dtype=getattr(torch, dtype))
+    return np.empty(tuple(shape), dtype="uint16" if dtype == "bfloat16" else dtype)
+
+
+def finish(kind: Kind, array: Any, dtype: str) -> Any:
+    """The result in the caller's kind."""
+    if kind != "jax":
+        return array
+    if dtype == "bfloat16":
+        array = array.view(sys.modules["ml_dtypes"].bfloat16)
+    return sys.modules["jax"].numpy.asarray(array)
+
+
+def writable(value: Any, shape: Sequence[int], dtype: str, where: str) -> Any:
+    """The beginning of the caller's own tensor, with the shape of a result.
+
+    Raises InputError unless it is contiguous, can be written, has this dtype and room for the result.
+    """
+    count = int(np.prod(shape))
+    expected = f"expected contiguous, writable {dtype} with room for {list(shape)}"
+    found = f"found {dtype_name(value)}{list(getattr(value, 'shape', ()))}"
+    if isinstance(value, np.ndarray):
+        is_usable = value.flags.c_contiguous and value.flags.writeable and not value.dtype.hasobject
+        size = value.size
+    elif kind_of([value]) == "torch":
+        is_usable = value.is_contiguous() and value.device.type == "cpu" and not value.requires_grad
+        size = value.numel()
+    else:
+        raise InputError(
+            f"{where}: found a {type(value).__name__}, {expected}: a NumPy array or a torch tensor"
+        )
+    is_dtype = dtype_name(value) == dtype or (dtype == "bfloat16" and dtype_name(value) == "uint16")
+    if not (is_usable and is_dtype and size >= count):
+        raise InputError(f"{where}: {found}, {expected}")
+    return value.reshape(-1)[:count].reshape(tuple(shape))
+
+
+def address_range(value: Any) -> tuple[int, int]:
+    """First and last address + 1 of a contiguous tensor; (0, 0) where it does not say."""
+    if isinstance(value, np.ndarray):
+        return value.ctypes.data, value.ctypes.data + value.nbytes
+    if kind_of([value]) == "torch":
+        return value.data_ptr(), value.data_ptr() + value.numel() * value.element_size()
+    return 0, 0

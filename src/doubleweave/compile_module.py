@@ -1,0 +1,111 @@
+"""Compile any module into a program: split by a policy, lower, write; the counterpart of torch.export.export."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doubleweave.errors import LowerError, PolicyError
+from doubleweave.manifest import PROGRAM_FILE, STATE_FILE, Manifest
+from doubleweave.program_folder import Progress, check_target, make_beside, replace_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from doubleweave.module_program import ModuleProgram
+    from doubleweave.policy import Policy
+
+
+def compile(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    policy: Policy | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> ModuleProgram:
+    """Compile `module`, called with these example arguments, into one program, and open it.
+
+    args, kwargs, dynamic_shapes: as `torch.export.export` takes them. policy: which nested modules are Static and
+    which Dynamic, and on which device (policy.py); what no key names is dynamic where `dynamic_shapes` make it so,
+    on the CPU. out: the folder to write; without it the program lives as long as the object returned.
+
+    Calling the program takes the module's arguments and returns what it returns. Raises PolicyError, SplitError or
+    LowerError; `out` is then as it was before.
+    """
+    from doubleweave.module_program import open_module
+    from doubleweave.split_module import split_module
+
+    if not isinstance(args, (tuple, list)):
+        raise PolicyError(f"args: found a {type(args).__name__}, expected a tuple of arguments")
+    report = progress or (lambda what, done, total: None)
+    if out is None:
+        # Outside the working folder, and gone with the program.
+        folder = Path(tempfile.mkdtemp(prefix="doubleweave.")) / "program"
+    else:
+        folder = Path(out)
+        check_target(folder)
+    report("tracing", 0, 1)
+    try:
+        found = split_module(module, tuple(args), dict(kwargs or {}), dynamic_shapes, policy or {})
+        temporary = make_beside(folder)
+        try:
+            _write(type(module).__name__, found, temporary, report)
+            replace_folder(temporary, folder)
+        except OSError as error:
+            raise LowerError(
+                f"{folder}: cannot be written: {error.strerror}; choose another folder with out="
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        program = open_module(folder)
+    except BaseException:
+        if out is None:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+        raise
+    if out is None:
+        weakref.finalize(program, shutil.rmtree, folder.parent, ignore_errors=True)
+    return program
+
+
+def _write(name: str, found: Any, folder: Path, report: Progress) -> None:
+    from doubleweave.lower import jobs, lower
+
+    total = len(jobs(found.torch_split.split)) + 1
+    done = 0
+    report("lowering", done, total)
+
+    def step(what: str) -> None:
+        nonlocal done
+        done += 1
+        report(f"lowered {what}" if done < total else what, min(done, total), total)
+
+    split, digest = lower(found.torch_split, folder / PROGRAM_FILE, step)
+    Manifest(
+        name=name,
+        model=None,
+        split=split,
+        program_sha256=digest,
+        program_bytes=(folder / PROGRAM_FILE).stat().st_size,
+        state_sha256=_write_states(found.states, folder / STATE_FILE),
+        made_with={package: version(package) for package in ("doubleweave", "executorch", "torch")},
+    ).write(folder)
+
+
+def _write_states(states: Mapping[str, Tensor], path: Path) -> str:
+    """First values of the states, one behind the other; the file's SHA-256, "" where there are none."""
+    from doubleweave.emit import raw_bytes
+
+    if not states:
+        return ""
+    data = b"".join(raw_bytes(tensor) for tensor in states.values())
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,123 @@
+"""Sizes in shapes: numbers, symbols ("T") and expressions of symbols ("m + 2*k").
+
+Evaluated without torch or sympy, from a small grammar: integers, names, + - * // % **, Max, Min, Mod and the
+division functions that torch's symbolic shapes print. It knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+Size = int | str
+Shape = tuple[Size, ...]
+
+_BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+_FUNCTIONS: dict[str, Callable[..., int]] = {
+    "Max": max,
+    "Min": min,
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+    "FloorDiv": operator.floordiv,
+    "CleanDiv": operator.floordiv,
+    "PowByNatural": operator.pow,
+}
+
+
+@cache
+def _parsed(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
+
+
+def symbols(size: Size) -> frozenset[str]:
+    """The symbols in a size. Raises ValueError for what is no size expression."""
+    if isinstance(size, int):
+        return frozenset()
+    try:
+        return frozenset(_names(_parsed(size)))
+    except SyntaxError:
+        raise ValueError(f"{size!r} is no size expression") from None
+
+
+def _names(node: ast.expr) -> Iterable[str]:
+    match node:
+        case ast.Constant(value=int()):
+            return
+        case ast.Name(id=name):
+            yield name
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            yield from _names(left)
+            yield from _names(right)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            yield from _names(operand)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            for arg in args:
+                yield from _names(arg)
+        case _:
+            raise ValueError(f"{ast.unparse(node)!r} is no size expression")
+
+
+def evaluate(size: Size, values: Mapping[str, int]) -> int:
+    """The number a size has for these values of its symbols; KeyError for a symbol without one."""
+    return size if isinstance(size, int) else _evaluate(_parsed(size), values)
+
+
+def _evaluate(node: ast.expr, values: Mapping[str, int]) -> int:
+    match node:
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.Name(id=name):
+            return values[name]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            return _BINARY[type(op)](_evaluate(left, values), _evaluate(right, values))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_evaluate(operand, values)
+        case ast.Call(func=ast.Name(id=name), args=args) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](*(_evaluate(arg, values) for arg in args))
+    raise ValueError(f"{ast.unparse(node)!r} is no size expression")
+
+
+def shape_of(shape: Shape, values: Mapping[str, int]) -> tuple[int, ...]:
+    """A shape in numbers."""
+    return tuple(evaluate(size, values) for size in shape)
+
+
+def solve(size: Size, found: int, values: dict[str, int]) -> bool:
+    """Let `size` be `found`: gives a symbol that has no value yet its value. False where it cannot be.
+
+    An expression of one unknown symbol is solved if it is linear in it, such as 2*k + 1.
+    """
+    unknown = [name for name in sorted(symbols(size)) if name not in values]
+    if not unknown:
+        return evaluate(size, values) == found
+    if len(unknown) > 1:
+        raise ValueError(f"{size!r} has several unknown symbols")
+    (name,) = unknown
+    zero, one = (evaluate(size, {**values, name: number}) for number in (0, 1))
+    if one == zero:
+        return False
+    number = (found - zero) // (one - zero)
+    if evaluate(size, {**values, name: number}) != found:
+        return False
+    values[name] = number
+    return True
+
+
+def num_elements(shape: Iterable[int]) -> int:
+    return math.prod(shape)
+
+
+def text(shape: Iterable[Any]) -> str:
+    """A shape as people write it: "[3, m, 2*k]"."""
+    return "[" + ", ".join(map(str, shape)) + "]"

@@ -1,0 +1,195 @@
+"""Split a language model: its values get names by layer, K and V become cache, attention is one segment.
+
+Every value is [1, T, …], rows of one sequence. What is a piece is decided in split.py; here are the names and
+kinds that running chunk behind chunk needs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from doubleweave import ops as _ops  # noqa: F401  registers doubleweave::attention
+from doubleweave.errors import SplitError
+from doubleweave.ir import (
+    CACHED,
+    ROWS,
+    Call,
+    Dynamic,
+    Function,
+    Port,
+    Segment,
+    Shape,
+    Split,
+    Static,
+    Value,
+    most_rows,
+    rows,
+)
+from doubleweave.simplify import constant
+from doubleweave.split import Piece, TorchSplit, cut_pieces, extract, is_tensor, output_node, structure
+
+ATTENTION = torch.ops.doubleweave.attention.default
+_HEAD = "lm_head"
+
+
+def split_llm(
+    graph_module: fx.GraphModule,
+    owners: Mapping[str, str],
+    *,
+    last_row: frozenset[str] = frozenset(),
+    static: Static | Dynamic,
+    max_context: int,
+    backend: str,
+    static_device: str,
+) -> TorchSplit:
+    """Split a simplified graph.
+
+    `owners` maps qualified module names to segment names; `last_row` names the segments of which
+    generation wants the last row only. Attention becomes dynamic CPU segments; everything else gets the
+    shape `static` (fixed sizes, or bounded rows) on `static_device`. Raises SplitError where a value cannot be
+    at a segment's edge.
+    """
+    graph = graph_module.graph
+    found = {_owner(node, owners) for node in graph.nodes if node.op == "call_function"}
+    if missing := set(owners.values()) - found:
+        raise SplitError(f"no operator of the exported graph belongs to {sorted(missing)}")
+    pieces = cut_pieces(graph, lambda node: _owner(node, owners), frozenset({_HEAD}))
+    names = _names(pieces)
+    values = _Values(graph, pieces, names)
+    segments: dict[str, Segment] = {}
+    graphs: dict[str, fx.GraphModule] = {}
+    weights: dict[str, tuple[Tensor, ...]] = {}
+    calls: list[Call] = []
+    attention_of: dict[str, str] = {}
+    for piece, call_name in zip(pieces, names, strict=True):
+        is_attention = piece.nodes[0].target is ATTENTION
+        reads: list[Any] = list(piece.nodes[0].args[:3]) if is_attention else list(piece.reads)
+        piece_graph, tensors = extract(piece, reads, lambda node: constant(graph_module, node))
+        inputs = tuple(values.port(node, f"in{i}", is_attention and i > 0) for i, node in enumerate(reads))
+        outputs = tuple(values.port(node, f"out{i}", False) for i, node in enumerate(piece.writes))
+        digest = structure(piece_graph.graph, tensors, inputs)
+        name = call_name
+        if is_attention:
+            # Attention has no weights: equal parameters are one segment, called once a layer.
+            name = attention_of.setdefault(digest, _attention_name(piece, segments))
+        if name not in segments:
+            segments[name] = Segment(
+                name=name,
+                device="cpu" if is_attention else static_device,
+                backend="portable" if is_attention else backend,
+                shape=_shape(name, is_attention, static, last_row, max_context),
+                inputs=inputs,
+                outputs=outputs,
+                structure=digest,
+            )
+            weights[name] = tensors
+            graphs.setdefault(digest, piece_graph)
+        row_kind: Any = "last" if name in last_row else "all"
+        calls.append(
+            Call(
+                call_name,
+                name,
+                tuple(values.name_of[node] for node in reads),
+                tuple(values.name_of[node] for node in piece.writes),
+                row_kind,
+            )
+        )
+    everything = tuple(values.values.values())
+    outputs_of = tuple(value.name for value in everything if value.kind == "output")
+    main = Function("", tuple(calls), everything, outputs_of)
+    return TorchSplit(Split(tuple(segments.values()), (main,)), graphs, weights)
+
+
+def _shape(
+    name: str, is_attention: bool, static: Static | Dynamic, last_row: frozenset[str], max_context: int
+) -> Static | Dynamic:
+    if is_attention:
+        return rows(1, most_rows(static), max_context)
+    if isinstance(static, Static) and name in last_row:
+        return Static(tuple(sorted({1, *static.sizes})))
+    return static
+
+
+def _attention_name(piece: Piece, segments: Mapping[str, Segment]) -> str:
+    window = piece.nodes[0].args[6]
+    name = f"attention_window{window}" if window else "attention"
+    taken = sum(existing == name or existing.startswith(f"{name}.") for existing in segments)
+    return f"{name}.{taken}" if taken else name
+
+
+def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:
+    if node.target is ATTENTION:
+        return f"attention/{node.name}"  # each its own piece
+    for path, _ in node.meta.get("nn_module_stack", {}).values():
+        # A module called twice is listed as name@1.
+        if (name := owners.get(re.sub(r"@\d+", "", path))) is not None:
+            return name
+    return ""
+
+
+def _names(pieces: Sequence[Piece]) -> list[str]:
+    stems = [piece.owner.partition("/")[0] or "block" for piece in pieces]
+    total = Counter(stems)
+    count: Counter[str] = Counter()
+    names = []
+    for stem in stems:
+        is_numbered = stem in ("block", "attention") or total[stem] > 1
+        names.append(f"{stem}_{count[stem]}" if is_numbered else stem)
+        count[stem] += 1
+    return names
+
+
+class _Values:
+    """The values between pieces, by name and by node."""
+
+    def __init__(self, graph: fx.Graph, pieces: Sequence[Piece], names: Sequence[str]) -> None:
+        self.values: dict[str, Value] = {}
+        self.name_of: dict[fx.Node, str] = {}
+        self.symbol: str | None = None
+        outputs = [node for node in output_node(graph).all_input_nodes if is_tensor(node)]
+        for node in graph.nodes:
+            if node.op == "placeholder" and node.users:
+                self._add(node, str(node.target), "input")
+        attentions = [node for node in graph.nodes if node.target is ATTENTION]
+        for layer, attention in enumerate(attentions):
+            for arg, letter in zip(attention.args[:3], "qkv", strict=True):
+                if arg in self.name_of:
+                    raise SplitError(f"attention {layer} shares its {letter} with another one")
+                self._add(arg, f"{letter}_{layer}", "chunk" if letter == "q" else "cache")
+        for piece, name in zip(pieces, names, strict=True):
+            crossing = [node for node in piece.writes if node not in self.name_of]
+            for index, node in enumerate(crossing):
+                suffix = f".{index}" if len(crossing) > 1 else ""
+                self._add(node, f"{name}{suffix}", "output" if node in outputs else "chunk")
+
+    def _add(self, node: fx.Node, name: str, kind: Any) -> None:
+        tensor = node.meta["val"]
+        self.values[name] = Value(name, str(tensor.dtype).removeprefix("torch."), self._shape(node), kind)
+        self.name_of[node] = name
+
+    def _shape(self, node: fx.Node) -> Shape:
+        sizes: list[int | str] = []
+        for size in node.meta["val"].shape:
+            if isinstance(size, int):
+                sizes.append(size)
+                continue
+            self.symbol = self.symbol or str(size)
+            sizes.append(ROWS if str(size) == self.symbol else f"?{size}")
+        shape = tuple(sizes)
+        if shape[0] != 1 or shape.count(ROWS) != 1 or shape[1] != ROWS:
+            raise SplitError(
+                f"value {node.name} has shape {list(shape)}: expected [1, T, …] (one sequence, token-major); "
+                "a segment's edge cannot be there"
+            )
+        return shape
+
+    def port(self, node: fx.Node, name: str, is_cache: bool) -> Port:
+        value = self.values[self.name_of[node]]
+        shape = tuple(CACHED if size == ROWS and is_cache else size for size in value.shape)
+        return Port(name, value.dtype, shape)

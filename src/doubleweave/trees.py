@@ -1,0 +1,195 @@
+"""Arguments and results as trees: tuples, lists, dicts, named tuples and dataclasses of tensors and constants.
+
+A tree is plain data, so that a program can take and return what its module did without torch: classes are found
+again among the modules that the caller has imported. What counts as a tensor is anything that has `__dlpack__`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import sys
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Literal
+
+Kind = Literal["tensor", "constant", "tuple", "list", "dict", "named_tuple", "dataclass"]
+CONSTANTS = (bool, int, float, str, type(None))
+ALLOWED = "tensors, numbers, strings, None, and tuples, lists, dicts, named tuples and dataclasses of them"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """One node. `keys` are dict keys or field names, `type` is "module:Class", `value` a constant's."""
+
+    kind: Kind
+    items: tuple[Tree, ...] = ()
+    keys: tuple[Any, ...] = ()
+    type: str = ""
+    value: Any = None
+
+    def to_dict(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"kind": self.kind}
+        if self.items:
+            data["items"] = [item.to_dict() for item in self.items]
+        if self.keys:
+            data["keys"] = list(self.keys)
+        if self.type:
+            data["type"] = self.type
+        if self.kind == "constant":
+            data["value"] = self.value
+        return data
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Tree:
+        """Parse what `to_dict` made; KeyError, TypeError or ValueError on anything else."""
+        items = tuple(Tree.from_dict(item) for item in data.get("items", ()))
+        return Tree(
+            **{**data, "items": items, "keys": tuple(data.get("keys", ())), "value": data.get("value")}
+        )
+
+    @property
+    def num_tensors(self) -> int:
+        return 1 if self.kind == "tensor" else sum(item.num_tensors for item in self.items)
+
+    def paths(self, where: str) -> Iterator[str]:
+        """The path of each tensor: "cfg.mask", "xs[1]", …"""
+        if self.kind == "tensor":
+            yield where
+        for step, item in zip(_steps(self), self.items, strict=True):
+            yield from item.paths(where + step)
+
+
+class TreeError(ValueError):
+    """`where` in an argument is something that no tree holds, or another thing than expected."""
+
+    def __init__(self, where: str, found: str, expected: str) -> None:
+        super().__init__(f"{where}: found {found}, expected {expected}")
+        self.where, self.found, self.expected = where, found, expected
+
+
+def is_tensor(value: Any) -> bool:
+    return hasattr(value, "__dlpack__")
+
+
+def flatten(value: Any, where: str) -> tuple[Tree, list[Any]]:
+    """The tree of a value and its tensors in order. Raises TreeError for a type that no tree holds."""
+    leaves: list[Any] = []
+    return _flatten(value, where, leaves), leaves
+
+
+def _flatten(value: Any, where: str, leaves: list[Any]) -> Tree:
+    if is_tensor(value):
+        leaves.append(value)
+        return Tree("tensor")
+    if type(value) in CONSTANTS:
+        return Tree("constant", value=value)
+    children = _children(value)
+    if children is None:
+        raise TreeError(where, f"a {type(value).__name__}", ALLOWED)
+    kind, keys, items, name = children
+    shell = Tree(kind, keys=keys, type=name)
+    steps = _steps(dataclasses.replace(shell, items=(shell,) * len(items)))
+    built = tuple(_flatten(item, where + step, leaves) for step, item in zip(steps, items, strict=True))
+    return dataclasses.replace(shell, items=built)
+
+
+def _children(value: Any) -> tuple[Kind, tuple[Any, ...], list[Any], str] | None:
+    """(kind, keys, items, class) of a container; None for anything else."""
+    kind = type(value)
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = tuple(field.name for field in dataclasses.fields(value) if field.init)
+        return "dataclass", fields, [getattr(value, field) for field in fields], name
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return "named_tuple", tuple(value._fields), list(value), name
+    if kind in (tuple, list):
+        return ("tuple" if kind is tuple else "list"), (), list(value), ""
+    if kind in (dict, collections.OrderedDict) and all(type(key) in (str, int) for key in value):
+        return "dict", tuple(value), list(value.values()), "" if kind is dict else name
+    return None
+
+
+def _steps(tree: Tree) -> list[str]:
+    if tree.kind in ("named_tuple", "dataclass"):
+        return [f".{key}" for key in tree.keys]
+    keys = tree.keys if tree.kind == "dict" else range(len(tree.items))
+    return [f"[{key!r}]" for key in keys]
+
+
+def match(tree: Tree, value: Any, where: str) -> Iterator[Any]:
+    """The tensors of a value that must be built like `tree`; raises TreeError where it is not."""
+    if tree.kind == "tensor":
+        if not is_tensor(value):
+            raise TreeError(where, describe(value), "a tensor")
+        yield value
+        return
+    if tree.kind == "constant":
+        if type(value) is not type(tree.value) or value != tree.value:
+            raise TreeError(where, describe(value), f"{tree.value!r} (constants are compiled in)")
+        return
+    children = _children(value)
+    found = None if children is None else (children[0], len(children[2]))
+    if children is None or found != (tree.kind, len(tree.items)) or set(children[1]) != set(tree.keys):
+        raise TreeError(where, describe(value), _expected(tree))
+    items = children[2]
+    if tree.kind == "dict":
+        items = [value[key] for key in tree.keys]
+    for step, item, child in zip(_steps(tree), items, tree.items, strict=True):
+        yield from match(child, item, where + step)
+
+
+def describe(value: Any) -> str:
+    """A value in a few words, for errors."""
+    if is_tensor(value):
+        return "a tensor"
+    if type(value) in CONSTANTS:
+        return repr(value)
+    if isinstance(value, dict):
+        return f"a {type(value).__name__} with keys {', '.join(map(str, value)) or '(none)'}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
+
+
+def _expected(tree: Tree) -> str:
+    if tree.kind in ("tuple", "list"):
+        return f"a {tree.kind} of {len(tree.items)}"
+    if tree.kind == "dict":
+        return f"a dict with keys {', '.join(map(str, tree.keys)) or '(none)'}"
+    return f"a {tree.type.partition(':')[2]}"
+
+
+def build(tree: Tree, tensors: Iterator[Any]) -> Any:
+    """A value of this tree over the next tensors."""
+    if tree.kind == "tensor":
+        return next(tensors)
+    if tree.kind == "constant":
+        return tree.value
+    items = [build(item, tensors) for item in tree.items]
+    if tree.kind == "tuple":
+        return tuple(items)
+    if tree.kind == "list":
+        return items
+    if tree.kind == "dict":
+        pairs = zip(tree.keys, items, strict=True)
+        return collections.OrderedDict(pairs) if tree.type else dict(pairs)
+    kind = _class(tree.type, tree.kind, tree.keys)
+    return kind(*items) if tree.kind == "named_tuple" else kind(**dict(zip(tree.keys, items, strict=True)))
+
+
+def _class(name: str, kind: Kind, keys: tuple[str, ...]) -> Any:
+    """The class itself where the caller has its module imported, else one with the same name and fields."""
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for step in path.split("."):
+        found = getattr(found, step, None)
+    return found if isinstance(found, type) else _stand_in(path, kind, keys)
+
+
+@cache
+def _stand_in(path: str, kind: Kind, keys: tuple[str, ...]) -> Any:
+    name = path.rpartition(".")[2]
+    if kind == "named_tuple":
+        return collections.namedtuple(name, keys)
+    return dataclasses.make_dataclass(name, keys)
