@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +41,13 @@ class Workers:
         self._executors: dict[str, ThreadPoolExecutor] = {}
         self._lock = threading.Lock()
 
-    def submit(self, method: Method, args: Any, kwargs: dict[str, Any], out: Any) -> Result:
+    def submit(
+        self, method: Method, args: Any, kwargs: dict[str, Any], out: Any, after: Sequence[Future[Any]]
+    ) -> Result:
         """Run `method` once the futures among its arguments are done; what one of them raised, it raises."""
         result = Result()
         waiting: list[Future[Any]] = []
-        _collect((args, kwargs, out), waiting)
+        _collect((args, kwargs, out, list(after)), waiting)
         left = len(waiting) + 1
         lock = threading.Lock()
 
@@ -61,7 +63,7 @@ class Workers:
             if not result.set_running_or_notify_cancel():
                 return
             try:
-                given, named, places = _resolve((args, kwargs, out))
+                given, named, places, _ = _resolve((args, kwargs, out, list(after)))
                 # One thread each: with several, methods wait for one another's threads.
                 result.set_result(method._run(given, named, places, 1))
             except BaseException as error:

@@ -26,6 +26,7 @@ from doubleweave.emit import Template, made_up_weights, make_template
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.ir import ROWS, Dynamic, Segment, Split
 from doubleweave.pte import ProgramWriter
+from doubleweave.quiet import quiet
 from doubleweave.sizes import shape_of
 from doubleweave.split import TorchSplit, with_weights
 from doubleweave.transform import transform_segments
@@ -187,8 +188,7 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 
 def _import_lowering() -> None:
     """Import what the workers need before they are forked."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         import executorch.backends.xnnpack.partition.xnnpack_partitioner
         import executorch.exir  # noqa: F401
 

@@ -120,7 +120,7 @@ def of_tasks(graph: TaskGraph) -> Memory:
                     if value.kind == "output"
                     else f"after {graph.name(max(reading, default=index))}"
                 )
-            count = chunk.num_tokens * value.row_bytes
+            count = (1 if call.rows == "last" else chunk.num_tokens) * value.row_bytes
             if not is_cache:
                 spans.append((index, max(reading, default=len(graph.tasks)), count))
             rows.append(

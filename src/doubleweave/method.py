@@ -52,9 +52,12 @@ class Method:
         """Run it. Raises InputError for an argument, dtype or shape that does not fit, naming the allowed ones."""
         return self._run(args, kwargs, out, self._workers.threads)
 
-    def submit(self, *args: Any, out: Any = None, **kwargs: Any) -> Result:
-        """Run it on its device's worker, one thread, when the futures among its arguments have results."""
-        return self._workers.submit(self, args, kwargs, out)
+    def submit(self, *args: Any, out: Any = None, after: Sequence[Result] = (), **kwargs: Any) -> Result:
+        """Run it on its device's worker, one thread, when the futures among its arguments have results.
+
+        `after`: further futures to wait for, such as those of calls that write into memory this one reads.
+        """
+        return self._workers.submit(self, args, kwargs, out, after)
 
     @property
     def device(self) -> str:

@@ -216,8 +216,8 @@ class _Builder:
                     names[name] = self._state(values[state_of[name]], 1)
                 else:
                     sizes = shape_of(values[name].shape, known)
-                    names[name] = self.tensor(path + name, values[name].dtype, sizes)
-            changed |= self._segment(call, path, names, next_of, values)
+                    names[name] = self.tensor(_path(path, function, name), values[name].dtype, sizes)
+            changed |= self._segment(call, _path(path, function, call.name), names, next_of, values)
         for state in function.states:
             if state.value not in changed:
                 self.version[state.value] = self.version.get(state.value, 0) + 1
@@ -235,14 +235,13 @@ class _Builder:
     def _segment(
         self,
         call: Call,
-        path: str,
+        name: str,
         names: Mapping[str, int],
         next_of: Mapping[str, str],
         values: Mapping[str, Value],
     ) -> set[str]:
         """Lay out a call of a segment; returns the states whose updates it has counted."""
         segment = self.segments[call.segment]
-        name = path + call.name
         if not (isinstance(segment.shape, Static) and segment.shape.sizes):
             reads = tuple(self._whole(names[n]) for n in call.reads)
             writes = tuple(self._whole(names[n]) for n in call.writes)
@@ -301,7 +300,7 @@ class _Builder:
         lead, row_bytes, sizes = self._layout(port, tensor, size)
         if lead == 1 and count == size:
             return View(tensor, sizes, start * row_bytes)
-        staged = self.tensor(f"{name}/{index}.{port.name}", port.dtype, sizes)
+        staged = self.tensor(f"{self.tensors[tensor].name}/{index}", port.dtype, sizes)
         rows = self.tensors[tensor].sizes[port.shape.index(ROWS)]
         copy = Copy(
             tensor,
@@ -334,7 +333,7 @@ class _Builder:
         lead, row_bytes, sizes = self._layout(port, tensor, size)
         if lead == 1 and count == size:
             return View(tensor, sizes, start * row_bytes)
-        staged = self.tensor(f"{name}/{index}.{port.name}", port.dtype, sizes)
+        staged = self.tensor(f"{self.tensors[tensor].name}/{index}", port.dtype, sizes)
         rows = self.tensors[tensor].sizes[port.shape.index(ROWS)]
         copy = Copy(
             staged,
@@ -415,6 +414,14 @@ class _Builder:
             for index in ends.get(step, []):
                 free.append(self.tensors[index].number)
         return sizes
+
+
+def _path(path: str, function: Function, name: str) -> str:
+    """The name of a call or value inside a called function: "block_1/attention", not "block_1/block/attention"."""
+    if not path:
+        return name
+    inner = name.removeprefix(function.name)
+    return path[:-1] + inner if inner[:1] in ("", "'") or inner[1:].isdigit() else path + inner.lstrip(".")
 
 
 def _exact(rows: int, sizes: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -8,7 +8,6 @@ Buffers that `forward` changes become inputs and outputs of the graph. It knows 
 from __future__ import annotations
 
 import contextlib
-import logging
 import operator
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from doubleweave.errors import DoubleweaveError, PolicyError, SplitError
 from doubleweave.interface import Interface, Parameter, parameters_of
 from doubleweave.ir import ITEM_BYTES, Range
 from doubleweave.policy import Match
+from doubleweave.quiet import quiet
 from doubleweave.simplify import drop_no_ops
 from doubleweave.sizes import Size, symbols
 from doubleweave.trees import ALLOWED, Tree, TreeError, build, flatten
@@ -238,7 +238,7 @@ def _export(what: str, flat: _Flat, leaves: Sequence[Leaf]) -> torch.export.Expo
     examples = tuple(leaf.example for leaf in leaves)
     axes = [leaf.axes for leaf in leaves]
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             exported = torch.export.export(flat, examples, dynamic_shapes=(tuple(axes),), strict=False)
             functional: torch.export.ExportedProgram = exported.run_decompositions({})
             return functional
@@ -252,17 +252,6 @@ def _export(what: str, flat: _Flat, leaves: Sequence[Leaf]) -> torch.export.Expo
                 raise cause from None
             cause = cause.__cause__ or cause.__context__
         raise SplitError(f"{what}: {_reason(flat, leaves, error)}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What torch logs of an export that fails is in the exception too."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _reason(flat: _Flat, leaves: Sequence[Leaf], error: Exception) -> str:
@@ -283,7 +272,7 @@ def working_dims(flat: _Flat, leaves: Sequence[Leaf]) -> str | None:
         example = torch.zeros(leaf.given or leaf.example.shape, dtype=leaf.example.dtype)
         free.append(Leaf(leaf.path, example, dict.fromkeys(range(example.ndim), Dim.AUTO)))
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             exported = torch.export.export(
                 flat,
                 tuple(leaf.example for leaf in free),
@@ -299,8 +288,9 @@ def working_dims(flat: _Flat, leaves: Sequence[Leaf]) -> str | None:
     for node in inputs:
         named = {}
         for axis, size in enumerate(node.meta["val"].shape):
-            if not isinstance(size, int):
-                key = str(size)
+            # The expression knows of sizes that turned out fixed, or equal to another.
+            if not isinstance(size, int) and not size.node.expr.is_Integer:
+                key = str(size.node.expr)
                 if key not in names:
                     names[key] = next(letters, f"d{len(names)}")
                 named[axis] = names[key]
@@ -438,7 +428,7 @@ def _unlift(
         attribute = f"c{len(list(root.buffers()))}"
         root.register_buffer(attribute, tensor.detach())
         with graph.inserting_before(node):
-            get = graph.get_attr(attribute)
+            get = graph.create_node("get_attr", attribute)
         get.meta["val"] = node.meta["val"]
         get.meta["changed_inside"] = name if name in mutated_inside else ""
         node.replace_all_uses_with(get)
