@@ -20,7 +20,7 @@ from torch.export import Dim
 from doubleweave import dims as _dims
 from doubleweave import rows as _rows
 from doubleweave.dims import Leaf
-from doubleweave.errors import PolicyError
+from doubleweave.errors import PolicyError, SplitError
 from doubleweave.interface import Parameter
 from doubleweave.ir import ROWS, Call, Dynamic, Function, Port, Range, Segment, Split, State, Static, Value
 from doubleweave.policy import DEFAULT_SIZES, Match, Policy, resolve
@@ -307,9 +307,23 @@ class _Builder:
                     tuple(namer.name_of[node] for node in piece.writes),
                 )
             )
+        self._check_chunked_states(calls, namer.next_of)
         for state, tensor in namer.first_values(variant.match.module).items():
             self.states.setdefault(state, tensor)
         self.functions.append(namer.function(calls))
+
+    def _check_chunked_states(self, calls: Sequence[Call], next_of: Mapping[str, str]) -> None:
+        """A state that changes chunk by chunk must be seen by the one segment that does so."""
+        for state, after in next_of.items():
+            users = [
+                call for call in calls if state in call.reads or after in call.writes or after in call.reads
+            ]
+            chunked = [call for call in users if _is_chunked(self.segments.get(call.segment))]
+            if chunked and len(users) > 1:
+                raise SplitError(
+                    f"{chunked[0].name!r}: changes state {state!r} chunk by chunk, and {len(users)} segments use it; "
+                    "name the module that changes it in the policy by itself, or make it Dynamic"
+                )
 
     def _add_segment(self, name: str, variant: _Variant, traced: Trace, namer: _Values, piece: Piece) -> None:
         graph_module, weights = extract(piece, piece.reads, lambda node: constant(traced.graph_module, node))
@@ -358,6 +372,10 @@ class _Builder:
             name, graph_module, inputs, outputs, useful, states, [port.name in updates for port in outputs]
         )
         return Static(useful), proof
+
+
+def _is_chunked(segment: Segment | None) -> bool:
+    return segment is not None and isinstance(segment.shape, Static) and bool(segment.shape.sizes)
 
 
 def _free_leaves(variant: _Variant, leaves: tuple[Leaf, ...]) -> tuple[Leaf, ...]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.node import has_side_effect
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from doubleweave import dims as _dims
@@ -310,9 +311,10 @@ def _paths(parameters: Sequence[Parameter]) -> list[str]:
 
 @dataclass
 class _Unlifted:
-    """A graph whose weights are get_attr nodes again."""
+    """A graph whose weights are get_attr nodes again, of buffers of `root`."""
 
-    graph_module: fx.GraphModule
+    graph: fx.Graph
+    root: nn.Module
     inputs: list[fx.Node] = field(default_factory=list)
     states: dict[str, fx.Node] = field(default_factory=dict)
 
@@ -325,18 +327,17 @@ def _trace_of(
     leaves: tuple[Leaf, ...],
     calls: list[Call],
 ) -> Trace:
-    named = {id(call.match.module) for call in calls}
-    inside = _inside(module, named)
+    bodies = _Bodies(module, {id(call.match.module) for call in calls})
+    _unify(exported, leaves)
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(exported.graph, copied)
     for old, new in copied.items():
         new.meta = dict(old.meta)
     outputs: list[Any] = list(result)  # type: ignore[arg-type]
-    root = nn.Module()
-    found = _Unlifted(fx.GraphModule(root, graph))
-    changed = _changed(what, exported, inside)
-    _unlift(exported, copied, found, root, changed, inside, what)
+    found = _Unlifted(graph, nn.Module())
+    changed = _changed(what, exported, bodies)
+    _unlift(what, exported, copied, found, changed)
     kept: list[Any] = []
     new_states: dict[str, Any] = {}
     for spec, output in zip(exported.graph_signature.output_specs, outputs, strict=True):
@@ -345,11 +346,11 @@ def _trace_of(
         elif spec.target in changed:
             new_states[str(spec.target)] = output
     graph.output((*kept, *(new_states[name] for name in found.states)))
-    boundaries = _cut_out(graph, calls)
-    found.graph_module = fx.GraphModule(root, graph)
-    drop_no_ops(found.graph_module)
-    boundaries = {node: call for node, call in boundaries.items() if node.graph is graph and _is_alive(node)}
-    _check(what, found.graph_module.graph, inside)
+    _check_states(what, graph, bodies)
+    boundaries = _cut_out(graph, calls, bodies)
+    graph_module = fx.GraphModule(found.root, graph)
+    drop_no_ops(graph_module)
+    _check(what, graph, bodies)
     names, ranges = _symbols(exported, found.inputs, leaves)
     by_name = {r.symbol: r for r in ranges}
     for node, call in boundaries.items():
@@ -357,31 +358,55 @@ def _trace_of(
         call.ranges = {s: ValueRanges(by_name[n].low, by_name[n].high) for s, n in names.items()}
         call.inputs = tuple(source.meta["val"] for source in node.args[0])  # type: ignore[union-attr]
     states = tuple(name.removeprefix(f"{_MODULE}.") for name in found.states)
-    return Trace(found.graph_module, interface, leaves, states, boundaries, names, ranges)
+    return Trace(graph_module, interface, leaves, states, boundaries, names, ranges)
 
 
-def _is_alive(node: fx.Node) -> bool:
-    return not node._erased
+def _unify(exported: torch.export.ExportedProgram, leaves: Sequence[Leaf]) -> None:
+    """Let sizes of one Dim be one symbol; torch keeps one for each argument."""
+    first: dict[str, Any] = {}
+    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    inputs = placeholders[len(placeholders) - len(leaves) :]
+    for node, leaf in zip(inputs, leaves, strict=True):
+        for axis, dim in leaf.axes.items():
+            size = node.meta["val"].shape[axis]
+            if not isinstance(dim, Dim) or hasattr(dim, "root") or isinstance(size, int):
+                continue
+            before = first.setdefault(dim.__name__, size)
+            symbol, wanted = size.node.expr, before.node.expr
+            if symbol != wanted and isinstance(symbol, sympy.Symbol):
+                size.node.shape_env._set_replacement(symbol, wanted, f"both are {dim.__name__}")
 
 
-def _inside(module: nn.Module, named: set[int]) -> dict[str, str]:
-    """The paths of modules that are, or are inside, a named one: path -> path of the named one."""
-    paths: dict[str, str] = {}
-    for name, found in module.named_modules(remove_duplicate=False):
-        path = f"{_MODULE}.{name}" if name else _MODULE
-        parent = path.rpartition(".")[0]
-        if id(found) in named and found is not module:
-            paths[path] = paths.get(parent, path)
-        elif parent in paths:
-            paths[path] = paths[parent]
-    return paths
+class _Bodies:
+    """Which nodes and buffers belong to the modules that the policy names inside the traced one."""
+
+    def __init__(self, module: nn.Module, named: set[int]) -> None:
+        self._named: dict[str, str] = {}  # the path of a named module -> its name
+        self._inside: dict[str, str] = {}  # the path of any module in a named one -> the outermost one's name
+        for name, found in module.named_modules(remove_duplicate=False):
+            path = f"{_MODULE}.{name}" if name else _MODULE
+            outer = self._inside.get(path.rpartition(".")[0])
+            if id(found) in named and found is not module:
+                self._named[path] = name
+                outer = outer or name
+            if outer is not None:
+                self._inside[path] = outer
+
+    def of_buffer(self, name: str) -> str | None:
+        """The named module that a buffer of this qualified name is in."""
+        return self._inside.get(name.rpartition(".")[0])
+
+    def of_node(self, node: fx.Node) -> str | None:
+        """The outermost named module that was being called when this was computed."""
+        # Called from elsewhere, a shared module has the same path; only its callers tell.
+        for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+            found = self._named.get(path.split("@")[0])
+            if found is not None:
+                return found
+        return None
 
 
-def _owner(path: str, inside: Mapping[str, str]) -> str | None:
-    return inside.get(path.split("@")[0])
-
-
-def _changed(what: str, exported: torch.export.ExportedProgram, inside: Mapping[str, str]) -> set[str]:
+def _changed(what: str, exported: torch.export.ExportedProgram, bodies: _Bodies) -> set[str]:
     """Names of the buffers that this module itself changes (not those of named ones inside it)."""
     changed = set()
     for spec in exported.graph_signature.output_specs:
@@ -392,21 +417,19 @@ def _changed(what: str, exported: torch.export.ExportedProgram, inside: Mapping[
             )
         if spec.kind is OutputKind.BUFFER_MUTATION:
             name = str(spec.target)
-            if _owner(name.rpartition(".")[0], inside) is None:
+            if bodies.of_buffer(name) is None:
                 changed.add(name)
     return changed
 
 
 def _unlift(
+    what: str,
     exported: torch.export.ExportedProgram,
     copied: Mapping[fx.Node, fx.Node],
     found: _Unlifted,
-    root: nn.Module,
     changed: set[str],
-    inside: Mapping[str, str],
-    what: str,
 ) -> None:
-    graph = found.graph_module.graph
+    graph = found.graph
     mutated_inside = {
         str(spec.target)
         for spec in exported.graph_signature.output_specs
@@ -425,8 +448,8 @@ def _unlift(
         if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             raise SplitError(f"{what}: has a {spec.kind.name.lower().replace('_', ' ')}, expected tensors")
         tensor = exported.constants[name] if name in exported.constants else exported.state_dict[name]
-        attribute = f"c{len(list(root.buffers()))}"
-        root.register_buffer(attribute, tensor.detach())
+        attribute = f"c{len(list(found.root.buffers()))}"
+        found.root.register_buffer(attribute, tensor.detach())
         with graph.inserting_before(node):
             get = graph.create_node("get_attr", attribute)
         get.meta["val"] = node.meta["val"]
@@ -440,9 +463,18 @@ def _unlift(
         earlier.append(later)
 
 
-def _cut_out(graph: fx.Graph, calls: Sequence[Call]) -> dict[fx.Node, Call]:
+# A call may matter for the state that it changes alone: dead-code elimination must leave it.
+has_side_effect(BOUNDARY)
+
+
+def _cut_out(graph: fx.Graph, calls: Sequence[Call], bodies: _Bodies) -> dict[fx.Node, Call]:
     """Let boundary nodes compute nothing themselves: what made their outputs is dead then, and goes."""
-    boundaries = {}
+    boundaries: dict[fx.Node, Call] = {}
+    stateful = {
+        bodies.of_buffer(node.meta["changed_inside"])
+        for node in graph.nodes
+        if node.meta.get("changed_inside")
+    }
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is BOUNDARY:
             inputs, _, number = node.args
@@ -450,10 +482,26 @@ def _cut_out(graph: fx.Graph, calls: Sequence[Call]) -> dict[fx.Node, Call]:
             boundaries[node] = calls[number]
     for node in reversed(list(graph.nodes)):
         is_computed = node.op in ("call_function", "get_attr")
-        if is_computed and not node.users:
-            graph.erase_node(node)
-            boundaries.pop(node, None)
+        if not is_computed or node.users:
+            continue
+        name = bodies.of_node(node)
+        if node in boundaries and name == boundaries[node].match.name and name in stateful:
+            continue
+        graph.erase_node(node)
+        boundaries.pop(node, None)
     return boundaries
+
+
+def _check_states(what: str, graph: fx.Graph, bodies: _Bodies) -> None:
+    """Refuse a buffer that a named module changes and that is used outside it too."""
+    for node in graph.nodes:
+        if name := node.meta.get("changed_inside"):
+            owner = bodies.of_buffer(name)
+            if any(bodies.of_node(user) != owner for user in node.users if user.op != "output"):
+                raise SplitError(
+                    f"{what}: uses buffer {name.removeprefix(_MODULE + '.')!r}, which {owner!r} changes; return it "
+                    "from there, or name the module that has the buffer in the policy"
+                )
 
 
 def _is_random(node: Any) -> bool:
@@ -464,15 +512,9 @@ def _is_random(node: Any) -> bool:
     return is_dropout or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _check(what: str, graph: fx.Graph, inside: Mapping[str, str]) -> None:
+def _check(what: str, graph: fx.Graph, bodies: _Bodies) -> None:
     """Refuse what a program cannot hold."""
     for node in graph.nodes:
-        if node.op == "get_attr" and (name := node.meta.get("changed_inside")):
-            owner = _owner(name.rpartition(".")[0], inside) or ""
-            raise SplitError(
-                f"{what}: reads buffer {name.removeprefix(_MODULE + '.')!r}, which "
-                f"{owner.removeprefix(_MODULE + '.')!r} changes; return it from there instead"
-            )
         if node.op != "call_function" or node.target in (BOUNDARY, operator.getitem):
             continue
         if _is_random(node):
@@ -485,14 +527,12 @@ def _check(what: str, graph: fx.Graph, inside: Mapping[str, str]) -> None:
                 f"{what}: has {node.target} (data-dependent control flow), which a segment cannot hold; take the "
                 "branch outside the module"
             )
-        stack = node.meta.get("nn_module_stack") or {}
-        for path, _ in stack.values():
-            leaked = _owner(path, inside)
-            if leaked is not None and isinstance(node.meta.get("val"), Tensor):
-                raise SplitError(
-                    f"{what}: a tensor computed inside {leaked.removeprefix(_MODULE + '.')!r} is used outside it "
-                    f"({node.target}) without being returned; return it from that module's forward"
-                )
+        leaked = bodies.of_node(node)
+        if leaked is not None and isinstance(node.meta.get("val"), Tensor):
+            raise SplitError(
+                f"{what}: a tensor computed inside {leaked!r} is used outside it ({node.target}) without being "
+                "returned; return it from that module's forward"
+            )
 
 
 def _symbols(
