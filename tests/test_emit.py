@@ -17,17 +17,16 @@ def split_of(recipe, shape):
     from doubleweave.export import export_llm, owned_modules
     from doubleweave.lower import prepare
     from doubleweave.quantize import quantize
-    from doubleweave.split_llm import split_llm
+    from doubleweave.split_llm import default_policy, split_llm
 
     module = toys.module()
     split = split_llm(
         export_llm(module, 8),
         owned_modules(module),
         last_row=frozenset({"lm_head"}),
-        static=shape,
+        policy=default_policy(shape),
         max_context=toys.MAX_CONTEXT,
         backend="xnnpack",
-        static_device="cpu",
     )
     return prepare(quantize(split, recipe))
 

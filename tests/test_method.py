@@ -45,17 +45,16 @@ def as_tuple(result):
 def eager(toy_program):
     """The same segments in eager torch, by name."""
     from doubleweave.export import export_llm, owned_modules
-    from doubleweave.split_llm import split_llm
+    from doubleweave.split_llm import default_policy, split_llm
 
     module = toys.module()
     return split_llm(
         export_llm(module, 32),
         owned_modules(module),
         last_row=frozenset({"lm_head"}),
-        static=rows(1, 32),
+        policy=default_policy(rows(1, 32)),
         max_context=toys.MAX_CONTEXT,
         backend="xnnpack",
-        static_device="cpu",
     )
 
 

@@ -24,7 +24,7 @@ def tied(warm, tmp_path_factory):
     from doubleweave.export import export_llm, owned_modules
     from doubleweave.lower import lower_graph, prepare
     from doubleweave.pte import ProgramWriter
-    from doubleweave.split_llm import split_llm
+    from doubleweave.split_llm import default_policy, split_llm
 
     module = toys.module(tied=True, num_layers=1)
     split = prepare(
@@ -32,10 +32,9 @@ def tied(warm, tmp_path_factory):
             export_llm(module, 8),
             owned_modules(module),
             last_row=frozenset({"lm_head"}),
-            static=rows(1, 8),
+            policy=default_policy(rows(1, 8)),
             max_context=toys.MAX_CONTEXT,
             backend="xnnpack",
-            static_device="cpu",
         )
     )
     writer = ProgramWriter()

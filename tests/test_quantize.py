@@ -67,7 +67,7 @@ def test_int4_moves_a_weight_by_little_and_less_than_plain_rounding(weight):
 def split_of(recipe):
     from doubleweave.export import export_llm, owned_modules
     from doubleweave.quantize import quantize
-    from doubleweave.split_llm import split_llm
+    from doubleweave.split_llm import default_policy, split_llm
 
     module = toys.module()
     graph = export_llm(module, 32)
@@ -76,10 +76,9 @@ def split_of(recipe):
         graph,
         owners,
         last_row=frozenset({"lm_head"}),
-        static=rows(1, 32),
+        policy=default_policy(rows(1, 32)),
         max_context=toys.MAX_CONTEXT,
         backend="xnnpack",
-        static_device="cpu",
     )
     return quantize(split, recipe)
 

@@ -13,7 +13,7 @@ from doubleweave.export import export_llm, owned_modules  # noqa: E402
 from doubleweave.ir import Dynamic, Static, rows  # noqa: E402
 from doubleweave.ops import attention_reference, rotary_reference  # noqa: E402
 from doubleweave.split import TorchSplit  # noqa: E402
-from doubleweave.split_llm import split_llm  # noqa: E402
+from doubleweave.split_llm import default_policy, split_llm  # noqa: E402
 
 pytestmark = pytest.mark.executorch
 
@@ -79,10 +79,9 @@ def split(model: torch.nn.Module, shape: Static | Dynamic | None = None) -> Torc
         export_llm(model, 128),
         owned_modules(model),
         last_row=frozenset({"lm_head"}),
-        static=shape or rows(1, 128),
+        policy=default_policy(shape or rows(1, 128)),
         max_context=256,
         backend="xnnpack",
-        static_device="cpu",
     )
 
 

@@ -76,7 +76,7 @@ def _compile(
     from doubleweave.export import export_llm, owned_modules
     from doubleweave.lower import jobs, lower
     from doubleweave.quantize import quantize
-    from doubleweave.split_llm import split_llm
+    from doubleweave.split_llm import default_policy, split_llm
 
     report("exporting the graph", 0, 1)
     most = most_rows(sizes)
@@ -84,11 +84,10 @@ def _compile(
     torch_split = split_llm(
         graph,
         owned_modules(model.module),
+        default_policy(sizes),
         last_row=frozenset({"lm_head"}),
-        static=sizes,
         max_context=context,
         backend="xnnpack",
-        static_device="cpu" if isinstance(sizes, Dynamic) else "npu",
     )
     report(f"quantizing ({recipe})", 0, 1)
     torch_split = quantize(torch_split, recipe)

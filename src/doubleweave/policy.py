@@ -1,8 +1,9 @@
 """The policy: which nested modules are static and which dynamic, and on which device each runs.
 
 A policy is a dict. Keys are qualified module names ("layers.0.attention"; "" is the whole module), patterns
-("re:layers\\\\.\\\\d+\\\\.mlp", matched in full) or module classes; values are Static or Dynamic. The most specific key
-wins: a name, then the first pattern, then the nearest class. It knows nothing of graphs or backends.
+("re:layers[.][0-9]+[.]mlp", matched in full), module classes, or operators (torch.ops.aten.softmax.int); values
+are Static or Dynamic. The most specific key wins: an operator, a name, the first pattern, the nearest class. It
+knows nothing of graphs or backends.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def resolve(module: nn.Module, policy: Policy) -> list[Match]:
     for key, rule in policy.items():
         _check_key(key)
         _check_rule(_key_text(key), rule)
+    policy = {key: rule for key, rule in policy.items() if not _is_operator(key)}
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
     for name, found in module.named_modules(remove_duplicate=False):
@@ -107,6 +109,22 @@ def resolve(module: nn.Module, policy: Policy) -> list[Match]:
     return sorted(matches, key=lambda match: (match.name.count(".") + bool(match.name), match.name))
 
 
+def operator_rules(policy: Policy) -> dict[Any, Rule]:
+    """The rules of operators. Raises PolicyError for one that names arguments, which operators do not have."""
+    found = {key: rule for key, rule in policy.items() if _is_operator(key)}
+    for key, rule in found.items():
+        if (rule.chunk if isinstance(rule, Static) else rule.dims) is not None:
+            raise PolicyError(
+                f"policy: {_key_text(key)} is an operator, whose sizes are those of what it is called with; leave "
+                f"{'chunk' if isinstance(rule, Static) else 'dims'} out"
+            )
+    return found
+
+
+def _is_operator(key: Any) -> bool:
+    return hasattr(key, "_schema")
+
+
 def _rank(key: Any, names: list[str], module: nn.Module) -> int | None:
     """How specific a key is for a module, smaller is more so; None where it does not match."""
     if isinstance(key, type):
@@ -119,6 +137,8 @@ def _rank(key: Any, names: list[str], module: nn.Module) -> int | None:
 
 
 def _key_text(key: Any) -> str:
+    if _is_operator(key):
+        return str(key)
     return key.__name__ if isinstance(key, type) else repr(key)
 
 
@@ -158,11 +178,12 @@ def _check_rule(key: str, rule: Any) -> None:
 
 def _check_key(key: Any) -> None:
     """Raises PolicyError for a key of another kind, or a pattern that is none."""
-    if isinstance(key, type):
+    if isinstance(key, type) or _is_operator(key):
         return
     if not isinstance(key, str):
         raise PolicyError(
-            f"policy: found key {key!r}, expected a module name, a pattern 're:…' or a module class"
+            f"policy: found key {key!r}, expected a module name, a pattern 're:…', a module class or an operator "
+            "such as torch.ops.aten.softmax.int"
         )
     if key.startswith(PATTERN):
         try:

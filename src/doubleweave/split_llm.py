@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.export import Dim
 
 from doubleweave import ops as _ops  # noqa: F401  registers doubleweave::attention
 from doubleweave.errors import SplitError
@@ -31,6 +32,9 @@ from doubleweave.ir import (
     most_rows,
     rows,
 )
+from doubleweave.policy import DEFAULT_SIZES, Policy, Rule, operator_rules
+from doubleweave.policy import Dynamic as DynamicRule
+from doubleweave.policy import Static as StaticRule
 from doubleweave.simplify import constant
 from doubleweave.split import Piece, TorchSplit, cut_pieces, extract, is_tensor, output_node, structure
 
@@ -41,21 +45,21 @@ _HEAD = "lm_head"
 def split_llm(
     graph_module: fx.GraphModule,
     owners: Mapping[str, str],
+    policy: Policy,
     *,
     last_row: frozenset[str] = frozenset(),
-    static: Static | Dynamic,
     max_context: int,
     backend: str,
-    static_device: str,
 ) -> TorchSplit:
-    """Split a simplified graph.
+    """Split a simplified graph by a policy such as `default_policy` gives: one rule for everything (""), one for
+    the attention operator.
 
     `owners` maps qualified module names to segment names; `last_row` names the segments of which
-    generation wants the last row only. Attention becomes dynamic CPU segments; everything else gets the
-    shape `static` (fixed sizes, or bounded rows) on `static_device`. Raises SplitError where a value cannot be
-    at a segment's edge.
+    generation wants the last row only. Raises SplitError where a value cannot be at a segment's edge.
     """
     graph = graph_module.graph
+    rule, attention_rule = policy[""], operator_rules(policy)[ATTENTION]
+    shape = _rows_of(rule)
     found = {_owner(node, owners) for node in graph.nodes if node.op == "call_function"}
     if missing := set(owners.values()) - found:
         raise SplitError(f"no operator of the exported graph belongs to {sorted(missing)}")
@@ -81,9 +85,9 @@ def split_llm(
         if name not in segments:
             segments[name] = Segment(
                 name=name,
-                device="cpu" if is_attention else static_device,
+                device=attention_rule.device if is_attention else rule.device,
                 backend="portable" if is_attention else backend,
-                shape=_shape(name, is_attention, static, last_row, max_context),
+                shape=_shape(name, is_attention, shape, last_row, max_context),
                 inputs=inputs,
                 outputs=outputs,
                 structure=digest,
@@ -104,6 +108,26 @@ def split_llm(
     outputs_of = tuple(value.name for value in everything if value.kind == "output")
     main = Function("", tuple(calls), everything, outputs_of)
     return TorchSplit(Split(tuple(segments.values()), (main,)), graphs, weights)
+
+
+def default_policy(shape: Static | Dynamic) -> Policy:
+    """Attention is a boundary, dynamic on the CPU; everything else has this shape, fixed sizes on the NPU."""
+    arguments = ("input_ids", "position_ids")
+    rule: Rule
+    if isinstance(shape, Static):
+        rule = StaticRule(device="npu", chunk=dict.fromkeys(arguments, 1), sizes=shape.sizes)
+    else:
+        dim = Dim(ROWS, min=1, max=most_rows(shape))
+        rule = DynamicRule(dict.fromkeys(arguments, {1: dim}), device="cpu")
+    return {"": rule, ATTENTION: DynamicRule(device="cpu")}
+
+
+def _rows_of(rule: Rule) -> Static | Dynamic:
+    """The shape that a rule gives the rows of a chunk."""
+    if isinstance(rule, StaticRule):
+        return Static(tuple(sorted(rule.sizes or DEFAULT_SIZES)))
+    dim = rule.dims["input_ids"][1]
+    return rows(dim.min, dim.max)
 
 
 def _shape(

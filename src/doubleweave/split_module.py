@@ -23,7 +23,7 @@ from doubleweave.dims import Leaf
 from doubleweave.errors import PolicyError, SplitError
 from doubleweave.interface import Parameter
 from doubleweave.ir import ROWS, Call, Dynamic, Function, Port, Range, Segment, Split, State, Static, Value
-from doubleweave.policy import DEFAULT_SIZES, Match, Policy, resolve
+from doubleweave.policy import DEFAULT_SIZES, Match, Policy, Rule, operator_rules, resolve
 from doubleweave.policy import Dynamic as DynamicRule
 from doubleweave.policy import Static as StaticRule
 from doubleweave.simplify import constant
@@ -69,7 +69,7 @@ def split_module(
     matches = resolve(module, policy)
     what = type(module).__name__
     root = next((m for m in matches if m.module is module), Match("", module, DynamicRule(), "the default"))
-    builder = _Builder(what, module, [m for m in matches if m.module is not module])
+    builder = _Builder([m for m in matches if m.module is not module], operator_rules(policy))
     parameters, tensors = bind(what, module, args, kwargs)
     leaves = _dims.leaves(what, parameters, tensors, dynamic_shapes)
     if isinstance(root.rule, StaticRule) and root.rule.chunk is not None:
@@ -86,6 +86,7 @@ def split_module(
                 f"policy: {match.key} names {match.name!r}, whose forward is never called for these arguments; "
                 "leave the key out, or name the module whose forward is"
             )
+    builder.check_operators(what)
     return builder.result()
 
 
@@ -186,9 +187,10 @@ def _are_equal(a: Any, b: Any) -> bool:
 class _Builder:
     """Collects functions and segments, callers before what they call."""
 
-    def __init__(self, what: str, module: nn.Module, matches: Sequence[Match]) -> None:
-        self.what = what
-        self.module = module
+    def __init__(self, matches: Sequence[Match], operators: Mapping[Any, Rule]) -> None:
+        self.operators = operators
+        self.operators_met: Counter[Any] = Counter()
+        self.of_structure: dict[tuple[str, str], str] = {}  # operators without weights: (structure, device)
         inside = {id(m.module): {id(found) for found in m.module.modules()} for m in matches}
         depth = {id(m.module): sum(id(m.module) in other for other in inside.values()) for m in matches}
         self.matches = sorted(matches, key=lambda m: (depth[id(m.module)], m.name))
@@ -198,6 +200,14 @@ class _Builder:
         self.graphs: dict[str, fx.GraphModule] = {}
         self.weights: dict[str, tuple[Tensor, ...]] = {}
         self.states: dict[str, Tensor] = {}
+
+    def check_operators(self, what: str) -> None:
+        for key in self.operators:
+            if not self.operators_met[key]:
+                near = [str(name) for name, _ in self.operators_met.most_common(12)]
+                raise PolicyError(
+                    f"policy: {what} does not call {key}; operators that it calls: {', '.join(near) or '(none)'}"
+                )
 
     def result(self) -> ModuleSplit:
         split = Split(tuple(self.segments.values()), tuple(self.functions))
@@ -280,7 +290,10 @@ class _Builder:
             self._variant_of(call).calls.append(call)
         graph = traced.graph_module.graph
         _own_outputs(traced)
-        pieces = cut_pieces(graph, lambda node: f"call/{node.name}" if node.target is BOUNDARY else "")
+        self.operators_met.update(
+            n.target for n in graph.nodes if n.op == "call_function" and n.target is not BOUNDARY
+        )
+        pieces = cut_pieces(graph, self._owner)
         namer = _Values(variant, traced)
         calls: list[Call] = []
         glue = [piece for piece in pieces if not piece.owner]
@@ -289,6 +302,15 @@ class _Builder:
         taken = Counter(self._variant_of(call).name for call in traced.calls.values())
         count: Counter[str] = Counter()
         for piece in pieces:
+            target: Any = piece.nodes[0].target
+            if piece.owner.startswith("operator/"):
+                stem = f"{variant.name}.{target._opname}".lstrip(".")
+                name, rule = f"{stem}_{count[stem]}", self.operators[target]
+                count[stem] += 1
+                namer.name_writes(piece, name)
+                segment = self._add_segment(stem, rule, str(target), variant, traced, namer, piece)
+                calls.append(namer.segment_call(piece, name, segment))
+                continue
             if piece.owner:
                 callee = self._variant_of(traced.calls[piece.nodes[0]]).name
                 name = f"{callee}_{count[callee]}" if taken[callee] > 1 else callee
@@ -298,15 +320,9 @@ class _Builder:
             name = variant.name if is_leaf else f"{prefix}_{count['']}"
             count[""] += 1
             namer.name_writes(piece, name)
-            self._add_segment(name, variant, traced, namer, piece)
-            calls.append(
-                Call(
-                    name,
-                    name,
-                    tuple(namer.name_of[node] for node in piece.reads),
-                    tuple(namer.name_of[node] for node in piece.writes),
-                )
-            )
+            match = variant.match
+            segment = self._add_segment(name, match.rule, match.key, variant, traced, namer, piece)
+            calls.append(namer.segment_call(piece, name, segment))
         self._check_chunked_states(calls, namer.next_of)
         for state, tensor in namer.first_values(variant.match.module).items():
             self.states.setdefault(state, tensor)
@@ -325,53 +341,68 @@ class _Builder:
                     "name the module that changes it in the policy by itself, or make it Dynamic"
                 )
 
-    def _add_segment(self, name: str, variant: _Variant, traced: Trace, namer: _Values, piece: Piece) -> None:
+    def _owner(self, node: fx.Node) -> str:
+        if node.target is BOUNDARY:
+            return f"call/{node.name}"
+        return f"operator/{node.name}" if node.target in self.operators else ""
+
+    def _add_segment(
+        self, name: str, rule: Rule, key: str, variant: _Variant, traced: Trace, namer: _Values, piece: Piece
+    ) -> str:
+        """Make a segment of a piece, or find the one that computes the same; returns its name."""
         graph_module, weights = extract(piece, piece.reads, lambda node: constant(traced.graph_module, node))
         inputs = tuple(namer.port(node) for node in piece.reads)
         outputs = tuple(namer.port(node) for node in piece.writes)
-        rule = variant.match.rule
         used = {symbol for port in (*inputs, *outputs) for size in port.shape for symbol in symbols(size)}
         shape: Static | Dynamic
         proof = ""
         if not used:
             shape = Static()
         elif isinstance(rule, StaticRule):
-            shape, proof = self._chunked(name, variant, traced, namer, piece, graph_module, inputs, outputs)
+            shape, proof = _chunked(name, rule, key, traced, namer, piece, graph_module, inputs, outputs)
         else:
             shape = Dynamic(tuple(r for r in traced.ranges if r.symbol in used))
         digest = structure(graph_module.graph, weights, inputs)
+        if piece.owner and not weights:
+            # An operator without weights is one segment, called wherever it computes the same.
+            taken = sum(found == name or found.startswith(f"{name}.") for found in self.segments)
+            name = self.of_structure.setdefault((digest, rule.device), f"{name}.{taken}" if taken else name)
+        elif piece.owner:
+            name = f"{name}.{sum(found.startswith(f'{name}.') for found in self.segments)}"
+        if name in self.segments:
+            return name
         self.segments[name] = Segment(name, rule.device, _BACKEND, shape, inputs, outputs, digest, rows=proof)
         self.graphs.setdefault(digest, graph_module)
         self.weights[name] = weights
+        return name
 
-    def _chunked(
-        self,
-        name: str,
-        variant: _Variant,
-        traced: Trace,
-        namer: _Values,
-        piece: Piece,
-        graph_module: fx.GraphModule,
-        inputs: tuple[Port, ...],
-        outputs: tuple[Port, ...],
-    ) -> tuple[Static, str]:
-        rule = variant.match.rule
-        assert isinstance(rule, StaticRule)
-        if rule.chunk is None or {r.symbol for r in traced.ranges} != {ROWS}:
-            raise PolicyError(
-                f"{name!r}: {variant.match.key} makes it Static, but sizes of it vary "
-                f"({', '.join(r.symbol for r in traced.ranges)}); name the axes to cut with chunk={{…}}, or make it "
-                "Dynamic"
-            )
-        most = traced.ranges[0].high
-        sizes = tuple(sorted(set(rule.sizes or DEFAULT_SIZES)))
-        useful = tuple(size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] < most)
-        states = [port.name in namer.next_of for port in inputs]
-        updates = {namer.name_of[node] for node in piece.writes} & set(namer.next_of.values())
-        proof = _rows.check(
-            name, graph_module, inputs, outputs, useful, states, [port.name in updates for port in outputs]
+
+def _chunked(
+    name: str,
+    rule: StaticRule,
+    key: str,
+    traced: Trace,
+    namer: _Values,
+    piece: Piece,
+    graph_module: fx.GraphModule,
+    inputs: tuple[Port, ...],
+    outputs: tuple[Port, ...],
+) -> tuple[Static, str]:
+    if rule.chunk is None or {r.symbol for r in traced.ranges} != {ROWS}:
+        raise PolicyError(
+            f"{name!r}: {key} makes it Static, but sizes of it vary "
+            f"({', '.join(r.symbol for r in traced.ranges)}); name the axes to cut with chunk={{…}}, or make it "
+            "Dynamic"
         )
-        return Static(useful), proof
+    most = traced.ranges[0].high
+    sizes = tuple(sorted(set(rule.sizes or DEFAULT_SIZES)))
+    useful = tuple(size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] < most)
+    states = [port.name in namer.next_of for port in inputs]
+    updates = {namer.name_of[node] for node in piece.writes} & set(namer.next_of.values())
+    proof = _rows.check(
+        name, graph_module, inputs, outputs, useful, states, [port.name in updates for port in outputs]
+    )
+    return Static(useful), proof
 
 
 def _is_chunked(segment: Segment | None) -> bool:
@@ -558,6 +589,10 @@ class _Values:
             writes.append(stem)
         reads = tuple(self.name_of[node] for node in boundary.args[0])  # type: ignore[union-attr,index]
         return Call(name, callee, reads, tuple(writes), callee="function")
+
+    def segment_call(self, piece: Piece, name: str, segment: str) -> Call:
+        reads = tuple(self.name_of[node] for node in piece.reads)
+        return Call(name, segment, reads, tuple(self.name_of[node] for node in piece.writes))
 
     def first_values(self, module: nn.Module) -> dict[str, Tensor]:
         return {

@@ -346,6 +346,10 @@ def _trace_of(
         elif spec.target in changed:
             new_states[str(spec.target)] = output
     graph.output((*kept, *(new_states[name] for name in found.states)))
+    for node in graph.nodes:
+        # At a segment's edge tensors become contiguous: what was a view of strided memory may have to copy.
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.target = torch.ops.aten.reshape.default
     _check_states(what, graph, bodies)
     boundaries = _cut_out(graph, calls, bodies)
     graph_module = fx.GraphModule(found.root, graph)
