@@ -118,7 +118,7 @@ def default_policy(shape: Static | Dynamic) -> Policy:
         rule = StaticRule(device="npu", chunk=dict.fromkeys(arguments, 1), sizes=shape.sizes)
     else:
         dim = Dim(ROWS, min=1, max=most_rows(shape))
-        rule = DynamicRule(dict.fromkeys(arguments, {1: dim}), device="cpu")
+        rule = DynamicRule({name: {1: dim} for name in arguments}, device="cpu")
     return {"": rule, ATTENTION: DynamicRule(device="cpu")}
 
 

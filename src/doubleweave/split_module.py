@@ -9,28 +9,39 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim
 
 from doubleweave import dims as _dims
 from doubleweave import rows as _rows
+from doubleweave.call_sizes import (
+    Variant,
+    are_equal,
+    check_call,
+    check_clash,
+    check_dynamic_call,
+    chunk_axes,
+    chunked_root,
+    concrete,
+    free_leaves,
+    with_rows,
+)
 from doubleweave.dims import Leaf
 from doubleweave.errors import PolicyError, SplitError
-from doubleweave.interface import Parameter
-from doubleweave.ir import ROWS, Call, Dynamic, Function, Port, Range, Segment, Split, State, Static, Value
+from doubleweave.function_values import Values, own_outputs
+from doubleweave.ir import ROWS, Call, Dynamic, Function, Port, Segment, Split, Static
 from doubleweave.policy import DEFAULT_SIZES, Match, Policy, Rule, operator_rules, resolve
 from doubleweave.policy import Dynamic as DynamicRule
 from doubleweave.policy import Static as StaticRule
 from doubleweave.simplify import constant
 from doubleweave.sizes import symbols
-from doubleweave.split import Piece, TorchSplit, cut_pieces, extract, output_node, structure
-from doubleweave.trace import BOUNDARY, Trace, bind, suggest, trace
-from doubleweave.trace import Call as TracedCall
+from doubleweave.split import Piece, TorchSplit, cut_pieces, extract, structure
+from doubleweave.trace import bind, trace
+from doubleweave.traced import BOUNDARY, Trace
+from doubleweave.traced import Call as TracedCall
 
 _BACKEND = "xnnpack"
 aten = torch.ops.aten
@@ -42,16 +53,6 @@ class ModuleSplit:
 
     torch_split: TorchSplit
     states: dict[str, Tensor]
-
-
-@dataclass
-class _Variant:
-    """A named module as called in one way; several calls share it."""
-
-    name: str
-    match: Match
-    parameters: tuple[Parameter, ...]
-    calls: list[TracedCall] = field(default_factory=list)
 
 
 def split_module(
@@ -73,10 +74,10 @@ def split_module(
     parameters, tensors = bind(what, module, args, kwargs)
     leaves = _dims.leaves(what, parameters, tensors, dynamic_shapes)
     if isinstance(root.rule, StaticRule) and root.rule.chunk is not None:
-        leaves = _chunked_root(what, root.rule, leaves)
-    _check_clash(what, module, parameters, leaves, [leaf.example.shape for leaf in leaves])
+        leaves = chunked_root(what, root.rule, leaves)
+    check_clash(what, module, parameters, leaves, [leaf.example.shape for leaf in leaves])
     builder.add(
-        _Variant("", root, parameters), trace(what, module, parameters, _dims.with_examples(leaves), matches)
+        Variant("", root, parameters), trace(what, module, parameters, _dims.with_examples(leaves), matches)
     )
     for match in builder.matches:
         for variant in builder.variants.get(id(match.module), {}).values():
@@ -90,100 +91,6 @@ def split_module(
     return builder.result()
 
 
-def _chunked_root(what: str, rule: StaticRule, leaves: tuple[Leaf, ...]) -> tuple[Leaf, ...]:
-    """The whole module cut into chunks: the rows become "T", with the range that dynamic_shapes gives."""
-    axes = _chunk_axes(what, rule, leaves)
-    bounds = []
-    for leaf in leaves:
-        if leaf.path not in axes:
-            continue
-        size = leaf.example.shape[axes[leaf.path]]
-        dim = leaf.axes.get(axes[leaf.path])
-        if dim is not None and not isinstance(dim, Dim):
-            raise PolicyError(
-                f"{what}: axis {axes[leaf.path]} of {leaf.path} is cut into chunks, and needs a "
-                "torch.export.Dim(name, min=…, max=…) in dynamic_shapes"
-            )
-        bounds.append((1, size) if dim is None else (dim.min, dim.max))
-    low, high = max(b[0] for b in bounds), min(b[1] for b in bounds)
-    return _with_rows(leaves, axes, low, high)
-
-
-def _with_rows(leaves: Sequence[Leaf], axes: Mapping[str, int], low: int, high: int) -> tuple[Leaf, ...]:
-    dim = Dim(ROWS, min=low, max=max(2, high))
-    return tuple(
-        Leaf(leaf.path, leaf.example, {**leaf.axes, axes[leaf.path]: dim}) if leaf.path in axes else leaf
-        for leaf in leaves
-    )
-
-
-def _chunk_axes(what: str, rule: StaticRule, leaves: Sequence[Leaf]) -> dict[str, int]:
-    """The axis of each tensor along which rows are cut, from the rule's chunk."""
-    assert rule.chunk is not None
-    ranks = {leaf.path: leaf.example.ndim for leaf in leaves}
-    axes = {}
-    for path, axis in rule.chunk.items():
-        if path not in ranks:
-            raise PolicyError(
-                f"{what}: chunk names {path!r}, expected one of its tensors: {', '.join(ranks) or '(none)'}"
-            )
-        if type(axis) is not int or not -ranks[path] <= axis < ranks[path]:
-            raise PolicyError(
-                f"{what}: chunk={{{path!r}: {axis!r}}}, but {path} has {ranks[path]} axes, 0 to {ranks[path] - 1}"
-            )
-        axes[path] = axis % ranks[path]
-    return axes
-
-
-def _check_clash(
-    what: str,
-    module: nn.Module,
-    parameters: tuple[Parameter, ...],
-    leaves: Sequence[Leaf],
-    shapes: Sequence[Any],
-) -> None:
-    """Refuse one Dim for axes of different sizes, and say which dims would work."""
-    seen: dict[str, tuple[Any, str]] = {}
-    for leaf, shape in zip(leaves, shapes, strict=True):
-        for axis, dim in leaf.axes.items():
-            if not isinstance(dim, Dim) or hasattr(dim, "root"):
-                continue
-            size, where = shape[axis], f"axis {axis} of {leaf.path}"
-            before, place = seen.setdefault(dim.__name__, (size, where))
-            if not _are_equal(size, before):
-                tensors = [
-                    torch.zeros([_hint(s) for s in found], dtype=leaf.example.dtype)
-                    for leaf, found in zip(leaves, shapes, strict=True)
-                ]
-                works = suggest(module, parameters, tensors)
-                hint = f"; dims that would work: {works}" if works else ""
-                raise PolicyError(
-                    f"{what}: dim {dim.__name__!r} stands for {place}, which is {before}, and for {where}, which is "
-                    f"{size}: one Dim means equal sizes, so give them two{hint}"
-                )
-
-
-def _expression(size: Any) -> Any:
-    return sympy.Integer(size) if isinstance(size, int) else size.node.expr
-
-
-def _hint(size: Any) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
-
-
-def _are_equal(a: Any, b: Any) -> bool:
-    """Whether two sizes are the same whatever the symbols are."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    known = a if not isinstance(a, int) else b
-    difference = sympy.simplify(_expression(a) - _expression(b))
-    return difference == 0 or bool(
-        known.node.shape_env.evaluate_static_only(sympy.Eq(_expression(a), _expression(b)))
-        if hasattr(known.node.shape_env, "evaluate_static_only")
-        else False
-    )
-
-
 class _Builder:
     """Collects functions and segments, callers before what they call."""
 
@@ -194,7 +101,7 @@ class _Builder:
         inside = {id(m.module): {id(found) for found in m.module.modules()} for m in matches}
         depth = {id(m.module): sum(id(m.module) in other for other in inside.values()) for m in matches}
         self.matches = sorted(matches, key=lambda m: (depth[id(m.module)], m.name))
-        self.variants: dict[int, dict[str, _Variant]] = {}
+        self.variants: dict[int, dict[str, Variant]] = {}
         self.functions: list[Function] = []
         self.segments: dict[str, Segment] = {}
         self.graphs: dict[str, fx.GraphModule] = {}
@@ -213,7 +120,7 @@ class _Builder:
         split = Split(tuple(self.segments.values()), tuple(self.functions))
         return ModuleSplit(TorchSplit(split, self.graphs, self.weights), self.states)
 
-    def _variant_of(self, call: TracedCall) -> _Variant:
+    def _variant_of(self, call: TracedCall) -> Variant:
         """The variant that serves a call, made when it is the first of its kind."""
         rule = call.match.rule
         sizes: list[Any] = []
@@ -232,10 +139,10 @@ class _Builder:
         found = self.variants.setdefault(id(call.match.module), {})
         if key not in found:
             name = call.match.name + (f"#{len(found)}" if found else "")
-            found[key] = _Variant(name, call.match, call.parameters)
+            found[key] = Variant(name, call.match, call.parameters)
         return found[key]
 
-    def trace(self, variant: _Variant) -> Trace:
+    def trace(self, variant: Variant) -> Trace:
         """Trace a variant over the sizes that its calls need; refuses calls that its rule does not allow."""
         match, rule = variant.match, variant.match.rule
         what = repr(variant.name)
@@ -245,21 +152,21 @@ class _Builder:
         else:
             leaves = _dims.leaves(what, variant.parameters, first.inputs, rule.dims)
             if rule.dims is None:
-                leaves = _free_leaves(variant, leaves)
+                leaves = free_leaves(variant, leaves)
             for call in variant.calls:
                 site = f"{what}, called at {call.site}"
-                _check_clash(site, match.module, variant.parameters, leaves, [t.shape for t in call.inputs])
-                _check_dynamic_call(site, leaves, call)
-        leaves = tuple(Leaf(x.path, _concrete(x.example), x.axes) for x in leaves)
+                check_clash(site, match.module, variant.parameters, leaves, [t.shape for t in call.inputs])
+                check_dynamic_call(site, leaves, call)
+        leaves = tuple(Leaf(x.path, concrete(x.example), x.axes) for x in leaves)
         found = trace(what, match.module, variant.parameters, _dims.with_examples(leaves), self.matches)
         for call in variant.calls:
-            _check_call(f"{what}, called at {call.site}", found, call)
+            check_call(f"{what}, called at {call.site}", found, call)
         return found
 
-    def _static_leaves(self, variant: _Variant, rule: StaticRule) -> tuple[Leaf, ...]:
+    def _static_leaves(self, variant: Variant, rule: StaticRule) -> tuple[Leaf, ...]:
         what = repr(variant.name)
         leaves = _dims.leaves(what, variant.parameters, variant.calls[0].inputs, None)
-        axes = {} if rule.chunk is None else _chunk_axes(what, rule, leaves)
+        axes = {} if rule.chunk is None else chunk_axes(what, rule, leaves)
         bounds = []
         for call in variant.calls:
             rows: list[Any] = []
@@ -274,7 +181,7 @@ class _Builder:
                             f"{variant.match.key} makes it Static, which needs a fixed size; cut it into chunks with "
                             f'chunk={{"{leaf.path}": {axis}}}, or make the module Dynamic'
                         )
-            if any(not _are_equal(size, rows[0]) for size in rows[1:]):
+            if any(not are_equal(size, rows[0]) for size in rows[1:]):
                 raise PolicyError(
                     f"{what}, called at {call.site}: the axes to cut into chunks have sizes "
                     f"{', '.join(map(str, rows))}, expected the same for all of {', '.join(axes)}"
@@ -282,19 +189,19 @@ class _Builder:
             bounds += [call.bounds(size) for size in rows[:1]]
         if not axes:
             return leaves
-        return _with_rows(leaves, axes, 1, max(high for _, high in bounds))
+        return with_rows(leaves, axes, 1, max(high for _, high in bounds))
 
-    def add(self, variant: _Variant, traced: Trace) -> None:
+    def add(self, variant: Variant, traced: Trace) -> None:
         """Make a function of a trace, and segments of its pieces."""
         for call in traced.calls.values():
             self._variant_of(call).calls.append(call)
         graph = traced.graph_module.graph
-        _own_outputs(traced)
+        own_outputs(traced)
         self.operators_met.update(
             n.target for n in graph.nodes if n.op == "call_function" and n.target is not BOUNDARY
         )
         pieces = cut_pieces(graph, self._owner)
-        namer = _Values(variant, traced)
+        namer = Values(variant, traced)
         calls: list[Call] = []
         glue = [piece for piece in pieces if not piece.owner]
         is_leaf = len(pieces) == len(glue) == 1 and variant.name
@@ -347,7 +254,7 @@ class _Builder:
         return f"operator/{node.name}" if node.target in self.operators else ""
 
     def _add_segment(
-        self, name: str, rule: Rule, key: str, variant: _Variant, traced: Trace, namer: _Values, piece: Piece
+        self, name: str, rule: Rule, key: str, variant: Variant, traced: Trace, namer: Values, piece: Piece
     ) -> str:
         """Make a segment of a piece, or find the one that computes the same; returns its name."""
         graph_module, weights = extract(piece, piece.reads, lambda node: constant(traced.graph_module, node))
@@ -382,7 +289,7 @@ def _chunked(
     rule: StaticRule,
     key: str,
     traced: Trace,
-    namer: _Values,
+    namer: Values,
     piece: Piece,
     graph_module: fx.GraphModule,
     inputs: tuple[Port, ...],
@@ -407,206 +314,3 @@ def _chunked(
 
 def _is_chunked(segment: Segment | None) -> bool:
     return segment is not None and isinstance(segment.shape, Static) and bool(segment.shape.sizes)
-
-
-def _free_leaves(variant: _Variant, leaves: tuple[Leaf, ...]) -> tuple[Leaf, ...]:
-    """Dims for a module without any: axes are dynamic where the calls differ or vary themselves."""
-    dynamic = [
-        {
-            axis
-            for axis in range(leaf.example.ndim)
-            if any(
-                not isinstance(call.inputs[i].shape[axis], int)
-                or call.inputs[i].shape[axis] != leaf.example.shape[axis]
-                for call in variant.calls
-            )
-        }
-        for i, leaf in enumerate(leaves)
-    ]
-    # torch takes a 1 for a constant: show it a call in which no dynamic axis is 1.
-    shown = next(
-        (
-            call
-            for call in variant.calls
-            if all(_hint(call.inputs[i].shape[axis]) > 1 for i, axes in enumerate(dynamic) for axis in axes)
-        ),
-        None,
-    )
-    if shown is None:
-        raise PolicyError(
-            f"{variant.name!r}: each of its calls has an axis of size 1 that varies; name its dims, "
-            "Dynamic({argument: {axis: Dim(…)}})"
-        )
-    result = []
-    for i, (leaf, axes) in enumerate(zip(leaves, dynamic, strict=True)):
-        hints = {}
-        for axis in sorted(axes):
-            bounds = [call.bounds(call.inputs[i].shape[axis]) for call in variant.calls]
-            hints[axis] = Dim.AUTO(min=min(b[0] for b in bounds), max=max(b[1] for b in bounds))
-        result.append(Leaf(leaf.path, shown.inputs[i], hints))
-    return tuple(result)
-
-
-def _concrete(tensor: Tensor) -> Tensor:
-    return torch.zeros([_hint(size) for size in tensor.shape], dtype=tensor.dtype)
-
-
-def _check_dynamic_call(site: str, leaves: Sequence[Leaf], call: TracedCall) -> None:
-    """Whether a call's sizes are those that the rule's dims allow."""
-    for leaf, tensor in zip(leaves, call.inputs, strict=True):
-        for axis, size in enumerate(tensor.shape):
-            dim = leaf.axes.get(axis)
-            low, high = call.bounds(size)
-            if dim is None:
-                if not isinstance(size, int) or size != _hint(leaf.example.shape[axis]):
-                    sizes = f"{low} to {high}" if low != high else str(low)
-                    raise PolicyError(
-                        f"{site}: axis {axis} of {leaf.path} is {sizes}, and elsewhere "
-                        f"{_hint(leaf.example.shape[axis])}, but its dims do not name that axis; add "
-                        f'{{"{leaf.path}": {{{axis}: Dim(…)}}}}'
-                    )
-            elif isinstance(dim, Dim) and not dim.min <= low <= high <= dim.max:
-                sizes = f"{low} to {high}" if low != high else str(low)
-                raise PolicyError(
-                    f"{site}: axis {axis} of {leaf.path} is {sizes}, and its dim {dim.__name__!r} allows {dim.min} to "
-                    f"{dim.max}; widen the dim, or narrow the caller's"
-                )
-
-
-def _check_call(site: str, traced: Trace, call: TracedCall) -> None:
-    """Whether a call's sizes stand to one another as the traced module needs it."""
-    placeholders = [node for node in traced.graph_module.graph.nodes if node.op == "placeholder"]
-    bound: dict[Any, Any] = {}
-    for leaf, node, tensor in zip(traced.leaves, placeholders, call.inputs, strict=False):
-        for axis, (wanted, size) in enumerate(zip(node.meta["val"].shape, tensor.shape, strict=True)):
-            expression = _expression(wanted)
-            found = _expression(size)
-            if isinstance(expression, sympy.Symbol) and expression not in bound:
-                bound[expression] = found
-                continue
-            expected = expression.xreplace(bound)
-            if sympy.simplify(expected - found) != 0:
-                raise PolicyError(
-                    f"{site}: axis {axis} of {leaf.path} is {size}, expected {traced.size(wanted)} = {expected}: "
-                    "give its dims so that they serve every call"
-                )
-
-
-def _own_outputs(traced: Trace) -> None:
-    """Let a segment of this function write each state's next value, and whatever is not computed at all."""
-    graph = traced.graph_module.graph
-    output = output_node(graph)
-    nodes = list(output.args[0])  # type: ignore[arg-type]
-    num_results = len(nodes) - len(traced.states)
-    seen = set(nodes[:num_results])
-    for index, node in enumerate(nodes):
-        is_state = index >= num_results
-        needs_clone = node.op == "get_attr" or (
-            is_state and (node in seen or node.op != "call_function" or _is_result_of_call(node))
-        )
-        if is_state:
-            seen.add(node)
-        if needs_clone:
-            nodes[index] = _clone(graph, node, output)
-    output.args = (tuple(nodes),)
-    for boundary in traced.calls:
-        given: Any = boundary.args[0]
-        arguments = [_clone(graph, node, boundary) if node.op == "get_attr" else node for node in given]
-        boundary.args = (arguments, *boundary.args[1:])
-
-
-def _is_result_of_call(node: fx.Node) -> bool:
-    source = node.args[0] if node.args else None
-    return isinstance(source, fx.Node) and source.target is BOUNDARY
-
-
-def _clone(graph: fx.Graph, node: fx.Node, before: fx.Node) -> fx.Node:
-    with graph.inserting_before(before):
-        clone = graph.call_function(aten.clone.default, (node,))
-    clone.meta["val"] = node.meta["val"]
-    return clone
-
-
-class _Values:
-    """The values of one function, by name and by node."""
-
-    def __init__(self, variant: _Variant, traced: Trace) -> None:
-        self.variant, self.traced = variant, traced
-        self.values: dict[str, Value] = {}
-        self.name_of: dict[fx.Node, str] = {}
-        self.ranges = traced.ranges
-        graph = traced.graph_module.graph
-        self.results: list[fx.Node] = list(output_node(graph).args[0])  # type: ignore[arg-type]
-        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        for node, leaf in zip(placeholders, traced.leaves, strict=False):
-            self._add(node, leaf.path, "input")
-        owner = f"{variant.match.name}." if variant.match.name else ""
-        self.next_of: dict[str, str] = {}
-        for node, state in zip(placeholders[len(traced.leaves) :], traced.states, strict=True):
-            self._add(node, owner + state, "state")
-            self.next_of[owner + state] = f"{owner}{state}.next"
-        num_results = len(self.results) - len(traced.states)
-        self.outputs = self.results[:num_results]
-        for node, name in zip(self.results[num_results:], self.next_of.values(), strict=True):
-            self._add(node, name, "chunk")
-
-    def _add(self, node: fx.Node, name: str, kind: Any) -> None:
-        if node in self.name_of:
-            return
-        while name in self.values:
-            name += "'"
-        self.name_of[node] = name
-        self.values[name] = self._value(name, node.meta["val"], kind)
-
-    def _value(self, name: str, tensor: Tensor, kind: Any) -> Value:
-        shape = tuple(self.traced.size(size) for size in tensor.shape)
-        return Value(name, str(tensor.dtype).removeprefix("torch."), shape, kind)
-
-    def name_writes(self, piece: Piece, name: str) -> None:
-        crossing = [node for node in piece.writes if node not in self.name_of]
-        for index, node in enumerate(crossing):
-            suffix = f".{index}" if len(crossing) > 1 else ""
-            self._add(node, name + suffix, "output" if node in self.outputs else "chunk")
-
-    def port(self, node: fx.Node) -> Port:
-        value = self.values[self.name_of[node]]
-        return Port(value.name, value.dtype, value.shape)
-
-    def call(self, piece: Piece, name: str, callee: str) -> Call:
-        """A call of a named module, with a value for each of its results, read or not."""
-        boundary = piece.nodes[0]
-        results: list[Tensor] = boundary.meta["val"]
-        writes = []
-        for index, tensor in enumerate(results):
-            stem = f"{name}.{index}" if len(results) > 1 else name
-            readers = [n for n in piece.nodes[1:] if n.args[0] is boundary and n.args[1] == index]
-            is_output = any(node in self.outputs for node in readers)
-            while stem in self.values:
-                stem += "'"
-            self.values[stem] = self._value(stem, tensor, "output" if is_output else "chunk")
-            for node in readers:
-                self.name_of[node] = stem
-            writes.append(stem)
-        reads = tuple(self.name_of[node] for node in boundary.args[0])  # type: ignore[union-attr,index]
-        return Call(name, callee, reads, tuple(writes), callee="function")
-
-    def segment_call(self, piece: Piece, name: str, segment: str) -> Call:
-        reads = tuple(self.name_of[node] for node in piece.reads)
-        return Call(name, segment, reads, tuple(self.name_of[node] for node in piece.writes))
-
-    def first_values(self, module: nn.Module) -> dict[str, Tensor]:
-        return {
-            name: module.get_buffer(state).detach().clone()
-            for name, state in zip(self.next_of, self.traced.states, strict=True)
-        }
-
-    def function(self, calls: Sequence[Call]) -> Function:
-        return Function(
-            name=self.variant.name,
-            calls=tuple(calls),
-            values=tuple(self.values.values()),
-            outputs=tuple(self.name_of[node] for node in self.outputs),
-            ranges=tuple(Range(*r) for r in self.ranges),
-            states=tuple(State(*pair) for pair in self.next_of.items()),
-            interface=self.traced.interface,
-        )
