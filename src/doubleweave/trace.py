@@ -8,6 +8,7 @@ Buffers that `forward` changes become inputs and outputs of the graph. It knows 
 from __future__ import annotations
 
 import contextlib
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from doubleweave.trees import ALLOWED, Tree, TreeError, build, flatten
 
 _OURS = str(Path(__file__).parent)
 _TORCHS = str(Path(torch.__file__).parent)
+_SYMBOL = re.compile(r"\b[su]\d+\b")
 
 
 class _Flat(nn.Module):
@@ -198,11 +200,12 @@ def _reason(flat: _Flat, leaves: Sequence[Leaf], error: Exception) -> str:
     """What torch.export did not like, in one sentence, with dims that would work where dims are the matter."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     first = lines[0].rstrip(".:") if lines else type(error).__name__
+    why = "" if _SYMBOL.search(first) else f" ({first})"  # torch's names of sizes say nothing to a reader
     if any(isinstance(dim, Dim) for leaf in leaves for dim in leaf.axes.values()):
         works = working_dims(flat, leaves)
         if works is not None:
-            return f"its dims do not fit what it computes ({first}); dims that would work: {works}"
-    return f"torch.export cannot trace it ({type(error).__name__}: {first})"
+            return f"its dims do not fit what it computes{why}; dims that would work: {works}"
+    return f"torch.export cannot trace it: {type(error).__name__}{why}"
 
 
 def working_dims(flat: _Flat, leaves: Sequence[Leaf]) -> str | None:
