@@ -13,6 +13,7 @@ from doubleweave import arrays
 from doubleweave.errors import InputError
 from doubleweave.interface import Interface, Parameter
 from doubleweave.ir import ROWS, Call, Dynamic, Function, Range, Segment, Static, Value
+from doubleweave.plan import Tensor
 from doubleweave.runner import Runner
 from doubleweave.sizes import symbols, text
 from doubleweave.trees import Tree
@@ -57,6 +58,8 @@ class Method:
 
         `after`: further futures to wait for, such as those of calls that write into memory this one reads.
         """
+        if after and any(p.name == "after" for p in self.interface.parameters):
+            kwargs, after = {**kwargs, "after": after}, ()
         return self._workers.submit(self, args, kwargs, out, after)
 
     @property
@@ -76,24 +79,23 @@ class Method:
         ]
         wanted = [value.dtype for value in self.function.inputs]
         found = tuple(
-            (_dtype(array, tensor, dtype), tuple(int(size) for size in tensor.shape))
-            for array, tensor, dtype in zip(inputs, tensors, wanted, strict=True)
+            (_dtype(tensor, dtype), tuple(int(size) for size in tensor.shape))
+            for tensor, dtype in zip(tensors, wanted, strict=True)
         )
         prepared = self._runner.prepare(self.function, self.name, found, threads)
-        results = [prepared.plan.tensors[tensor] for tensor in prepared.plan.outputs]
-        places = list(dict.fromkeys(prepared.plan.outputs))
-        outputs = self._outputs(out, kind, [prepared.plan.tensors[tensor] for tensor in places])
+        # A tensor that is returned twice is one result.
+        places = {tensor: prepared.plan.tensors[tensor] for tensor in prepared.plan.outputs}
+        outputs = self._outputs(out, kind, list(places.values()))
         self._runner.run(prepared, inputs, outputs, threads, self._workers.record)
         if out is None:
             outputs = [
-                arrays.finish(kind, array, prepared.plan.tensors[tensor].dtype)
-                for tensor, array in zip(places, outputs, strict=True)
+                arrays.finish(kind, array, place.dtype)
+                for array, place in zip(outputs, places.values(), strict=True)
             ]
         by_place = dict(zip(places, outputs, strict=True))
-        assert len(results) == len(prepared.plan.outputs)
-        return self.interface.result(iter([by_place[tensor] for tensor in prepared.plan.outputs]))
+        return self.interface.result(by_place[tensor] for tensor in prepared.plan.outputs)
 
-    def _outputs(self, out: Any, kind: arrays.Kind, results: Sequence[Any]) -> list[Any]:
+    def _outputs(self, out: Any, kind: arrays.Kind, results: Sequence[Tensor]) -> list[Any]:
         if out is None:
             return [arrays.empty(kind, result.sizes, result.dtype) for result in results]
         given = list(out) if isinstance(out, (tuple, list)) else [out]
@@ -105,8 +107,8 @@ class Method:
         ]
 
 
-def _dtype(array: Any, tensor: Any, wanted: str) -> str:
-    name = arrays.dtype_name(tensor)
+def _dtype(tensor: Any, wanted: str) -> str:
+    name = arrays.dtype_name(tensor)  # NumPy has no bfloat16: uint16 is taken for it
     return wanted if name == "uint16" and wanted == "bfloat16" else name
 
 
