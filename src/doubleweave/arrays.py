@@ -18,15 +18,17 @@ Kind = Literal["numpy", "torch", "jax"]
 
 def kind_of(values: Sequence[Any]) -> Kind:
     """The kind of the first tensor; NumPy where there is none or it is of another library."""
-    module = type(values[0]).__module__.partition(".")[0] if values else "numpy"
-    if module == "torch":
+    modules = {base.__module__.partition(".")[0] for base in type(values[0]).__mro__} if values else set()
+    if "torch" in modules:
         return "torch"
-    return "jax" if module in ("jax", "jaxlib") else "numpy"
+    return "jax" if modules & {"jax", "jaxlib"} else "numpy"
 
 
 def dtype_name(value: Any) -> str:
     """ "float32" and so on."""
     dtype = getattr(value, "dtype", None)
+    if isinstance(dtype, np.dtype) and not dtype.isnative:
+        return str(dtype)  # such as ">f4"
     return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
 
 
@@ -44,7 +46,7 @@ def readable(value: Any, where: str) -> Any:
             raise InputError(
                 f"{where}: found a tensor on {value.device}, expected one on the CPU; call .cpu()"
             )
-        return value.detach().contiguous()
+        return value.detach().resolve_conj().resolve_neg().contiguous()
     return value
 
 

@@ -196,17 +196,24 @@ def check_dynamic_call(site: str, leaves: Sequence[Leaf], call: TracedCall) -> N
 def check_call(site: str, traced: Trace, call: TracedCall) -> None:
     """Whether a call's sizes stand to one another as the traced module needs it."""
     placeholders = [node for node in traced.graph_module.graph.nodes if node.op == "placeholder"]
+    rows = [
+        (leaf, axis, _expression(wanted), wanted, size)
+        for leaf, node, tensor in zip(traced.leaves, placeholders, call.inputs, strict=False)
+        for axis, (wanted, size) in enumerate(zip(node.meta["val"].shape, tensor.shape, strict=True))
+    ]
     bound: dict[Any, Any] = {}
-    for leaf, node, tensor in zip(traced.leaves, placeholders, call.inputs, strict=False):
-        for axis, (wanted, size) in enumerate(zip(node.meta["val"].shape, tensor.shape, strict=True)):
-            expression = _expression(wanted)
-            found = _expression(size)
-            if isinstance(expression, sympy.Symbol) and expression not in bound:
-                bound[expression] = found
-                continue
-            expected = expression.xreplace(bound)
-            if sympy.simplify(expected - found) != 0:
-                raise PolicyError(
-                    f"{site}: axis {axis} of {leaf.path} is {size}, expected {traced.size(wanted)} = {expected}: "
-                    "give its dims so that they serve every call"
-                )
+    # Symbols first; expressions of them (2*k) follow, or give the one symbol they have.
+    for leaf, axis, expression, wanted, size in sorted(rows, key=lambda row: not row[2].is_Symbol):
+        found = _expression(size)
+        unknown = expression.free_symbols - set(bound)
+        if len(unknown) == 1:
+            (symbol,) = unknown
+            solutions = sympy.solve(expression.xreplace(bound) - found, symbol)
+            if solutions:
+                bound[symbol] = solutions[0]
+        expected = expression.xreplace(bound)
+        if sympy.simplify(expected - found) != 0:
+            raise PolicyError(
+                f"{site}: axis {axis} of {leaf.path} is {size}, expected {traced.size(wanted)} = {expected}: "
+                "give its dims so that they serve every call"
+            )

@@ -51,18 +51,19 @@ def cut_out_calls(
     result = graph.graph_copy(exported.graph, copied)
     for old, new in copied.items():
         new.meta = dict(old.meta)
-    outputs: list[Any] = list(result)  # type: ignore[arg-type]
+    output = graph.output(result)
     found = _Unlifted(graph, nn.Module())
     changed = _changed(what, exported, bodies)
     _unlift(what, exported, copied, found, changed)
+    outputs: Any = output.args[0]  # read now: a state may be a result as it is
     kept: list[Any] = []
     new_states: dict[str, Any] = {}
-    for spec, output in zip(exported.graph_signature.output_specs, outputs, strict=True):
+    for spec, value in zip(exported.graph_signature.output_specs, outputs, strict=True):
         if spec.kind is OutputKind.USER_OUTPUT:
-            kept.append(output)
+            kept.append(value)
         elif spec.target in changed:
-            new_states[str(spec.target)] = output
-    graph.output((*kept, *(new_states[name] for name in found.states)))
+            new_states[str(spec.target)] = value
+    output.args = ((*kept, *(new_states[name] for name in found.states)),)
     for node in graph.nodes:
         # At a segment's edge tensors become contiguous: what was a view of strided memory may have to copy.
         if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
@@ -218,7 +219,7 @@ def _check_states(what: str, graph: fx.Graph, bodies: _Bodies) -> None:
     for node in graph.nodes:
         if name := node.meta.get("changed_inside"):
             owner = bodies.of_buffer(name)
-            if any(bodies.of_node(user) != owner for user in node.users if user.op != "output"):
+            if any(bodies.of_node(user) != owner for user in node.users):
                 raise SplitError(
                     f"{what}: uses buffer {name.removeprefix(MODULE + '.')!r}, which {owner!r} changes; return it "
                     "from there, or name the module that has the buffer in the policy"
@@ -296,8 +297,9 @@ def _least(inputs: Sequence[fx.Node], leaves: Sequence[Leaf]) -> dict[sympy.Symb
     for node, leaf in zip(inputs, leaves, strict=True):
         for axis, dim in leaf.axes.items():
             size = node.meta["val"].shape[axis]
-            if not isinstance(size, int) and isinstance(size.node.expr, sympy.Symbol):
-                low = getattr(dim, "min", None)
-                if isinstance(low, int):
-                    least[size.node.expr] = max(1, low, least.get(size.node.expr, 1))
+            low = getattr(getattr(dim, "root", dim), "min", None)
+            symbols = set() if isinstance(size, int) else size.node.expr.free_symbols
+            if isinstance(low, int) and len(symbols) == 1:
+                (symbol,) = symbols
+                least[symbol] = max(1, low, least.get(symbol, 1))
     return least

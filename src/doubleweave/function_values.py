@@ -11,37 +11,19 @@ from torch import Tensor, fx, nn
 from doubleweave.call_sizes import Variant
 from doubleweave.ir import Call, Function, Port, Range, State, Value
 from doubleweave.split import Piece, output_node
-from doubleweave.traced import BOUNDARY, Trace
+from doubleweave.traced import Trace
 
 aten = torch.ops.aten
 
 
 def own_outputs(traced: Trace) -> None:
-    """Let a segment of this function write each state's next value, and whatever is not computed at all."""
+    """Let segments compute what is returned, kept as a state, or handed to a named module and is only a weight."""
     graph = traced.graph_module.graph
     output = output_node(graph)
-    nodes = list(output.args[0])  # type: ignore[arg-type]
-    num_results = len(nodes) - len(traced.states)
-    seen = set(nodes[:num_results])
-    for index, node in enumerate(nodes):
-        is_state = index >= num_results
-        needs_clone = node.op == "get_attr" or (
-            is_state and (node in seen or node.op != "call_function" or _is_result_of_call(node))
-        )
-        if is_state:
-            seen.add(node)
-        if needs_clone:
-            nodes[index] = _clone(graph, node, output)
-    output.args = (tuple(nodes),)
-    for boundary in traced.calls:
-        given: Any = boundary.args[0]
-        arguments = [_clone(graph, node, boundary) if node.op == "get_attr" else node for node in given]
-        boundary.args = (arguments, *boundary.args[1:])
-
-
-def _is_result_of_call(node: fx.Node) -> bool:
-    source = node.args[0] if node.args else None
-    return isinstance(source, fx.Node) and source.target is BOUNDARY
+    for node in (output, *traced.calls):
+        given: Any = node.args[0]
+        arguments = [_clone(graph, value, node) if value.op == "get_attr" else value for value in given]
+        node.args = (type(given)(arguments), *node.args[1:])
 
 
 def _clone(graph: fx.Graph, node: fx.Node, before: fx.Node) -> fx.Node:
@@ -71,8 +53,10 @@ class Values:
             self.next_of[owner + state] = f"{owner}{state}.next"
         num_results = len(self.results) - len(traced.states)
         self.outputs = self.results[:num_results]
-        for node, name in zip(self.results[num_results:], self.next_of.values(), strict=True):
-            self._add(node, name, "chunk")
+        for node, state in zip(self.results[num_results:], tuple(self.next_of), strict=True):
+            # Something that has a name already (an argument, another state's next value) is copied by the run.
+            self._add(node, self.next_of[state], "chunk")
+            self.next_of[state] = self.name_of[node]
 
     def _add(self, node: fx.Node, name: str, kind: Any) -> None:
         if node in self.name_of:
@@ -105,9 +89,13 @@ class Values:
             stem = f"{name}.{index}" if len(results) > 1 else name
             readers = [n for n in piece.nodes[1:] if n.args[0] is boundary and n.args[1] == index]
             is_output = any(node in self.outputs for node in readers)
-            while stem in self.values:
-                stem += "'"
-            self.values[stem] = self._value(stem, tensor, "output" if is_output else "chunk")
+            named = [self.name_of[node] for node in readers if node in self.name_of]
+            if named:
+                stem = named[0]
+            else:
+                while stem in self.values:
+                    stem += "'"
+                self.values[stem] = self._value(stem, tensor, "output" if is_output else "chunk")
             for node in readers:
                 self.name_of[node] = stem
             writes.append(stem)

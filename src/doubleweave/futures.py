@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 class Result(Future[Any]):
     """A future result. It can be an argument of other calls; `future[i]` is the future of one of several results."""
 
+    __iter__ = None  # it has parts, but how many is not known yet
+
     def __getitem__(self, index: Any) -> Result:
         part = Result()
         _follow(self, part, lambda value: value[index])
@@ -22,18 +25,22 @@ class Result(Future[Any]):
 
 def _follow(source: Future[Any], target: Result, change: Callable[[Any], Any]) -> None:
     def done(finished: Future[Any]) -> None:
-        try:
-            target.set_result(change(finished.result()))
-        except InvalidStateError:  # cancelled in the meantime
-            pass
-        except BaseException as error:
-            target.set_exception(error)
+        with suppress(InvalidStateError):  # it was cancelled in the meantime
+            try:
+                result = change(finished.result())
+            except BaseException as error:
+                target.set_exception(error)
+            else:
+                target.set_result(result)
 
     source.add_done_callback(done)
 
 
 class Workers:
-    """The threads that submitted calls run on, one a device, and how many threads a direct call uses."""
+    """The threads that submitted calls run on, one a device, and how many threads a direct call uses.
+
+    The threads end when nothing refers to this any more.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -57,7 +64,10 @@ class Workers:
                 left -= 1
                 if left:
                     return
-            self._executor(method.device).submit(run)
+            try:
+                self._executor(method.device).submit(run)
+            except RuntimeError:  # the interpreter is ending
+                result.cancel()
 
         def run() -> None:
             if not result.set_running_or_notify_cancel():
@@ -80,11 +90,6 @@ class Workers:
                 self._executors[device] = ThreadPoolExecutor(1, thread_name_prefix=f"doubleweave-{device}")
             return self._executors[device]
 
-    def close(self) -> None:
-        """Let the threads end once what was submitted is done."""
-        for executor in self._executors.values():
-            executor.shutdown(wait=False)
-
 
 def _collect(value: Any, found: list[Future[Any]]) -> None:
     if isinstance(value, Future):
@@ -100,8 +105,10 @@ def _collect(value: Any, found: list[Future[Any]]) -> None:
 def _resolve(value: Any) -> Any:
     if isinstance(value, Future):
         return value.result()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_resolve, value))
     if type(value) in (tuple, list):
-        return type(value)(_resolve(item) for item in value)
-    if type(value) is dict:
-        return {key: _resolve(item) for key, item in value.items()}
+        return type(value)(map(_resolve, value))
+    if isinstance(value, dict):
+        return type(value)((key, _resolve(item)) for key, item in value.items())
     return value

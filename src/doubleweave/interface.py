@@ -82,10 +82,14 @@ class Interface:
     def signature(self) -> inspect.Signature:
         """A Python signature, with the module's own defaults where they are constants."""
         parameters = []
+        seen_default = False
         for p in self.parameters:
             default: Any = inspect.Parameter.empty
             if p.has_default:
                 default = _NOT_GIVEN if p.default is None else p.default.value
+            elif seen_default and p.kind in ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD"):
+                default = _NOT_GIVEN  # required all the same: Python wants a default behind one
+            seen_default = seen_default or default is not inspect.Parameter.empty
             parameters.append(inspect.Parameter(p.name, _KINDS[p.kind], default=default))
         return inspect.Signature(parameters)
 
@@ -100,6 +104,10 @@ class Interface:
         tensors: list[Any] = []
         for p in self.parameters:
             value = bound.arguments[p.name]
+            if p.tree is not None and value is _NOT_GIVEN:
+                raise InputError(
+                    f"{name}: missing a required argument: {p.name!r}; expected {name}{signature}"
+                )
             if p.tree is None:
                 if value is not _NOT_GIVEN:
                     raise InputError(

@@ -272,7 +272,8 @@ def _check_dynamic(
     exported: torch.export.ExportedProgram, segment: Segment, dynamic: list[dict[int, Any]]
 ) -> None:
     placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
-    for node, port, axes in zip(placeholders[-len(dynamic) :], segment.inputs, dynamic, strict=True):
+    inputs = placeholders[len(placeholders) - len(dynamic) :]
+    for node, port, axes in zip(inputs, segment.inputs, dynamic, strict=True):
         for axis in axes:
             if isinstance(node.meta["val"].shape[axis], int):
                 raise LowerError(

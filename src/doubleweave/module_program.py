@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ class ModuleProgram:
         self._instances = open_instances(folder, found.split)
         self._workers = Workers(_native.max_threads())
         self._session = ModuleSession(self)
-        weakref.finalize(self, self._workers.close)
 
     def __repr__(self) -> str:
         return f"<program {self.manifest.name}: {', '.join(self.methods)}>"

@@ -203,6 +203,12 @@ class _Builder:
         for state in function.states:
             names[state.value] = self._state(values[state.value], 0)
         changed: set[str] = set()
+        # What a segment writes as one state's next value goes straight to the state's other buffer.
+        state_of: dict[str, str] = {}
+        for call in function.calls:
+            for state in function.states if call.callee == "segment" else ():
+                if state.next in call.writes:
+                    state_of.setdefault(state.next, state.value)
         for call in function.calls:
             reads = [names[name] for name in call.reads]
             if call.callee == "function":
@@ -210,7 +216,6 @@ class _Builder:
                 results = self.run(self.functions[call.segment], reads, f"{path}{call.name}/", given)
                 names.update(zip(call.writes, results, strict=True))
                 continue
-            state_of = {state.next: state.value for state in function.states}
             for name in call.writes:
                 if name in state_of:
                     names[name] = self._state(values[state_of[name]], 1)
@@ -218,10 +223,32 @@ class _Builder:
                     sizes = shape_of(values[name].shape, known)
                     names[name] = self.tensor(_path(path, function, name), values[name].dtype, sizes)
             changed |= self._segment(call, _path(path, function, call.name), names, next_of, values)
+        # A state that is returned is copied, before a later update takes its buffer.
+        results = [
+            self._copied(names[name], _path(path, function, name))
+            if path and self.tensors[names[name]].place == "state"
+            else names[name]
+            for name in function.outputs
+        ]
         for state in function.states:
-            if state.value not in changed:
-                self.version[state.value] = self.version.get(state.value, 0) + 1
-        return [names[name] for name in function.outputs]
+            if state.value in changed:
+                continue
+            target = self._state(values[state.value], 1)
+            if names[state.next] != target:
+                self._copy_whole(names[state.next], target, f"state {state.value}")
+            self.version[state.value] = self.version.get(state.value, 0) + 1
+        return results
+
+    def _copied(self, tensor: int, name: str) -> int:
+        found = self.tensors[tensor]
+        target = self.tensor(name, found.dtype, found.sizes)
+        self._copy_whole(tensor, target, name)
+        return target
+
+    def _copy_whole(self, source: int, target: int, name: str) -> None:
+        size = self.tensors[source].num_bytes
+        copy = Copy(source, target, 0, size, 0, size, 1, size, 0)
+        self._step(Step(name, "", "", "cpu", 0, copy=copy))
 
     def _state(self, value: Value, ahead: int) -> int:
         """A state as it is now (0) or as the next update leaves it (1); its two buffers take turns."""
@@ -381,9 +408,7 @@ class _Builder:
                     owned[tensor] = tensor
                 else:
                     owned[tensor] = self.tensor(name, found.dtype, found.sizes, "output", number)
-                    size = found.num_bytes
-                    copy = Copy(tensor, owned[tensor], 0, size, 0, size, 1, size, 0)
-                    self._step(Step(f"result {name}", "", "", "cpu", 0, copy=copy))
+                    self._copy_whole(tensor, owned[tensor], f"result {name}")
             outputs.append(owned[tensor])
         return outputs
 

@@ -46,7 +46,7 @@ class Runner:
         self.states = states
         self.timeline: Timeline | None = None
         self._instances = instances
-        self._prepared: OrderedDict[tuple[str, Found, int], _Prepared] = OrderedDict()
+        self._prepared: OrderedDict[tuple[int, Found, int], _Prepared] = OrderedDict()
         self._lock = threading.Lock()
         self._state_lock = threading.Lock()
 
@@ -63,7 +63,7 @@ class Runner:
         return "cpu"
 
     def prepare(self, function: Function, name: str, found: Found, threads: int) -> _Prepared:
-        key = (name, found, threads)
+        key = (id(function), found, threads)
         with self._lock:
             if key in self._prepared:
                 self._prepared.move_to_end(key)

@@ -46,13 +46,13 @@ def symbols(size: Size) -> frozenset[str]:
         return frozenset()
     try:
         return frozenset(_names(_parsed(size)))
-    except SyntaxError:
-        raise ValueError(f"{size!r} is no size expression") from None
+    except (SyntaxError, RecursionError, MemoryError):
+        raise ValueError(f"{size[:60]!r} is no size expression") from None
 
 
 def _names(node: ast.expr) -> Iterable[str]:
     match node:
-        case ast.Constant(value=int()):
+        case ast.Constant(value=value) if type(value) is int:
             return
         case ast.Name(id=name):
             yield name
@@ -75,7 +75,7 @@ def evaluate(size: Size, values: Mapping[str, int]) -> int:
 
 def _evaluate(node: ast.expr, values: Mapping[str, int]) -> int:
     match node:
-        case ast.Constant(value=int(number)):
+        case ast.Constant(value=number) if type(number) is int:
             return number
         case ast.Name(id=name):
             return values[name]
@@ -83,7 +83,7 @@ def _evaluate(node: ast.expr, values: Mapping[str, int]) -> int:
             return _BINARY[type(op)](_evaluate(left, values), _evaluate(right, values))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_evaluate(operand, values)
-        case ast.Call(func=ast.Name(id=name), args=args) if name in _FUNCTIONS:
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
             return _FUNCTIONS[name](*(_evaluate(arg, values) for arg in args))
     raise ValueError(f"{ast.unparse(node)!r} is no size expression")
 
@@ -104,7 +104,10 @@ def solve(size: Size, found: int, values: dict[str, int]) -> bool:
     if len(unknown) > 1:
         raise ValueError(f"{size!r} has several unknown symbols")
     (name,) = unknown
-    zero, one = (evaluate(size, {**values, name: number}) for number in (0, 1))
+    try:
+        zero, one = (evaluate(size, {**values, name: number}) for number in (0, 1))
+    except ZeroDivisionError:
+        return False
     if one == zero:
         return False
     number = (found - zero) // (one - zero)

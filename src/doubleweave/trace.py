@@ -52,13 +52,14 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = _arguments(self.parameters_, iter(tensors))
+        before = _buffers(self.model)
         result = self.model(*args, **kwargs)
         try:
             returns, found = flatten(result, "its result")
         except TreeError as error:
             raise SplitError(f"{type(self.model).__name__}: {error}") from None
         self.note(returns)
-        return tuple(found)
+        return tuple(_change_assigned(before, found))
 
 
 def _arguments(
@@ -149,6 +150,7 @@ def _marked(match: Match, forward: Any, calls: list[Call]) -> Any:
         site = _site()
         what = f"{match.name!r}, called at {site}"
         parameters, tensors = bind(what, _Forward(forward), args, kwargs)
+        before = _buffers(match.module)
         result = forward(*args, **kwargs)
         try:
             returns, outputs = flatten(result, "its result")
@@ -156,11 +158,45 @@ def _marked(match: Match, forward: Any, calls: list[Call]) -> Any:
             raise SplitError(f"{what}: {error}") from None
         if not outputs:
             raise SplitError(f"{what}: returns no tensor; name the module around it in the policy instead")
+        outputs = _change_assigned(before, outputs)
         number = len(calls)
         calls.append(Call(match, parameters, returns, site))
         return build(returns, iter(BOUNDARY(tensors, outputs, number)))
 
     return call
+
+
+_Buffers = list[tuple[nn.Module, str, Tensor]]
+
+
+def _buffers(module: nn.Module) -> _Buffers:
+    return [
+        (owner, name, buffer)
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+
+
+def _change_assigned(before: _Buffers, results: list[Tensor]) -> list[Tensor]:
+    """Turn `self.total = self.total + x` into a change of the buffer: torch.export forgets the assignment.
+
+    Returns the results, a copy of each that is the buffer as it was.
+    """
+    for owner, name, buffer in before:
+        found = owner._buffers.get(name)
+        if found is buffer:
+            continue
+        if found is None or found.shape != buffer.shape or found.dtype != buffer.dtype:
+            now = "None" if found is None else f"{found.dtype}{list(found.shape)}"
+            raise SplitError(
+                f"buffer {name!r} of {type(owner).__name__}: {buffer.dtype}{list(buffer.shape)} becomes {now} in "
+                "forward; expected a state of one size and dtype"
+            )
+        results = [result.clone() if result is buffer else result for result in results]
+        buffer.copy_(found)
+        owner._buffers[name] = buffer
+    return results
 
 
 @dataclass

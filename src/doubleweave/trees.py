@@ -11,9 +11,12 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal["tensor", "constant", "tuple", "list", "dict", "named_tuple", "dataclass"]
+_LEAVES = ("tensor", "constant")
+_RECORDS = ("named_tuple", "dataclass")
+_KEYED = ("dict", *_RECORDS)
 CONSTANTS = (bool, int, float, str, type(None))
 ALLOWED = "tensors, numbers, strings, None, and tuples, lists, dicts, named tuples and dataclasses of them"
 
@@ -44,9 +47,20 @@ class Tree:
     def from_dict(data: dict[str, Any]) -> Tree:
         """Parse what `to_dict` made; KeyError, TypeError or ValueError on anything else."""
         items = tuple(Tree.from_dict(item) for item in data.get("items", ()))
-        return Tree(
+        tree = Tree(
             **{**data, "items": items, "keys": tuple(data.get("keys", ())), "value": data.get("value")}
         )
+        is_leaf, has_keys = tree.kind in _LEAVES, tree.kind in _KEYED
+        if (
+            tree.kind not in get_args(Kind)
+            or (is_leaf and (items or tree.keys))
+            or (has_keys and (len(items) != len(tree.keys) or len(set(tree.keys)) != len(tree.keys)))
+            or (not has_keys and tree.keys)
+            or (tree.kind in _RECORDS and not (tree.type and all(type(key) is str for key in tree.keys)))
+            or type(tree.value) not in CONSTANTS
+        ):
+            raise ValueError(f"{data!r} is no tree")
+        return tree
 
     @property
     def num_tensors(self) -> int:
@@ -125,7 +139,8 @@ def match(tree: Tree, value: Any, where: str) -> Iterator[Any]:
         yield value
         return
     if tree.kind == "constant":
-        if type(value) is not type(tree.value) or value != tree.value:
+        is_nan = tree.value != tree.value
+        if type(value) is not type(tree.value) or not (value == tree.value or (is_nan and value != value)):
             raise TreeError(where, describe(value), f"{tree.value!r} (constants are compiled in)")
         return
     children = _children(value)
@@ -133,8 +148,8 @@ def match(tree: Tree, value: Any, where: str) -> Iterator[Any]:
     if children is None or found != (tree.kind, len(tree.items)) or set(children[1]) != set(tree.keys):
         raise TreeError(where, describe(value), _expected(tree))
     items = children[2]
-    if tree.kind == "dict":
-        items = [value[key] for key in tree.keys]
+    if tree.kind in _KEYED:
+        items = [value[key] if tree.kind == "dict" else getattr(value, key) for key in tree.keys]
     for step, item, child in zip(_steps(tree), items, tree.items, strict=True):
         yield from match(child, item, where + step)
 
@@ -175,7 +190,7 @@ def build(tree: Tree, tensors: Iterator[Any]) -> Any:
         pairs = zip(tree.keys, items, strict=True)
         return collections.OrderedDict(pairs) if tree.type else dict(pairs)
     kind = _class(tree.type, tree.kind, tree.keys)
-    return kind(*items) if tree.kind == "named_tuple" else kind(**dict(zip(tree.keys, items, strict=True)))
+    return kind(**dict(zip(tree.keys, items, strict=True)))
 
 
 def _class(name: str, kind: Kind, keys: tuple[str, ...]) -> Any:
@@ -184,7 +199,14 @@ def _class(name: str, kind: Kind, keys: tuple[str, ...]) -> Any:
     found: Any = sys.modules.get(module)
     for step in path.split("."):
         found = getattr(found, step, None)
-    return found if isinstance(found, type) else _stand_in(path, kind, keys)
+    # Only what a tree was made of may be called: a manifest may name anything.
+    if isinstance(found, type) and kind == "dataclass" and dataclasses.is_dataclass(found):
+        names = {field.name for field in dataclasses.fields(found) if field.init}
+    elif isinstance(found, type) and issubclass(found, tuple):
+        names = set(getattr(found, "_fields", ()))
+    else:
+        names = set()
+    return found if names == set(keys) else _stand_in(path, kind, keys)
 
 
 @cache
