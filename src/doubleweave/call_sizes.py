@@ -143,12 +143,35 @@ def free_leaves(variant: Variant, leaves: tuple[Leaf, ...]) -> tuple[Leaf, ...]:
         }
         for i, leaf in enumerate(leaves)
     ]
+    # Axes that are equal in every call are one dim.
+    classes: list[tuple[int, int]] = []
+    found: dict[tuple[int, int], Any] = {}
+    for i, axes in enumerate(dynamic):
+        for axis in sorted(axes):
+            like = next((key for key in classes if _always_equal(variant, key, (i, axis))), None)
+            if like is None:
+                bounds = [call.bounds(call.inputs[i].shape[axis]) for call in variant.calls]
+                name = "".join(c if c.isalnum() else "_" for c in leaves[i].path) + f"_{axis}"
+                found[i, axis] = Dim(name, min=min(b[0] for b in bounds), max=max(2, *(b[1] for b in bounds)))
+                classes.append((i, axis))
+            else:
+                found[i, axis] = found[like]
+    return tuple(
+        Leaf(leaf.path, leaf.example, {axis: found[i, axis] for axis in sorted(axes)})
+        for i, (leaf, axes) in enumerate(zip(leaves, dynamic, strict=True))
+    )
+
+
+def without_names(variant: Variant, leaves: Sequence[Leaf]) -> tuple[Leaf, ...]:
+    """The same axes, left for torch to relate: what it computes may need 2*k, or one of them fixed."""
     # torch takes a 1 for a constant: show it a call in which no dynamic axis is 1.
     shown = next(
         (
             call
             for call in variant.calls
-            if all(_hint(call.inputs[i].shape[axis]) > 1 for i, axes in enumerate(dynamic) for axis in axes)
+            if all(
+                _hint(call.inputs[i].shape[axis]) > 1 for i, leaf in enumerate(leaves) for axis in leaf.axes
+            )
         ),
         None,
     )
@@ -157,14 +180,20 @@ def free_leaves(variant: Variant, leaves: tuple[Leaf, ...]) -> tuple[Leaf, ...]:
             f"{variant.name!r}: each of its calls has an axis of size 1 that varies; name its dims, "
             "Dynamic({argument: {axis: Dim(…)}})"
         )
-    result = []
-    for i, (leaf, axes) in enumerate(zip(leaves, dynamic, strict=True)):
-        hints = {}
-        for axis in sorted(axes):
-            bounds = [call.bounds(call.inputs[i].shape[axis]) for call in variant.calls]
-            hints[axis] = Dim.AUTO(min=min(b[0] for b in bounds), max=max(b[1] for b in bounds))
-        result.append(Leaf(leaf.path, shown.inputs[i], hints))
-    return tuple(result)
+    return tuple(
+        Leaf(
+            leaf.path,
+            shown.inputs[i],
+            {axis: Dim.AUTO(min=dim.min, max=dim.max) for axis, dim in leaf.axes.items()},
+        )
+        for i, leaf in enumerate(leaves)
+    )
+
+
+def _always_equal(variant: Variant, a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return all(
+        are_equal(call.inputs[a[0]].shape[a[1]], call.inputs[b[0]].shape[b[1]]) for call in variant.calls
+    )
 
 
 def concrete(tensor: Tensor) -> Tensor:
@@ -196,8 +225,10 @@ def check_dynamic_call(site: str, leaves: Sequence[Leaf], call: TracedCall) -> N
 def check_call(site: str, traced: Trace, call: TracedCall) -> None:
     """Whether a call's sizes stand to one another as the traced module needs it."""
     placeholders = [node for node in traced.graph_module.graph.nodes if node.op == "placeholder"]
+    # The callee's symbols may have the names of the caller's.
+    own = {symbol: sympy.Dummy(name, integer=True, positive=True) for symbol, name in traced.names.items()}
     rows = [
-        (leaf, axis, _expression(wanted), wanted, size)
+        (leaf, axis, _expression(wanted).xreplace(own), wanted, size)
         for leaf, node, tensor in zip(traced.leaves, placeholders, call.inputs, strict=False)
         for axis, (wanted, size) in enumerate(zip(node.meta["val"].shape, tensor.shape, strict=True))
     ]

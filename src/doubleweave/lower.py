@@ -11,10 +11,11 @@ import signal
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from doubleweave.errors import LowerError, PolicyError
 from doubleweave.ir import ROWS, Dynamic, Segment, Split
 from doubleweave.pte import ProgramWriter
 from doubleweave.quiet import quiet
-from doubleweave.sizes import shape_of
+from doubleweave.sizes import evaluate, shape_of, symbols
 from doubleweave.split import TorchSplit, with_weights
 from doubleweave.transform import transform_segments
 
@@ -260,12 +261,25 @@ def _export(module: fx.GraphModule, segment: Segment, size: int | None) -> torch
     for port in segment.inputs:
         args.append(torch.zeros(shape_of(port.shape, values), dtype=getattr(torch, port.dtype)))
         axes = {axis: found for axis, found in enumerate(port.shape) if isinstance(found, str)}
-        # torch.export works out by itself how an expression follows from the other sizes.
-        dynamic.append({axis: dims.get(found, torch.export.Dim.AUTO) for axis, found in axes.items() if dims})
+        dynamic.append({axis: _dim(found, dims) for axis, found in axes.items() if dims})
     with torch.no_grad():
         exported = torch.export.export(module, tuple(args), dynamic_shapes=tuple(dynamic), strict=False)
     _check_dynamic(exported, segment, dynamic)
     return exported
+
+
+def _dim(size: str, dims: Mapping[str, Any]) -> Any:
+    """The dim of a size: a symbol's, one derived from it (2*k + 1), or what torch.export works out by itself."""
+    names = symbols(size)
+    if len(names) == 1:
+        (name,) = names
+        at = [evaluate(size, {name: number}) for number in (1, 2, 3, 4)]
+        step = at[1] - at[0]
+        if step > 0 and [b - a for a, b in pairwise(at)] == [step] * 3:
+            dim = dims[name] if step == 1 else step * dims[name]
+            offset = at[0] - step
+            return dim if not offset else dim + offset
+    return torch.export.Dim.AUTO
 
 
 def _check_dynamic(

@@ -28,6 +28,7 @@ from doubleweave.call_sizes import (
     concrete,
     free_leaves,
     with_rows,
+    without_names,
 )
 from doubleweave.dims import Leaf
 from doubleweave.errors import PolicyError, SplitError
@@ -146,19 +147,25 @@ class _Builder:
         """Trace a variant over the sizes that its calls need; refuses calls that its rule does not allow."""
         match, rule = variant.match, variant.match.rule
         what = repr(variant.name)
-        first = variant.calls[0]
         if isinstance(rule, StaticRule):
-            leaves = self._static_leaves(variant, rule)
-        else:
-            leaves = _dims.leaves(what, variant.parameters, first.inputs, rule.dims)
-            if rule.dims is None:
-                leaves = free_leaves(variant, leaves)
-            for call in variant.calls:
-                site = f"{what}, called at {call.site}"
-                check_clash(site, match.module, variant.parameters, leaves, [t.shape for t in call.inputs])
-                check_dynamic_call(site, leaves, call)
-        leaves = tuple(Leaf(x.path, concrete(x.example), x.axes) for x in leaves)
-        found = trace(what, match.module, variant.parameters, _dims.with_examples(leaves), self.matches)
+            return self._trace_over(variant, self._static_leaves(variant, rule))
+        leaves = _dims.leaves(what, variant.parameters, variant.calls[0].inputs, rule.dims)
+        if rule.dims is None:
+            leaves = free_leaves(variant, leaves)
+            try:
+                return self._trace_over(variant, leaves)
+            except SplitError:
+                return self._trace_over(variant, without_names(variant, leaves))
+        for call in variant.calls:
+            site = f"{what}, called at {call.site}"
+            check_clash(site, match.module, variant.parameters, leaves, [t.shape for t in call.inputs])
+            check_dynamic_call(site, leaves, call)
+        return self._trace_over(variant, leaves)
+
+    def _trace_over(self, variant: Variant, leaves: Sequence[Leaf]) -> Trace:
+        what = repr(variant.name)
+        examples = _dims.with_examples([Leaf(x.path, concrete(x.example), x.axes) for x in leaves])
+        found = trace(what, variant.match.module, variant.parameters, examples, self.matches)
         for call in variant.calls:
             check_call(f"{what}, called at {call.site}", found, call)
         return found
