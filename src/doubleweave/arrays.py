@@ -46,7 +46,10 @@ def readable(value: Any, where: str) -> Any:
             raise InputError(
                 f"{where}: found a tensor on {value.device}, expected one on the CPU; call .cpu()"
             )
-        return value.detach().resolve_conj().resolve_neg().contiguous()
+        try:
+            return value.detach().resolve_conj().resolve_neg().contiguous()
+        except RuntimeError:  # sparse, nested
+            raise InputError(f"{where}: found a {value.layout} tensor, expected a dense one") from None
     return value
 
 

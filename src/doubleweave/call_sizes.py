@@ -239,7 +239,10 @@ def check_call(site: str, traced: Trace, call: TracedCall) -> None:
         unknown = expression.free_symbols - set(bound)
         if len(unknown) == 1:
             (symbol,) = unknown
-            solutions = sympy.solve(expression.xreplace(bound) - found, symbol)
+            try:
+                solutions = sympy.solve(expression.xreplace(bound) - found, symbol)
+            except NotImplementedError:
+                solutions = [found] if expression == symbol else []
             if solutions:
                 bound[symbol] = solutions[0]
         expected = expression.xreplace(bound)

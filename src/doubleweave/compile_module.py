@@ -41,9 +41,16 @@ def compile(
     Calling the program takes the module's arguments and returns what it returns. Raises PolicyError, SplitError or
     LowerError; `out` is then as it was before.
     """
+    from torch import nn
+
     from doubleweave.module_program import open_module
     from doubleweave.split_module import split_module
 
+    if not isinstance(module, nn.Module):
+        raise PolicyError(f"module: found a {type(module).__name__}, expected a torch.nn.Module")
+    for name, value in (("kwargs", kwargs), ("policy", policy)):
+        if value is not None and not isinstance(value, Mapping):
+            raise PolicyError(f"{name}: found a {type(value).__name__}, expected a dict")
     if not isinstance(args, (tuple, list)):
         raise PolicyError(f"args: found a {type(args).__name__}, expected a tuple of arguments")
     report = progress or (lambda what, done, total: None)
@@ -89,6 +96,7 @@ def _write(name: str, found: Any, folder: Path, report: Progress) -> None:
         report(f"lowered {what}" if done < total else what, min(done, total), total)
 
     split, digest = lower(found.torch_split, folder / PROGRAM_FILE, step)
+    _check_loads(folder / PROGRAM_FILE)
     Manifest(
         name=name,
         model=None,
@@ -98,6 +106,18 @@ def _write(name: str, found: Any, folder: Path, report: Progress) -> None:
         state_sha256=_write_states(found.states, folder / STATE_FILE),
         made_with={package: version(package) for package in ("doubleweave", "executorch", "torch")},
     ).write(folder)
+
+
+def _check_loads(path: Path) -> None:
+    """Load every method once: an operator without a kernel is found here, not at the first call."""
+    from doubleweave import _native
+
+    program = _native.Program(str(path))
+    for method in program.method_names:
+        try:
+            program.load(method)
+        except _native.Error as error:
+            raise LowerError(f"segment {method}: cannot be loaded: {error}") from None
 
 
 def _write_states(states: Mapping[str, Tensor], path: Path) -> str:

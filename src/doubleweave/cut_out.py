@@ -44,6 +44,12 @@ def cut_out_calls(
     leaves: tuple[Leaf, ...],
     calls: list[Call],
 ) -> Trace:
+    for node in exported.graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise SplitError(
+                f"{what}: has {node.target} (data-dependent control flow), which a segment cannot hold; take the "
+                "branch outside the module"
+            )
     bodies = _Bodies(module, {id(call.match.module) for call in calls})
     _unify(exported, leaves)
     graph = fx.Graph()
@@ -141,6 +147,11 @@ def _changed(what: str, exported: torch.export.ExportedProgram, bodies: _Bodies)
             name = str(spec.target)
             if bodies.of_buffer(name) is None:
                 changed.add(name)
+        elif spec.kind is not OutputKind.USER_OUTPUT:
+            raise SplitError(
+                f"{what}: changes {str(spec.target).removeprefix(MODULE + '.')!r} in forward, expected a buffer; make "
+                "it one with register_buffer"
+            )
     return changed
 
 
@@ -230,6 +241,14 @@ def _is_random(node: Any) -> bool:
     if node.target is torch.ops.aten.scaled_dot_product_attention.default:
         dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
         return bool(dropout)
+    if str(node.target) in (
+        "aten.lstm.input",
+        "aten.gru.input",
+        "aten.rnn_tanh.input",
+        "aten.rnn_relu.input",
+    ):
+        dropout, is_training = node.args[5:7]
+        return bool(dropout and is_training)
     is_dropout = node.target is torch.ops.aten.dropout.default
     return is_dropout or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
@@ -244,16 +263,11 @@ def _check(what: str, graph: fx.Graph, bodies: _Bodies) -> None:
                 f"{what}: {node.target} draws random numbers; call module.eval() before compiling, or take the "
                 "randomness as an argument"
             )
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
-            raise SplitError(
-                f"{what}: has {node.target} (data-dependent control flow), which a segment cannot hold; take the "
-                "branch outside the module"
-            )
         leaked = bodies.of_node(node)
         if leaked is not None and isinstance(node.meta.get("val"), Tensor):
             raise SplitError(
                 f"{what}: a tensor computed inside {leaked!r} is used outside it ({node.target}) without being "
-                "returned; return it from that module's forward"
+                "returned; return it from that module's forward (what a forward hook of it computes counts as outside)"
             )
 
 

@@ -20,6 +20,8 @@ from doubleweave.trees import Tree
 # Sizes to export with: all different, so that no two dims look equal by chance.
 _EXAMPLES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 
+_MOST = 2**24
+
 Axes = dict[int, Any]  # axis -> Dim or DimHint
 
 
@@ -72,7 +74,7 @@ def leaves(
 def _match(what: str, tree: Tree, dims: Any, path: str, rest: list[Tensor]) -> list[Leaf]:
     if tree.kind == "tensor":
         tensor = rest.pop(0)
-        return [Leaf(path, tensor, _axes(what, dims, path, tensor.ndim))]
+        return [Leaf(path, tensor, _axes(what, dims, path, tensor))]
     if tree.kind == "constant":
         if dims:
             raise PolicyError(f"{what}: dims of {path}, which is the constant {tree.value!r} and has no axes")
@@ -94,7 +96,8 @@ def _match(what: str, tree: Tree, dims: Any, path: str, rest: list[Tensor]) -> l
     return found
 
 
-def _axes(what: str, dims: Any, path: str, rank: int) -> Axes:
+def _axes(what: str, dims: Any, path: str, tensor: Tensor) -> Axes:
+    rank = tensor.ndim
     if isinstance(dims, (tuple, list)):
         if len(dims) != rank:
             raise PolicyError(f"{what}: found {len(dims)} dims for {path}, which has {rank} axes")
@@ -107,6 +110,11 @@ def _axes(what: str, dims: Any, path: str, rank: int) -> Axes:
     for axis, dim in dims.items():
         if type(axis) is not int or not -rank <= axis < rank:
             raise PolicyError(f"{what}: {path} has no axis {axis!r}; it has {rank}, 0 to {rank - 1}")
+        if isinstance(dim, int) and dim != tensor.shape[axis]:
+            raise PolicyError(
+                f"{what}: axis {axis} of {path} is {tensor.shape[axis]}, and its dim says {dim}; give it a "
+                "Dim, or leave it out"
+            )
         if dim is None or isinstance(dim, int) or dim is Dim.STATIC:
             continue
         if not isinstance(dim, (Dim, type(Dim.AUTO))):
@@ -125,6 +133,8 @@ def _check_bounds(what: str, dim: Any) -> None:
             f"{what}: dim {dim.__name__!r} has no largest size, and a dynamic method is planned for one; write "
             f"Dim({dim.__name__!r}, min=…, max=…)"
         )
+    if dim.max > _MOST:
+        raise PolicyError(f"{what}: dim {dim.__name__!r} goes up to {dim.max}, expected at most {_MOST}")
     if dim.min < 1:
         raise PolicyError(f"{what}: dim {dim.__name__!r} begins at {dim.min}, expected at least 1")
 

@@ -138,7 +138,7 @@ def _lower_all(
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet_worker)
     try:
-        with _interrupts_held():
+        with _interrupts_held(), quiet():
             futures = {pool.submit(_lower_one, job): job for job in todo}
         for future in as_completed(futures):
             job = futures[future]

@@ -62,7 +62,7 @@ class ModuleProgram:
 
     @record.setter
     def record(self, value: bool) -> None:
-        self._workers.record = value
+        self._workers.record = bool(value)
 
     @property
     def threads(self) -> int:

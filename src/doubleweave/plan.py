@@ -222,7 +222,10 @@ class _Builder:
                 else:
                     sizes = shape_of(values[name].shape, known)
                     names[name] = self.tensor(_path(path, function, name), values[name].dtype, sizes)
-            changed |= self._segment(call, _path(path, function, call.name), names, next_of, values)
+            counted = self._segment(call, _path(path, function, call.name), names, next_of, values)
+            for changing in counted:  # chunk by chunk: the last chunk's update is the next value
+                names[next_of[changing]] = self._state(values[changing], 0)
+            changed |= counted
         # A state that is returned is copied, before a later update takes its buffer.
         results = [
             self._copied(names[name], _path(path, function, name))

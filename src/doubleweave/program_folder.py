@@ -46,7 +46,11 @@ def replace_folder(temporary: Path, folder: Path) -> None:
         temporary.rename(folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.absolute().parent)) / "program"
-    folder.rename(old)
+    try:
+        folder.rename(old)
+    except OSError:
+        old.parent.rmdir()
+        raise
     try:
         temporary.rename(folder)
     except OSError:

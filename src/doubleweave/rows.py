@@ -8,6 +8,7 @@ last chunk padded. A segment with state is checked in numbers alone, in order an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, fx
@@ -93,9 +94,11 @@ def _compare(
 ) -> str | None:
     """What differs between all rows at once and chunk by chunk; None when nothing does."""
     generator = torch.Generator().manual_seed(20261)
-    for size in sizes:
+    for size, scale in product(sizes, (1.0, 100.0)):
         total = size + max(1, size // 2)
-        whole = [_random(port, total, generator) for port in inputs]
+        whole = [
+            scale * x if x.is_floating_point() else x for x in (_random(p, total, generator) for p in inputs)
+        ]
         chunks = [size, *([1] * (total - size) if any(are_states) else [size])]
         try:
             with torch.no_grad():

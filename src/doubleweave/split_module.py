@@ -71,6 +71,12 @@ def split_module(
     matches = resolve(module, policy)
     what = type(module).__name__
     root = next((m for m in matches if m.module is module), Match("", module, DynamicRule(), "the default"))
+    if isinstance(root.rule, DynamicRule) and root.rule.dims is not None:
+        if dynamic_shapes is not None:
+            raise PolicyError(
+                "policy: '' gives dims for the whole module, and dynamic_shapes gives them too; leave one out"
+            )
+        dynamic_shapes = root.rule.dims
     builder = _Builder([m for m in matches if m.module is not module], operator_rules(policy))
     parameters, tensors = bind(what, module, args, kwargs)
     leaves = _dims.leaves(what, parameters, tensors, dynamic_shapes)
@@ -249,6 +255,14 @@ class _Builder:
                 call for call in calls if state in call.reads or after in call.writes or after in call.reads
             ]
             chunked = [call for call in users if _is_chunked(self.segments.get(call.segment))]
+            is_own = (
+                all(after in call.writes for call in chunked) and list(next_of.values()).count(after) == 1
+            )
+            if chunked and not is_own:
+                raise SplitError(
+                    f"{chunked[0].name!r}: state {state!r} becomes another state, or the same as one, which chunk by "
+                    "chunk is something else than at once; make it Dynamic"
+                )
             if chunked and len(users) > 1:
                 raise SplitError(
                     f"{chunked[0].name!r}: changes state {state!r} chunk by chunk, and {len(users)} segments use it; "

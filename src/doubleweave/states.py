@@ -64,7 +64,9 @@ class States(MutableMapping[str, npt.NDArray[Any]]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         wanted = self._values[self._known(name)]
-        array = np.asarray(value) if isinstance(value, (int, float, list)) else value
+        array = value
+        if isinstance(value, (bool, int, float, list)) and wanted.dtype != "bfloat16":
+            array = np.asarray(value, dtype=wanted.dtype)
         shape = [int(size) for size in wanted.shape]
         if list(getattr(array, "shape", ())) != shape or dtype_name(array) not in (
             wanted.dtype,

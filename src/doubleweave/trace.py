@@ -52,8 +52,14 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = _arguments(self.parameters_, iter(tensors))
-        before = _buffers(self.model)
+        before, constants = _buffers(self.model), _constants(self.model)
         result = self.model(*args, **kwargs)
+        for key, (owner, name, value) in _constants(self.model).items():
+            if key not in constants or constants[key][2] != value:
+                raise SplitError(
+                    f"{type(owner).__name__}: forward sets {name!r} to {value!r}, which a program does not remember; "
+                    "make it a buffer with register_buffer"
+                )
         try:
             returns, found = flatten(result, "its result")
         except TreeError as error:
@@ -118,6 +124,10 @@ def trace(
                 f"{what}: {leaf.path} is {dtype} on {leaf.example.device}, expected a tensor on the CPU of "
                 f"{', '.join(ITEM_BYTES)}"
             )
+        if 0 in leaf.example.shape:
+            raise SplitError(
+                f"{what}: {leaf.path} is empty, {list(leaf.example.shape)}, expected at least one element"
+            )
     noted: list[Tree] = []
     flat = _Flat(module, parameters, noted.append)
     calls: list[Call] = []
@@ -178,6 +188,16 @@ def _buffers(module: nn.Module) -> _Buffers:
     ]
 
 
+def _constants(module: nn.Module) -> dict[tuple[int, str], tuple[nn.Module, str, Any]]:
+    """Numbers and strings that modules keep: state that torch.export would freeze."""
+    return {
+        (id(owner), name): (owner, name, value)
+        for owner in module.modules()
+        for name, value in vars(owner).items()
+        if type(value) in (bool, int, float, str)
+    }
+
+
 def _change_assigned(before: _Buffers, results: list[Tensor]) -> list[Tensor]:
     """Turn `self.total = self.total + x` into a change of the buffer: torch.export forgets the assignment.
 
@@ -217,7 +237,8 @@ def _export(what: str, flat: _Flat, leaves: Sequence[Leaf]) -> torch.export.Expo
     axes = [leaf.axes for leaf in leaves]
     try:
         with torch.no_grad(), quiet():
-            exported = torch.export.export(flat, examples, dynamic_shapes=(tuple(axes),), strict=False)
+            shapes = (tuple(axes),) if axes else None
+            exported = torch.export.export(flat, examples, dynamic_shapes=shapes, strict=False)
             functional: torch.export.ExportedProgram = exported.run_decompositions({})
             return functional
     except DoubleweaveError:
