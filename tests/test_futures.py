@@ -466,7 +466,7 @@ def test_a_future_cannot_be_iterated(pair):
     # It has parts, but says nowhere how many.
     future = pair.submit(full(1), full(1))
     for use in (iter, list, lambda f: [*f], lambda f: pair(*f), lambda f: 1 in f):
-        with pytest.raises(TypeError, match="iterable|container"):
+        with pytest.raises(TypeError, match=r"iterable|container"):
             use(future)
 
 

@@ -484,6 +484,25 @@ def test_a_states_buffers_take_turns():
         assert all(map(np.array_equal, found, wanted))
 
 
+@pytest.mark.parametrize("outputs", [("n",), ("n.next",), ("n", "n.next")])
+def test_a_state_that_is_returned_stays_as_it_was_then(outputs):
+    segments, inner = counter(DYNAMIC, outputs=outputs)
+    values = [value("x", ROW, "input")]
+    calls = []
+    for number in range(4):
+        writes = tuple(f"y{number}.{place}" for place in range(len(outputs)))
+        values += [value(name, (1,)) for name in writes]
+        calls.append(Call(f"c{number}", "counter", ("x",), writes, callee="function"))
+    names = tuple(v.name for v in values[1:])
+    main = Function("", tuple(calls), tuple(values), names, (Range("T", 1, MOST),))
+    split = Split(segments, (main, inner))
+    arrays = example(main, 3)
+    found = Follower(split, {"n": [np.full(1, 5), np.zeros(1, np.int64)]}).run(plan_of(split, arrays), arrays)
+    wanted = call_by_call(split, main, arrays, {"n": np.full(1, 5)})
+    assert len({array.item() for array in wanted}) >= 4
+    assert all(map(np.array_equal, found, wanted))
+
+
 @pytest.mark.parametrize(
     ("rows", "methods"), [(1, ["@1"]), (4, ["@4"]), (6, ["@4", "@1", "@1"]), (12, ["@4"] * 3)]
 )

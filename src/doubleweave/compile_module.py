@@ -117,7 +117,8 @@ def _check_loads(path: Path) -> None:
         try:
             program.load(method)
         except _native.Error as error:
-            raise LowerError(f"segment {method}: cannot be loaded: {error}") from None
+            what = str(error).replace(str(path), path.name)
+            raise LowerError(f"segment {method}: cannot be loaded: {what}") from None
 
 
 def _write_states(states: Mapping[str, Tensor], path: Path) -> str:
