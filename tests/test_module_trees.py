@@ -750,6 +750,30 @@ def test_state_assigned_anew():
         both.check_states()
 
 
+class CopiesTwice(nn.Module):
+    """Two states take the same value."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("one", torch.zeros(3, 4))
+        self.register_buffer("other", torch.zeros(3, 4))
+
+    def forward(self, x):
+        result = x + self.one - self.other
+        doubled = x * 2
+        self.one.copy_(doubled)
+        self.other.copy_(doubled)
+        return result
+
+
+@pytest.mark.xfail(strict=True, reason="bugT_7: torch.export's result order does not survive it")
+def test_two_states_with_one_value():
+    both = Both(CopiesTwice(), (rows(3, 4),))
+    for _ in range(2):
+        both.check(rows(3, 4))
+        both.check_states()
+
+
 # Programs on disk.
 
 RUN = """
@@ -830,6 +854,14 @@ def test_nested_dims_keep_their_own_range():
     assert ranges == {"": [("T", 2, 8)], "inner": [("wide", 1, 100)]}
 
 
+def test_dims_of_the_whole_module_in_the_policy():
+    n = Dim("n", min=1, max=9)
+    both = Both(nn.Linear(4, 4), (rows(3, 4),), policy={"": dw.Dynamic({"input": {0: n}}, device="gpu")})
+    for size in (1, 9):
+        both.check(rows(size, 4))
+    assert both.devices() == {"glue_0": "gpu"}
+
+
 def test_derived_dims():
     k = Dim("k", min=1, max=9)
     both = Both(Longer(), (rows(4, 3), rows(2, 3)), dynamic_shapes={"a": {0: 2 * k}, "b": {0: k}})
@@ -901,6 +933,39 @@ def test_integers_bools_and_float64():
         both.check(torch.randint(0, 10, (n, 3)), torch.rand(n, 3) > 0.5, rows(n, 3, 4).double())
     dtypes = [value.dtype for value in both.program.split.main.inputs]
     assert dtypes == ["int64", "bool", "float64"]
+
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3))
+
+    def forward(self, n, offset=0.5):
+        return self.weight * n + offset
+
+
+def test_without_tensor_arguments():
+    both = Both(Table(), (3,))
+    with torch.no_grad():
+        want = both.eager(3)
+    got = both.program(3)  # nothing says that the caller wants torch's tensors
+    assert isinstance(got, np.ndarray)
+    np.testing.assert_allclose(got, want.numpy(), rtol=1e-6)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 5, batch_first=True, bidirectional=True, dropout=0.5, num_layers=2)
+
+    def forward(self, x):
+        out, (h, c) = self.lstm(x)
+        return {"out": out, "state": (h, c)}
+
+
+def test_recurrent_in_eval_mode():
+    both = Both(Recurrent().eval(), (rows(1, 6, 4),), policy={"lstm": dw.Dynamic()})
+    both.check(rows(1, 6, 4))
 
 
 def test_convolutions():
