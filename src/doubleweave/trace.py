@@ -194,7 +194,7 @@ def _constants(module: nn.Module) -> dict[tuple[int, str], tuple[nn.Module, str,
         (id(owner), name): (owner, name, value)
         for owner in module.modules()
         for name, value in vars(owner).items()
-        if type(value) in (bool, int, float, str)
+        if type(value) in (bool, int, float, str) and name != "training"  # torch.export sets that itself
     }
 
 
