@@ -55,7 +55,7 @@ class _Flat(nn.Module):
         before, constants = _buffers(self.model), _constants(self.model)
         result = self.model(*args, **kwargs)
         for key, (owner, name, value) in _constants(self.model).items():
-            if key not in constants or constants[key][2] != value:
+            if key in constants and constants[key][2] != value:
                 raise SplitError(
                     f"{type(owner).__name__}: forward sets {name!r} to {value!r}, which a program does not remember; "
                     "make it a buffer with register_buffer"
