@@ -47,28 +47,6 @@ def toy_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy_program(tmp_path_factory.mktemp("native"))
 
 
-@pytest.fixture(scope="session")
-def warm() -> None:
-    """Lower something small in this process, so that the processes forked from it need not warm up each."""
-    import torch
-    from torch import fx
-
-    from doubleweave.ir import Port, Segment, Static
-    from doubleweave.lower import _import_lowering, lower_graph
-
-    _import_lowering()
-
-    port = Port("in0", "float32", (1, "T", 8))
-    segment = Segment("warm", "cpu", "xnnpack", Static((2,)), (port,), (port,), "warm")
-    root = torch.nn.Module()
-    root.register_buffer("w0", torch.ones(8, 8))
-    graph = fx.Graph()
-    source = graph.placeholder("in0")
-    linear = graph.call_function(torch.ops.aten.linear.default, (source, graph.get_attr("w0")))
-    graph.output((linear,))
-    lower_graph(fx.GraphModule(root, graph), (torch.ones(8, 8),), segment, 2)
-
-
 def _compile(factory: pytest.TempPathFactory, name: str, **options: Any) -> Path:
     import doubleweave
 
@@ -78,24 +56,24 @@ def _compile(factory: pytest.TempPathFactory, name: str, **options: Any) -> Path
 
 
 @pytest.fixture(scope="session")
-def toy_program_dir(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Path:
+def toy_program_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy in float32, bounded rows. Tests must not change it; `toy_copy` may be changed."""
     return _compile(tmp_path_factory, "bounded", quantize="none", chunk=(32,))
 
 
 @pytest.fixture(scope="session")
-def toy_static_dir(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Path:
+def toy_static_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy in float32, fixed sizes 1, 8 and 32."""
     return _compile(tmp_path_factory, "static", quantize="none", shape="static", chunk=(1, 8, 32))
 
 
 @pytest.fixture(scope="session")
-def toy_8da8w_dir(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Path:
+def toy_8da8w_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _compile(tmp_path_factory, "8da8w", quantize="8da8w", chunk=(32,))
 
 
 @pytest.fixture(scope="session")
-def toy_8da4w_dir(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Path:
+def toy_8da4w_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _compile(tmp_path_factory, "8da4w", quantize="8da4w", chunk=(32,))
 
 

@@ -22,7 +22,7 @@ SIDE = 640
 
 
 @pytest.fixture(scope="module")
-def program(warm):
+def program():
     """A module with a dynamic method, one with many kinds of parameters, and one that takes its time."""
     import torch
     from torch.export import Dim
@@ -145,8 +145,8 @@ def test_the_whole_module_and_each_method_take_arguments_as_the_module_does(prog
             lambda p, n: p(n.x, n.y),
             r"Net: missing a required argument: 'large'; expected Net\(x, y, large, power=1",
         ),
-        (lambda p, n: p(*n.args, mode="other"), "Net: mode: found 'other', expected 'plain'"),
-        (lambda p, n: p(*n.args, 2), r"Net: power: found 2, expected 1 \(constants are compiled in\)"),
+        (lambda p, n: p(*n.args, mode="other"), "Net, mode: found 'other', expected 'plain'"),
+        (lambda p, n: p(*n.args, 2), r"Net, power: found 2, expected 1 \(constants are compiled in\)"),
         (lambda p, n: p(*n.args, color=1), "Net: got an unexpected keyword argument 'color'"),
         (lambda p, n: p(n.y, n.x, n.large), r"Net, x: found shape \[6, 3\], expected \[3, 6\]"),
         (
@@ -159,8 +159,8 @@ def test_the_whole_module_and_each_method_take_arguments_as_the_module_does(prog
             lambda p, n: p.methods["MatMul"](n.x, n.x),
             r"MatMul, b: found shape \[3, 6\], expected \[k, n\] with k in 1\.\.10, n in 1\.\.10, where k = 6",
         ),
-        (lambda p, n: p.methods["gate"](n.x), "gate: bias: found None, expected a tensor"),
-        (lambda p, n: p.methods["gate"](n.x, 2.0, bias=n.x), r"gate: scale: found 2\.0, expected 3\.0"),
+        (lambda p, n: p.methods["gate"](n.x), "gate, bias: found None, expected a tensor"),
+        (lambda p, n: p.methods["gate"](n.x, 2.0, bias=n.x), r"gate, scale: found 2\.0, expected 3\.0"),
         (lambda p, n: p.methods["gate"](n.x, 3.0, n.x), "gate: too many positional arguments"),
     ],
 )
@@ -289,7 +289,7 @@ def test_threads_are_checked(program, threads):
 
 
 @pytest.fixture(scope="module")
-def counting_path(tmp_path_factory, warm):
+def counting_path(tmp_path_factory):
     """A module that counts its calls, over one that counts its own."""
     import torch
 
@@ -489,3 +489,13 @@ def test_a_state_changed_chunk_by_chunk_is_seen_as_a_whole(kind):
         a, b = (b, a + total) if kind == "swapped" else (a + total, b)
         assert kind == "swapped" or found[1].tolist() == a.tolist()
         assert program.state["sums.a"].tolist() == a.tolist()
+
+
+def test_states_are_a_mapping(counting):
+    counting.state["calls"] = (3,) if counting.state["calls"].ndim else 3
+    assert counting.state.get("calls").item() == 3
+    assert counting.state.get("none") is None
+    assert counting.state.get("none", 7) == 7
+    with pytest.raises(InputError, match="state 'calls': found a NoneType, expected"):
+        counting.state["calls"] = None
+    counting.state.reset()

@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_compiles_a_folder_over_an_older_program(cli, warm, source, toy_copy, toy_program):
+def test_compiles_a_folder_over_an_older_program(cli, source, toy_copy, toy_program):
     import doubleweave
 
     wanted = toy_program.generate("same", 12)
@@ -146,15 +146,15 @@ def test_a_tokenizer_that_cannot_be_written(quick_lowering, tmp_path, error):
     assert not list(tmp_path.iterdir())
 
 
-def _fail(job):  # found by name in the process that lowers
-    raise RuntimeError(f"cannot do {job}\nand more lines")
+def _fail(graph_module, weights, segment, size, *, is_shared):
+    raise RuntimeError(f"cannot do {segment.name}\nand more lines")
 
 
-def test_a_failing_segment_is_named(monkeypatch, warm, tmp_path):
+def test_a_failing_segment_is_named(monkeypatch, tmp_path):
     import doubleweave
     from doubleweave import lower
 
-    monkeypatch.setattr(lower, "_lower_one", _fail)
+    monkeypatch.setattr(lower, "lower_graph", _fail)
     with pytest.raises(
         LowerError, match=r"segment \w+: \w+ cannot lower it \(RuntimeError: cannot do \w+\)$"
     ):

@@ -50,7 +50,7 @@ def filled(template, weights):
     ("recipe", "shape"),
     [("none", rows(1, 8)), ("8da8w", rows(1, 8)), ("8da4w", rows(1, 8)), ("8da8w", Static((8,)))],
 )
-def test_a_filled_template_is_the_layer_lowered_directly(warm, recipe, shape):
+def test_a_filled_template_is_the_layer_lowered_directly(recipe, shape):
     from doubleweave.emit import Constant
     from doubleweave.lower import lower_graph
 
@@ -91,7 +91,7 @@ def two_linears(biases):
     return fx.GraphModule(root, graph), weights, segment
 
 
-def test_a_layer_with_zero_biases_stands_for_layers_with_others(warm):
+def test_a_layer_with_zero_biases_stands_for_layers_with_others():
     from doubleweave.lower import lower_graph
 
     graph, zeros, segment = two_linears((torch.zeros(8), torch.zeros(8)))
@@ -112,7 +112,7 @@ def test_numbers_of_tiny_tensors_belong_to_the_structure():
     assert digest(torch.zeros(1), torch.ones(4)) != wanted
 
 
-def test_layers_differ_only_in_their_weights(warm):
+def test_layers_differ_only_in_their_weights():
     from doubleweave.lower import jobs
 
     split = split_of("none", rows(1, 8))

@@ -28,7 +28,7 @@ LARGE = np.full((SIDE, SIDE), 1e-3, "f4")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, warm):
+def folder(tmp_path_factory):
     """Two devices: `slow` takes some tens of milliseconds on the "npu", the others next to nothing on the "cpu"."""
     import torch
     from torch.export import Dim

@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: E402
 import doubleweave as dw  # noqa: E402
 from doubleweave.manifest import PROGRAM_FILE  # noqa: E402
 
-pytestmark = [pytest.mark.executorch, pytest.mark.usefixtures("warm")]
+pytestmark = pytest.mark.executorch
 
 
 class MatMul(nn.Module):
@@ -519,7 +519,7 @@ def test_flags_numbers_and_modes_are_variants():
     both.check_method("fc#2", x, mode="relu", scale=0.5)
     both.check_method("fc#3", x, bias=y)
     with pytest.raises(
-        dw.InputError, match=r"fc: flip: found True, expected False \(constants are compiled in\)"
+        dw.InputError, match=r"fc, flip: found True, expected False \(constants are compiled in\)"
     ):
         both.program.methods["fc"](x, True)
 
@@ -766,12 +766,57 @@ class CopiesTwice(nn.Module):
         return result
 
 
-@pytest.mark.xfail(strict=True, reason="bugT_7: torch.export's result order does not survive it")
 def test_two_states_with_one_value():
     both = Both(CopiesTwice(), (rows(3, 4),))
     for _ in range(2):
         both.check(rows(3, 4))
         both.check_states()
+
+
+class TwoNames(nn.Module):
+    """One module, and so one state, under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = Around(Counter())
+        self.second = self.first
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("policy", [{}, {"first": dw.Dynamic()}, {"second": dw.Dynamic()}], ids=str)
+def test_a_state_under_two_names_is_one(policy):
+    both = Both(TwoNames(), (rows(3, 4),), policy=policy)
+    for _ in range(2):
+        both.check(rows(3, 4))
+    assert {name: int(value) for name, value in both.program.state.items()} == {"first.inner.count": 4}
+
+
+class Notes(nn.Module):
+    """Leaves things in attributes that it never reads again."""
+
+    def __init__(self):
+        super().__init__()
+        self.length = None
+        self.sizes = (3, 4)
+        self.config = {"limit": float("nan"), "names": ["a"]}
+
+    def forward(self, x):
+        self.length = x.shape[-1]
+        self.sizes = tuple(x.shape[1:])
+        self.scores = x.softmax(-1)
+        return self.scores * self.length
+
+
+def test_what_forward_only_notes_is_no_state():
+    module = Notes()
+    module.sizes = (4,)
+    before = dict(vars(module))
+    both = Both(module, (rows(3, 4),), dynamic_shapes={"x": {0: Dim("T", min=1, max=8)}})
+    both.check(rows(5, 4))
+    assert vars(module) == before
+    assert "scores" not in vars(module)
 
 
 # Programs on disk.
@@ -944,7 +989,6 @@ class Table(nn.Module):
         return self.weight * n + offset
 
 
-@pytest.mark.xfail(strict=True, reason="bugT_30: two constants of a module without inputs lose their names")
 def test_without_tensor_arguments():
     both = Both(Table(), (3,))
     with torch.no_grad():

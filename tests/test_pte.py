@@ -19,7 +19,7 @@ def raw(tensor) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def tied(warm, tmp_path_factory):
+def tied(tmp_path_factory):
     """(path, split, module) of a program of embedding and head, which share their weight."""
     from doubleweave.export import export_llm, owned_modules
     from doubleweave.lower import lower_graph, prepare

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from doubleweave import _native
 from doubleweave.errors import InputError
 
 Kind = Literal["numpy", "torch", "jax"]
@@ -42,15 +43,27 @@ def readable(value: Any, where: str) -> Any:
         # NumPy has no bfloat16 of its own.
         return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
     if kind_of([value]) == "torch":
+        if getattr(value, "is_nested", False):
+            raise InputError(f"{where}: found a nested tensor, expected a dense one")
         if value.device.type != "cpu":
             raise InputError(
                 f"{where}: found a tensor on {value.device}, expected one on the CPU; call .cpu()"
             )
         try:
             return value.detach().resolve_conj().resolve_neg().contiguous()
-        except RuntimeError:  # sparse, nested
+        except RuntimeError:  # sparse
             raise InputError(f"{where}: found a {value.layout} tensor, expected a dense one") from None
-    return value
+    try:
+        _native.Region.of(value, writable=False)
+        return value
+    except TypeError:  # strided
+        pass
+    try:
+        return np.ascontiguousarray(np.from_dlpack(value))
+    except (RuntimeError, TypeError, BufferError, ValueError):  # such as bfloat16, which NumPy does not have
+        raise InputError(
+            f"{where}: found a tensor that cannot be read in place, expected a contiguous one"
+        ) from None
 
 
 def empty(kind: Kind, shape: Sequence[int], dtype: str) -> Any:
@@ -83,6 +96,9 @@ def writable(value: Any, shape: Sequence[int], dtype: str, where: str) -> Any:
         size = value.size
     elif kind_of([value]) == "torch":
         is_usable = value.is_contiguous() and value.device.type == "cpu" and not value.requires_grad
+        is_usable = is_usable and not (
+            value.is_neg() or value.is_conj()
+        )  # what is written would be read negated
         size = value.numel()
     else:
         raise InputError(

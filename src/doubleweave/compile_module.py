@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 import weakref
@@ -53,17 +54,19 @@ def compile(
             raise PolicyError(f"{name}: found a {type(value).__name__}, expected a dict")
     if not isinstance(args, (tuple, list)):
         raise PolicyError(f"args: found a {type(args).__name__}, expected a tuple of arguments")
+    if out is not None and not isinstance(out, (str, Path)):
+        raise PolicyError(f"out: found {out!r}, expected the path of a folder to write")
     report = progress or (lambda what, done, total: None)
     if out is None:
         # Outside the working folder, and gone with the program.
         folder = Path(tempfile.mkdtemp(prefix="doubleweave.")) / "program"
     else:
         folder = Path(out)
-        check_target(folder)
+        check_target(folder, "out=")
     report("tracing", 0, 1)
     try:
         found = split_module(module, tuple(args), dict(kwargs or {}), dynamic_shapes, policy or {})
-        temporary = make_beside(folder)
+        temporary = make_beside(folder, "out=")
         try:
             _write(type(module).__name__, found, temporary, report)
             replace_folder(temporary, folder)
@@ -117,8 +120,13 @@ def _check_loads(path: Path) -> None:
         try:
             program.load(method)
         except _native.Error as error:
-            what = str(error).replace(str(path), path.name)
-            raise LowerError(f"segment {method}: cannot be loaded: {what}") from None
+            missing = re.search(r"kernel 'aten::([\w.]+)' not found", str(error))
+            why = (
+                f"ExecuTorch has no kernel for aten.{missing[1]}; replace the operator, or take it out of the model"
+                if missing
+                else f"cannot be loaded: {str(error).replace(str(path), path.name)}"
+            )
+            raise LowerError(f"segment {method}: {why}") from None
 
 
 def _write_states(states: Mapping[str, Tensor], path: Path) -> str:

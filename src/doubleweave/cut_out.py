@@ -46,6 +46,11 @@ def cut_out_calls(
 ) -> Trace:
     for node in exported.graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
+            if str(node.target) == "with_effects":
+                raise SplitError(
+                    f"{what}: does something beside computing tensors, such as printing, which a program cannot; "
+                    "take it out"
+                )
             raise SplitError(
                 f"{what}: has {node.target} (data-dependent control flow), which a segment cannot hold; take the "
                 "branch outside the module"
@@ -262,6 +267,11 @@ def _check(what: str, graph: fx.Graph, bodies: _Bodies) -> None:
             raise SplitError(
                 f"{what}: {node.target} draws random numbers; call module.eval() before compiling, or take the "
                 "randomness as an argument"
+            )
+        if "_native_batch_norm_legit" in str(node.target) and "no_training" not in str(node.target):
+            raise SplitError(
+                f"{what}: has a batch norm in training mode, whose statistics are those of each call; call "
+                "module.eval() before compiling"
             )
         leaked = bodies.of_node(node)
         if leaked is not None and isinstance(node.meta.get("val"), Tensor):

@@ -5,6 +5,7 @@ It knows nothing of policies' keys or of graphs beyond the sizes of their inputs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,9 +175,21 @@ def with_examples(found: Sequence[Leaf]) -> tuple[Leaf, ...]:
 
 def text(paths: Sequence[str], axes: Sequence[Mapping[int, str]]) -> str:
     """Dims as one writes them: {"a": {0: m, 1: k}}."""
-    parts = [
-        f'"{path}": {{{", ".join(f"{axis}: {name}" for axis, name in named.items())}}}'
-        for path, named in zip(paths, axes, strict=True)
-        if named
-    ]
+    nested: dict[str, Any] = {}
+    for path, named in zip(paths, axes, strict=True):
+        if not named:
+            continue
+        first, *steps = re.findall(r"[^][.]+", path)  # of "xs[0]['a']" or "config.scale"
+        inner = nested
+        for step in [
+            f'"{first}"',
+            *(step if step.isdigit() or step[0] == "'" else f'"{step}"' for step in steps),
+        ]:
+            inner = inner.setdefault(step, {})
+        inner.update({str(axis): name for axis, name in named.items()})
+    return _text(nested)
+
+
+def _text(nested: dict[str, Any]) -> str:
+    parts = (f"{key}: {_text(value) if isinstance(value, dict) else value}" for key, value in nested.items())
     return "{" + ", ".join(parts) + "}"

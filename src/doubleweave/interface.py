@@ -118,7 +118,7 @@ class Interface:
             try:
                 tensors += match(p.tree, value, p.name)
             except TreeError as error:
-                raise InputError(f"{name}: {error}") from None
+                raise InputError(f"{name}, {error}") from None
         return tensors
 
     def result(self, tensors: Iterator[Any]) -> Any:

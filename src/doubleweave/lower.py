@@ -5,15 +5,10 @@ It knows nothing of language models; it reads a TorchSplit and writes a .pte.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-import warnings
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,9 +20,10 @@ from torch import Tensor, fx
 from doubleweave.backends import portable, xnnpack
 from doubleweave.emit import Template, made_up_weights, make_template
 from doubleweave.errors import LowerError, PolicyError
+from doubleweave.fold import fold, is_constant
+from doubleweave.forked import each_forked
 from doubleweave.ir import ROWS, Dynamic, Segment, Split
 from doubleweave.pte import ProgramWriter
-from doubleweave.quiet import quiet
 from doubleweave.sizes import evaluate, shape_of, symbols
 from doubleweave.split import TorchSplit, with_weights
 from doubleweave.transform import transform_segments
@@ -56,7 +52,11 @@ def prepare(torch_split: TorchSplit) -> TorchSplit:
     unknown = {s.backend for s in torch_split.split.segments} - set(BACKENDS)
     if unknown:
         raise PolicyError(f"backend {sorted(unknown)[0]!r}: expected one of {', '.join(BACKENDS)}")
-    return transform_segments(torch_split, xnnpack.prepare, names)
+    # Without inputs ExecuTorch 1.5 loses the names of constants; and there is nothing to compute twice.
+    constant = frozenset(
+        s.name for s in torch_split.split.segments if is_constant(torch_split.graphs[s.structure])
+    )
+    return transform_segments(transform_segments(torch_split, fold, constant), xnnpack.prepare, names)
 
 
 def jobs(split: Split) -> list[_Job]:
@@ -124,90 +124,36 @@ def _lower_shared(torch_split: TorchSplit, progress: Progress, num_processes: in
     }
 
 
-_inherited: TorchSplit | None = None  # what forked workers read: tensors need no pickling this way
-
-
 def _lower_all(
     torch_split: TorchSplit, todo: list[_Job], progress: Progress, num_processes: int | None
 ) -> _Templates:
-    global _inherited
-    _inherited = torch_split
-    templates = {}
-    workers = max(1, min(num_processes or len(os.sched_getaffinity(0)), len(todo)))
-    _import_lowering()
-    context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet_worker)
-    try:
-        with _interrupts_held(), quiet():
-            futures = {pool.submit(_lower_one, job): job for job in todo}
-        for future in as_completed(futures):
-            job = futures[future]
-            try:
-                templates[job.segment.name, job.size] = future.result()
-            except LowerError:
-                raise
-            except Exception as error:
-                first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    def lower_one(job: _Job) -> Template:
+        segment = job.segment
+        weights = torch_split.weights[segment.name]
+        try:
+            return lower_graph(
+                torch_split.graphs[segment.structure], weights, segment, job.size, is_shared=job.is_shared
+            )
+        except LowerError:
+            raise
+        except Exception as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            missing = re.search(r"Missing out variants: {'aten::(\w+)'", first)
+            if missing:
                 raise LowerError(
-                    f"segment {job}: {job.segment.backend} cannot lower it ({type(error).__name__}: {first})"
+                    f"segment {job}: ExecuTorch has no kernel for aten.{missing[1]}; replace the operator, or take it "
+                    "out of the model"
                 ) from error
+            raise LowerError(
+                f"segment {job}: {segment.backend} cannot lower it ({type(error).__name__}: {first})"
+            ) from error
+
+    templates = {}
+    with closing(each_forked(lower_one, todo, num_processes)) as lowered:
+        for job, template in lowered:
+            templates[job.segment.name, job.size] = template
             progress(str(job))
-        pool.shutdown()
-    except BaseException:
-        _stop(pool)
-        raise
-    finally:
-        _inherited = None
     return templates
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while processes fork: raised there it is lost in a fork handler, or a process is.
-
-    Blocking the signal would not do: any other thread may take it, and Python raises in this one.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if before is None or threading.current_thread() is not threading.main_thread():
-        yield  # Python raises nothing here
-        return
-    held: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        signal.raise_signal(signal.SIGINT)
-
-
-def _stop(pool: ProcessPoolExecutor) -> None:
-    for process in list((getattr(pool, "_processes", None) or {}).values()):
-        process.terminate()
-    pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _import_lowering() -> None:
-    """Import what the workers need before they are forked."""
-    with quiet():
-        import executorch.backends.xnnpack.partition.xnnpack_partitioner
-        import executorch.exir  # noqa: F401
-
-
-def _quiet_worker() -> None:
-    import logging
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and stops us
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-
-
-def _lower_one(job: _Job) -> Template:
-    assert _inherited is not None
-    weights = _inherited.weights[job.segment.name]
-    graph_module = _inherited.graphs[job.segment.structure]
-    return lower_graph(graph_module, weights, job.segment, job.size, is_shared=job.is_shared)
 
 
 def lower_graph(

@@ -147,16 +147,23 @@ def _no_match(key: Any, module: nn.Module) -> str:
     if isinstance(key, type):
         classes = sorted({type(found).__name__ for found in module.modules()})
         return f"policy: no module is a {key.__name__}; this one has {', '.join(classes[:12])}"
-    near = difflib.get_close_matches(key.removeprefix(PATTERN), names, n=3, cutoff=0.4) or names[:3]
-    hint = f"; names near it: {', '.join(near)}" if near else "; it has no nested modules"
+    near = difflib.get_close_matches(key.removeprefix(PATTERN), names, n=3, cutoff=0.5)
+    if near:
+        hint = f"; names near it: {', '.join(near)}"
+    elif names:
+        more = f", … ({len(names)} in all)" if len(names) > 6 else ""
+        hint = f"; its names are {', '.join(names[:6])}{more}"
+    else:
+        hint = "; it has no nested modules"
     what = "pattern" if key.startswith(PATTERN) else "key"
     return f"policy: {what} {key!r} matches no module of {type(module).__name__}{hint}"
 
 
 def _check_rule(key: str, rule: Any) -> None:
     if not isinstance(rule, (Static, Dynamic)):
+        found = f"the class {rule.__name__}" if isinstance(rule, type) else f"a {type(rule).__name__}"
         raise PolicyError(
-            f"policy: {key} is a {type(rule).__name__}, expected doubleweave.Static(…) or doubleweave.Dynamic(…)"
+            f"policy: {key} is {found}, expected doubleweave.Static(…) or doubleweave.Dynamic(…)"
         )
     if not isinstance(rule.device, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", rule.device):
         raise PolicyError(
@@ -169,8 +176,14 @@ def _check_rule(key: str, rule: Any) -> None:
             f"policy: {key}: sizes={rule.sizes!r} are those of chunks, and it has no chunk; add "
             'chunk={"argument": axis}'
         )
-    if rule.chunk is not None and not rule.chunk:
-        raise PolicyError(f'policy: {key}: chunk is empty, expected {{"argument": axis}}')
+    if rule.chunk is not None and not (
+        isinstance(rule.chunk, Mapping)
+        and rule.chunk
+        and all(isinstance(name, str) and type(axis) is int for name, axis in rule.chunk.items())
+    ):
+        raise PolicyError(f'policy: {key}: found chunk={rule.chunk!r}, expected {{"argument": axis, …}}')
+    if rule.sizes is not None and not isinstance(rule.sizes, (tuple, list)):
+        raise PolicyError(f"policy: {key}: found sizes={rule.sizes!r}, expected a tuple such as (1, 32, 128)")
     for size in rule.sizes or ():
         if type(size) is not int or not 1 <= size <= MOST_ROWS:
             raise PolicyError(f"policy: {key}: found size {size!r}, expected 1 to {MOST_ROWS} rows")

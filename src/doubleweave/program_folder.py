@@ -15,9 +15,10 @@ from doubleweave.manifest import MANIFEST_FILE, PROGRAM_FILE, STATE_FILE, TOKENI
 Progress = Callable[[str, int, int], None]
 
 
-def check_target(folder: Path) -> None:
+def check_target(folder: Path, option: str = "-o") -> None:
+    """Raises LowerError unless the folder may be written; `option` is what gives another one."""
     if folder.exists() and not folder.is_dir():
-        raise LowerError(f"{folder}: is a file, expected a folder to write; choose another one with -o")
+        raise LowerError(f"{folder}: is a file, expected a folder to write; choose another one with {option}")
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     # The whole folder is replaced, so nothing that is not ours may be in it.
     if found and (
@@ -25,17 +26,17 @@ def check_target(folder: Path) -> None:
     ):
         raise LowerError(
             f"{folder}: is a folder with other files in it, expected an empty or missing folder or an older "
-            "program; choose another one with -o"
+            f"program; choose another one with {option}"
         )
 
 
-def make_beside(folder: Path) -> Path:
+def make_beside(folder: Path, option: str = "-o") -> Path:
     try:
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
     except OSError as error:
         raise LowerError(
-            f"{folder}: cannot be made: {error.strerror}; choose another folder with -o"
+            f"{folder}: cannot be made: {error.strerror}; choose another folder with {option}"
         ) from error
 
 

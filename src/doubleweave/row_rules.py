@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import sympy
 import torch
 from torch import Tensor, fx
+from torch._decomp import core_aten_decompositions
+from torch._guards import detect_fake_mode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
 
@@ -20,7 +24,7 @@ class MixesRows(Exception):
 
 
 class UnknownOperator(Exception):
-    """An operator that this module does not know."""
+    """An operator that this module does not know, or knows for other arguments: its name."""
 
 
 class Follower:
@@ -49,9 +53,7 @@ class Follower:
         rule = _RULES.get(node.target)
         if rule is None:
             is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-            if not is_pointwise:
-                raise UnknownOperator
-            rule = _pointwise
+            rule = _pointwise if is_pointwise else _decomposed
         self.rows[node] = rule(self, node)
 
     def _has_rows(self, size: Any) -> bool:
@@ -66,6 +68,38 @@ class Follower:
 
 def _name(node: fx.Node) -> str:
     return str(node.target).removesuffix(".default")
+
+
+def _decomposed(follow: Follower, node: fx.Node) -> Axis:
+    """Follow the operators that torch takes this one for."""
+    given = [source for source in node.all_input_nodes if source in follow.rows]
+    others = {source: source.meta["val"] for source in node.all_input_nodes if source not in follow.rows}
+
+    def call(*tensors: Tensor) -> Any:
+        values = others | dict(zip(given, tensors, strict=True))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    examples = [source.meta["val"] for source in given]
+    try:
+        with detect_fake_mode(examples) or nullcontext():
+            traced = make_fx(call, dict(core_aten_decompositions()))(*examples)
+    except Exception:
+        raise UnknownOperator(_name(node)) from None
+    inner: dict[fx.Node, Axis] = {}
+    *steps, output = traced.graph.nodes
+    for step in steps:
+        if step.op == "placeholder":
+            inner[step] = follow.rows[given[len(inner)]]
+        elif step.op != "call_function" or step.target is node.target:
+            raise UnknownOperator(_name(node))
+    within = Follower(inner, follow.symbol)
+    for step in steps[len(given) :]:
+        within.node(step)
+    axes = {within.axis(result) for result in output.all_input_nodes}
+    if len(axes) != 1:
+        raise UnknownOperator(_name(node))
+    return axes.pop()
 
 
 def _pointwise(follow: Follower, node: fx.Node) -> Axis:
@@ -110,7 +144,7 @@ def _matmul(follow: Follower, node: fx.Node) -> Axis:
     value: Any = node.meta["val"]
     left_rank, right_rank = follow.rank(left), follow.rank(right)
     if min(left_rank, right_rank) < 2:
-        raise UnknownOperator
+        raise UnknownOperator(_name(node))
     from_end = {axis - rank for axis, rank in ((a, left_rank), (b, right_rank)) if axis is not None}
     if len(from_end) == 1 and max(from_end) < -2:
         return int(value.ndim + from_end.pop())  # a batch of products
@@ -130,24 +164,30 @@ def _norm(follow: Follower, node: fx.Node) -> Axis:
     return axis
 
 
-def _over_dims(position: int, keepdim: int | None) -> Callable[[Follower, fx.Node], Axis]:
-    """A reduction (or, with keepdim None, a scan or softmax) over the dims at args[position]."""
+def _argument(node: fx.Node, *names: str) -> Any:
+    """The argument of one of these names, its default if it is not given; None if there is no such argument."""
+    for at, parameter in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if parameter.name in names:
+            if at < len(node.args):
+                return node.args[at]
+            return node.kwargs.get(parameter.name, parameter.default_value)
+    return None
 
-    def rule(follow: Follower, node: fx.Node) -> Axis:
-        source = node.args[0]
-        axis, rank = follow.axis(source), follow.rank(source)
-        dims: Any = node.args[position] if len(node.args) > position else None
-        if dims is None or dims == []:
-            raise MixesRows(f"{_name(node)} is over all axes")
-        over = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
-        if axis in over:
-            raise MixesRows(f"{_name(node)} is over the rows")
-        assert axis is not None
-        if keepdim is None or (len(node.args) > keepdim and node.args[keepdim]) or node.kwargs.get("keepdim"):
-            return axis
+
+def _over_dims(follow: Follower, node: fx.Node) -> Axis:
+    """A reduction, a scan, a sort or a softmax over the axes it names."""
+    source = node.args[0]
+    axis, rank = follow.axis(source), follow.rank(source)
+    dims = _argument(node, "dim", "dims")
+    if dims is None or dims == []:
+        raise MixesRows(f"{_name(node)} is over all axes")
+    over = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
+    if axis in over:
+        raise MixesRows(f"{_name(node)} is over the rows")
+    assert axis is not None
+    if _argument(node, "keepdim") is False:
         return axis - len([d for d in over if d < axis])
-
-    return rule
+    return axis
 
 
 def _view(follow: Follower, node: fx.Node) -> Axis:
@@ -160,7 +200,7 @@ def _view(follow: Follower, node: fx.Node) -> Axis:
         is_rows = not isinstance(size, int) and size.node.expr == follow.symbol
         if is_rows and sympy.simplify(_product(value.shape[:found]) - lead) == 0:
             return found
-    raise UnknownOperator
+    raise UnknownOperator(_name(node))
 
 
 def _product(sizes: Sequence[Any]) -> Any:
@@ -199,7 +239,7 @@ def _unsqueeze(follow: Follower, node: fx.Node) -> Axis:
 def _squeeze(follow: Follower, node: fx.Node) -> Axis:
     axis, rank = follow.axis(node.args[0]), follow.rank(node.args[0])
     if len(node.args) < 2:
-        raise UnknownOperator
+        raise UnknownOperator(_name(node))
     dims: Any = node.args[1]
     gone = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
     if axis in gone:
@@ -213,6 +253,23 @@ def _expand(follow: Follower, node: fx.Node) -> Axis:
     axis = follow.axis(node.args[0])
     value: Any = node.meta["val"]
     return None if axis is None else axis + value.ndim - follow.rank(node.args[0])
+
+
+def _repeat(follow: Follower, node: fx.Node) -> Axis:
+    repeats: Any = node.args[1]
+    axis = follow.axis(node.args[0])
+    found = None if axis is None else axis + len(repeats) - follow.rank(node.args[0])
+    if found is not None and repeats[found] != 1:
+        raise MixesRows(f"{_name(node)} repeats the rows")
+    return found
+
+
+def _pad(follow: Follower, node: fx.Node) -> Axis:
+    amounts: Any = node.args[1]  # (before, after) of the last axis, of the one before it, …
+    axis, rank = follow.axis(node.args[0]), follow.rank(node.args[0])
+    if axis is not None and any(amounts[2 * (rank - 1 - axis) :][:2]):
+        raise MixesRows(f"{_name(node)} adds rows")
+    return axis
 
 
 def _within(position: int) -> Callable[[Follower, fx.Node], Axis]:
@@ -287,21 +344,40 @@ _RULES: dict[Any, Callable[[Follower, fx.Node], Axis]] = {
     aten.matmul.default: _matmul,
     aten.layer_norm.default: _norm,
     aten.rms_norm.default: _norm,
-    aten.softmax.int: _over_dims(1, None),
-    aten._softmax.default: _over_dims(1, None),
-    aten.log_softmax.int: _over_dims(1, None),
-    aten.cumsum.default: _over_dims(1, None),
-    aten.sum.dim_IntList: _over_dims(1, 2),
-    aten.mean.dim: _over_dims(1, 2),
-    aten.amax.default: _over_dims(1, 2),
-    aten.amin.default: _over_dims(1, 2),
-    aten.max.dim: _over_dims(1, 2),
-    aten.min.dim: _over_dims(1, 2),
-    aten.argmax.default: _over_dims(1, 2),
-    aten.argmin.default: _over_dims(1, 2),
-    aten.var.correction: _over_dims(1, 3),
-    aten.sum.default: _over_dims(1, None),
-    aten.mean.default: _over_dims(1, None),
+    aten.softmax.int: _over_dims,
+    aten._softmax.default: _over_dims,
+    aten.log_softmax.int: _over_dims,
+    aten.cumsum.default: _over_dims,
+    aten.sum.dim_IntList: _over_dims,
+    aten.mean.dim: _over_dims,
+    aten.amax.default: _over_dims,
+    aten.amin.default: _over_dims,
+    aten.max.dim: _over_dims,
+    aten.min.dim: _over_dims,
+    aten.argmax.default: _over_dims,
+    aten.argmin.default: _over_dims,
+    aten.var.correction: _over_dims,
+    aten.std.correction: _over_dims,
+    aten.var_mean.correction: _over_dims,
+    aten.std_mean.correction: _over_dims,
+    aten.prod.dim_int: _over_dims,
+    aten.any.dim: _over_dims,
+    aten.any.dims: _over_dims,
+    aten.any.default: _over_dims,
+    aten.all.dim: _over_dims,
+    aten.all.dims: _over_dims,
+    aten.all.default: _over_dims,
+    aten.logsumexp.default: _over_dims,
+    aten.linalg_vector_norm.default: _over_dims,
+    aten.cumprod.default: _over_dims,
+    aten.sort.default: _over_dims,
+    aten.topk.default: _over_dims,
+    aten.flip.default: _over_dims,
+    aten.roll.default: _over_dims,
+    aten.max.default: _over_dims,
+    aten.min.default: _over_dims,
+    aten.sum.default: _over_dims,
+    aten.mean.default: _over_dims,
     aten.view.default: _view,
     aten.reshape.default: _view,
     aten._unsafe_view.default: _view,
@@ -314,6 +390,8 @@ _RULES: dict[Any, Callable[[Follower, fx.Node], Axis]] = {
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
     aten.expand.default: _expand,
+    aten.repeat.default: _repeat,
+    aten.constant_pad_nd.default: _pad,
     aten.slice.Tensor: _within(1),
     aten.select.int: _select,
     aten.cat.default: _within(1),
@@ -327,6 +405,17 @@ _RULES: dict[Any, Callable[[Follower, fx.Node], Axis]] = {
     aten.conv2d.default: _batched,
     aten.conv1d.padding: _batched,
     aten.conv2d.padding: _batched,
+    aten.conv_transpose1d.default: _batched,
+    aten.conv_transpose2d.input: _batched,
+    aten.group_norm.default: _batched,
+    aten.avg_pool1d.default: _batched,
+    aten.avg_pool2d.default: _batched,
+    aten.max_pool2d.default: _batched,
+    aten.max_pool2d_with_indices.default: _batched,
+    aten.adaptive_avg_pool1d.default: _batched,
+    aten.adaptive_avg_pool2d.default: _batched,
+    aten.convolution.default: _batched,
+    aten._native_batch_norm_legit_no_training.default: _batched,
     aten.batch_norm.default: _batch_norm,
     aten.scaled_dot_product_attention.default: _attention,
     aten.clone.default: _same,

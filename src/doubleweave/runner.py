@@ -5,6 +5,7 @@ Plans are kept for the sizes seen last. It knows nothing of Python arguments; `m
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ class Runner:
                 elif prepared.execution is not None:
                     self._execute(prepared, inputs, outputs, record)
             except _native.Error as error:
-                raise RunError(str(error)) from error
+                raise RunError(_failure(str(error))) from error
             for state, times in prepared.plan.updates.items():
                 self.states.updated(state, times)
 
@@ -182,17 +183,28 @@ def _copy(step: Step, region_of: Any) -> _native.Copy:
     )
 
 
+def _failure(message: str) -> str:
+    """What a method said, without the runtime's own numbers: "method 'm' failed in aten.embedding: …"."""
+    found = re.search(r"(method '[^']*' failed): (?:Error::\w+: )?(.*)", message)
+    if found is None:
+        return message
+    check, _, call = found[2].partition("; KernelCall failed")
+    operator = re.search(r"operator aten::(\w+)", call)
+    return f"{found[1]}{f' in aten.{operator[1]}' if operator else ''}: {check.rstrip('.')}"
+
+
 def _check_apart(made: Plan, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     """Refuse a result that would be written over an input, or over another result."""
     taken = [(made.tensors[t].name, *address_range(x)) for t, x in zip(made.inputs, inputs, strict=True)]
-    for tensor, array in zip(dict.fromkeys(made.outputs), outputs, strict=True):
+    for number, array in enumerate(outputs):
+        what = f"result {number}"
         begin, end = address_range(array)
         for name, first, last in taken:
             if begin < last and first < end:
                 raise InputError(
-                    f"out: the memory for {made.tensors[tensor].name} is also that of {name}; give it memory of its own"
+                    f"out: the memory for {what} is also that of {name}; give it memory of its own"
                 )
-        taken.append((made.tensors[tensor].name, begin, end))
+        taken.append((what, begin, end))
 
 
 def _timeline(made: Plan, events: list[list[int]]) -> Timeline:

@@ -24,6 +24,9 @@ _BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
+# What a manifest says is computed: it must not take for ever.
+_LARGEST = 2**63
+_MOST_POWER = 8
 _FUNCTIONS: dict[str, Callable[..., int]] = {
     "Max": max,
     "Min": min,
@@ -36,26 +39,30 @@ _FUNCTIONS: dict[str, Callable[..., int]] = {
 
 
 @cache
-def _parsed(text: str) -> ast.expr:
-    return ast.parse(text, mode="eval").body
+def _parsed(text: str) -> tuple[ast.expr, frozenset[str]]:
+    """An expression and its symbols. Raises ValueError for what is no size expression."""
+    try:
+        found = ast.parse(text, mode="eval").body
+        return found, frozenset(_names(found))
+    except (SyntaxError, RecursionError, MemoryError):
+        raise ValueError(f"{text[:60]!r} is no size expression") from None
 
 
 def symbols(size: Size) -> frozenset[str]:
     """The symbols in a size. Raises ValueError for what is no size expression."""
-    if isinstance(size, int):
-        return frozenset()
-    try:
-        return frozenset(_names(_parsed(size)))
-    except (SyntaxError, RecursionError, MemoryError):
-        raise ValueError(f"{size[:60]!r} is no size expression") from None
+    return frozenset() if isinstance(size, int) else _parsed(size)[1]
 
 
 def _names(node: ast.expr) -> Iterable[str]:
     match node:
-        case ast.Constant(value=value) if type(value) is int:
+        case ast.Constant(value=value) if type(value) is int and abs(value) <= _LARGEST:
             return
         case ast.Name(id=name):
             yield name
+        case (
+            ast.BinOp(op=ast.Pow(), right=right) | ast.Call(func=ast.Name(id="PowByNatural"), args=[_, right])
+        ) if not (isinstance(right, ast.Constant) and right.value in range(_MOST_POWER + 1)):
+            raise ValueError(f"{ast.unparse(node)!r} is no size expression")
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             yield from _names(left)
             yield from _names(right)
@@ -70,7 +77,7 @@ def _names(node: ast.expr) -> Iterable[str]:
 
 def evaluate(size: Size, values: Mapping[str, int]) -> int:
     """The number a size has for these values of its symbols; KeyError for a symbol without one."""
-    return size if isinstance(size, int) else _evaluate(_parsed(size), values)
+    return size if isinstance(size, int) else _evaluate(_parsed(size)[0], values)
 
 
 def _evaluate(node: ast.expr, values: Mapping[str, int]) -> int:

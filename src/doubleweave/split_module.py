@@ -191,7 +191,7 @@ class _Builder:
                         low, high = call.bounds(size)
                         raise PolicyError(
                             f"{what}, called at {call.site}: axis {axis} of {leaf.path} is {low} to {high}, but "
-                            f"{variant.match.key} makes it Static, which needs a fixed size; cut it into chunks with "
+                            f"{variant.match.key} makes it Static(), which needs a fixed size; cut it into chunks with "
                             f'chunk={{"{leaf.path}": {axis}}}, or make the module Dynamic'
                         )
             if any(not are_equal(size, rows[0]) for size in rows[1:]):
@@ -318,9 +318,9 @@ def _chunked(
 ) -> tuple[Static, str]:
     if rule.chunk is None or {r.symbol for r in traced.ranges} != {ROWS}:
         raise PolicyError(
-            f"{name!r}: {key} makes it Static, but sizes of it vary "
-            f"({', '.join(r.symbol for r in traced.ranges)}); name the axes to cut with chunk={{…}}, or make it "
-            "Dynamic"
+            f"{name!r}: the policy's {key} makes it Static(), but sizes in it vary "
+            f"({', '.join(f'{r.symbol} from {r.low} to {r.high}' for r in traced.ranges)}); name the axes to cut with "
+            "chunk={…}, or make it Dynamic()"
         )
     most = traced.ranges[0].high
     sizes = tuple(sorted(set(rule.sizes or DEFAULT_SIZES)))

@@ -65,22 +65,27 @@ class States(MutableMapping[str, npt.NDArray[Any]]):
     def __setitem__(self, name: str, value: Any) -> None:
         wanted = self._values[self._known(name)]
         array = value
-        if isinstance(value, (bool, int, float, list)) and wanted.dtype != "bfloat16":
+        if isinstance(value, (bool, int, float, list, tuple)) and wanted.dtype != "bfloat16":
             array = np.asarray(value, dtype=wanted.dtype)
         shape = [int(size) for size in wanted.shape]
         if list(getattr(array, "shape", ())) != shape or dtype_name(array) not in (
             wanted.dtype,
             "uint16" if wanted.dtype == "bfloat16" else wanted.dtype,
         ):
-            raise InputError(
-                f"state {name!r}: found {dtype_name(array)}{list(getattr(array, 'shape', ()))}, expected "
-                f"{wanted.dtype}{shape}"
+            found = (
+                f"{dtype_name(array)}{list(array.shape)}"
+                if hasattr(array, "shape")
+                else f"a {type(array).__name__}"
             )
+            raise InputError(f"state {name!r}: found {found}, expected {wanted.dtype}{shape}")
         source = np.asarray(readable(array, f"state {name!r}"))
         self._view(name)[...] = source
 
     def __delitem__(self, name: str) -> None:
         raise InputError(f"state {name!r}: cannot be deleted; reset() gives it its first value")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self._values else default
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

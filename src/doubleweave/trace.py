@@ -8,18 +8,22 @@ Buffers that `forward` changes become inputs and outputs of the graph. It knows 
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.export.graph_signature import InputKind
 
 from doubleweave import dims as _dims
+from doubleweave.attributes import attributes_restored, changed, check_kept, kept, snapshot
 from doubleweave.cut_out import cut_out_calls
 from doubleweave.dims import Leaf
 from doubleweave.errors import DoubleweaveError, PolicyError, SplitError
@@ -32,6 +36,7 @@ from doubleweave.trees import ALLOWED, Tree, TreeError, build, flatten
 
 _OURS = str(Path(__file__).parent)
 _TORCHS = str(Path(torch.__file__).parent)
+_SYMBOLIC = ("a SymInt", "a SymFloat", "a SymBool")
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 
 
@@ -42,30 +47,39 @@ class _Flat(nn.Module):
         self,
         module: nn.Module,
         parameters: tuple[Parameter, ...],
-        note: Callable[[Tree], None] = lambda returns: None,
+        note: Callable[[Tree, list[str]], None] = lambda returns, is_set: None,
     ) -> None:
         super().__init__()
         self.model = module
         self.parameters_ = parameters
-        self.note = note  # torch.export takes back what forward sets on the module
+        self.note = note  # gets the result's tree and the attributes that forward set: torch takes them back
+        self.separates_changes = False
         self.train(module.training)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = _arguments(self.parameters_, iter(tensors))
-        before, constants = _buffers(self.model), _constants(self.model)
+        before, had, attributes = _buffers(self.model), kept(self.model), snapshot(self.model)
+        versions = [buffer._version for _, _, buffer in before]
         result = self.model(*args, **kwargs)
-        for key, (owner, name, value) in _constants(self.model).items():
-            if key in constants and constants[key][2] != value:
-                raise SplitError(
-                    f"{type(owner).__name__}: forward sets {name!r} to {value!r}, which a program does not remember; "
-                    "make it a buffer with register_buffer"
-                )
+        check_kept(self.model, had)
         try:
             returns, found = flatten(result, "its result")
         except TreeError as error:
-            raise SplitError(f"{type(self.model).__name__}: {error}") from None
-        self.note(returns)
-        return tuple(_change_assigned(before, found))
+            raise _refused_result(type(self.model).__name__, error) from None
+        self.note(returns, sorted({name for _, name in changed(attributes)}))
+        found = _change_assigned(before, found)
+        updated = [buffer for (_, _, buffer), n in zip(before, versions, strict=True) if buffer._version != n]
+        for buffer in updated[1:] if self.separates_changes else ():
+            buffer.copy_(buffer.clone())
+        return tuple(found)
+
+
+def _refused_result(what: str, error: TreeError) -> SplitError:
+    if error.found in _SYMBOLIC:
+        return SplitError(
+            f"{what}: {error.where} is a size that varies from call to call; leave it out, its caller has the shapes"
+        )
+    return SplitError(f"{what}: {error}")
 
 
 def _arguments(
@@ -97,12 +111,18 @@ def bind(what: str, module: nn.Module | _Forward, args: Sequence[Any], kwargs: M
     except TypeError as error:
         raise PolicyError(f"{what}: {error}") from None
     except TreeError as error:
-        if error.found in ("a SymInt", "a SymFloat", "a SymBool"):
+        if error.found in _SYMBOLIC:
             raise SplitError(
                 f"{what}: argument {error.where} is a size that varies from call to call; take it from a tensor's "
                 "shape inside the module, or pass a tensor"
             ) from None
         raise SplitError(f"{what}: argument {error.where} is {error.found}, expected {ALLOWED}") from None
+    for path, tensor in zip(_paths(parameters), tensors, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise PolicyError(
+                f"{what}: argument {path} is a {type(tensor).__name__}, expected a torch.Tensor: a module runs in "
+                "torch when it is compiled; use torch.as_tensor"
+            )
     return parameters, tensors
 
 
@@ -128,15 +148,47 @@ def trace(
             raise SplitError(
                 f"{what}: {leaf.path} is empty, {list(leaf.example.shape)}, expected at least one element"
             )
-    noted: list[Tree] = []
-    flat = _Flat(module, parameters, noted.append)
+    noted: list[tuple[Tree, list[str]]] = []
+    flat = _Flat(module, parameters, lambda *found: noted.append(found))
     calls: list[Call] = []
-    with _cut([match for match in named if match.module is not module], calls):
+    with (
+        _cut([match for match in named if match.module is not module], calls),
+        attributes_restored(module),
+    ):
         exported = _export(what, flat, leaves)
-    returns = noted[-1]
+    returns, is_set = noted[-1]
+    if is_set:
+        _check_forgets(what, module, is_set, flat, leaves)
     if not returns.num_tensors:
         raise SplitError(f"{what}: returns no tensor; expected at least one")
     return cut_out_calls(what, module, exported, Interface(parameters, returns), leaves, calls)
+
+
+def _check_forgets(
+    what: str, module: nn.Module, is_set: list[str], flat: _Flat, leaves: Sequence[Leaf]
+) -> None:
+    """Refuse a module whose second call reads what its first one left in an attribute."""
+    buffers = [(buffer, buffer.clone()) for _, _, buffer in _buffers(module)]
+    before, given = ([_some_numbers(leaf) for leaf in leaves] for _ in range(2))
+    results = []
+    for calls in ([given], [before, given]):
+        with attributes_restored(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for args in calls:
+                torch.manual_seed(0)
+                result = flat(*args)
+                for buffer, old in buffers:
+                    buffer.copy_(old)
+        results.append(result)
+    if not all(torch.equal(a, b) for a, b in zip(*results, strict=True)):
+        raise SplitError(
+            f"{what}: a second call gives other results, by what forward left in {', '.join(map(repr, is_set))}, which "
+            "a program does not remember; make it a buffer with register_buffer"
+        )
+
+
+def _some_numbers(leaf: Leaf) -> Tensor:
+    """Integers stay what they are: they may be indices."""
+    return torch.rand_like(leaf.example) if leaf.example.is_floating_point() else leaf.example
 
 
 @contextlib.contextmanager
@@ -165,7 +217,7 @@ def _marked(match: Match, forward: Any, calls: list[Call]) -> Any:
         try:
             returns, outputs = flatten(result, "its result")
         except TreeError as error:
-            raise SplitError(f"{what}: {error}") from None
+            raise _refused_result(what, error) from None
         if not outputs:
             raise SplitError(f"{what}: returns no tensor; name the module around it in the policy instead")
         outputs = _change_assigned(before, outputs)
@@ -186,16 +238,6 @@ def _buffers(module: nn.Module) -> _Buffers:
         for name, buffer in owner._buffers.items()
         if buffer is not None
     ]
-
-
-def _constants(module: nn.Module) -> dict[tuple[int, str], tuple[nn.Module, str, Any]]:
-    """Numbers and strings that modules keep: state that torch.export would freeze."""
-    return {
-        (id(owner), name): (owner, name, value)
-        for owner in module.modules()
-        for name, value in vars(owner).items()
-        if type(value) in (bool, int, float, str) and name != "training"  # torch.export sets that itself
-    }
 
 
 def _change_assigned(before: _Buffers, results: list[Tensor]) -> list[Tensor]:
@@ -224,9 +266,10 @@ class _Forward:
     forward: Any
 
 
-def _site() -> str:
-    """Where the user's code makes the call: "model.py:12, in forward"."""
-    for frame in reversed(traceback.extract_stack()):
+def _site(error: BaseException | None = None) -> str:
+    """Where the user's code is, now or where it met this error: "model.py:12, in forward"."""
+    stack = traceback.extract_stack() if error is None else traceback.extract_tb(error.__traceback__)
+    for frame in reversed(stack):
         if not frame.filename.startswith((_OURS, _TORCHS, "<")):
             return f"{Path(frame.filename).name}:{frame.lineno}, in {frame.name}"
     return "an unknown place"
@@ -236,11 +279,15 @@ def _export(what: str, flat: _Flat, leaves: Sequence[Leaf]) -> torch.export.Expo
     examples = tuple(leaf.example for leaf in leaves)
     axes = [leaf.axes for leaf in leaves]
     try:
-        with torch.no_grad(), quiet():
+        # torch prints the graph so far where it gives up.
+        with torch.no_grad(), quiet(), contextlib.redirect_stderr(io.StringIO()):
             shapes = (tuple(axes),) if axes else None
-            exported = torch.export.export(flat, examples, dynamic_shapes=shapes, strict=False)
-            functional: torch.export.ExportedProgram = exported.run_decompositions({})
-            return functional
+            try:
+                return _functional(flat, examples, shapes)
+            except torch._export.verifier.SpecViolationError:
+                # It cannot tell changes apart that give two buffers one value.
+                flat.separates_changes = True
+                return _functional(flat, examples, shapes)
     except DoubleweaveError:
         raise
     except Exception as error:
@@ -253,11 +300,46 @@ def _export(what: str, flat: _Flat, leaves: Sequence[Leaf]) -> torch.export.Expo
         raise SplitError(f"{what}: {_reason(flat, leaves, error)}") from error
 
 
+def _functional(flat: _Flat, examples: tuple[Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
+    exported = torch.export.export(flat, examples, dynamic_shapes=shapes, strict=False)
+    _merge_shared_buffers(exported)
+    functional: torch.export.ExportedProgram = exported.run_decompositions({})
+    return functional
+
+
+def _merge_shared_buffers(exported: torch.export.ExportedProgram) -> None:
+    """Let a buffer that the module has under several names be one input: torch cannot change it otherwise."""
+    signature = exported.graph_signature
+    tensors = {**exported.constants, **exported.state_dict}
+    nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+    first: dict[int, torch.fx.Node] = {}
+    for spec in list(signature.input_specs):
+        buffer = tensors.get(spec.target or "") if spec.kind is InputKind.BUFFER else None
+        if buffer is None:
+            continue
+        node = nodes[spec.arg.name]
+        kept = first.setdefault(id(buffer), node)
+        if kept is not node:
+            node.replace_all_uses_with(kept)
+            exported.graph.erase_node(node)
+            signature.input_specs.remove(spec)
+    exported.graph_module.recompile()
+
+
 def _reason(flat: _Flat, leaves: Sequence[Leaf], error: Exception) -> str:
     """What torch.export did not like, in one sentence, with dims that would work where dims are the matter."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if "DataDependent" in type(error).__name__:
+        return (
+            f"an if, a loop or an index at {_site(error)}, depends on the values of a tensor, which a program cannot "
+            "follow; use torch.where, or take it outside the module"
+        )
     first = lines[0].rstrip(".:") if lines else type(error).__name__
-    why = "" if _SYMBOL.search(first) else f" ({first})"  # torch's names of sizes say nothing to a reader
+    if first.startswith("Constraints violated"):
+        begin = lines.index("Suggested fixes:") + 1 if "Suggested fixes:" in lines else len(lines)
+        fixes = takewhile(lambda line: " = " in line, lines[begin:])
+        first = "torch.export asks for " + ", ".join(fixes) if begin < len(lines) else ""
+    why = "" if not first or _SYMBOL.search(first) else f" ({first})"  # torch's names of sizes say nothing
     if any(isinstance(dim, Dim) for leaf in leaves for dim in leaf.axes.values()):
         works = working_dims(flat, leaves)
         if works is not None:

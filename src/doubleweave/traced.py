@@ -65,12 +65,17 @@ class Trace:
         unknown = expression.free_symbols - set(self.names)
         if unknown:
             raise SplitError(
-                f"a size depends on the data ({expression}): expected sizes that follow from the inputs' shapes"
+                "a size depends on the values of a tensor, expected sizes that follow from the inputs' shapes; keep "
+                "the size and mask instead"
             )
         renamed = expression.xreplace({symbol: sympy.Symbol(name) for symbol, name in self.names.items()})
         text = str(renamed)
         try:
             symbols(text)
         except ValueError as error:
-            raise SplitError(f"a size is {text}, which cannot be computed from the inputs' shapes") from error
+            names = ", ".join(sorted(map(str, renamed.free_symbols)))
+            raise SplitError(
+                f"a size follows from {names} by more than integer arithmetic (+, -, *, //, %, max, min); compute it "
+                "with integers, or keep that axis fixed"
+            ) from error
         return int(text) if text.isdigit() else text

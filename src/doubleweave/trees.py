@@ -83,7 +83,7 @@ class TreeError(ValueError):
 
 
 def is_tensor(value: Any) -> bool:
-    return hasattr(value, "__dlpack__")
+    return hasattr(value, "__dlpack__") and not isinstance(value, type)
 
 
 def flatten(value: Any, where: str) -> tuple[Tree, list[Any]]:

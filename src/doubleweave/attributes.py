@@ -1,0 +1,117 @@
+"""What a module keeps in plain attributes: a program remembers buffers alone, so `forward` must not rely on them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from doubleweave.errors import SplitError
+
+# Where nn.Module keeps parameters, buffers, modules, hooks and its mode; and what a trace sets itself.
+_NOT_STATE = frozenset([*vars(nn.Module()), "forward"])
+_KEPT = (bool, int, float, str, tuple, list, dict, set)
+Kept = dict[tuple[int, str], tuple[nn.Module, Any, Any]]  # by module and name: (module, value, its contents)
+
+
+def kept(module: nn.Module) -> Kept:
+    """What modules keep beside buffers: state that torch.export would freeze where `forward` changes it."""
+    return {
+        # Not the module: torch.export wraps modules anew each time, around the same attributes.
+        (id(vars(owner)), name): (owner, value, _contents(value))
+        for owner in module.modules()
+        if not isinstance(owner, nn.RNNBase)  # it keeps its weights in a list besides
+        for name, value in vars(owner).items()
+        if name not in _NOT_STATE and isinstance(value, _KEPT)
+    }
+
+
+def _contents(value: Any) -> Any:
+    """Containers with what is in them, numbers and texts as they are, tensors by identity, of all else the type."""
+    if isinstance(value, (tuple, list)):
+        return [_contents(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _contents(item) for key, item in value.items()}
+    if isinstance(value, set):
+        return set(value)
+    if isinstance(value, Tensor):
+        return (id(value), value._version)
+    return [value if isinstance(value, _KEPT) else type(value)]  # in a list NaN is itself
+
+
+def _containers(value: Any) -> Iterator[Any]:
+    """Each list, dict and set in this value, itself included."""
+    if isinstance(value, (list, dict, set)):
+        yield value
+    for item in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    ):
+        yield from _containers(item)
+
+
+def check_kept(module: nn.Module, before: Kept) -> None:
+    """Refuse a `forward` that changes what it keeps."""
+    after = kept(module)
+    for key, (owner, value, contents) in before.items():
+        _, now, found = after.get(key, (owner, None, contents))
+        if found == contents:
+            continue
+        what = (
+            f"sets {key[1]!r} to {now!r}"
+            if isinstance(value, (bool, int, float, str))
+            else f"changes the {type(value).__name__} {key[1]!r}"
+        )
+        raise SplitError(
+            f"{type(owner).__name__}: forward {what}, which a program does not remember; make it a buffer with "
+            "register_buffer"
+        )
+
+
+Snapshot = list[tuple[nn.Module, dict[str, Any]]]
+
+
+def snapshot(module: nn.Module) -> Snapshot:
+    """Every attribute of every module."""
+    return [(owner, dict(vars(owner))) for owner in module.modules()]
+
+
+def changed(before: Snapshot) -> list[tuple[nn.Module, str]]:
+    """The attributes that were set since."""
+    return [
+        (owner, name)
+        for owner, had in before
+        for name, value in vars(owner).items()
+        if name not in _NOT_STATE and (name not in had or had[name] is not value)
+    ]
+
+
+@contextlib.contextmanager
+def attributes_restored(module: nn.Module) -> Iterator[None]:
+    """Put back or delete afterwards every attribute that is set while this lasts, and what is in containers."""
+    before = snapshot(module)
+    containers = [
+        (container, copy.copy(container))
+        for _, attributes in before
+        for name, value in attributes.items()
+        if name not in _NOT_STATE
+        for container in _containers(value)
+    ]
+    try:
+        yield
+    finally:
+        for container, contents in containers:
+            if isinstance(container, list):
+                container[:] = contents
+            else:
+                container.clear()
+                container.update(contents)
+        had = {id(vars(owner)): attributes for owner, attributes in before}
+        for owner, name in changed(before):
+            old = had[id(vars(owner))]
+            if name in old:
+                owner.__dict__[name] = old[name]
+            else:
+                del owner.__dict__[name]
