@@ -6,17 +6,16 @@ Nothing half-written is left behind: the directory is made beside its place and 
 from __future__ import annotations
 
 import errno
-import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from doubleweave.errors import LowerError, PolicyError, SourceError
+from doubleweave.errors import PolicyError, SourceError
 from doubleweave.ir import Dynamic, Static, most_rows, rows
 from doubleweave.manifest import PROGRAM_FILE, TOKENIZER_FILE, Manifest, ModelInfo
 from doubleweave.policy import DEFAULT_SIZES, MOST_ROWS
-from doubleweave.program_folder import Progress, check_target, make_beside, replace_folder
+from doubleweave.program_folder import Progress, check_target, made_beside
 
 if TYPE_CHECKING:
     from doubleweave.models.model import Model
@@ -57,17 +56,8 @@ def compile_llm(
         raise PolicyError(
             f"max-context: found {context}, expected 1 to {model.max_context} (what the model was trained for)"
         )
-    temporary = make_beside(folder)
-    try:
-        manifest = _compile(model, temporary, quantize, sizes, context, report)
-        replace_folder(temporary, folder)
-    except OSError as error:
-        raise LowerError(
-            f"{folder}: cannot be written: {error.strerror}; choose another folder with -o"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return manifest
+    with made_beside(folder) as temporary:
+        return _compile(model, temporary, quantize, sizes, context, report)
 
 
 def _compile(

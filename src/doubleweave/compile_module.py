@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.manifest import PROGRAM_FILE, STATE_FILE, Manifest
-from doubleweave.program_folder import Progress, check_target, make_beside, replace_folder
+from doubleweave.program_folder import Progress, check_target, made_beside
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,16 +66,8 @@ def compile(
     report("tracing", 0, 1)
     try:
         found = split_module(module, tuple(args), dict(kwargs or {}), dynamic_shapes, policy or {})
-        temporary = make_beside(folder, "out=")
-        try:
+        with made_beside(folder, "out=") as temporary:
             _write(type(module).__name__, found, temporary, report)
-            replace_folder(temporary, folder)
-        except OSError as error:
-            raise LowerError(
-                f"{folder}: cannot be written: {error.strerror}; choose another folder with out="
-            ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         program = open_module(folder)
     except BaseException:
         if out is None:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from doubleweave.chunks import cut
 from doubleweave.errors import InputError
-from doubleweave.ir import ITEM_BYTES, ROWS, Call, Function, Port, Range, Segment, Split, Static, Value
+from doubleweave.ir import ITEM_BYTES, ROWS, Call, Function, Port, Range, Split, Static, Value
 from doubleweave.sizes import evaluate, shape_of, solve, symbols, text
 
 Place = Literal["input", "output", "state", "buffer"]
@@ -282,27 +282,27 @@ class _Builder:
         chunks = _exact(rows, segment.shape.sizes) if states else cut(rows, segment.shape)
         state_of = {after: before for before, after in next_of.items()}
         for index, (start, count, size) in enumerate(chunks):
-            before: list[Step] = []
-            after: list[Step] = []
+            before: list[Copy] = []
+            after: list[Copy] = []
             views_in, views_out = [], []
             for port, n in zip(segment.inputs, call.reads, strict=True):
                 tensor = self._state(values[n], 0) if n in next_of else names[n]
-                views_in.append(
-                    self._gather(name, segment, port, tensor, index, (start, count, size), before)
-                )
+                view, copies = self._chunk(port, tensor, index, (start, count, size))
+                views_in.append(view)
+                before += copies[:1] if copies else ()
             for port, n in zip(segment.outputs, call.writes, strict=True):
                 tensor = self._state(values[state_of[n]], 1) if n in state_of else names[n]
-                views_out.append(
-                    self._scatter(name, segment, port, tensor, index, (start, count, size), after)
-                )
-            for step in before:
-                self._step(step)
+                view, copies = self._chunk(port, tensor, index, (start, count, size))
+                views_out.append(view)
+                after += copies[1:] if copies else ()
+            for copy in before:
+                self._step(Step(name, segment.name, "", segment.device, index, copy=copy))
             method = f"{segment.name}@{size}"
             self._step(
                 Step(name, segment.name, method, segment.device, index, tuple(views_in), tuple(views_out))
             )
-            for step in after:
-                self._step(step)
+            for copy in after:
+                self._step(Step(name, segment.name, "", segment.device, index, copy=copy))
             for state in {state_of[n] for n in call.writes if n in state_of}:
                 self.version[state] += 1
         return {state_of[n] for n in call.writes if n in state_of}
@@ -313,71 +313,26 @@ class _Builder:
     def _whole(self, tensor: int) -> View:
         return View(tensor, self.tensors[tensor].sizes)
 
-    def _gather(
-        self,
-        name: str,
-        segment: Segment,
-        port: Port,
-        tensor: int,
-        index: int,
-        chunk: tuple[int, int, int],
-        steps: list[Step],
-    ) -> View:
-        """A chunk's rows of an input: where they lie, or copied together with zeros behind them."""
-        if ROWS not in port.shape:
-            return self._whole(tensor)
-        start, count, size = chunk
-        lead, row_bytes, sizes = self._layout(port, tensor, size)
-        if lead == 1 and count == size:
-            return View(tensor, sizes, start * row_bytes)
-        staged = self.tensor(f"{self.tensors[tensor].name}/{index}", port.dtype, sizes)
-        rows = self.tensors[tensor].sizes[port.shape.index(ROWS)]
-        copy = Copy(
-            tensor,
-            staged,
-            start * row_bytes,
-            rows * row_bytes,
-            0,
-            size * row_bytes,
-            lead,
-            count * row_bytes,
-            (size - count) * row_bytes,
-        )
-        steps.append(Step(name, segment.name, "", segment.device, index, copy=copy))
-        return self._whole(staged)
+    def _chunk(
+        self, port: Port, tensor: int, index: int, chunk: tuple[int, int, int]
+    ) -> tuple[View, tuple[Copy, Copy] | None]:
+        """A chunk's rows of a tensor: where they lie, or beside it, and then the copies there and back.
 
-    def _scatter(
-        self,
-        name: str,
-        segment: Segment,
-        port: Port,
-        tensor: int,
-        index: int,
-        chunk: tuple[int, int, int],
-        steps: list[Step],
-    ) -> View:
-        """Where a chunk's rows of an output go: in place, or beside it and then copied without the padding."""
+        The copy there puts zeros behind the rows, the one back leaves the padding out.
+        """
         if ROWS not in port.shape:
-            return self._whole(tensor)
+            return self._whole(tensor), None
         start, count, size = chunk
         lead, row_bytes, sizes = self._layout(port, tensor, size)
         if lead == 1 and count == size:
-            return View(tensor, sizes, start * row_bytes)
+            return View(tensor, sizes, start * row_bytes), None
         staged = self.tensor(f"{self.tensors[tensor].name}/{index}", port.dtype, sizes)
         rows = self.tensors[tensor].sizes[port.shape.index(ROWS)]
-        copy = Copy(
-            staged,
-            tensor,
-            0,
-            size * row_bytes,
-            start * row_bytes,
-            rows * row_bytes,
-            lead,
-            count * row_bytes,
-            0,
-        )
-        steps.append(Step(name, segment.name, "", segment.device, index, copy=copy))
-        return self._whole(staged)
+        begin, stride, staged_stride = start * row_bytes, rows * row_bytes, size * row_bytes
+        block, padding = count * row_bytes, (size - count) * row_bytes
+        there = Copy(tensor, staged, begin, stride, 0, staged_stride, lead, block, padding)
+        back = Copy(staged, tensor, 0, staged_stride, begin, stride, lead, block, 0)
+        return self._whole(staged), (there, back)
 
     def _layout(self, port: Port, tensor: int, size: int) -> tuple[int, int, tuple[int, ...]]:
         """(blocks of rows, bytes of a row, the sizes of a chunk) of a tensor."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from doubleweave.errors import LowerError
@@ -30,17 +31,28 @@ def check_target(folder: Path, option: str = "-o") -> None:
         )
 
 
-def make_beside(folder: Path, option: str = "-o") -> Path:
+@contextlib.contextmanager
+def made_beside(folder: Path, option: str = "-o") -> Iterator[Path]:
+    """A temporary folder to fill, which then takes the place of `folder`; gone without a trace on an error."""
     try:
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
     except OSError as error:
         raise LowerError(
             f"{folder}: cannot be made: {error.strerror}; choose another folder with {option}"
         ) from error
+    try:
+        yield temporary
+        _replace(temporary, folder)
+    except OSError as error:
+        raise LowerError(
+            f"{folder}: cannot be written: {error.strerror}; choose another folder with {option}"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def replace_folder(temporary: Path, folder: Path) -> None:
+def _replace(temporary: Path, folder: Path) -> None:
     """Put the finished directory in its place; an older program goes only once the new one is there."""
     os.chmod(temporary, 0o777 & ~_umask())
     if not folder.exists():

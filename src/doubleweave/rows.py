@@ -9,6 +9,7 @@ never padded: what one row does to the state is meant to reach the rows behind i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -24,26 +25,29 @@ CHECKED = "checked in numbers"
 _TOLERANCE = 1e-4
 
 
-def check(
-    name: str,
-    graph_module: fx.GraphModule,
-    inputs: Sequence[Port],
-    outputs: Sequence[Port],
-    sizes: Sequence[int],
-    are_states: Sequence[bool],
-    are_updates: Sequence[bool],
-) -> str:
-    """PROVEN or CHECKED; raises SplitError where rows are not independent.
+@dataclass(frozen=True)
+class Graph:
+    """A segment that is to run chunk by chunk.
 
     `are_states` and `are_updates` mark the inputs and outputs that are a state before and after.
     """
-    for port, is_update in zip(outputs, are_updates, strict=True):
+
+    graph_module: fx.GraphModule
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
+    are_states: Sequence[bool]
+    are_updates: Sequence[bool]
+
+
+def check(name: str, graph: Graph, sizes: Sequence[int]) -> str:
+    """PROVEN or CHECKED; raises SplitError where rows are not independent."""
+    for port, is_update in zip(graph.outputs, graph.are_updates, strict=True):
         if port.shape.count(ROWS) != 1 and not is_update:
             raise SplitError(
                 f"{name!r}: its result {port.name} has shape {list(port.shape)}, expected one axis of {ROWS} rows, as "
                 "many as go in: it cannot run chunk by chunk; make it Dynamic"
             )
-    has_state = any(are_states) or any(are_updates)
+    has_state = any(graph.are_states) or any(graph.are_updates)
     if has_state:
         if 1 not in sizes:
             raise SplitError(
@@ -51,8 +55,8 @@ def check(
                 f"among its sizes, found {', '.join(map(str, sizes))}"
             )
     else:
-        _prove(name, graph_module, inputs)
-    problem = _compare(graph_module, inputs, outputs, sizes, are_states, are_updates)
+        _prove(name, graph)
+    problem = _compare(graph, sizes)
     if problem is not None:
         raise SplitError(
             f"{name!r}: chunk by chunk it gives other numbers than at once ({problem}): its rows depend on one "
@@ -61,15 +65,15 @@ def check(
     return CHECKED if has_state else PROVEN
 
 
-def _prove(name: str, graph_module: fx.GraphModule, inputs: Sequence[Port]) -> None:
+def _prove(name: str, graph: Graph) -> None:
     rows: dict[fx.Node, Axis] = {}
-    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-    for node, port in zip(placeholders, inputs, strict=True):
+    nodes = graph.graph_module.graph.nodes
+    for node, port in zip((n for n in nodes if n.op == "placeholder"), graph.inputs, strict=True):
         rows[node] = port.shape.index(ROWS) if ROWS in port.shape else None
     symbol = next(node.meta["val"].shape[axis].node.expr for node, axis in rows.items() if axis is not None)
     follow = Follower(rows, symbol)
     try:
-        for node in graph_module.graph.nodes:
+        for node in nodes:
             if node.op == "get_attr":
                 rows[node] = None
             elif node.op == "call_function":
@@ -86,27 +90,20 @@ def _prove(name: str, graph_module: fx.GraphModule, inputs: Sequence[Port]) -> N
         ) from None
 
 
-def _compare(
-    graph_module: fx.GraphModule,
-    inputs: Sequence[Port],
-    outputs: Sequence[Port],
-    sizes: Sequence[int],
-    are_states: Sequence[bool],
-    are_updates: Sequence[bool],
-) -> str | None:
+def _compare(graph: Graph, sizes: Sequence[int]) -> str | None:
     """What differs between all rows at once and chunk by chunk; None when nothing does."""
     generator = torch.Generator().manual_seed(20261)
     for size, make in product(sizes, (_random, _large, _uneven)):
         total = size + max(1, size // 2)
-        whole = [make(port, total, generator) for port in inputs]
-        chunks = [size, *([1] * (total - size) if any(are_states) else [size])]
+        whole = [make(port, total, generator) for port in graph.inputs]
+        chunks = [size, *([1] * (total - size) if any(graph.are_states) else [size])]
         try:
             with torch.no_grad():
-                wanted = graph_module(*whole)
-                found = _chunk_by_chunk(graph_module, whole, inputs, outputs, chunks, are_states, are_updates)
+                wanted = graph.graph_module(*whole)
+                found = _chunk_by_chunk(graph, whole, chunks)
         except Exception as error:
             return f"it cannot be tried: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        for port, a, b in zip(outputs, wanted, found, strict=True):
+        for port, a, b in zip(graph.outputs, wanted, found, strict=True):
             largest = float(a.abs().max()) if a.is_floating_point() and a.numel() else 0.0
             difference = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
             if not difference <= _TOLERANCE * max(1.0, largest):
@@ -135,15 +132,13 @@ def _uneven(port: Port, rows: int, generator: torch.Generator) -> Tensor:
     return tensor
 
 
-def _chunk_by_chunk(
-    graph_module: fx.GraphModule,
-    whole: Sequence[Tensor],
-    inputs: Sequence[Port],
-    outputs: Sequence[Port],
-    chunks: Sequence[int],
-    are_states: Sequence[bool],
-    are_updates: Sequence[bool],
-) -> list[Tensor]:
+def _chunk_by_chunk(graph: Graph, whole: Sequence[Tensor], chunks: Sequence[int]) -> list[Tensor]:
+    inputs, outputs, are_states, are_updates = (
+        graph.inputs,
+        graph.outputs,
+        graph.are_states,
+        graph.are_updates,
+    )
     states = [tensor for tensor, is_state in zip(whole, are_states, strict=True) if is_state]
     parts: list[list[Tensor]] = [[] for _ in outputs]
     start = 0
@@ -153,7 +148,7 @@ def _chunk_by_chunk(
             next(given) if is_state else _chunk(tensor, port, start, size)
             for tensor, port, is_state in zip(whole, inputs, are_states, strict=True)
         ]
-        results = graph_module(*args)
+        results = graph.graph_module(*args)
         states = [result for result, is_update in zip(results, are_updates, strict=True) if is_update]
         total = max(
             t.shape[p.shape.index(ROWS)] for t, p in zip(whole, inputs, strict=True) if ROWS in p.shape

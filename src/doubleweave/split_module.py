@@ -327,10 +327,8 @@ def _chunked(
     useful = tuple(size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] < most)
     states = [port.name in namer.next_of for port in inputs]
     updates = {namer.name_of[node] for node in piece.writes} & set(namer.next_of.values())
-    proof = _rows.check(
-        name, graph_module, inputs, outputs, useful, states, [port.name in updates for port in outputs]
-    )
-    return Static(useful), proof
+    graph = _rows.Graph(graph_module, inputs, outputs, states, [port.name in updates for port in outputs])
+    return Static(useful), _rows.check(name, graph, useful)
 
 
 def _is_chunked(segment: Segment | None) -> bool:
