@@ -16,11 +16,11 @@ from torch.export import Dim
 
 from doubleweave.dims import Leaf
 from doubleweave.errors import PolicyError
+from doubleweave.export_flat import suggest
 from doubleweave.interface import Parameter
 from doubleweave.ir import ROWS
 from doubleweave.policy import Match
 from doubleweave.policy import Static as StaticRule
-from doubleweave.trace import suggest
 from doubleweave.traced import Call as TracedCall
 from doubleweave.traced import Trace
 
