@@ -793,6 +793,75 @@ def test_a_state_under_two_names_is_one(policy):
     assert {name: int(value) for name, value in both.program.state.items()} == {"first.inner.count": 4}
 
 
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(4))
+
+    def forward(self, x):
+        out = x - 0.1 * self.total
+        self.total.add_(x.sum(0))
+        return out
+
+
+class Inner(nn.Module):
+    def __init__(self, sum):
+        super().__init__()
+        self.sum = sum
+
+    def forward(self, x):
+        self.sum(x)
+        return x * 2
+
+
+class CallsInTurn(nn.Module):
+    """Results that nobody reads; each call changes the state."""
+
+    def __init__(self):
+        super().__init__()
+        self.sum = Sum()
+        self.inner = Inner(self.sum)
+
+    def forward(self, x):
+        self.sum(self.sum(x))
+        return self.sum(self.inner(x))
+
+
+@pytest.mark.parametrize("keys", [[], ["sum"], ["sum", "inner"]], ids=str)
+def test_calls_that_change_a_state_run_in_turn(keys):
+    both = Both(CallsInTurn(), (rows(3, 4),), policy=dict.fromkeys(keys, dw.Dynamic()))
+    for _ in range(2):
+        both.check(rows(3, 4))
+        both.check_states()
+
+
+def test_equal_modules_with_ranges_of_their_own():
+    class Doubles(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.GELU(), nn.GELU()
+
+        def forward(self, x):
+            return torch.cat((self.a(x), self.b(torch.cat((x, x)))))
+
+    dims = {"x": {0: Dim("T", min=1, max=3)}}
+    both = Both(Doubles(), (rows(3, 4),), dynamic_shapes=dims, policy={nn.GELU: dw.Dynamic()})
+    for n in (1, 3):
+        both.check(rows(n, 4))
+
+
+def test_an_odd_number_of_integers_that_are_constants():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(4, 4)
+
+        def forward(self, x):
+            return x + self.embedding(torch.arange(x.shape[0]) % 4)
+
+    Both(Positions(), (rows(11, 4),), policy={"embedding": dw.Dynamic()}).check(rows(11, 4))
+
+
 class Notes(nn.Module):
     """Leaves things in attributes that it never reads again."""
 

@@ -172,6 +172,12 @@ def remember(self: Any, x: Any) -> Any:
     return x + 1
 
 
+def shared_state() -> None:
+    counter = Counter()
+    root = model(lambda self, x: self.inner(self.counter(x)), counter=counter, inner=One(counter))
+    split(root, X, policy={"inner": Dynamic()})
+
+
 def append(self: Any, x: Any) -> Any:
     self.kept.append(x)
     return sum(self.kept)
@@ -1091,6 +1097,14 @@ CASES = {
             "(aten.mul.Tensor) without being returned; return it from that module's forward (what a "
             "forward hook of it computes counts as outside)",
             "Return it. (A forward hook on a nested module is such a way too: name the module around it.)",
+        ),
+        Case(
+            "state_inside_and_outside",
+            "A module with state is shared by a named module and one around or beside it",
+            lambda: shared_state(),
+            "SplitError: Model: changes buffer 'counter.total', which is also 'inner.inner.total' "
+            "in 'inner'; name the module that has the buffer in the policy",
+            "Name the shared module too.",
         ),
         Case(
             "buffer_of_another",

@@ -23,6 +23,7 @@ from doubleweave.errors import PolicyError, SplitError
 from doubleweave.interface import Interface
 from doubleweave.ir import Range
 from doubleweave.simplify import drop_no_ops
+from doubleweave.split import IN_ORDER
 from doubleweave.traced import BOUNDARY, MODULE, Call, Trace
 
 
@@ -116,14 +117,40 @@ class _Bodies:
     def __init__(self, module: nn.Module, named: set[int]) -> None:
         self._named: dict[str, str] = {}  # the path of a named module -> its name
         self._inside: dict[str, str] = {}  # the path of any module in a named one -> the outermost one's name
+        self._innermost: dict[str, nn.Module | None] = {}  # the same -> the innermost one
+        self._modules: dict[str, nn.Module] = {}  # by name
         for name, found in module.named_modules(remove_duplicate=False):
             path = f"{MODULE}.{name}" if name else MODULE
-            outer = self._inside.get(path.rpartition(".")[0])
+            parent = path.rpartition(".")[0]
+            outer, inner = self._inside.get(parent), self._innermost.get(parent)
+            self._modules[name] = found
             if id(found) in named and found is not module:
                 self._named[path] = name
-                outer = outer or name
+                outer, inner = outer or name, found
+            self._innermost[path] = inner
             if outer is not None:
                 self._inside[path] = outer
+        self._names: dict[int, list[str]] = {}  # of each buffer
+        for name, buffer in module.named_buffers(remove_duplicate=False):
+            self._names.setdefault(id(buffer), []).append(f"{MODULE}.{name}")
+
+    def module(self, name: str | None) -> nn.Module | None:
+        """The module of this name in the traced one."""
+        return None if name is None else self._modules[name]
+
+    def check_shared(self, what: str, buffer: Tensor) -> None:
+        """Refuse a state that a named module has, and one around it or beside it too."""
+        names = self._names.get(id(buffer), [])
+        owners = {name: self._innermost[name.rpartition(".")[0]] for name in names}
+        if len({id(owner) for owner in owners.values()}) > 1:
+            one, other = sorted(owners, key=lambda name: self.of_buffer(name) is not None)[
+                :: len(owners) - 1
+            ][:2]
+            raise SplitError(
+                f"{what}: changes buffer {one.removeprefix(MODULE + '.')!r}, which is also "
+                f"{other.removeprefix(MODULE + '.')!r} in {self.of_buffer(other)!r}; name the module that has the "
+                "buffer in the policy"
+            )
 
     def of_buffer(self, name: str) -> str | None:
         """The named module that a buffer of this qualified name is in."""
@@ -150,6 +177,7 @@ def _changed(what: str, exported: torch.export.ExportedProgram, bodies: _Bodies)
             )
         if spec.kind is OutputKind.BUFFER_MUTATION:
             name = str(spec.target)
+            bodies.check_shared(what, (exported.constants | exported.state_dict)[name])
             if bodies.of_buffer(name) is None:
                 changed.add(name)
         elif spec.kind is not OutputKind.USER_OUTPUT:
@@ -208,8 +236,9 @@ has_side_effect(BOUNDARY)
 def _cut_out(graph: fx.Graph, calls: Sequence[Call], bodies: _Bodies) -> dict[fx.Node, Call]:
     """Let boundary nodes compute nothing themselves: what made their outputs is dead then, and goes."""
     boundaries: dict[fx.Node, Call] = {}
+    # By identity: a module may have several names.
     stateful = {
-        bodies.of_buffer(node.meta["changed_inside"])
+        id(bodies.module(bodies.of_buffer(node.meta["changed_inside"])))
         for node in graph.nodes
         if node.meta.get("changed_inside")
     }
@@ -218,12 +247,13 @@ def _cut_out(graph: fx.Graph, calls: Sequence[Call], bodies: _Bodies) -> dict[fx
             inputs, _, number = node.args
             node.args = (inputs, [], number)
             boundaries[node] = calls[number]
+            node.meta[IN_ORDER] = id(calls[number].match.module) in stateful
     for node in reversed(list(graph.nodes)):
         is_computed = node.op in ("call_function", "get_attr")
         if not is_computed or node.users:
             continue
-        name = bodies.of_node(node)
-        if node in boundaries and name == boundaries[node].match.name and name in stateful:
+        called = boundaries[node].match.module if node in boundaries else None
+        if called is not None and called is bodies.module(bodies.of_node(node)) and id(called) in stateful:
             continue
         graph.erase_node(node)
         boundaries.pop(node, None)

@@ -33,6 +33,7 @@ def _bfloat16(tensor: Tensor) -> bytes:
 def _nibbles(tensor: Tensor) -> bytes:
     """Two 4-bit weights a byte, offset by 8, the even one low: XNNPACK's qc4w layout."""
     offset = (tensor.contiguous().view(-1).to(torch.int16) + 8).to(torch.uint8)
+    offset = torch.nn.functional.pad(offset, (0, offset.numel() % 2))
     return raw_bytes(offset[1::2] << 4 | offset[::2])
 
 

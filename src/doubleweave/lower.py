@@ -22,7 +22,7 @@ from doubleweave.emit import Template, made_up_weights, make_template
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.fold import fold, is_constant
 from doubleweave.forked import each_forked
-from doubleweave.ir import ROWS, Dynamic, Segment, Split
+from doubleweave.ir import ROWS, Dynamic, Range, Segment, Split
 from doubleweave.pte import ProgramWriter
 from doubleweave.sizes import evaluate, shape_of, symbols
 from doubleweave.split import TorchSplit, with_weights
@@ -59,14 +59,24 @@ def prepare(torch_split: TorchSplit) -> TorchSplit:
     return transform_segments(transform_segments(torch_split, fold, constant), xnnpack.prepare, names)
 
 
+_Key = tuple[str, int | tuple[Range, ...]]
+
+
+def _key(segment: Segment, size: int | None) -> _Key:
+    """What is lowered once: a structure at a size, or for the ranges of its sizes."""
+    if size is not None:
+        return segment.structure, size
+    return segment.structure, segment.shape.ranges if isinstance(segment.shape, Dynamic) else ()
+
+
 def jobs(split: Split) -> list[_Job]:
     """What must be lowered: each structure once a size, longest first."""
     count = Counter(segment.structure for segment in split.segments)
-    found: dict[tuple[str, int | None], _Job] = {}
+    found: dict[_Key, _Job] = {}
     for segment in split.segments:
         for size in segment.methods().values():
             job = _Job(segment, size, count[segment.structure] > 1)
-            found.setdefault((segment.structure, size), job)
+            found.setdefault(_key(segment, size), job)
     return sorted(found.values(), key=lambda job: -len(job.segment.inputs) - len(job.segment.outputs))
 
 
@@ -107,18 +117,16 @@ def _lower_shared(torch_split: TorchSplit, progress: Progress, num_processes: in
     """Lower each structure once; those whose weights cannot be found again, once a segment."""
     split = torch_split.split
     done = _lower_all(torch_split, jobs(split), progress, num_processes)
-    by_structure = {
-        (split.segment(name).structure, size): template for (name, size), template in done.items()
-    }
+    by_key = {_key(split.segment(name), size): template for (name, size), template in done.items()}
     again = [
         _Job(segment, size, False)
         for segment in split.segments
         for size in segment.methods().values()
-        if not by_structure[segment.structure, size].is_complete
+        if not by_key[_key(segment, size)].is_complete
     ]
     own = _lower_all(torch_split, again, progress, num_processes) if again else {}
     return {
-        (segment.name, size): own.get((segment.name, size)) or by_structure[segment.structure, size]
+        (segment.name, size): own.get((segment.name, size)) or by_key[_key(segment, size)]
         for segment in split.segments
         for size in segment.methods().values()
     }

@@ -64,6 +64,11 @@ class Piece:
     writes: tuple[fx.Node, ...]
 
 
+IN_ORDER = (
+    "in_order"  # in a node's meta: it runs after those before it that are so marked (they share a state)
+)
+
+
 def is_tensor(node: Any) -> bool:
     return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
 
@@ -115,10 +120,14 @@ def _keys(
     graph: fx.Graph, owner_of: Callable[[fx.Node], str], absorbing: frozenset[str]
 ) -> dict[fx.Node, tuple[int, str]]:
     keys: dict[fx.Node, tuple[int, str]] = {}
+    before: fx.Node | None = None
     for node in graph.nodes:
         if node.op != "call_function":
             continue
         inputs = [keys[source] for source in node.all_input_nodes if source in keys]
+        if node.meta.get(IN_ORDER):
+            inputs += [keys[before]] if before is not None else []
+            before = node
         if not _is_computation(node):
             if inputs:  # a size: it comes from where its tensor does
                 keys[node] = max(inputs)
