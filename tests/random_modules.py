@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import doubleweave as dw
+from doubleweave.policy import resolve
 
 WIDTH = 4
 MOST_ROWS = 12
@@ -263,6 +264,12 @@ class Case:
         sizes = f"y {self.y}, {self.most}, dynamic: {sorted(self.dynamic)}, {self.style}"
         return f"{self.module}\n{sizes}\npolicy {self.policy}"
 
+    @property
+    def kinds(self) -> set[str]:
+        return {
+            kind for block in self.module.modules() if isinstance(block, Block) for kind, _ in block.steps
+        }
+
     def __repr__(self) -> str:
         return f"\n{self.what}\nseed {self.seed}, calls {self.calls}"
 
@@ -329,12 +336,14 @@ def with_dims(axes: Axes, most: dict[str, int]) -> Axes:
 
 # Drawing.
 
+One = Callable[[Iterable[Any]], Any]  # draws one of these
+
 
 @dataclass
 class Draw:
     """Draws a tree of modules; `shared` are those of one tensor, which another block may have too."""
 
-    one: Callable[[Iterable[Any]], Any]
+    one: One
     y: str
     batch: int
     shared: list[nn.Module] = field(default_factory=list)
@@ -396,23 +405,13 @@ class Draw:
 
 
 def governed(keys: Sequence[Any], root: nn.Module) -> dict[Any, list[nn.Module]]:
-    """The nested modules for which each key wins: a name, then the first pattern, then a class."""
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in root.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-
-    def matches(key: Any, module: nn.Module) -> bool:
-        if isinstance(key, type):
-            return type(module) is key
-        pattern = key[3:] if key.startswith("re:") else re.escape(key)
-        return any(re.fullmatch(pattern, name) for name in names[module])
-
+    """The modules for which each key wins; none at all where keys contradict one another."""
     found: dict[Any, list[nn.Module]] = {key: [] for key in keys}
-    best_first = sorted(found, key=lambda key: 2 if isinstance(key, type) else int(key.startswith("re:")))
-    for module in list(names)[1:]:
-        winners = [key for key in best_first if matches(key, module)]
-        if winners:
-            found[winners[0]].append(module)
+    try:
+        for match in resolve(root, {key: dw.Dynamic(device=f"d{n}") for n, key in enumerate(keys)}):
+            found[keys[int(match.rule.device[1:])]].append(match.module)
+    except dw.PolicyError:
+        found.clear()
     return found
 
 
@@ -422,63 +421,54 @@ def splits_state(named: set[nn.Module], root: nn.Module) -> bool:
     return any(module._buffers and number > 1 and module not in named for module, number in count.items())
 
 
-@dataclass
-class Policies:
-    """Draws a policy of rules that its modules allow."""
+def draw_keys(one: One, root: nn.Module) -> dict[Any, list[nn.Module]]:
+    """Keys, with the modules that they name."""
+    modules = [found for found in root.named_modules(remove_duplicate=False) if found[0]]
+    keys: dict[Any, list[nn.Module]] = {}
+    for _ in range(one((1, 2, 2, 3))):
+        name, module = one(modules)
+        patterns = (f"re:{re.escape(name)}", "re:" + re.sub(r"\d+", r"\\d+", name))
+        tried = governed([*keys, one((name, name, *patterns, type(module)))], root)
+        named = list(chain(*tried.values()))
+        if tried and all(tried.values()) and len(named) <= MOST_NAMED and not splits_state(set(named), root):
+            keys = tried
+    return keys
 
-    one: Callable[[Iterable[Any]], Any]
-    case: Case
 
-    def policy(self) -> dict[Any, Any]:
-        root = self.case.module
-        won = self.keys(root)
-        named = set(chain(*won.values()))
-        kinds = {kind for block in root.modules() if isinstance(block, Block) for kind, _ in block.parts()}
-        # Sizes are fixed everywhere, or some may not be.
-        is_fixed = not self.case.dynamic and not kinds & OTHER_ROWS and self.one((True, False))
-        won |= {"": [root]} if self.one(range(4)) == 3 else {}
-        return {key: self.rule(modules, named, kinds, is_fixed) for key, modules in won.items()}
+def draw_policy(one: One, case: Case) -> dict[Any, Any]:
+    won = draw_keys(one, case.module)
+    named = set(chain(*won.values()))
+    if one(range(4)) == 3:
+        won[""] = [case.module]
+    # Either all sizes are fixed, or rules may make some vary.
+    is_fixed = not case.dynamic and not case.kinds & OTHER_ROWS and one((True, False))
+    return {key: draw_rule(one, case, modules, named, is_fixed) for key, modules in won.items()}
 
-    def keys(self, root: nn.Module) -> dict[Any, list[nn.Module]]:
-        modules = [found for found in root.named_modules(remove_duplicate=False) if found[0]]
-        keys: dict[Any, list[nn.Module]] = {}
-        for _ in range(self.one((1, 2, 2, 3))):
-            name, module = self.one(modules)
-            patterns = (f"re:{re.escape(name)}", "re:" + re.sub(r"\d+", r"\\d+", name))
-            tried = governed([*keys, self.one((name, name, *patterns, type(module)))], root)
-            named = list(chain(*tried.values()))
-            # A key that wins nowhere does nothing, or contradicts another one.
-            if all(tried.values()) and len(named) <= MOST_NAMED and not splits_state(set(named), root):
-                keys = tried
-        return keys
 
-    def rule(self, modules: list[nn.Module], named: set[nn.Module], kinds: set[str], is_fixed: bool) -> Any:
-        """One for all of these."""
-        case = self.case
-        axes = case.axes(modules[0])
-        varying = {name for found in axes.values() for name in found.values()}
-        rows = max(case.rows(module, named) for module in modules)
-        options = ["dynamic", "static"] if is_fixed else ["dynamic"]
+def draw_rule(one: One, case: Case, modules: list[nn.Module], named: set[nn.Module], is_fixed: bool) -> Any:
+    """One for all of these modules."""
+    axes = case.axes(modules[0])
+    varying = {name for found in axes.values() for name in found.values()}
+    rows = max(case.rows(module, named) for module in modules)
+    options = ["dynamic", "static"] if is_fixed else ["dynamic"]
+    if axes and not is_fixed:
         # Dims must hold what those around allow. Batch and rows are one axis of a flattened tensor.
-        if axes and not is_fixed and len(modules) == 1 and not ("flattened" in kinds and "batch" in varying):
-            options.append("dims")
+        is_one = len(modules) == 1 and not ("flattened" in case.kinds and "batch" in varying)
+        options += ["dims"] if is_one else []
         is_cut = rows < MIXES and not varying & {"batch", "y_rows"}
-        if axes and not is_fixed and is_cut and all(case.axes(module) == axes for module in modules):
-            options += ["chunk", "chunk"]
-        rule, device = self.one(options), self.one(("cpu", "npu", "dsp"))
-        if rule == "dims" and modules[0] is case.module:
-            return dw.Dynamic(case.dims(), device)
-        if rule == "dims":
-            paths = [n for n, m in case.module.named_modules(remove_duplicate=False) if m is modules[0]]
-            most = 48 * 3 ** max(
-                path.count(".") for path in paths
-            )  # each step has at most thrice as many rows
-            return dw.Dynamic(with_dims(axes, dict.fromkeys(varying, most)), device)
-        if rule == "chunk":
-            cut = {name: axis for name, of in axes.items() for axis, found in of.items() if found == "rows"}
-            sizes = self.one(((3,), (1, 4), (2, 8), (5,), (1,), (4,)))
-            return dw.Static(device, cut, (1, *sizes) if rows == CARRIES else sizes)
-        return dw.Static(device) if rule == "static" else dw.Dynamic(device=device)
+        options += ["chunk", "chunk"] if is_cut and all(case.axes(m) == axes for m in modules) else []
+    rule, device = one(options), one(("cpu", "npu", "dsp"))
+    if rule == "dims" and modules[0] is case.module:
+        return dw.Dynamic(case.dims(), device)
+    if rule == "dims":
+        paths = [name for name, m in case.module.named_modules(remove_duplicate=False) if m is modules[0]]
+        most = 48 * 3 ** max(path.count(".") for path in paths)  # each step has at most thrice as many rows
+        return dw.Dynamic(with_dims(axes, dict.fromkeys(varying, most)), device)
+    if rule == "chunk":
+        cut = {name: axis for name, of in axes.items() for axis, found in of.items() if found == "rows"}
+        sizes = one(((3,), (1, 4), (2, 8), (5,), (1,), (4,)))
+        return dw.Static(device, cut, (1, *sizes) if rows == CARRIES else sizes)
+    return dw.Static(device) if rule == "static" else dw.Dynamic(device=device)
 
 
 @st.composite
@@ -495,7 +485,7 @@ def cases(draw: Any) -> Case:
     dynamic |= {"y_rows"} if dynamic and y == "other" else set()
     most = Sizes(one(range(2 if dynamic else 1, MOST_ROWS)), one(range(2, MOST_ROWS)), batch)
     case = Case(seed, root, y, dynamic, most, one(("by name", "by position", "y by name")))
-    case.policy = Policies(one, case).policy()
+    case.policy = draw_policy(one, case)
     for rows in (most.rows, 1, one(range(1, most.rows + 1))):
         wanted = Sizes(rows, one(range(1, most.y_rows + 1)), one(range(min(batch, 1), batch + 1)))
         sizes = (a if name in dynamic else b for name, a, b in zip(Sizes._fields, wanted, most, strict=True))
