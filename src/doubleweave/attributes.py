@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,14 +41,13 @@ def _contents(value: Any) -> Any:
     return [value if isinstance(value, _KEPT) else type(value)]  # in a list NaN is itself
 
 
-def _containers(value: Any) -> Iterator[Any]:
-    """Each list, dict and set in this value, itself included."""
-    if isinstance(value, (list, dict, set)):
-        yield value
-    for item in (
-        value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    ):
-        yield from _containers(item)
+def _containers(value: Any, found: dict[int, Any]) -> None:
+    """Add each list, dict and set in this value, itself included, by identity."""
+    if type(value) not in (list, dict, set, tuple) or id(value) in found:
+        return
+    found[id(value)] = value
+    for item in value.values() if isinstance(value, dict) else value:
+        _containers(item, found)
 
 
 def check_kept(module: nn.Module, before: Kept) -> None:
@@ -92,13 +90,12 @@ def changed(before: Snapshot) -> list[tuple[nn.Module, str]]:
 def attributes_restored(module: nn.Module) -> Iterator[None]:
     """Put back or delete afterwards every attribute that is set while this lasts, and what is in containers."""
     before = snapshot(module)
-    containers = [
-        (container, copy.copy(container))
-        for _, attributes in before
-        for name, value in attributes.items()
-        if name not in _NOT_STATE
-        for container in _containers(value)
-    ]
+    found: dict[int, Any] = {}
+    for _, attributes in before:
+        for name, value in attributes.items():
+            if name not in _NOT_STATE:
+                _containers(value, found)
+    containers = [(value, value.copy()) for value in found.values() if not isinstance(value, tuple)]
     try:
         yield
     finally:
