@@ -99,6 +99,13 @@ def number_in(array):
     return array[0, 0].item()
 
 
+def gate_of(gate, number):
+    """A future of a tensor that is there once the gate is open."""
+    found = Future()
+    gate.add_done_callback(lambda _: found.set_result(full(number)))
+    return found
+
+
 @contextlib.contextmanager
 def held(method, *args):
     """Keep the worker of a method's device busy for as long as this lasts."""
@@ -190,6 +197,20 @@ def test_after_waits_for_more_than_the_arguments(pair, slow):
     failed = pair.submit(full(1))
     with pytest.raises(InputError):
         pair.submit(full(1), full(1), after=[failed]).result(TIMEOUT)
+
+
+def test_lists_may_be_filled_further_after_submit(pair, many):
+    gate, after, xs = Future(), [], [full(1), full(2)]
+    after.append(gate)
+    first = pair.submit(full(1), full(1), after=after)
+    second = many.submit(xs, {"a": full(0), "b": full(0)}, last=full(1))
+    waiting = many.submit(xs, {"a": full(0), "b": gate_of(gate, 4)}, last=full(1))
+    after.append(pair.submit(first[0], full(1)))  # itself waits for the first
+    xs[0] = full(7)
+    gate.set_result(None)
+    assert number_in(first.result(TIMEOUT)[0]) == 2
+    assert number_in(second.result(TIMEOUT)["sum"]) == 3
+    assert number_in(waiting.result(TIMEOUT)["sum"]) == 7
 
 
 def test_torch_tensors_through_futures(pair):

@@ -54,7 +54,13 @@ class Workers:
         """Run `method` once the futures among its arguments are done; what one of them raised, it raises."""
         result = Result()
         waiting: list[Future[Any]] = []
-        _collect((args, kwargs, out, list(after)), waiting)
+
+        def wait_for(future: Future[Any]) -> Future[Any]:
+            waiting.append(future)
+            return future
+
+        # The caller may go on to fill the lists that it gave.
+        held = _with_futures((args, kwargs, out, list(after)), wait_for)
         left = len(waiting) + 1
         lock = threading.Lock()
 
@@ -73,7 +79,7 @@ class Workers:
             if not result.set_running_or_notify_cancel():
                 return
             try:
-                given, named, places, _ = _resolve((args, kwargs, out, list(after)))
+                given, named, places, _ = _with_futures(held, lambda future: future.result())
                 # One thread each: with several, methods wait for one another's threads.
                 result.set_result(method._run(given, named, places, 1))
             except BaseException as error:
@@ -91,24 +97,14 @@ class Workers:
             return self._executors[device]
 
 
-def _collect(value: Any, found: list[Future[Any]]) -> None:
+def _with_futures(value: Any, change: Callable[[Future[Any]], Any]) -> Any:
+    """A copy of tuples, lists and dicts in which each future is what `change` makes of it."""
     if isinstance(value, Future):
-        found.append(value)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _collect(item, found)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _collect(item, found)
-
-
-def _resolve(value: Any) -> Any:
-    if isinstance(value, Future):
-        return value.result()
+        return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_resolve, value))
+        return type(value)(*(_with_futures(item, change) for item in value))
     if type(value) in (tuple, list):
-        return type(value)(map(_resolve, value))
+        return type(value)(_with_futures(item, change) for item in value)
     if isinstance(value, dict):
-        return type(value)((key, _resolve(item)) for key, item in value.items())
+        return type(value)((key, _with_futures(item, change)) for key, item in value.items())
     return value
