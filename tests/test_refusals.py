@@ -277,6 +277,11 @@ def folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="refusals."))
 
 
+def under_a_file() -> None:
+    (folder() / "file").write_text("")
+    dw.compile(nn.ReLU(), (X,), out=folder() / "file" / "program")
+
+
 def out(name: str, content: str | None = None) -> None:
     """Compile into a place where something else is."""
     path = folder() / name
@@ -1157,7 +1162,7 @@ CASES = {
         Case(
             "out_parent",
             "`out` cannot be made",
-            lambda: dw.compile(nn.ReLU(), (X,), out=folder() / "file" / "program"),
+            under_a_file,
             "LowerError: file/program: cannot be made: File exists; choose another folder with out=",
             "Give a folder that you may write.",
         ),

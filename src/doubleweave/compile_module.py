@@ -106,6 +106,7 @@ def _write(name: str, found: Any, folder: Path, report: Progress) -> None:
 def _check_loads(path: Path) -> None:
     """Load every method once: an operator without a kernel is found here, not at the first call."""
     from doubleweave import _native
+    from doubleweave.lower import no_kernel
 
     program = _native.Program(str(path))
     for method in program.method_names:
@@ -113,12 +114,10 @@ def _check_loads(path: Path) -> None:
             program.load(method)
         except _native.Error as error:
             missing = re.search(r"kernel 'aten::([\w.]+)' not found", str(error))
-            why = (
-                f"ExecuTorch has no kernel for aten.{missing[1]}; replace the operator, or take it out of the model"
-                if missing
-                else f"cannot be loaded: {str(error).replace(str(path), path.name)}"
-            )
-            raise LowerError(f"segment {method}: {why}") from None
+            if missing:
+                raise no_kernel(method, missing[1]) from None
+            what = str(error).replace(str(path), path.name)
+            raise LowerError(f"segment {method}: cannot be loaded: {what}") from None
 
 
 def _write_states(states: Mapping[str, Tensor], path: Path) -> str:

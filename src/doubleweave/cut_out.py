@@ -143,9 +143,7 @@ class _Bodies:
         names = self._names.get(id(buffer), [])
         owners = {name: self._innermost[name.rpartition(".")[0]] for name in names}
         if len({id(owner) for owner in owners.values()}) > 1:
-            one, other = sorted(owners, key=lambda name: self.of_buffer(name) is not None)[
-                :: len(owners) - 1
-            ][:2]
+            one, *_, other = sorted(owners, key=lambda name: self.of_buffer(name) is not None)
             raise SplitError(
                 f"{what}: changes buffer {one.removeprefix(MODULE + '.')!r}, which is also "
                 f"{other.removeprefix(MODULE + '.')!r} in {self.of_buffer(other)!r}; name the module that has the "

@@ -110,6 +110,13 @@ def lower(
     return replace(prepared.split, segments=tuple(segments)), digest
 
 
+def no_kernel(method: str, operator: str) -> LowerError:
+    return LowerError(
+        f"segment {method}: ExecuTorch has no kernel for aten.{operator}; replace the operator, or take it out of the "
+        "model"
+    )
+
+
 _Templates = dict[tuple[str, int | None], Template]  # by (segment, size)
 
 
@@ -148,10 +155,7 @@ def _lower_all(
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
             missing = re.search(r"Missing out variants: {'aten::(\w+)'", first)
             if missing:
-                raise LowerError(
-                    f"segment {job}: ExecuTorch has no kernel for aten.{missing[1]}; replace the operator, or take it "
-                    "out of the model"
-                ) from error
+                raise no_kernel(str(job), missing[1]) from error
             raise LowerError(
                 f"segment {job}: {segment.backend} cannot lower it ({type(error).__name__}: {first})"
             ) from error

@@ -272,38 +272,31 @@ def _pad(follow: Follower, node: fx.Node) -> Axis:
     return axis
 
 
-def _within(position: int) -> Callable[[Follower, fx.Node], Axis]:
-    """Cuts or joins along the dim at args[position], which must not be the rows."""
+def _common_axis(follow: Follower, node: fx.Node) -> Axis:
+    axes = {follow.axis(source) for source in node.all_input_nodes if source in follow.rows}
+    if len(axes) > 1:
+        raise MixesRows(f"{_name(node)} joins rows with tensors that have none")
+    return axes.pop()
 
-    def rule(follow: Follower, node: fx.Node) -> Axis:
-        first: Any = node.all_input_nodes[0]
-        dim: Any = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
-        axes = {follow.axis(source) for source in node.all_input_nodes if source in follow.rows}
-        if len(axes) > 1:
-            raise MixesRows(f"{_name(node)} joins rows with tensors that have none")
-        (axis,) = axes
-        if axis == int(dim) % follow.rank(first):
-            raise MixesRows(f"{_name(node)} is along the rows")
-        return axis
 
-    return rule
+def _within(follow: Follower, node: fx.Node) -> Axis:
+    """Cuts or joins along one axis, which must not be that of the rows."""
+    axis = _common_axis(follow, node)
+    if axis == int(_argument(node, "dim")) % follow.rank(node.all_input_nodes[0]):
+        raise MixesRows(f"{_name(node)} is along the rows")
+    return axis
 
 
 def _select(follow: Follower, node: fx.Node) -> Axis:
-    axis = _within(1)(follow, node)
-    given: Any = node.args[1]
-    dim = int(given) % follow.rank(node.args[0])
+    axis = _within(follow, node)
+    dim = int(_argument(node, "dim")) % follow.rank(node.args[0])
     return None if axis is None else axis - (dim < axis)
 
 
 def _stack(follow: Follower, node: fx.Node) -> Axis:
-    axes = {follow.axis(source) for source in node.all_input_nodes}
-    if len(axes) > 1:
-        raise MixesRows(f"{_name(node)} joins rows with tensors that have none")
-    (axis,) = axes
+    axis = _common_axis(follow, node)
     value: Any = node.meta["val"]
-    given: Any = node.args[1] if len(node.args) > 1 else 0
-    dim = int(given) % value.ndim
+    dim = int(_argument(node, "dim")) % value.ndim
     return None if axis is None else axis + (dim <= axis)
 
 
@@ -392,14 +385,14 @@ _RULES: dict[Any, Callable[[Follower, fx.Node], Axis]] = {
     aten.expand.default: _expand,
     aten.repeat.default: _repeat,
     aten.constant_pad_nd.default: _pad,
-    aten.slice.Tensor: _within(1),
+    aten.slice.Tensor: _within,
     aten.select.int: _select,
-    aten.cat.default: _within(1),
+    aten.cat.default: _within,
     aten.stack.default: _stack,
-    aten.split.Tensor: _within(2),
-    aten.split_with_sizes.default: _within(2),
-    aten.chunk.default: _within(2),
-    aten.glu.default: _within(1),
+    aten.split.Tensor: _within,
+    aten.split_with_sizes.default: _within,
+    aten.chunk.default: _within,
+    aten.glu.default: _within,
     aten.embedding.default: _embedding,
     aten.conv1d.default: _batched,
     aten.conv2d.default: _batched,
