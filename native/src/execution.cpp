@@ -28,9 +28,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kInterruptPeriod = std::chrono::milliseconds(30);
-// How often a worker looks for what it waits for before it sleeps: some tens of microseconds, about
-// what waking a sleeping thread costs.
-constexpr int kNumSpins = 500;
+// How long a worker looks for what it waits for before it sleeps. Waking it costs some 60
+// microseconds, and the one that wakes it some 15, so it looks for longer than most tasks take.
+constexpr auto kSpinTime = std::chrono::milliseconds(5);
+// Looks between two looks at the clock.
+constexpr int kSpinsPerClock = 64;
 
 void pause_briefly() {
 #if defined(__x86_64__)
@@ -56,7 +58,7 @@ struct Execution::Impl {
   ScheduleOrder order;
   std::vector<PreparedTask> prepared;
   BaseLimit limit;
-  int num_spins;
+  bool spins;
 
   std::atomic<bool> running{false};
 
@@ -75,6 +77,23 @@ struct Execution::Impl {
   std::condition_variable changed;
   int num_helpers = 0;
   std::exception_ptr first_error;
+
+  // See Instance::Impl::make_room: a run cannot change its number of threads on the way.
+  void make_room(const Task& task) const {
+    if (task.instance < 0 || threads_per_worker == max_threads()) {
+      return;
+    }
+    Instance::Impl& instance = *instances[task.instance]->impl_;
+    std::vector<int32_t> all;
+    std::vector<std::span<const int32_t>> sizes;
+    for (const Binding& input : task.inputs) {
+      sizes.emplace_back(input.sizes);
+      all.insert(all.end(), input.sizes.begin(), input.sizes.end());
+    }
+    if (!instance.has_room(all)) {
+      instance.make_room(sizes);
+    }
+  }
 
   void fail(std::exception_ptr error) {
     const std::lock_guard lock(mutex);
@@ -118,11 +137,16 @@ struct Execution::Impl {
       return finished.load(std::memory_order_seq_cst) >= wait.num_finished;
     };
     const auto is_stopped = [&] { return stop.load(std::memory_order_seq_cst); };
-    for (int spin = 0; spin < num_spins; ++spin) {
-      if (finished.load(std::memory_order_acquire) >= wait.num_finished) {
-        return true;
-      }
-      pause_briefly();
+    if (spins) {
+      const auto until = Clock::now() + kSpinTime;
+      do {
+        for (int spin = 0; spin < kSpinsPerClock; ++spin) {
+          if (finished.load(std::memory_order_acquire) >= wait.num_finished) {
+            return true;
+          }
+          pause_briefly();
+        }
+      } while (!stop.load(std::memory_order_relaxed) && Clock::now() < until);
     }
     while (!is_done() && !is_stopped()) {
       sleep_until([&] { return is_done() || is_stopped(); });
@@ -281,12 +305,15 @@ Execution::Execution(std::vector<Instance*> instances, std::vector<Region> regio
     impl.prepared.emplace_back(impl.tasks[t], *impl.instances[impl.tasks[t].instance], regions,
                                name, impl.limit);
   }
+  for (size_t t = 0; t < impl.tasks.size(); ++t) {
+    impl.make_room(impl.tasks[t]);
+  }
   impl.starts.resize(regions.size());
   impl.regions = std::move(regions);
   impl.progress = std::make_unique<Progress[]>(impl.workers.size());
   impl.events.resize(impl.workers.size());
   // With more workers than processors, spinning takes time from the one that is waited for.
-  impl.num_spins = std::thread::hardware_concurrency() >= impl.workers.size() ? kNumSpins : 0;
+  impl.spins = std::thread::hardware_concurrency() >= impl.workers.size();
 }
 
 Execution::~Execution() = default;

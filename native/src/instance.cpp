@@ -2,7 +2,10 @@
 #include <executorch/runtime/core/exec_aten/util/tensor_util.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <functional>
+#include <thread>
 
 #include "doubleweave/error.h"
 #include "doubleweave/threads.h"
@@ -172,6 +175,68 @@ void Instance::Impl::finish_output(size_t index) {
   std::memmove(slot.data, tensor.data(), tensor.nbytes());
 }
 
+bool Instance::Impl::has_room(const std::vector<int32_t>& sizes) const {
+  if (!is_delegated || max_threads() == 1) {
+    return true;
+  }
+  const std::lock_guard lock(room_mutex);
+  return std::any_of(roomy_sizes.begin(), roomy_sizes.end(), [&](const auto& roomy) {
+    return std::equal(sizes.begin(), sizes.end(), roomy.begin(), roomy.end(), std::less_equal<>());
+  });
+}
+
+void Instance::Impl::note_room(std::vector<int32_t> sizes) {
+  const std::lock_guard lock(room_mutex);
+  std::erase_if(roomy_sizes, [&](const auto& roomy) {
+    return std::equal(roomy.begin(), roomy.end(), sizes.begin(), sizes.end(), std::less_equal<>());
+  });
+  roomy_sizes.push_back(std::move(sizes));
+}
+
+void Instance::Impl::make_room(const std::vector<std::span<const int32_t>>& sizes) {
+  std::vector<int32_t> all;
+  for (const auto& one : sizes) {
+    all.insert(all.end(), one.begin(), one.end());
+  }
+  const IntraOpScope scope(max_threads());
+  while (in_use.exchange(true, std::memory_order_acquire)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  in_use.store(false, std::memory_order_release);
+  const InstanceUse use(*this);
+  if (has_room(all)) {
+    return;
+  }
+  // XNNPACK reads up to 16 bytes past the end.
+  constexpr size_t kMargin = 64;
+  std::vector<std::vector<std::byte>> memory;
+  const auto zeros = [&](const TensorInfo& info, std::span<const int32_t> of) {
+    size_t bytes = dtype_bytes(info.dtype);
+    for (const int32_t size : of) {
+      bytes *= static_cast<size_t>(size);
+    }
+    return memory.emplace_back(bytes + kMargin).data();
+  };
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    bind_input(i, zeros(input_infos[i], sizes[i]), sizes[i]);
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    bind_output(i, zeros(output_infos[i], output_infos[i].sizes), output_infos[i].nbytes, {});
+  }
+  try {
+    execute(false);
+  } catch (const Error&) {
+    // It planned before it failed; whether real inputs fail shows when they run.
+  }
+  for (InputSlot& slot : inputs) {
+    slot.data = nullptr;
+  }
+  for (OutputSlot& slot : outputs) {
+    slot.data = nullptr;
+  }
+  note_room(std::move(all));
+}
+
 Instance::Instance(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Instance::~Instance() {
@@ -198,10 +263,27 @@ void Instance::bind_output(size_t index, void* data, size_t capacity_bytes,
   impl_->bind_output(index, data, capacity_bytes, sizes);
 }
 
+namespace {
+
+// Executes what is bound, on the threads of the scope that the caller holds.
+void execute_noting_room(Instance::Impl& impl, std::vector<int32_t> sizes) {
+  impl.execute(intra_op_threads() == 1);
+  if (impl.is_delegated && intra_op_threads() == max_threads() && !impl.has_room(sizes)) {
+    impl.note_room(std::move(sizes));
+  }
+}
+
+}  // namespace
+
 void Instance::execute() {
-  const IntraOpScope scope;
+  std::vector<int32_t> sizes;
+  for (const InputSlot& slot : impl_->inputs) {
+    const auto found = slot.tensor->sizes();
+    sizes.insert(sizes.end(), found.begin(), found.end());
+  }
+  const IntraOpScope scope = impl_->has_room(sizes) ? IntraOpScope() : IntraOpScope(max_threads());
   const InstanceUse use(*impl_);
-  impl_->execute(intra_op_threads() == 1);
+  execute_noting_room(*impl_, std::move(sizes));
 }
 
 void Instance::run(std::span<const InputBinding> inputs, std::span<const OutputBinding> outputs,
@@ -211,6 +293,13 @@ void Instance::run(std::span<const InputBinding> inputs, std::span<const OutputB
                      impl_->outputs.size(), " outputs, but ", inputs.size(), " and ",
                      outputs.size(), " were given."));
   }
+  std::vector<int32_t> sizes;
+  for (const InputBinding& input : inputs) {
+    sizes.insert(sizes.end(), input.sizes.begin(), input.sizes.end());
+  }
+  if (!impl_->has_room(sizes)) {
+    threads = max_threads();
+  }
   const IntraOpScope scope = threads == 0 ? IntraOpScope() : IntraOpScope(threads);
   const InstanceUse use(*impl_);
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -219,7 +308,7 @@ void Instance::run(std::span<const InputBinding> inputs, std::span<const OutputB
   for (size_t i = 0; i < outputs.size(); ++i) {
     impl_->bind_output(i, outputs[i].data, outputs[i].capacity_bytes, outputs[i].sizes);
   }
-  impl_->execute(intra_op_threads() == 1);
+  execute_noting_room(*impl_, std::move(sizes));
 }
 
 std::vector<int32_t> Instance::output_sizes(size_t index) const {

@@ -135,6 +135,13 @@ struct Instance::Impl {
   std::vector<InputSlot> inputs;
   std::vector<OutputSlot> outputs;
   std::atomic<bool> in_use{false};
+  // XNNPACK plans its scratch memory for as many threads as take part when its sizes grow, and does
+  // not plan anew when more do: running on more threads than it was planned for overruns it. So the
+  // first run at sizes that grow is one with every thread.
+  bool is_delegated = false;
+  // Sizes of all inputs, one behind the other, at which it ran with every thread.
+  mutable std::mutex room_mutex;
+  std::vector<std::vector<int32_t>> roomy_sizes;
   // A check inside ExecuTorch failed while it ran: its state is unknown.
   bool is_broken = false;
 
@@ -143,6 +150,13 @@ struct Instance::Impl {
   void bind_input(size_t index, const void* data, std::span<const int32_t> sizes);
   void bind_output(size_t index, void* data, size_t capacity_bytes, std::span<const int32_t> sizes);
   void execute(bool single_thread);
+  /// Whether scratch memory is planned for every thread at these sizes.
+  bool has_room(const std::vector<int32_t>& sizes) const;
+  /// Notes that the method ran at these sizes with every thread.
+  void note_room(std::vector<int32_t> sizes);
+  /// Runs the method on zeros with every thread, unless there is room at these sizes; waits until
+  /// nothing else runs. What was bound is bound no more.
+  void make_room(const std::vector<std::span<const int32_t>>& sizes);
   void finish_output(size_t index);
 };
 

@@ -254,6 +254,7 @@ std::unique_ptr<Instance> Program::load(const std::string& method,
                      "' cannot be read: ", failure_text(meta.error()), "."));
   }
   plan_memory(*impl, *meta);
+  impl->is_delegated = meta->uses_backend("XnnpackBackend");
   load_method(impl, backend_options);
   find_slots(*impl, *meta);
   return std::unique_ptr<Instance>(new Instance(std::move(impl)));

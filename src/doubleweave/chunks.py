@@ -21,17 +21,21 @@ class Chunk(NamedTuple):
     compiled_size: int
 
 
-def cut(num_tokens: int, shape: Static | Dynamic, num_workers: int = 1) -> tuple[Chunk, ...]:
-    """Cut `num_tokens` into chunks for a shape; only the last one is padded.
+def cut(
+    num_tokens: int, shape: Static | Dynamic, num_workers: int = 1, *, most: int | None = None
+) -> tuple[Chunk, ...]:
+    """Cut `num_tokens` into chunks for a shape, of at most `most` tokens; only the last one is padded.
 
     Bounded rows: chunks of equal size, as many as the workers can share evenly. Fixed sizes: the cheapest
-    sequence of sizes, counting padding and calls.
+    sequence of sizes, counting padding and calls; the smallest is used whatever `most` is.
     """
     assert num_tokens > 0
-    sizes = _even(num_tokens, most_rows(shape), num_workers) if isinstance(shape, Dynamic) else None
-    if sizes is None:
-        assert isinstance(shape, Static)
-        sizes = _fixed(num_tokens, tuple(sorted(shape.sizes)))
+    limit = min(most or most_rows(shape), most_rows(shape))
+    if isinstance(shape, Dynamic):
+        sizes = _even(num_tokens, limit, num_workers)
+    else:
+        least = min(shape.sizes)
+        sizes = _fixed(num_tokens, tuple(sorted(size for size in shape.sizes if size <= max(limit, least))))
     chunks = []
     start = 0
     for size in sizes:

@@ -11,8 +11,8 @@ from doubleweave import _native
 from doubleweave.chunks import Chunk
 from doubleweave.instances import Instances
 from doubleweave.ir import Call, Port, Shape, Static
-from doubleweave.schedule import Schedule
-from doubleweave.tasks import TaskGraph, has_instance_per_worker
+from doubleweave.tasks import has_instance_per_worker
+from doubleweave.verify import Verified
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,15 @@ class Memory:
 
 
 class Binder:
-    """Builds one native Execution from a task graph, a schedule, memory and instances."""
+    """Builds one native Execution from a verified schedule, memory and instances."""
 
-    def __init__(
-        self, graph: TaskGraph, schedule: Schedule, memory: Memory, instances: Instances, all_rows: bool
-    ) -> None:
-        self.graph = graph
+    def __init__(self, verified: Verified, memory: Memory, instances: Instances, all_rows: bool) -> None:
+        self.verified = verified
+        self.graph = verified.graph
         self.all_rows = all_rows
-        self.schedule = schedule
         self.instances = instances
-        self.segments = {segment.name: segment for segment in graph.split.segments}
-        self.values = {value.name: value for value in graph.split.values}
+        self.segments = {segment.name: segment for segment in self.graph.split.segments}
+        self.values = {value.name: value for value in self.graph.split.values}
         self.regions = [*memory.chunk_buffers, *memory.inputs.values(), *memory.cache.values()]
         names = [*memory.inputs, *memory.cache]
         self.region_of = {name: len(memory.chunk_buffers) + i for i, name in enumerate(names)}
@@ -44,10 +42,11 @@ class Binder:
 
     def build(self) -> _native.Execution:
         self.instances.load_all([self._method(task.call, task.chunk) for task in self.graph.tasks])
-        worker_of = {task: worker for worker, tasks in enumerate(self.schedule.workers) for task in tasks}
-        tasks = [self._task(number, worker_of[number]) for number in range(len(self.graph.tasks))]
-        workers = [list(tasks) for tasks in self.schedule.workers]
-        return _native.Execution(self.loaded, self.regions, tasks, workers, self.schedule.threads)
+        workers = self.verified.workers
+        worker_of = {task: worker for worker, tasks in enumerate(workers) for task in tasks}
+        tasks = [self._task(number, worker_of[number]) for number in range(len(self.graph))]
+        threads = self.verified.schedule.threads
+        return _native.Execution(self.loaded, self.regions, tasks, list(map(list, workers)), threads)
 
     def _rows(self, call: Call, chunk: Chunk) -> tuple[int, int]:
         """(first row, number of rows) of the chunk that the call computes."""
@@ -79,7 +78,7 @@ class Binder:
                 self._binding(name, port, task.chunk, chunk, rows, 0)
                 for name, port in zip(call.writes, segment.outputs, strict=True)
             ],
-            list(self.graph.after[number]),
+            list(self.verified.after[number]),
             number,
         )
 
@@ -104,7 +103,7 @@ class Binder:
             moves = 0 if name == "input_ids" else row_bytes
             offset = (chunk.start + first) * row_bytes
             return _native.Binding(region, _sizes(port.shape, rows, 0), offset, moves)
-        buffer = self.graph.buffers[name, chunk_index]
+        buffer = self.graph.buffer(name, chunk_index)
         return _native.Binding(buffer, _sizes(port.shape, rows, 0), first * row_bytes)
 
 
@@ -112,8 +111,6 @@ def _sizes(shape: Shape, rows: int, cached: int) -> list[int]:
     return [rows if s == "T" else cached if s == "S" else int(s) for s in shape]
 
 
-def bind(
-    graph: TaskGraph, schedule: Schedule, memory: Memory, instances: Instances, *, all_rows: bool
-) -> _native.Execution:
+def bind(verified: Verified, memory: Memory, instances: Instances, *, all_rows: bool) -> _native.Execution:
     """Build the native execution. `all_rows`: the head computes every row, not just the last one."""
-    return Binder(graph, schedule, memory, instances, all_rows).build()
+    return Binder(verified, memory, instances, all_rows).build()

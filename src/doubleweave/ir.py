@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from doubleweave.interface import Interface
@@ -204,8 +205,19 @@ class Split:
         """The values of the whole model."""
         return self.main.values
 
+    @cached_property
+    def _by_name(self) -> dict[str, Segment]:
+        return {segment.name: segment for segment in self.segments}
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.segments, self.functions))
+
+    def __hash__(self) -> int:  # computed once: what depends on a split alone is cached by it
+        return self._hash
+
     def segment(self, name: str) -> Segment:
-        return next(segment for segment in self.segments if segment.name == name)
+        return self._by_name[name]
 
     def function(self, name: str) -> Function:
         return next(function for function in self.functions if function.name == name)

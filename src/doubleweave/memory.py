@@ -114,7 +114,7 @@ def of_tasks(graph: TaskGraph) -> Memory:
             if is_cache:
                 owner, freed = "session, cache", "by truncate or reset"
             else:
-                owner = f"run, buffer {graph.buffers[name, task.chunk]}"
+                owner = f"run, buffer {graph.buffer(name, task.chunk)}"
                 freed = (
                     "by the session"
                     if value.kind == "output"

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from doubleweave import _native, manifest
+from doubleweave.choice import AUTO
 from doubleweave.errors import InputError, ProgramError
+from doubleweave.find_profile import find_profile
 from doubleweave.futures import Workers
 from doubleweave.generate import Generation, generate, run
 from doubleweave.instances import open_instances
@@ -52,13 +54,31 @@ class Program:
         has_tokenizer = (self.folder / manifest.TOKENIZER_FILE).exists()
         return self.text if has_tokenizer or stop else None
 
-    def session(self, schedule: str = "pipelined", threads: int | None = None) -> Session:
-        """A new session with an empty cache. `threads` defaults to the machine's cores.
+    def session(
+        self,
+        schedule: str = AUTO,
+        threads: int | None = None,
+        *,
+        workers: Sequence[str] | None = None,
+        chunk: int | None = None,
+        profile: str | None = None,
+    ) -> Session:
+        """A new session with an empty cache.
 
-        Raises InputError for a schedule that does not exist or more threads than cores.
+        `threads` defaults to the machine's cores, `workers` (their devices, such as ("npu", "cpu")) to what the
+        schedule takes by itself, `chunk` (the most tokens of a chunk) to the program's; `profile` is a TOML file or the
+        name of one that comes with the package, by default the program's own.
+
+        Raises InputError for a schedule that does not exist, more threads than cores or a profile that does not fit.
         """
         return Session(
-            self.manifest, self.instances, schedule, _native.max_threads() if threads is None else threads
+            self.manifest,
+            self.instances,
+            find_profile(self.folder, self.manifest, profile),
+            schedule,
+            _native.max_threads() if threads is None else threads,
+            None if workers is None else tuple(workers),
+            chunk,
         )
 
     def stream(

@@ -1,106 +1,101 @@
 """Schedules: for each worker, the ordered list of its tasks. Data, with a text form that parses back.
 
-It knows nothing of threads or ExecuTorch; it reads a task graph.
+It knows nothing of costs, threads or ExecuTorch; it reads a task graph. `makers.py` makes schedules, `verify.py`
+checks them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from doubleweave.errors import InputError, ScheduleError
-from doubleweave.tasks import TaskGraph
+import numpy as np
 
-SCHEDULES = ("sequential", "pipelined")
+from doubleweave.errors import ScheduleError
+from doubleweave.tasks import Int32Array, TaskGraph
+
+# In a worker's list: it goes on when every worker has reached its barrier of the same number.
+BARRIER = -1
+_BARRIER_TEXT = "|"
+# A worker that runs the tasks of every device.
+ANY = "any"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`workers[w]` lists the task numbers of worker w in order; each worker uses `threads` threads."""
+    """`workers[w]` lists the task numbers (and BARRIERs) of worker w in order; it runs tasks of `devices[w]`, and
+    each of its methods uses `threads` threads."""
 
     name: str
+    devices: tuple[str, ...]
     workers: tuple[tuple[int, ...], ...]
-    threads: int
+    threads: int = 1
 
     def text(self, graph: TaskGraph) -> str:
-        """One line a worker: "0: embed_tokens/0 block_0/0 …"."""
+        """One line a worker: "npu: block_0/0+128@128 | block_1/0+128@128 …"; "|" is a barrier."""
         return "\n".join(
-            f"{number}: " + " ".join(graph.name(task) for task in tasks)
-            for number, tasks in enumerate(self.workers)
+            f"{device}: " + " ".join(_BARRIER_TEXT if task == BARRIER else graph.name(task) for task in tasks)
+            for device, tasks in zip(self.devices, self.workers, strict=True)
         )
 
 
 def parse(text: str, graph: TaskGraph, name: str = "given", threads: int = 1) -> Schedule:
-    """Parse what `Schedule.text` gives; raises ScheduleError for tasks the graph does not have."""
-    numbers = {graph.name(index): index for index in range(len(graph.tasks))}
-    workers = []
+    """Parse what `Schedule.text` gives; raises ScheduleError for a device or a task the graph does not have."""
+    numbers = {graph.name(index): index for index in range(len(graph))} | {_BARRIER_TEXT: BARRIER}
+    known = {ANY, *graph.devices}
+    devices, workers = [], []
     for line in text.strip().splitlines():
-        _, _, tasks = line.partition(":")
-        unknown = [word for word in tasks.split() if word not in numbers]
-        if unknown:
+        device, colon, tasks = line.partition(":")
+        device = device.strip()
+        if not colon or device not in known:
             raise ScheduleError(
-                f"schedule: found task {unknown[0]!r}, expected call/chunk of the task graph, "
-                f"such as {graph.name(0)!r}"
+                f"schedule: found line {line[:40]!r}, expected DEVICE: TASK TASK … with a device of "
+                f"{', '.join(sorted(known))}"
             )
+        for word in tasks.split():
+            if word not in numbers:
+                raise ScheduleError(
+                    f"schedule: found task {word!r}, expected call/start+tokens@size of the task graph, "
+                    f"such as {graph.name(0)!r}"
+                )
+        devices.append(device)
         workers.append(tuple(numbers[word] for word in tasks.split()))
-    return Schedule(name, tuple(workers), threads)
+    return Schedule(name, tuple(devices), tuple(workers), threads)
 
 
-def make(name: str, graph: TaskGraph, threads: int) -> Schedule:
-    """Make the schedule of that name; raises InputError for a name that does not exist."""
-    if name == "sequential":
-        return sequential(graph, threads)
-    if name == "pipelined":
-        return pipelined(graph, threads)
-    raise InputError(f"schedule: found {name!r}, expected one of {', '.join(SCHEDULES)}")
+def without_barriers(schedule: Schedule, graph: TaskGraph) -> tuple[list[list[int]], Int32Array, Int32Array]:
+    """The workers' lists of tasks alone, and what each task waits for (starts and list, as in a TaskGraph) with the
+    barriers as dependencies."""
+    lists = [[task for task in tasks if task != BARRIER] for tasks in schedule.workers]
+    if not any(BARRIER in tasks for tasks in schedule.workers):
+        return lists, graph.after_starts, graph.after_list
+    more: list[set[int]] = [set() for _ in range(len(graph))]
+    # last[w][b]: the last task of worker w before its barrier b; it has none if there are fewer barriers.
+    last = [_before_barriers(tasks) for tasks in schedule.workers]
+    for worker, tasks in enumerate(schedule.workers):
+        passed = 0
+        is_first = False
+        for task in tasks:
+            if task == BARRIER:
+                passed, is_first = passed + 1, True
+            elif is_first and 0 <= task < len(graph):
+                others = (
+                    ends[min(passed, len(ends)) - 1] for w, ends in enumerate(last) if w != worker and ends
+                )
+                more[task] |= {end for end in others if end is not None}
+                is_first = False
+    merged = [sorted(more[task].union(graph.after[task])) for task in range(len(graph))]
+    starts = np.zeros(len(graph) + 1, np.int32)
+    np.cumsum([len(waits) for waits in merged], out=starts[1:])
+    return lists, starts, np.array([before for waits in merged for before in waits], np.int32)
 
 
-def sequential(graph: TaskGraph, threads: int) -> Schedule:
-    """One worker, chunk behind chunk, every thread in every method."""
-    return Schedule("sequential", (tuple(range(len(graph.tasks))),), threads)
-
-
-def pipelined(graph: TaskGraph, num_workers: int) -> Schedule:
-    """One-thread workers that take the chunks in turn, each chunk a layer or so behind the one before.
-
-    A chunk stays on one worker: its values stay in that core's cache, and workers meet only where a chunk
-    needs the rows of earlier ones. With a single chunk there is nothing to overlap: it runs with every
-    thread in every method.
-    """
-    if len(graph.chunks) == 1 or num_workers == 1:
-        return Schedule("pipelined", sequential(graph, num_workers).workers, num_workers)
-    workers = min(num_workers, len(graph.chunks))
-    rows = [
-        tuple(number for number, task in enumerate(graph.tasks) if task.chunk % workers == worker)
-        for worker in range(workers)
-    ]
-    return Schedule("pipelined", tuple(rows), 1)
-
-
-def verify(schedule: Schedule, graph: TaskGraph) -> None:
-    """Check that every task runs exactly once and none waits for ever; raises ScheduleError."""
-    placed = [task for tasks in schedule.workers for task in tasks]
-    if sorted(placed) != list(range(len(graph.tasks))):
-        missing = sorted(set(range(len(graph.tasks))) - set(placed))
-        doubled = sorted({task for task in placed if placed.count(task) > 1})
-        what = (
-            f"{graph.name(missing[0])} is missing" if missing else f"{graph.name(doubled[0])} is there twice"
-        )
-        raise ScheduleError(f"schedule: {what}; each of the {len(graph.tasks)} tasks must be placed once")
-    done: set[int] = set()
-    position = [0] * len(schedule.workers)
-    moved = True
-    while moved:
-        moved = False
-        for worker, tasks in enumerate(schedule.workers):
-            while position[worker] < len(tasks) and done.issuperset(graph.after[tasks[position[worker]]]):
-                done.add(tasks[position[worker]])
-                position[worker] += 1
-                moved = True
-    if len(done) < len(graph.tasks):
-        rows = [
-            f"  worker {worker} stands at {graph.name(tasks[position[worker]])}, which waits for "
-            + ", ".join(graph.name(t) for t in graph.after[tasks[position[worker]]] if t not in done)
-            for worker, tasks in enumerate(schedule.workers)
-            if position[worker] < len(tasks)
-        ]
-        raise ScheduleError("schedule: its tasks would wait for ever:\n" + "\n".join(rows))
+def _before_barriers(tasks: tuple[int, ...]) -> list[int | None]:
+    """The last task before each barrier, and before the end."""
+    ends: list[int | None] = []
+    latest: int | None = None
+    for task in tasks:
+        if task == BARRIER:
+            ends.append(latest)
+        else:
+            latest = task
+    return [*ends, latest]

@@ -8,20 +8,24 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from doubleweave import _native
-from doubleweave.chunks import cut
+from doubleweave.choice import AUTO, SCHEDULES, Choice, chunk_shape, chunks_of, default_choice, graph_of
 from doubleweave.errors import InputError, RunError
 from doubleweave.execution import Memory, bind
 from doubleweave.instances import Instances
-from doubleweave.ir import Dynamic, Segment, Static, most_rows
+from doubleweave.ir import most_rows
+from doubleweave.makers import make
 from doubleweave.manifest import Manifest
-from doubleweave.schedule import SCHEDULES, make, verify
-from doubleweave.tasks import TaskGraph, Want, build
-from doubleweave.timeline import Event, Timeline
+from doubleweave.profile import Profile
+from doubleweave.task_timeline import timeline_of
+from doubleweave.tasks import TaskGraph, Want
+from doubleweave.timeline import Timeline
+from doubleweave.verify import Verified, verify
 
 FloatArray = npt.NDArray[np.float32]
 TokenIds = Sequence[int] | npt.NDArray[np.integer]
@@ -33,11 +37,23 @@ _KEPT_EXECUTIONS = 8
 
 @dataclass(frozen=True)
 class _Prepared:
+    choice: Choice
     graph: TaskGraph
+    verified: Verified
     execution: _native.Execution
     buffers: _native.Buffers
     input_ids: npt.NDArray[np.int64]
-    num_workers: int
+
+
+class Recorded(NamedTuple):
+    """A run that was recorded: task t ran from `start_ns[t]` to `end_ns[t]`, behind `cached` tokens."""
+
+    choice: Choice
+    verified: Verified
+    start_ns: npt.NDArray[np.int64]
+    end_ns: npt.NDArray[np.int64]
+    num_tokens: int
+    cached: int
 
 
 class Session:
@@ -47,7 +63,16 @@ class Session:
     not run at the same time (they share the loaded methods).
     """
 
-    def __init__(self, manifest: Manifest, instances: Instances, schedule: str, threads: int) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        instances: Instances,
+        profile: Profile,
+        schedule: str,
+        threads: int,
+        workers: tuple[str, ...] | None = None,
+        chunk: int | None = None,
+    ) -> None:
         if schedule not in SCHEDULES:
             raise InputError(f"schedule: found {schedule!r}, expected one of {', '.join(SCHEDULES)}")
         most = _native.max_threads()
@@ -57,19 +82,20 @@ class Session:
         assert manifest.model is not None
         self.model = manifest.model
         self._instances = instances
+        self.profile = profile
         self.schedule = schedule
         self.threads = threads
-        self.timeline: Timeline | None = None
+        self.recorded: Recorded | None = None
         split = manifest.split
-        self._shape = _chunk_shape(split.segments)
-        self._most_rows = most_rows(self._shape)
+        self._fixed = None if schedule == AUTO else default_choice(split, schedule, threads, workers, chunk)
+        self._most_rows = most_rows(chunk_shape(split))
         cached = [value for value in split.values if value.kind == "cache"]
         max_context = self.model.max_context
         self._cache = _native.KvCache([value.row_bytes for value in cached], max_context, self._most_rows)
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
         self._output = next(value.name for value in split.values if value.kind == "output")
         self._positions = np.arange(max_context + self._most_rows, dtype=np.int64)
-        self._prepared: OrderedDict[tuple[int, Want], _Prepared] = OrderedDict()
+        self._prepared: OrderedDict[tuple[int, Want, Choice], _Prepared] = OrderedDict()
 
     @property
     def length(self) -> int:
@@ -176,19 +202,33 @@ class Session:
         if len(ids) > 1:
             self._instances.trim()
         if events is not None:
-            self.timeline = _timeline(prepared, events)
+            start_ns, end_ns = np.zeros((2, len(prepared.graph)), np.int64)
+            start_ns[events[:, 0]], end_ns[events[:, 0]] = events[:, 2], events[:, 3]
+            self.recorded = Recorded(prepared.choice, prepared.verified, start_ns, end_ns, len(ids), base)
         return prepared
 
+    @property
+    def timeline(self) -> Timeline | None:
+        """What ran when in the last recorded run, None if there was none."""
+        if self.recorded is None:
+            return None
+        _, verified, start_ns, end_ns, num_tokens, cached = self.recorded
+        schedule, graph = verified.schedule, verified.graph
+        title = f"{schedule.name}, {num_tokens:,} tokens, measured"
+        return timeline_of(graph, schedule, start_ns, end_ns, title, cached)
+
     def _prepare(self, num_tokens: int, want: Want) -> _Prepared:
-        key = (num_tokens, want)
+        split = self.manifest.split
+        choice = self._choose(num_tokens)
+        key = (num_tokens, want, choice)
         if key in self._prepared:
             self._prepared.move_to_end(key)
             return self._prepared[key]
-        workers = self.threads if self.schedule == "pipelined" else 1
-        chunks = cut(num_tokens, self._shape, workers)
-        graph = build(self.manifest.split, chunks, want, min(len(chunks), workers))
-        schedule = make(self.schedule, graph, self.threads)
-        verify(schedule, graph)
+        chunks = chunks_of(split, choice, num_tokens)
+        graph = graph_of(split, choice, chunks, want)
+        costs = self.profile.costs(graph, choice.threads, all_rows=want == "all")
+        schedule = make(choice.schedule, graph, choice.workers, costs, choice.threads)
+        verified = verify(schedule, graph)
         buffers = _native.Buffers(list(graph.buffer_bytes))
         input_ids = np.zeros(chunks[-1].start + chunks[-1].compiled_size, dtype=np.int64)
         memory = Memory(
@@ -196,29 +236,27 @@ class Session:
             {"input_ids": _native.Region.of(input_ids), "position_ids": _native.Region.of(self._positions)},
             self._cache_regions,
         )
-        execution = bind(graph, schedule, memory, self._instances, all_rows=want == "all")
-        prepared = _Prepared(graph, execution, buffers, input_ids, len(schedule.workers))
+        execution = bind(verified, memory, self._instances, all_rows=want == "all")
+        prepared = _Prepared(choice, graph, verified, execution, buffers, input_ids)
         self._prepared[key] = prepared
         while len(self._prepared) > _KEPT_EXECUTIONS:
             self._prepared.popitem(last=False)
         return prepared
 
+    def use(self, choice: Choice) -> None:
+        """Run what follows by this choice, whatever the session was made for."""
+        self._fixed = choice
+        self.schedule = choice.schedule
+
+    def _choose(self, num_tokens: int) -> Choice:
+        """A single chunk has nothing to overlap: it runs with every thread in every method."""
+        if self._fixed is None:
+            return self.profile.choose(self.manifest.split, num_tokens, self.threads)
+        if len(chunks_of(self.manifest.split, self._fixed, num_tokens)) > 1:
+            return self._fixed
+        threads = self._fixed.threads * len(self._fixed.workers)
+        return default_choice(self.manifest.split, "sequential", threads, None, self._fixed.chunk)
+
     def _logits(self, prepared: _Prepared, chunk: int, rows: int) -> FloatArray:
-        buffer = prepared.graph.buffers[self._output, chunk]
+        buffer = prepared.graph.buffer(self._output, chunk)
         return prepared.buffers.view(buffer, [rows, self.model.vocab_size])
-
-
-def _chunk_shape(segments: Sequence[Segment]) -> Static | Dynamic:
-    """The shape chunks are cut for: that of the blocks, which all have the same."""
-    return next(s for s in segments if s.name.startswith("block")).shape
-
-
-def _timeline(prepared: _Prepared, events: npt.NDArray[np.int64]) -> Timeline:
-    split = prepared.graph.split
-    devices = {segment.name: segment.device for segment in split.segments}
-    result = []
-    for number, worker, start, end in events.tolist():
-        task = prepared.graph.tasks[number]
-        call = split.calls[task.call]
-        result.append(Event(call.name, call.segment, devices[call.segment], task.chunk, worker, start, end))
-    return Timeline(tuple(sorted(result, key=lambda event: event.start_ns)), prepared.num_workers)

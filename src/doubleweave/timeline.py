@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from doubleweave.chunks import Chunk
+
 
 class Event(NamedTuple):
     """A task that ran; times in nanoseconds since the run's start."""
@@ -23,12 +25,29 @@ class Event(NamedTuple):
         return self.end_ns - self.start_ns
 
 
+class Counter(NamedTuple):
+    """A quantity over time: (nanoseconds, value) in order of time."""
+
+    name: str
+    unit: str
+    samples: tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True)
 class Timeline:
-    """The events of one run, in order of their start."""
+    """The events of one run, in order of their start.
+
+    `devices` are those of the workers; `chunks` is what `Event.chunk` counts; `links` are hand-overs, as places in
+    `events`: the second reads, on another worker, what the first wrote. What is not known is empty.
+    """
 
     events: tuple[Event, ...]
     num_workers: int
+    devices: tuple[str, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
+    links: tuple[tuple[int, int], ...] = ()
+    counters: tuple[Counter, ...] = ()
+    title: str = ""
 
     @property
     def makespan_s(self) -> float:

@@ -1,0 +1,89 @@
+"""How a prompt is run: schedule, workers, threads, chunks. What the planner chooses and a session follows.
+
+It knows nothing of costs or memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from doubleweave.chunks import Chunk, cut
+from doubleweave.errors import InputError
+from doubleweave.ir import Dynamic, Split, Static, most_rows
+from doubleweave.makers import MAKERS
+from doubleweave.schedule import ANY
+from doubleweave.tasks import TaskGraph, Want, build
+
+AUTO = "auto"
+SCHEDULES = (AUTO, *MAKERS)
+# Chunks that may be on their way at once where the schedule does not say: their buffers are memory.
+_IN_FLIGHT = 8
+
+
+class Choice(NamedTuple):
+    """`chunk` is the most tokens of a chunk; `in_flight` how many chunks have buffers at once."""
+
+    schedule: str
+    workers: tuple[str, ...]
+    threads: int
+    chunk: int
+    in_flight: int
+
+
+def default_choice(
+    split: Split,
+    schedule: str,
+    threads: int,
+    workers: tuple[str, ...] | None = None,
+    chunk: int | None = None,
+) -> Choice:
+    """The choice that names of a schedule and a number of threads stand for.
+
+    Raises InputError for a schedule that does not exist.
+    """
+    if schedule not in MAKERS:
+        raise InputError(f"schedule: found {schedule!r}, expected one of {', '.join(SCHEDULES)}")
+    given = workers or default_workers(split, schedule, threads)
+    per_worker = threads if len(given) == 1 else 1
+    in_flight = {"sequential": 1, "lockstep": 2, "wavefront": 2 * len(given)}.get(schedule, _IN_FLIGHT)
+    return Choice(schedule, given, per_worker, chunk or most_rows(chunk_shape(split)), in_flight)
+
+
+def default_workers(split: Split, schedule: str, threads: int) -> tuple[str, ...]:
+    """One worker a device, further ones for the CPU; a wavefront's and a sequential run's workers do everything."""
+    devices = tuple(dict.fromkeys(segment.device for segment in split.segments))
+    if schedule == "sequential" or (threads == 1 and len(devices) == 1):
+        return (ANY,)
+    if schedule == "wavefront":
+        return (ANY,) * threads
+    if len(devices) == 1:
+        return devices * (2 if schedule == "lockstep" else threads)
+    more = ("cpu",) * (threads - len(devices)) if "cpu" in devices and schedule != "lockstep" else ()
+    return (*devices, *more)
+
+
+def chunk_shape(split: Split) -> Static | Dynamic:
+    """The shape that chunks are cut for: that of the segments that append to the cache."""
+    cached = {value.name for value in split.values if value.kind == "cache"}
+    return next(split.segment(call.segment).shape for call in split.calls if cached.intersection(call.writes))
+
+
+def chunks_of(split: Split, choice: Choice, num_tokens: int) -> tuple[Chunk, ...]:
+    """Cut a prompt as the choice says; a wavefront's chunks are as many as its workers can share evenly."""
+    abreast = len(choice.workers) if choice.schedule == "wavefront" else 1
+    return cut(num_tokens, chunk_shape(split), abreast, most=choice.chunk)
+
+
+def graph_of(split: Split, choice: Choice, chunks: tuple[Chunk, ...], want: Want) -> TaskGraph:
+    """The task graph that a choice runs on."""
+    statics = sum(worker == ANY for worker in choice.workers) or sum(
+        worker == _static_device(split) for worker in choice.workers
+    )
+    return build(split, chunks, want, choice.in_flight, abreast=min(statics, len(chunks)))
+
+
+def _static_device(split: Split) -> str:
+    cached = {value.name for value in split.values if value.kind == "cache"}
+    return next(
+        split.segment(call.segment).device for call in split.calls if cached.intersection(call.writes)
+    )

@@ -1,0 +1,272 @@
+"""Choose how a prompt is run: simulate the candidates on a profile and take the fastest. No torch, no ExecuTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from doubleweave.choice import Choice, chunk_shape, chunks_of, default_choice, graph_of
+from doubleweave.costs import lower_bound_ns
+from doubleweave.errors import InputError
+from doubleweave.ir import Split, Static, most_rows
+from doubleweave.makers import MAKERS, make
+from doubleweave.profile import Decision, Profile
+from doubleweave.schedule import ANY, Schedule
+from doubleweave.simulate import times
+from doubleweave.tasks import TaskGraph
+from doubleweave.timeline import format_table
+
+# A candidate must promise this much more than a simpler one to be taken.
+_WORTH = 0.01
+_LENGTHS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+    8192,
+)
+
+
+class Run(NamedTuple):
+    """A choice's graph, schedule and simulated times."""
+
+    choice: Choice
+    graph: TaskGraph
+    schedule: Schedule
+    start_ns: Any
+    end_ns: Any
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a choice promises. `bound` says what limits it, `bottleneck` the device that is busy for the largest share
+    of the time; `hidden` is the share of the CPU's time during which another worker was busy too."""
+
+    schedule: str
+    workers: tuple[str, ...]
+    threads: int
+    chunk: int
+    in_flight: int
+    chunks: tuple[tuple[int, int, int], ...]
+    makespan_s: float
+    lower_bound_s: float
+    overlap_efficiency: float
+    bound: str
+    bottleneck: str
+    busy_s: tuple[float, ...]
+    hidden: float
+    buffer_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The candidates for one prompt length, fastest first; `chosen` is the simplest of those within 1% of it."""
+
+    num_tokens: int
+    chosen: Forecast
+    candidates: tuple[Forecast, ...]
+
+
+def simulate(split: Split, choice: Choice, num_tokens: int, profile: Profile) -> Run:
+    """Run a prompt on a profile. Raises ScheduleError or InputError where schedule, workers or profile do not fit."""
+    graph = graph_of(split, choice, chunks_of(split, choice, num_tokens), "last")
+    costs = profile.costs(graph, choice.threads)
+    schedule = make(choice.schedule, graph, choice.workers, costs, choice.threads)
+    return Run(choice, graph, schedule, *times(graph, schedule, costs))
+
+
+def forecast(run: Run, profile: Profile) -> Forecast:
+    """Sum a simulated run up."""
+    graph, schedule = run.graph, run.schedule
+    bound_ns, bound = lower_bound_ns(graph, schedule.devices, profile.costs(graph, run.choice.threads))
+    makespan_ns = int(run.end_ns.max())
+    took = run.end_ns - run.start_ns
+    busy = tuple(float(took[[t for t in tasks if t >= 0]].sum()) / 1e9 for tasks in schedule.workers)
+    devices = np.array(graph.devices)[graph.call_of]
+    shares = {}
+    for device in sorted(set(graph.devices)):
+        count = sum(of in (device, ANY) for of in schedule.devices)
+        shares[device] = took[devices == device].sum() / max(count, 1)
+    return Forecast(
+        **run.choice._asdict(),
+        chunks=tuple((c.start, c.num_tokens, c.compiled_size) for c in graph.chunks),
+        makespan_s=makespan_ns / 1e9,
+        lower_bound_s=bound_ns / 1e9,
+        overlap_efficiency=bound_ns / makespan_ns,
+        bound=bound,
+        bottleneck=max(shares, key=lambda device: shares[device]),
+        busy_s=busy,
+        hidden=hidden_share(run.schedule, devices == "cpu", run.start_ns, run.end_ns),
+        buffer_bytes=sum(graph.buffer_bytes),
+    )
+
+
+def hidden_share(schedule: Schedule, is_cpu: Any, start_ns: Any, end_ns: Any) -> float:
+    """The share of the CPU's time during which another worker was busy too."""
+    events: list[tuple[int, int, int]] = []
+    for tasks in schedule.workers:
+        for task in tasks:
+            if task >= 0:
+                cpu = int(is_cpu[task])
+                events += [(int(start_ns[task]), 1, cpu), (int(end_ns[task]), -1, -cpu)]
+    events.sort()
+    running = on_cpu = total = hidden = last = 0
+    for at, change, cpu in events:
+        total += on_cpu * (at - last)
+        hidden += on_cpu * (at - last) if running > 1 else 0
+        running, on_cpu, last = running + change, on_cpu + cpu, at
+    return hidden / total if total else 0.0
+
+
+def candidates(split: Split, num_tokens: int, threads: int) -> Iterator[Choice]:
+    """Every choice worth a try on this many threads in all, simple ones first."""
+    seen: set[tuple[Any, ...]] = set()
+    for chunk in _chunk_sizes(split, num_tokens):
+        for name in MAKERS:
+            for choice in _with_workers(split, name, threads, chunk):
+                count = len(chunks_of(split, choice, num_tokens))
+                if name != "sequential" and count == 1:
+                    continue
+                found = (*choice._replace(chunk=0), chunks_of(split, choice, num_tokens))
+                if found not in seen:
+                    seen.add(found)
+                    yield choice
+
+
+def _chunk_sizes(split: Split, num_tokens: int) -> list[int]:
+    """The most tokens of a chunk: the program's sizes, or its most rows and halves of it."""
+    shape = chunk_shape(split)
+    if isinstance(shape, Static):
+        sizes = sorted(shape.sizes, reverse=True)
+        # Chunks of one token are worth a thought for very short prompts alone.
+        return [size for size in sizes if num_tokens / size <= 256] or sizes[:1]
+    most = most_rows(shape)
+    return [size for size in (most, most // 2, most // 4) if size >= 16] or [most]
+
+
+def _with_workers(split: Split, name: str, threads: int, chunk: int) -> Iterator[Choice]:
+    if name == "sequential":
+        for count in sorted({1, threads}):
+            yield default_choice(split, name, count, None, chunk)
+        return
+    if threads < 2:
+        return
+    counts = sorted({2, threads, *(2**i for i in range(1, 8) if 2**i < threads)})
+    for count in counts if name != "lockstep" else [2]:
+        yield default_choice(split, name, count, None, chunk)
+
+
+def plan(
+    split: Split, num_tokens: int, profile: Profile, threads: int, only: Sequence[Choice] | None = None
+) -> Plan:
+    """Simulate every candidate (or those given) for a prompt of this length.
+
+    Raises InputError for a length below 1, and where the profile does not fit.
+    """
+    if num_tokens < 1:
+        raise InputError(f"prompt-len: found {num_tokens}, expected at least 1")
+    tried = [
+        forecast(simulate(split, choice, num_tokens, profile), profile)
+        for choice in (only if only is not None else candidates(split, num_tokens, threads))
+    ]
+    best = min(item.makespan_s for item in tried)
+    chosen = next(item for item in tried if item.makespan_s <= best * (1 + _WORTH))
+    return Plan(num_tokens, chosen, tuple(sorted(tried, key=lambda item: item.makespan_s)))
+
+
+def choice_of(found: Forecast) -> Choice:
+    """The choice that a forecast is of."""
+    return Choice(**{key: getattr(found, key) for key in Choice._fields})
+
+
+def decisions(split: Split, profile: Profile, threads: int, max_tokens: int) -> tuple[Decision, ...]:
+    """The choice for every prompt length up to `max_tokens`: what `auto` looks up. Lengths between two of a grid go
+    with the longer one."""
+    lengths = [length for length in _LENGTHS if length < max_tokens] + [max_tokens]
+    result: list[Decision] = []
+    for length in lengths:
+        chosen = plan(split, length, profile, threads).chosen
+        decision = Decision(length, choice_of(chosen), round(chosen.makespan_s, 6))
+        if result and result[-1].choice == decision.choice:
+            result.pop()
+        result.append(decision)
+    return tuple(result)
+
+
+def plan_dict(found: Plan) -> dict[str, Any]:
+    return {
+        "prompt_tokens": found.num_tokens,
+        **_forecast_dict(found.chosen),
+        "candidates": [_forecast_dict(item) for item in found.candidates],
+    }
+
+
+def _forecast_dict(item: Forecast) -> dict[str, Any]:
+    return {**asdict(item), "chunks": [list(chunk) for chunk in item.chunks]}
+
+
+def plan_text(found: Plan, limit: int = 10) -> str:
+    """What was chosen and why: a sentence, and the candidates as a table."""
+    chosen = found.chosen
+    slowest = next(
+        (c for c in found.candidates if c.schedule == "sequential" and c.threads == chosen.threads), None
+    )
+    rows = [
+        ["schedule", "workers", "threads", "chunks", "ms", "efficiency", "bound", "busiest", "CPU hidden"]
+    ]
+    for item in found.candidates[:limit]:
+        rows.append(
+            [
+                ("* " if item is chosen or item == chosen else "  ") + item.schedule,
+                ",".join(item.workers),
+                str(item.threads),
+                chunks_text(item.chunks),
+                f"{item.makespan_s * 1e3:.1f}",
+                f"{item.overlap_efficiency:.2f}",
+                item.bound,
+                item.bottleneck,
+                f"{item.hidden:.0%}",
+            ]
+        )
+    more = len(found.candidates) - limit
+    against = ""
+    if slowest is not None and slowest != chosen:
+        against = f", {slowest.makespan_s / chosen.makespan_s:.2f} times as fast as sequential"
+    lines = [
+        f"{found.num_tokens:,} tokens: {chosen.schedule} on {','.join(chosen.workers)}, chunks "
+        f"{chunks_text(chosen.chunks)}: {chosen.makespan_s * 1e3:.1f} ms{against}; limited by its {chosen.bound}",
+        format_table(rows),
+    ]
+    return "\n".join([*lines, *([f"  … and {more} slower ones"] if more > 0 else [])])
+
+
+def chunks_text(chunks: Sequence[Sequence[int]]) -> str:
+    """Runs of equal chunks: "7x128 1x104@128"."""
+    parts: list[list[Any]] = []
+    for _, tokens, size in chunks:
+        text = str(tokens) if tokens == size else f"{tokens}@{size}"
+        if parts and parts[-1][1] == text:
+            parts[-1][0] += 1
+        else:
+            parts.append([1, text])
+    return " ".join(f"{count}x{text}" for count, text in parts)
