@@ -16,10 +16,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from doubleweave.cli_predict import add_commands, add_schedule_options, print_json, progress_bar, workers_of
 from doubleweave.errors import DoubleweaveError, InputError
 
 if TYPE_CHECKING:
     from doubleweave.program import Program
+    from doubleweave.session import Session
+    from doubleweave.timeline import Timeline
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -75,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_bench(commands)
     _add_score(commands)
+    add_commands(commands)
     return parser
 
 
@@ -117,13 +121,15 @@ def _add_program(p: argparse.ArgumentParser) -> None:
     p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
 
 
-def _add_schedule(p: argparse.ArgumentParser) -> None:
+def _add_trace_option(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "--schedule",
-        default="pipelined",
-        help="pipelined (default): one-thread workers, chunk behind chunk; sequential: every thread in every method",
+        "--trace",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="what ran where in the prefill: printed as table and Gantt, or written to FILE: .json (ui.perfetto.dev), "
+        ".svg or .png",
     )
-    p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the machine's cores)")
 
 
 def _add_run(commands: Any) -> None:
@@ -132,7 +138,7 @@ def _add_run(commands: Any) -> None:
     p.add_argument("-p", "--prompt", metavar="PROMPT", help="the prompt; - reads it from standard input")
     p.add_argument("--token-ids", metavar="FILE", help="the prompt as a JSON list of token ids")
     p.add_argument("-n", "--num", type=int, default=128, metavar="NUM", help="most new tokens (default 128)")
-    _add_schedule(p)
+    add_schedule_options(p)
     p.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default 1)")
     p.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
@@ -140,9 +146,7 @@ def _add_run(commands: Any) -> None:
         "--stop", action="append", default=[], metavar="TEXT", help="end at this text; may be repeated"
     )
     p.add_argument("--raw", action="store_true", help="give the prompt as it is, without the chat template")
-    p.add_argument(
-        "--trace", action="store_true", help="print what ran where in the prefill: table and Gantt"
-    )
+    _add_trace_option(p)
     p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
     p.set_defaults(command=_run)
 
@@ -186,7 +190,8 @@ def _add_bench(commands: Any) -> None:
     p.add_argument("--gen", type=int, default=64, metavar="N", help="tokens to decode (default 64)")
     p.add_argument("--token-ids", metavar="FILE", help="the prompt as a JSON list (instead of --prompt-len)")
     p.add_argument("--runs", type=int, default=5, metavar="N", help="measured runs (default 5)")
-    _add_schedule(p)
+    add_schedule_options(p)
+    _add_trace_option(p)
     p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
     p.set_defaults(command=_bench)
 
@@ -197,7 +202,7 @@ def _add_score(commands: Any) -> None:
     )
     _add_program(p)
     p.add_argument("file", metavar="FILE", help="a text file")
-    _add_schedule(p)
+    add_schedule_options(p)
     p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
     p.set_defaults(command=_score)
 
@@ -205,20 +210,11 @@ def _add_score(commands: Any) -> None:
 def _compile(args: argparse.Namespace) -> None:
     import time
 
-    from tqdm import tqdm
-
     from doubleweave.compile_language_model import compile_llm
     from doubleweave.report import compile_summary
 
     start = time.perf_counter()
-    bar_format = "{desc:<34} {bar:24} {n_fmt}/{total_fmt} [{elapsed}]"
-    # On a terminal only, and gone at the end: what else is on stderr is an error, in one line.
-    with tqdm(total=1, bar_format=bar_format, file=sys.stderr, disable=None, leave=False) as bar:
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.total, bar.n = total, done
-            bar.set_description_str(what)
-
+    with progress_bar() as progress:
         manifest = compile_llm(
             args.source,
             args.out,
@@ -235,7 +231,7 @@ def _compile(args: argparse.Namespace) -> None:
     )
     if not summary["tokenizer"]:
         print("note: the source has no tokenizer that can be read; give prompts as --token-ids")
-    _print_json(args, summary)
+    print_json(args, summary)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -246,8 +242,9 @@ def _run(args: argparse.Namespace) -> None:
     sampling = Sampling(args.temperature, args.top_p, args.seed)
     if (args.prompt is None) == (args.token_ids is None):
         raise InputError("prompt: give either -p PROMPT or --token-ids FILE")
+    trace = _trace_path(args)
     program = _open(args.program)
-    session = program.session(args.schedule, args.threads)
+    session = _session(program, args)
     if args.token_ids is not None:
         ids = _read_token_ids(args.token_ids)
     else:
@@ -262,11 +259,11 @@ def _run(args: argparse.Namespace) -> None:
     if result.text is None:
         print(json.dumps(list(result.token_ids)), end="")
     print("\n")
-    if args.trace and session.timeline is not None:
-        print(session.timeline.table() + "\n\n" + session.timeline.gantt() + "\n")
+    if session.timeline is not None:
+        _show_trace(args, session.timeline, trace)
     for line in generation_lines(result):
         print(line)
-    _print_json(args, generation_dict(result))
+    print_json(args, generation_dict(result))
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -286,7 +283,7 @@ def _inspect(args: argparse.Namespace) -> None:
         memory = memory_of(found, args.prompt_len, _sizes(args.size))
         print("\n" + table(memory))
         report["memory"] = asdict(memory)
-    _print_json(args, report)
+    print_json(args, report)
 
 
 def _sizes(given: list[str]) -> dict[str, int]:
@@ -303,14 +300,15 @@ def _bench(args: argparse.Namespace) -> None:
     from doubleweave.bench import bench
     from doubleweave.report import bench_lines
 
+    trace = _trace_path(args)
     program = _open(args.program)
     ids = None if args.token_ids is None else _read_token_ids(args.token_ids)
-    result = bench(
-        program, args.schedule, args.threads, args.prompt_len, args.gen, runs=args.runs, token_ids=ids
-    )
+    session = _session(program, args)
+    result, timeline = bench(program, session, args.prompt_len, args.gen, runs=args.runs, token_ids=ids)
     for line in bench_lines(result):
         print(line)
-    _print_json(args, result)
+    _show_trace(args, timeline, trace)
+    print_json(args, result)
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -320,18 +318,45 @@ def _score(args: argparse.Namespace) -> None:
         text = Path(args.file).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{args.file}: cannot be read as text ({error})") from None
-    result = score(_open(args.program), text, args.schedule, args.threads)
+    program = _open(args.program)
+    result = score(program, _session(program, args), text)
     print(
         f"perplexity {result['perplexity']:.4f} over {result['tokens']} tokens, "
         f"{result['tok_per_s']:.0f} tokens/s"
     )
-    _print_json(args, result)
+    print_json(args, result)
 
 
 def _open(folder: str) -> Program:
     from doubleweave.program import open_llm
 
     return open_llm(folder)
+
+
+def _session(program: Program, args: argparse.Namespace) -> Session:
+    return program.session(
+        args.schedule, args.threads, workers=workers_of(args), chunk=args.chunk, profile=args.profile
+    )
+
+
+def _trace_path(args: argparse.Namespace) -> Path | None:
+    """The file that --trace names, None for none; refused before anything runs."""
+    from doubleweave.trace_file import check_path
+
+    if not args.trace:
+        return None
+    check_path(Path(args.trace))
+    return Path(args.trace)
+
+
+def _show_trace(args: argparse.Namespace, timeline: Timeline, path: Path | None) -> None:
+    from doubleweave.trace_file import write_trace
+
+    if args.trace == "":
+        print(timeline.table() + "\n\n" + timeline.gantt() + "\n")
+    if path is not None:
+        write_trace(timeline, path)
+        print(f"trace written to {path}")
 
 
 def _read_stdin() -> str:
@@ -349,11 +374,6 @@ def _read_token_ids(path: str) -> list[int]:
     if not isinstance(ids, list) or any(type(item) is not int for item in ids):
         raise InputError(f"{path}: expected a JSON list of integers (token ids), such as [1, 2, 3]")
     return ids
-
-
-def _print_json(args: argparse.Namespace, report: dict[str, Any]) -> None:
-    if args.json:
-        print(json.dumps(report))
 
 
 if __name__ == "__main__":

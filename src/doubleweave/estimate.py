@@ -63,7 +63,7 @@ class Device:
 def estimate_us(
     device: Device, segment: Segment, weights: str, rows: FloatArray, cached: FloatArray, threads: int
 ) -> FloatArray:
-    """Microseconds of one call for `rows` rows, with `cached` rows in the cache where the segment reads one.
+    """Microseconds of one call for `rows` rows, the cache, where the segment reads one, holding `cached`.
 
     `weights` is their format: int4, int8, float16 or float32. On a CPU `threads` cores share the work.
     """

@@ -12,7 +12,8 @@ from pathlib import Path
 from doubleweave.errors import InputError
 from doubleweave.ir import Split
 from doubleweave.manifest import Manifest
-from doubleweave.profile import Profile, read_profile
+from doubleweave.profile import Profile
+from doubleweave.profile_file import read_profile
 
 # In a program's folder: measured by `doubleweave profile`.
 PROFILE_FILE = "profile.toml"

@@ -17,7 +17,7 @@ from doubleweave import _native
 from doubleweave.choice import chunk_shape, default_choice
 from doubleweave.contention import Ran, fit
 from doubleweave.errors import InputError
-from doubleweave.find_profile import program_id, this_machine
+from doubleweave.find_profile import GENERIC, program_id, this_machine
 from doubleweave.ir import Static, most_rows
 from doubleweave.profile import Measured, Profile, uses_cache
 from doubleweave.program import Program
@@ -46,7 +46,7 @@ def measure(
     Raises InputError for numbers that make no sense.
     """
     most_threads = _native.max_threads()
-    counts = tuple(threads) if threads else _thread_counts(most_threads)
+    counts = tuple(threads) if threads else thread_counts(most_threads)
     if runs < 1 or max_cached < 0 or not all(1 <= count <= most_threads for count in counts):
         raise InputError(
             f"profile: found {runs} runs, {max_cached} cached tokens, threads {list(counts)}; expected at least 1 "
@@ -89,7 +89,8 @@ def measure(
     return profile
 
 
-def _thread_counts(most: int) -> tuple[int, ...]:
+def thread_counts(most: int) -> tuple[int, ...]:
+    """1, 2, 4, … and `most`."""
     return tuple(sorted({1, most, *(2**i for i in range(1, most.bit_length()) if 2**i <= most)}))
 
 
@@ -99,7 +100,7 @@ def _rows(most: int) -> tuple[int, ...]:
 
 def _filled(program: Program, ids: TokenIds, threads: int) -> Session:
     """A session that runs sequentially on so many threads, its cache filled in the quickest way."""
-    session = program.session("wavefront", _native.max_threads())
+    session = program.session("wavefront", _native.max_threads(), profile=GENERIC)
     if len(ids):
         session.append(ids)
     session.use(default_choice(program.split, "sequential", threads))
@@ -127,7 +128,7 @@ def _sample(
         for task, us in enumerate(took.tolist()):
             call = graph.split.calls[graph.call_of[task]]
             computed = 1 if call.rows == "last" else rows
-            found[call.segment, computed][cached + rows].append(us)
+            found[call.segment, computed][cached].append(us)
 
 
 def _fitted(
@@ -136,30 +137,36 @@ def _fitted(
     result: dict[str, dict[int, Measured]] = defaultdict(dict)
     for threads, found in samples.items():
         for segment in program.split.segments:
-            points = [
-                (rows, *_line(by_cached, uses_cache(segment)))
-                for (name, rows), by_cached in sorted(found.items())
-                if name == segment.name
-            ]
+            points = {
+                rows: by_cached for (name, rows), by_cached in sorted(found.items()) if name == segment.name
+            }
             if points:
-                rows, base, slope, spread, misfit = (tuple(column) for column in zip(*points, strict=True))
-                result[segment.name][threads] = Measured(rows, base, slope, spread, misfit)
+                result[segment.name][threads] = _table(points, uses_cache(segment))
     return dict(result)
 
 
-def _line(by_cached: Mapping[int, Sequence[float]], depends: bool) -> tuple[float, float, float, float]:
-    """(base, slope, spread, misfit) of times by cached tokens: least squares of the relative distance."""
-    every = [us for values in by_cached.values() for us in values]
-    if not depends or len(by_cached) < 2:
-        middle = statistics.median(every)
-        return round(middle, 3), 0.0, round(_spread(every), 4), 0.0
-    cached = np.array(sorted(by_cached), float)
-    middles = np.array([statistics.median(by_cached[int(c)]) for c in cached])
-    columns = np.stack([np.ones(len(cached)), cached], axis=1) / middles[:, None]
-    (base, slope), *_ = np.linalg.lstsq(columns, np.ones(len(cached)), rcond=None)
-    misfit = float(np.abs((base + slope * cached) / middles - 1).max())
-    spread = statistics.median(_spread(values) for values in by_cached.values())
-    return round(float(base), 3), round(float(slope), 6), round(spread, 4), round(misfit, 4)
+def _table(points: Mapping[int, Mapping[int, Sequence[float]]], uses_cache: bool) -> Measured:
+    """Medians of times by rows and by cached tokens; where the cache is not read, of all of them."""
+    cached = sorted(next(iter(points.values()))) if uses_cache else [0]
+    us, spread, misfit = [], [], []
+    for by_cached in points.values():
+        every = [value for values in by_cached.values() for value in values]
+        columns = [by_cached[at] for at in cached] if uses_cache else [every]
+        us.append(tuple(round(statistics.median(values), 3) for values in columns))
+        spread.append(round(statistics.median(_spread(values) for values in columns), 4))
+        misfit.append(round(_misfit(cached, us[-1]), 4))
+    return Measured(tuple(points), tuple(cached), tuple(us), tuple(spread), tuple(misfit))
+
+
+def _misfit(at: Sequence[int], values: Sequence[float]) -> float:
+    """How far, at most, an inner value lies from the line between its neighbours, over itself."""
+    return max(
+        (
+            abs(np.interp(at[i], [at[i - 1], at[i + 1]], [values[i - 1], values[i + 1]]) / values[i] - 1)
+            for i in range(1, len(at) - 1)
+        ),
+        default=0.0,
+    )
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -176,7 +183,7 @@ def _with_workers(program: Program, profile: Profile, ids: TokenIds, count: int)
     same_worker: list[int] = []
     prompt = ids[: min(_PROMPT, len(ids))]
     for name in schedules:
-        session = program.session(name, count)
+        session = program.session(name, count, profile=GENERIC)
         for number in range(_RUNS_TOGETHER + 1):
             session.reset()
             session.append(prompt, record=True)

@@ -216,12 +216,29 @@ def decisions(split: Split, profile: Profile, threads: int, max_tokens: int) -> 
 def plan_dict(found: Plan) -> dict[str, Any]:
     return {
         "prompt_tokens": found.num_tokens,
-        **_forecast_dict(found.chosen),
-        "candidates": [_forecast_dict(item) for item in found.candidates],
+        **forecast_dict(found.chosen),
+        "candidates": [forecast_dict(item) for item in found.candidates],
     }
 
 
-def _forecast_dict(item: Forecast) -> dict[str, Any]:
+def forecast_text(found: Forecast) -> str:
+    """One simulated run in a few lines."""
+    busy = ", ".join(
+        f"{device} {seconds * 1e3:.1f}" for device, seconds in zip(found.workers, found.busy_s, strict=True)
+    )
+    return "\n".join(
+        [
+            f"{found.schedule} on {','.join(found.workers)}, {found.threads} threads each; chunks "
+            f"{chunks_text(found.chunks)}",
+            f"makespan {found.makespan_s * 1e3:.1f} ms; lower bound {found.lower_bound_s * 1e3:.1f} ms "
+            f"({found.bound}); overlap efficiency {found.overlap_efficiency:.3f}",
+            f"busy ms: {busy}; busiest device: {found.bottleneck}; CPU time hidden behind another worker: "
+            f"{found.hidden:.0%}",
+        ]
+    )
+
+
+def forecast_dict(item: Forecast) -> dict[str, Any]:
     return {**asdict(item), "chunks": [list(chunk) for chunk in item.chunks]}
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from doubleweave.errors import InputError
 from doubleweave.program import Program
+from doubleweave.session import Session
 
 
-def score(program: Program, text: str, schedule: str, threads: int | None) -> dict[str, Any]:
+def score(program: Program, session: Session, text: str) -> dict[str, Any]:
     """exp of the mean negative log likelihood of each token given those before it.
 
     A text longer than the context is cut into windows of the context's length, scored on their own.
@@ -21,7 +22,6 @@ def score(program: Program, text: str, schedule: str, threads: int | None) -> di
     ids = program.text.encode_raw(text)
     if len(ids) < 2:
         raise InputError(f"text: found {len(ids)} tokens, expected at least 2")
-    session = program.session(schedule, threads)
     total, count = 0.0, 0
     start = time.perf_counter()
     for begin in range(0, len(ids) - 1, session.max_context):

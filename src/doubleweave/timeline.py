@@ -74,24 +74,29 @@ class Timeline:
                 max(cell, key=cell.__getitem__) if sum(cell.values()) * 2 * width >= end else "."
                 for cell in cells
             )
-            lines.append(f"worker {worker} |{row}|")
-        axis = f"{'':9}0{'':{max(1, width - 9)}}{end / 1e6:>8.1f} ms"
+            lines.append(f"{self._label(worker)} |{row}|")
+        margin = " " * (len(self._label(0)) + 1)
+        axis = f"{margin}0{'':{max(1, width - 9)}}{end / 1e6:>8.1f} ms"
         return "\n".join(
             [
                 *lines,
                 axis,
-                f"{'':9}digit: chunk, in static segments; letter: chunk, in attention; dot: waiting",
+                f"{margin}digit: chunk, in static segments; letter: chunk, in attention; dot: waiting",
             ]
         )
+
+    def _label(self, worker: int) -> str:
+        widest = max(map(len, self.devices), default=0)
+        return f"worker {worker}" + (f" {self.devices[worker]:<{widest}}" if self.devices else "")
 
     def table(self) -> str:
         """What ran where: busy time by kind of segment and worker."""
         kinds: dict[str, list[float]] = {}
         counts: dict[str, int] = {}
         for event in self.events:
-            row = kinds.setdefault(_kind(event.segment), [0.0] * self.num_workers)
+            row = kinds.setdefault(kind_of(event.segment), [0.0] * self.num_workers)
             row[event.worker] += event.duration_ns / 1e6
-            counts[_kind(event.segment)] = counts.get(_kind(event.segment), 0) + 1
+            counts[kind_of(event.segment)] = counts.get(kind_of(event.segment), 0) + 1
         head = ["segment", "runs", *(f"worker {w} ms" for w in range(self.num_workers))]
         rows = [[kind, str(counts[kind]), *(f"{ms:.1f}" for ms in times)] for kind, times in kinds.items()]
         busy = (
@@ -102,7 +107,8 @@ class Timeline:
         return format_table([head, *rows, ["busy share", "", *busy]])
 
 
-def _kind(segment: str) -> str:
+def kind_of(segment: str) -> str:
+    """Segments that differ in their number are of one kind: "block_*"."""
     stem, _, number = segment.rpartition("_")
     return f"{stem}_*" if number.isdigit() else segment
 

@@ -1,0 +1,290 @@
+"""The commands that measure a machine, predict runs, plan them and compare traces: each parses, calls and prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from doubleweave.errors import InputError
+
+
+def add_commands(commands: Any) -> None:
+    """Add profile, simulate, plan and trace."""
+    _add_profile(commands)
+    _add_simulate(commands)
+    _add_plan(commands)
+    _add_trace(commands)
+
+
+def add_schedule_options(p: argparse.ArgumentParser) -> None:
+    """Options of everything that runs or predicts a run."""
+    p.add_argument(
+        "--schedule",
+        default="auto",
+        help="auto (default): what plan chooses; sequential: one task at a time, every thread in it; lockstep: two "
+        "chunks, a barrier a step; pipelined: in order, as soon as inputs are ready; out_of_order: critical path "
+        "first; wavefront: each worker takes chunks of its own",
+    )
+    p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the machine's cores)")
+    p.add_argument(
+        "--workers",
+        metavar="D,D",
+        help="the workers' devices, such as npu,cpu or any,any (default: by the schedule)",
+    )
+    p.add_argument(
+        "--chunk", type=int, metavar="N", help="the most tokens of a chunk (default: the program's)"
+    )
+    p.add_argument(
+        "--profile",
+        metavar="P",
+        help="a .toml file or a shipped name such as sm8650 (default: the program's own)",
+    )
+
+
+def workers_of(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """The devices that --workers names."""
+    return None if args.workers is None else tuple(args.workers.split(","))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal alone, gone at the end: what else is on stderr is an error, in one line."""
+    from tqdm import tqdm
+
+    bar_format = "{desc:<34} {bar:24} {n_fmt}/{total_fmt} [{elapsed}]"
+    with tqdm(total=1, bar_format=bar_format, file=sys.stderr, disable=None, leave=False) as bar:
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description_str(what)
+
+        yield progress
+
+
+def print_json(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    if args.json:
+        print(json.dumps(report))
+
+
+def _add_json(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
+
+
+def _add_profile(commands: Any) -> None:
+    p = commands.add_parser(
+        "profile",
+        help="measure a program on this machine",
+        description="Measure every method of a program on this machine, and plan with it: what --schedule auto then "
+        "uses. Run it while nothing else runs; it takes about a minute.",
+    )
+    p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
+    p.add_argument("-o", "--out", metavar="FILE", help="the profile to write (default: DIR/profile.toml)")
+    p.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each measurement (default 5)")
+    p.add_argument(
+        "--max-cached",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="the most tokens in the cache (default 4096)",
+    )
+    p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the machine's cores)")
+    _add_json(p)
+    p.set_defaults(command=_profile)
+
+
+def _profile(args: argparse.Namespace) -> None:
+    from doubleweave import _native
+    from doubleweave.find_profile import PROFILE_FILE
+    from doubleweave.measure import measure, thread_counts
+    from doubleweave.planner import decisions
+    from doubleweave.profile_file import profile_dict, write_profile
+    from doubleweave.profile_report import profile_text
+    from doubleweave.program import open_llm
+
+    out = Path(args.out) if args.out else Path(args.program) / PROFILE_FILE
+    if out.suffix != ".toml" or not out.parent.is_dir():
+        raise InputError(f"out: found {out}, expected a file that ends in .toml, in a folder that exists")
+    program = open_llm(args.program)
+    most = _native.max_threads()
+    threads = most if args.threads is None else args.threads
+    if not 1 <= threads <= most:
+        raise InputError(f"threads: found {threads}, expected 1 to {most} (the cores of this machine)")
+    with progress_bar() as progress:
+        found = measure(
+            program,
+            runs=args.runs,
+            max_cached=args.max_cached,
+            threads=thread_counts(threads),
+            progress=progress,
+        )
+    chosen = decisions(program.split, found, threads, program.model.max_context)
+    found = replace(found, threads=threads, decisions=chosen)
+    write_profile(found, out)
+    print(profile_text(found, program.split))
+    print(f"\nwritten to {out}")
+    print_json(args, profile_dict(found))
+
+
+def _add_simulate(commands: Any) -> None:
+    p = commands.add_parser(
+        "simulate",
+        help="predict a run",
+        description="Predict when every task of a prefill would run, on a profile; needs neither torch nor ExecuTorch.",
+    )
+    p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
+    p.add_argument("--prompt-len", type=int, default=512, metavar="N", help="prompt tokens (default 512)")
+    add_schedule_options(p)
+    p.add_argument("--trace", metavar="FILE", help="write it as .json (ui.perfetto.dev), .svg or .png")
+    p.add_argument("--gantt", action="store_true", help="also print what would run where: table and Gantt")
+    p.add_argument("--show-schedule", action="store_true", help="also print the schedule, a line a worker")
+    _add_json(p)
+    p.set_defaults(command=_simulate)
+
+
+def _simulate(args: argparse.Namespace) -> None:
+    from doubleweave.planner import forecast, forecast_dict, forecast_text, simulate
+    from doubleweave.task_timeline import timeline_of
+    from doubleweave.trace_file import check_path, write_trace
+    from doubleweave.verify import verify
+
+    trace = None if args.trace is None else Path(args.trace)
+    if trace is not None:
+        check_path(trace)
+    split, profile, choice = _chosen(args)
+    run = simulate(split, choice, args.prompt_len, profile)
+    verify(run.schedule, run.graph)
+    found = forecast(run, profile)
+    print(f"{args.prompt_len:,} tokens on {profile.name} ({profile.kind})")
+    print(forecast_text(found))
+    if args.show_schedule:
+        print("\n" + run.schedule.text(run.graph))
+    if trace is not None or args.gantt:
+        title = f"{run.schedule.name}, {args.prompt_len:,} tokens, simulated on {profile.name}"
+        timeline = timeline_of(run.graph, run.schedule, run.start_ns, run.end_ns, title)
+        if args.gantt:
+            print("\n" + timeline.table() + "\n\n" + timeline.gantt())
+        if trace is not None:
+            write_trace(timeline, trace)
+            print(f"trace written to {trace}")
+    print_json(args, {"prompt_tokens": args.prompt_len, "profile": profile.name, **forecast_dict(found)})
+
+
+def _chosen(args: argparse.Namespace) -> Any:
+    """(split, profile, choice) that the options name; nothing of the program but its manifest is read."""
+    from doubleweave import manifest
+    from doubleweave.choice import AUTO, default_choice
+    from doubleweave.find_profile import find_profile
+
+    folder = Path(args.program)
+    found = manifest.read(folder)
+    if found.model is None:
+        raise InputError(
+            f"{args.program}: is the program of module {found.name}, expected a language model's"
+        )
+    if not 1 <= args.prompt_len <= found.model.max_context:
+        raise InputError(f"prompt-len: found {args.prompt_len}, expected 1 to {found.model.max_context}")
+    profile = find_profile(folder, found, args.profile)
+    threads = threads_of(args.threads, profile)
+    if args.schedule == AUTO:
+        from doubleweave.planner import choice_of, plan
+
+        return found.split, profile, choice_of(plan(found.split, args.prompt_len, profile, threads).chosen)
+    choice = default_choice(found.split, args.schedule, threads, workers_of(args), args.chunk)
+    return found.split, profile, choice
+
+
+def threads_of(given: int | None, profile: Any) -> int:
+    """Threads in all: what is given, what the profile was measured with, its CPU's workers and one for each other
+    device, or this machine's cores."""
+    import os
+
+    if given is not None:
+        if given < 1:
+            raise InputError(f"threads: found {given}, expected at least 1")
+        return given
+    if profile.threads:
+        return int(profile.threads)
+    if profile.kind == "estimate" and "cpu" in profile.devices and profile.devices["cpu"].workers > 1:
+        return sum(device.workers for device in profile.devices.values())
+    return len(os.sched_getaffinity(0))
+
+
+def _add_plan(commands: Any) -> None:
+    p = commands.add_parser(
+        "plan",
+        help="choose how a prompt is run",
+        description="Simulate every way to run a prompt (chunks, schedule, workers, threads) and say which is fastest, "
+        "and what limits it.",
+    )
+    p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
+    p.add_argument(
+        "--prompt-len",
+        default="512",
+        metavar="N[,N…]",
+        help="prompt tokens, one or several lengths (default 512)",
+    )
+    p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the profile's)")
+    p.add_argument(
+        "--profile",
+        metavar="P",
+        help="a .toml file or a shipped name such as sm8650 (default: the program's own)",
+    )
+    p.add_argument("--all", action="store_true", help="list every candidate (default: the fastest ten)")
+    _add_json(p)
+    p.set_defaults(command=_plan)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from doubleweave import manifest
+    from doubleweave.find_profile import find_profile
+    from doubleweave.planner import plan, plan_dict, plan_text
+
+    folder = Path(args.program)
+    found = manifest.read(folder)
+    if found.model is None:
+        raise InputError(
+            f"{args.program}: is the program of module {found.name}, expected a language model's"
+        )
+    lengths = []
+    for word in args.prompt_len.split(","):
+        if not word.isdigit() or not 1 <= int(word) <= found.model.max_context:
+            raise InputError(
+                f"prompt-len: found {word!r}, expected numbers from 1 to {found.model.max_context}"
+            )
+        lengths.append(int(word))
+    profile = find_profile(folder, found, args.profile)
+    threads = threads_of(args.threads, profile)
+    print(f"on {profile.name} ({profile.kind}), {threads} threads in all")
+    plans = [plan(found.split, length, profile, threads) for length in lengths]
+    for item in plans:
+        print("\n" + plan_text(item, len(item.candidates) if args.all else 10))
+    dicts = [plan_dict(item) for item in plans]
+    print_json(args, dicts[0] if len(dicts) == 1 else {"plans": dicts})
+
+
+def _add_trace(commands: Any) -> None:
+    p = commands.add_parser(
+        "trace",
+        help="compare two traces",
+        description="Compare two traces task by task: what was predicted and what was measured, or two schedules.",
+    )
+    p.add_argument("a", metavar="A", help="a .json that --trace wrote")
+    p.add_argument("b", metavar="B", help="another one")
+    p.add_argument("--limit", type=int, default=15, metavar="N", help="how many tasks to list (default 15)")
+    _add_json(p)
+    p.set_defaults(command=_trace)
+
+
+def _trace(args: argparse.Namespace) -> None:
+    from doubleweave.compare import compare, comparison_dict, comparison_text
+    from doubleweave.trace_file import read_trace
+
+    found = compare(read_trace(Path(args.a)), read_trace(Path(args.b)))
+    print(comparison_text(found, args.limit))
+    print_json(args, comparison_dict(found))
