@@ -148,6 +148,11 @@ def test_threads_of_one_call(program):
     for wrong in (-1, most + 1):
         with pytest.raises(_native.Error, match=f"between 1 and {most} on this machine, but was {wrong}"):
             instance.run([x], [out], wrong)
+    if most > 2:
+        with pytest.raises(
+            _native.Error, match=f"must be 1 or {most}, the size of the thread pool, but was 2"
+        ):
+            instance.run([x], [out], 2)
 
 
 def test_inputs_passed_through_are_copied_out(program):

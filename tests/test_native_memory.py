@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +15,7 @@ _native = pytest.importorskip("doubleweave._native")
 torch = pytest.importorskip("torch")
 pytest.importorskip("executorch.exir")
 
-from native_toys import HEAD_DIM, HEADS, KV_HEADS, rows_of, run  # noqa: E402
+from native_toys import HEAD_DIM, HEADS, KV_HEADS, expected, rows_of, run, toy_modules  # noqa: E402
 
 pytestmark = pytest.mark.executorch
 
@@ -75,17 +77,79 @@ def test_switching_thread_counts_keeps_every_bit(program):
     for name in ("mlp", "int8"):
         instance = program.load(name)
         want = {n: run(instance, rows_of(n)) for n in (1, 37, 128)}
-        for step in range(20):
-            _native.set_intra_op_threads(1 + step % _native.max_threads())
+        for step in range(40):
+            _native.set_intra_op_threads((1, _native.pool_threads())[step % 2])
             for num_rows in (1, 128, 128, 37, 1):
                 np.testing.assert_array_equal(run(instance, rows_of(num_rows)), want[num_rows])
 
 
-def test_thread_count_out_of_range():
+def test_scratch_memory_is_planned_for_every_thread(program):
+    """The first run is on one thread; more threads then need more scratch memory than one did."""
+    most = _native.pool_threads()
+    for name in ("mlp", "int8"):
+        for _ in range(5):
+            instance, x = program.load(name), rows_of(128)
+            outs = [np.empty_like(x) for _ in range(4)]
+            for out, threads in zip(outs, (1, most, 1, most), strict=True):
+                instance.run([x], [out], threads=threads)
+            np.testing.assert_allclose(outs[0], expected(toy_modules()[name], x), rtol=1e-3, atol=1e-4)
+            for out in outs[1:]:
+                np.testing.assert_array_equal(out, outs[0])
+
+
+def test_thread_count_out_of_range(program):
     for count in (0, -1, _native.max_threads() + 1):
-        with pytest.raises(_native.Error, match=f"between 1 and {_native.max_threads()}"):
-            _native.set_intra_op_threads(count)
+        for set_threads in (_native.set_intra_op_threads, _native.set_pool_threads):
+            with pytest.raises(_native.Error, match=f"between 1 and {_native.max_threads()}"):
+                set_threads(count)
     assert _native.intra_op_threads() == 1
+    _native.set_pool_threads(1)  # fits any pool
+    assert _native.pool_threads() == _native.max_threads()
+
+
+SMALLER_POOL = """
+import sys
+import numpy as np
+from doubleweave import _native
+from native_toys import expected, rows_of, run, toy_modules
+
+most = _native.max_threads()
+fewer = max(1, most - 1)
+_native.set_pool_threads(fewer)
+program = _native.Program(sys.argv[1])
+for name in ("mlp", "int8"):
+    instance = program.load(name)
+    for step in range(60):
+        _native.set_intra_op_threads((1, fewer)[step % 2])
+        for num_rows in (1, 37, 128):
+            x = rows_of(num_rows)
+            np.testing.assert_allclose(run(instance, x), expected(toy_modules()[name], x), rtol=1e-3, atol=1e-4)
+if fewer > 1:
+    for ask in (_native.set_pool_threads, _native.set_intra_op_threads):
+        try:
+            ask(most)
+        except _native.Error as error:
+            assert f"1 or {fewer}" in str(error), error
+        else:
+            raise AssertionError("a loaded method keeps its pool")
+    del instance
+    _native.set_pool_threads(most)
+    _native.set_intra_op_threads(most)
+print("pool", fewer)
+"""
+
+
+def test_fewer_threads_than_cores_take_a_pool_of_that_size(toy_path):
+    """With fewer threads than its pool has, ExecuTorch's pthreadpool loses work (three or more cores show it)."""
+    done = subprocess.run(
+        [sys.executable, "-c", SMALLER_POOL, str(toy_path)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"pool {max(1, _native.max_threads() - 1)}\n"
 
 
 @pytest.mark.parametrize("groups", [(-1, -1), (0, 0), (0, 1)])

@@ -6,11 +6,16 @@ model import them when called.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from doubleweave.costs import Costs
 from doubleweave.ir import Call, Dynamic, Function, Port, Segment, Split, Static, Value, most_rows, rows
 from doubleweave.manifest import ModelInfo
+from doubleweave.tasks import TaskGraph
 
 NAME = "toy"
 END = "<|end|>"
@@ -50,7 +55,12 @@ def model_info(**changes: Any) -> ModelInfo:
     return ModelInfo(**{**fields, **changes})
 
 
-def split(num_layers: int, shape: Static | Dynamic) -> Split:
+def unit_costs(graph: TaskGraph) -> Costs:
+    """A microsecond a task."""
+    return Costs(np.full(len(graph), 1000))
+
+
+def split(num_layers: int, shape: Static | Dynamic, static_device: str = "cpu") -> Split:
     """The split of a decoder, written by hand: what the compiler makes of a Llama, without compiling it."""
     hidden = ("float32", (1, "T", 8))
     ids = ("int64", (1, "T"))
@@ -79,6 +89,7 @@ def split(num_layers: int, shape: Static | Dynamic) -> Split:
     segments += [attention, _segment("lm_head", head, [hidden], [logits], 8192)]
     calls.append(Call("lm_head", "lm_head", (carried,), ("logits",), "last"))
     values.append(Value("logits", *logits, "output"))
+    segments = [s if s.name == "attention" else replace(s, device=static_device) for s in segments]
     return Split(tuple(segments), (Function("", tuple(calls), tuple(values), ("logits",)),))
 
 

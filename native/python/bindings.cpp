@@ -133,6 +133,10 @@ void bind_programs(nb::module_& m) {
 
 void bind_threads(nb::module_& m) {
   m.def("max_threads", &max_threads);
+  m.def("pool_threads", &pool_threads);
+  m.def("set_pool_threads", &set_pool_threads, "num_threads"_a,
+        nb::call_guard<nb::gil_scoped_release>(),
+        "Give the pool this many threads; methods that are loaded keep it as it is.");
   m.def("intra_op_threads", &intra_op_threads);
   m.def("set_intra_op_threads", &set_intra_op_threads, "num_threads"_a,
         nb::call_guard<nb::gil_scoped_release>(),

@@ -80,7 +80,7 @@ struct Execution::Impl {
 
   // See Instance::Impl::make_room: a run cannot change its number of threads on the way.
   void make_room(const Task& task) const {
-    if (task.instance < 0 || threads_per_worker == max_threads()) {
+    if (task.instance < 0 || threads_per_worker == pool_threads()) {
       return;
     }
     Instance::Impl& instance = *instances[task.instance]->impl_;
@@ -285,9 +285,9 @@ Execution::Execution(std::vector<Instance*> instances, std::vector<Region> regio
                      std::vector<Task> tasks, std::vector<std::vector<int32_t>> workers,
                      int threads_per_worker)
     : impl_(std::make_unique<Impl>()) {
-  if (threads_per_worker < 1 || threads_per_worker > max_threads()) {
-    throw Error(text("threads_per_worker must be between 1 and ", max_threads(),
-                     " on this machine, but was ", threads_per_worker, "."));
+  if (threads_per_worker != 1 && threads_per_worker != pool_threads()) {
+    throw Error(text("threads_per_worker must be 1 or ", pool_threads(),
+                     ", the size of the thread pool, but was ", threads_per_worker, "."));
   }
   Impl& impl = *impl_;
   impl.order = order_schedule(tasks, workers, instances);

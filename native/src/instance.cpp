@@ -176,7 +176,7 @@ void Instance::Impl::finish_output(size_t index) {
 }
 
 bool Instance::Impl::has_room(const std::vector<int32_t>& sizes) const {
-  if (!is_delegated || max_threads() == 1) {
+  if (!is_delegated || pool_threads() == 1) {
     return true;
   }
   const std::lock_guard lock(room_mutex);
@@ -198,7 +198,7 @@ void Instance::Impl::make_room(const std::vector<std::span<const int32_t>>& size
   for (const auto& one : sizes) {
     all.insert(all.end(), one.begin(), one.end());
   }
-  const IntraOpScope scope(max_threads());
+  const IntraOpScope scope(pool_threads());
   while (in_use.exchange(true, std::memory_order_acquire)) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
@@ -265,11 +265,25 @@ void Instance::bind_output(size_t index, void* data, size_t capacity_bytes,
 
 namespace {
 
-// Executes what is bound, on the threads of the scope that the caller holds.
-void execute_noting_room(Instance::Impl& impl, std::vector<int32_t> sizes) {
-  impl.execute(intra_op_threads() == 1);
-  if (impl.is_delegated && intra_op_threads() == max_threads() && !impl.has_room(sizes)) {
-    impl.note_room(std::move(sizes));
+// Runs `work` with the wanted number of intra-operator threads (0: those that are set), but with
+// every thread of the pool where scratch memory is yet to be planned for the sizes.
+template <typename Work>
+void with_threads(Instance::Impl& impl, std::vector<int32_t> sizes, int wanted, Work work) {
+  const bool has_room = impl.has_room(sizes);
+  const int before = has_room ? 0 : intra_op_threads();
+  {
+    const int threads = has_room ? wanted : pool_threads();
+    const IntraOpScope scope = threads == 0 ? IntraOpScope() : IntraOpScope(threads);
+    const InstanceUse use(impl);
+    work();
+    const int used = intra_op_threads();
+    impl.execute(used == 1);
+    if (impl.is_delegated && used == pool_threads() && !impl.has_room(sizes)) {
+      impl.note_room(std::move(sizes));
+    }
+  }
+  if (const int after = wanted == 0 ? before : wanted; !has_room && after != intra_op_threads()) {
+    set_intra_op_threads(after);
   }
 }
 
@@ -281,9 +295,7 @@ void Instance::execute() {
     const auto found = slot.tensor->sizes();
     sizes.insert(sizes.end(), found.begin(), found.end());
   }
-  const IntraOpScope scope = impl_->has_room(sizes) ? IntraOpScope() : IntraOpScope(max_threads());
-  const InstanceUse use(*impl_);
-  execute_noting_room(*impl_, std::move(sizes));
+  with_threads(*impl_, std::move(sizes), 0, [] {});
 }
 
 void Instance::run(std::span<const InputBinding> inputs, std::span<const OutputBinding> outputs,
@@ -297,18 +309,14 @@ void Instance::run(std::span<const InputBinding> inputs, std::span<const OutputB
   for (const InputBinding& input : inputs) {
     sizes.insert(sizes.end(), input.sizes.begin(), input.sizes.end());
   }
-  if (!impl_->has_room(sizes)) {
-    threads = max_threads();
-  }
-  const IntraOpScope scope = threads == 0 ? IntraOpScope() : IntraOpScope(threads);
-  const InstanceUse use(*impl_);
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    impl_->bind_input(i, inputs[i].data, inputs[i].sizes);
-  }
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    impl_->bind_output(i, outputs[i].data, outputs[i].capacity_bytes, outputs[i].sizes);
-  }
-  execute_noting_room(*impl_, std::move(sizes));
+  with_threads(*impl_, std::move(sizes), threads, [&] {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      impl_->bind_input(i, inputs[i].data, inputs[i].sizes);
+    }
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      impl_->bind_output(i, outputs[i].data, outputs[i].capacity_bytes, outputs[i].sizes);
+    }
+  });
 }
 
 std::vector<int32_t> Instance::output_sizes(size_t index) const {

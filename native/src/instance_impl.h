@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "doubleweave/program.h"
+#include "doubleweave/threads.h"
 
 namespace doubleweave {
 
@@ -119,6 +120,7 @@ struct OutputSlot {
 };
 
 struct Instance::Impl {
+  PoolUse pool_use;
   std::shared_ptr<ProgramState> program;
   std::string method_name;
   std::vector<TensorInfo> input_infos;
@@ -137,7 +139,7 @@ struct Instance::Impl {
   std::atomic<bool> in_use{false};
   // XNNPACK plans its scratch memory for as many threads as take part when its sizes grow, and does
   // not plan anew when more do: running on more threads than it was planned for overruns it. So the
-  // first run at sizes that grow is one with every thread.
+  // first run at sizes that grow is one with every thread of the pool.
   bool is_delegated = false;
   // Sizes of all inputs, one behind the other, at which it ran with every thread.
   mutable std::mutex room_mutex;

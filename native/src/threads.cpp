@@ -8,8 +8,8 @@
 #include "runtime_log.h"
 #include "text.h"
 
-// libexecutorch_threadpool.so exports google/pthreadpool and the accessor below, but its wheel
-// ships no header for either.
+// libexecutorch_threadpool.so exports google/pthreadpool and ExecuTorch's owner of it, but its
+// wheel ships no header for either.
 struct pthreadpool;
 extern "C" {
 size_t pthreadpool_get_threads_count(pthreadpool* pool);
@@ -18,8 +18,13 @@ void pthreadpool_parallelize_1d(pthreadpool* pool, void (*function)(void*, size_
                                 size_t range, uint32_t flags);
 }
 namespace executorch::extension::threadpool {
+class ThreadPool {
+ public:
+  bool _unsafe_reset_threadpool(uint32_t num_threads);
+};
+ThreadPool* get_threadpool();
 pthreadpool* get_pthreadpool();
-}
+}  // namespace executorch::extension::threadpool
 
 namespace doubleweave {
 namespace {
@@ -35,11 +40,13 @@ struct State {
           "ExecuTorch has no thread pool on this machine: its processor was not recognised.");
     }
     max_threads = static_cast<int>(pthreadpool_get_threads_count(pool));
-    num_threads = max_threads;
+    pool_threads = num_threads = max_threads;
   }
 
   pthreadpool* pool = nullptr;
   int max_threads = 0;
+  int pool_threads = 0;
+  int num_uses = 0;
   std::mutex mutex;
   std::condition_variable idle;
   int num_threads = 0;
@@ -58,16 +65,62 @@ void set_locked(State& s, int num_threads) {
   }
 }
 
-void check(const State& s, int num_threads) {
+void check_pool(const State& s, int num_threads) {
   if (num_threads < 1 || num_threads > s.max_threads) {
     throw Error(text("the number of intra-operator threads must be between 1 and ", s.max_threads,
                      " on this machine, but was ", num_threads, "."));
   }
 }
 
+void check(const State& s, int num_threads) {
+  check_pool(s, num_threads);
+  if (num_threads != 1 && num_threads != s.pool_threads) {
+    throw Error(text("the number of intra-operator threads must be 1 or ", s.pool_threads,
+                     ", the size of the thread pool, but was ", num_threads,
+                     "; set the pool's size before any method is loaded."));
+  }
+}
+
 }  // namespace
 
 int max_threads() { return state().max_threads; }
+
+int pool_threads() {
+  State& s = state();
+  const std::lock_guard lock(s.mutex);
+  return s.pool_threads;
+}
+
+void set_pool_threads(int num_threads) {
+  State& s = state();
+  check_pool(s, num_threads);
+  std::unique_lock lock(s.mutex);
+  if (num_threads == 1 || num_threads == s.pool_threads) {
+    return;
+  }
+  if (s.num_uses > 0) {
+    throw Error(text("methods are loaded with a pool of ", s.pool_threads,
+                     " threads, so that 1 or ", s.pool_threads, " can take part, but ", num_threads,
+                     " were asked for; ask before the first method is loaded."));
+  }
+  s.idle.wait(lock, [&] { return s.num_active == 0; });
+  using namespace executorch::extension::threadpool;
+  get_threadpool()->_unsafe_reset_threadpool(static_cast<uint32_t>(num_threads));
+  s.pool = get_pthreadpool();
+  s.pool_threads = s.num_threads = num_threads;
+}
+
+PoolUse::PoolUse() {
+  State& s = state();
+  const std::lock_guard lock(s.mutex);
+  ++s.num_uses;
+}
+
+PoolUse::~PoolUse() {
+  State& s = state();
+  const std::lock_guard lock(s.mutex);
+  --s.num_uses;
+}
 
 int intra_op_threads() {
   State& s = state();
@@ -85,8 +138,8 @@ IntraOpScope::IntraOpScope() {
 
 IntraOpScope::IntraOpScope(int num_threads) {
   State& s = state();
-  check(s, num_threads);
   std::unique_lock lock(s.mutex);
+  check(s, num_threads);
   s.idle.wait(lock, [&] { return s.num_active == 0 || s.num_threads == num_threads; });
   set_locked(s, num_threads);
   ++s.num_active;

@@ -99,28 +99,25 @@ def _add_profile(commands: Any) -> None:
 
 
 def _profile(args: argparse.Namespace) -> None:
-    from doubleweave import _native
     from doubleweave.find_profile import PROFILE_FILE
-    from doubleweave.measure import measure, thread_counts
+    from doubleweave.measure import measure
     from doubleweave.planner import decisions
     from doubleweave.profile_file import profile_dict, write_profile
     from doubleweave.profile_report import profile_text
     from doubleweave.program import open_llm
+    from doubleweave.threads import threads_or_all
 
     out = Path(args.out) if args.out else Path(args.program) / PROFILE_FILE
     if out.suffix != ".toml" or not out.parent.is_dir():
         raise InputError(f"out: found {out}, expected a file that ends in .toml, in a folder that exists")
     program = open_llm(args.program)
-    most = _native.max_threads()
-    threads = most if args.threads is None else args.threads
-    if not 1 <= threads <= most:
-        raise InputError(f"threads: found {threads}, expected 1 to {most} (the cores of this machine)")
+    threads = threads_or_all(args.threads)
     with progress_bar() as progress:
         found = measure(
             program,
             runs=args.runs,
             max_cached=args.max_cached,
-            threads=thread_counts(threads),
+            threads=threads,
             progress=progress,
         )
     chosen = decisions(program.split, found, threads, program.model.max_context)

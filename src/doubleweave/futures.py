@@ -8,6 +8,9 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from doubleweave import _native
+from doubleweave.threads import use_threads
+
 if TYPE_CHECKING:
     from doubleweave.method import Method
 
@@ -42,11 +45,20 @@ class Workers:
     The threads end when nothing refers to this any more.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self) -> None:
+        self._threads: int | None = None
         self.record = False
         self._executors: dict[str, ThreadPoolExecutor] = {}
         self._lock = threading.Lock()
+
+    @property
+    def threads(self) -> int:
+        """All of the pool's, unless another number was set."""
+        return self._threads or _native.pool_threads()
+
+    @threads.setter
+    def threads(self, value: int) -> None:
+        self._threads = use_threads(value)
 
     def submit(
         self, method: Method, args: Any, kwargs: dict[str, Any], out: Any, after: Sequence[Future[Any]]

@@ -33,13 +33,22 @@ def lockstep(graph: TaskGraph, workers: Sequence[str], costs: Costs) -> Schedule
     rows: tuple[list[int], list[int]] = ([], [])
     for task, chunk in enumerate(graph.chunk_of.tolist()):
         rows[chunk % 2].append(task)
+    able = [_able(device, workers) for device in graph.devices]
     lists: list[list[int]] = [[] for _ in workers]
-    for step in range(max(len(rows[0]), len(rows[1]) + 1)):
-        for row, place in ((0, step), (1, step - 1)):
-            if 0 <= place < len(rows[row]):
-                task = rows[row][place]
-                able = _able(graph.devices[graph.call_of[task]], workers)
-                lists[able[row % len(able)]].append(task)
+    done: set[int] = set()
+    place = [0, 0]
+    while len(done) < len(graph):
+        step: list[int] = []
+        for row in (0, 1):
+            # What waits for a task of this step (the other row's first chunk, say) stands still for a step.
+            if place[row] < len(rows[row]) and done.issuperset(graph.after[rows[row][place[row]]]):
+                task = rows[row][place[row]]
+                of_device = able[graph.call_of[task]]
+                lists[of_device[row % len(of_device)]].append(task)
+                step.append(task)
+                place[row] += 1
+        assert step, "the earliest chunk's next task can always run"
+        done.update(step)
         for tasks in lists:
             tasks.append(BARRIER)
     return Schedule("lockstep", tuple(workers), tuple(tuple(tasks[:-1]) for tasks in lists))

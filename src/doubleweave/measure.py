@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from doubleweave import _native
 from doubleweave.choice import chunk_shape, default_choice
 from doubleweave.contention import Ran, fit
 from doubleweave.errors import InputError
@@ -22,6 +21,7 @@ from doubleweave.ir import Static, most_rows
 from doubleweave.profile import Measured, Profile, uses_cache
 from doubleweave.program import Program
 from doubleweave.session import Recorded, Session, TokenIds
+from doubleweave.threads import threads_or_all
 from doubleweave.waits import waits_of
 
 Progress = Callable[[str, int, int], None]
@@ -37,26 +37,25 @@ def measure(
     *,
     runs: int = 5,
     max_cached: int = _CACHED[-1],
-    threads: Sequence[int] | None = None,
+    threads: int | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Profile:
-    """Measure with `runs` runs each, caches of up to `max_cached` tokens, and each of these numbers of threads (by
-    default 1, 2, 4, … up to all cores). The profile has no decisions yet (`planner.py`).
+    """Measure with `runs` runs each, caches of up to `max_cached` tokens, methods on one thread and on `threads` (by
+    default the machine's cores), workers by twos, fours, … up to all. The profile has no decisions yet (`planner.py`).
 
     Raises InputError for numbers that make no sense.
     """
-    most_threads = _native.max_threads()
-    counts = tuple(threads) if threads else thread_counts(most_threads)
-    if runs < 1 or max_cached < 0 or not all(1 <= count <= most_threads for count in counts):
+    if runs < 1 or max_cached < 0:
         raise InputError(
-            f"profile: found {runs} runs, {max_cached} cached tokens, threads {list(counts)}; expected at least 1 "
-            f"run, 0 tokens, and 1 to {most_threads} threads (the cores of this machine)"
+            f"profile: found {runs} runs and {max_cached} cached tokens, expected at least 1 run and 0 tokens"
         )
+    threads = threads_or_all(threads)
+    counts, workers = sorted({1, threads}), worker_counts(threads)
     shape = chunk_shape(program.split)
     sizes = shape.sizes if isinstance(shape, Static) else _rows(most_rows(shape))
     limit = min(max_cached, program.model.max_context - max(sizes))
     depths = sorted({min(cached, limit) for cached in _CACHED}, reverse=True)
-    total = len(counts) * len(sizes) * len(depths) + len(counts)
+    total = len(counts) * len(sizes) * len(depths) + len(workers)
     done = 0
 
     def step(what: str) -> None:
@@ -67,7 +66,8 @@ def measure(
     ids = np.random.default_rng(0).integers(0, program.model.vocab_size, limit + max(sizes))
     samples: dict[int, dict[tuple[str, int], dict[int, list[float]]]] = {}
     for count in counts:
-        session = _filled(program, ids[:limit], count)
+        session = _filled(program, ids[:limit], threads)
+        session.use(default_choice(program.split, "sequential", count))
         found: dict[tuple[str, int], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for cached in depths:
             for rows in sizes:
@@ -81,17 +81,16 @@ def measure(
         program=program_id(program.split),
         segments=_fitted(program, samples),
     )
-    for count in counts:
+    for count in workers:
         step(f"{count} workers")
-        if count > 1:
-            profile = _with_workers(program, profile, ids, count)
+        profile = _with_workers(program, profile, ids, count, threads)
     progress("done", total, total)
     return profile
 
 
-def thread_counts(most: int) -> tuple[int, ...]:
-    """1, 2, 4, … and `most`."""
-    return tuple(sorted({1, most, *(2**i for i in range(1, most.bit_length()) if 2**i <= most)}))
+def worker_counts(most: int) -> tuple[int, ...]:
+    """2, 4, … and `most`; none where that is 1."""
+    return tuple(sorted({*(2**i for i in range(1, most.bit_length()) if 2**i <= most), most} - {1}))
 
 
 def _rows(most: int) -> tuple[int, ...]:
@@ -99,11 +98,10 @@ def _rows(most: int) -> tuple[int, ...]:
 
 
 def _filled(program: Program, ids: TokenIds, threads: int) -> Session:
-    """A session that runs sequentially on so many threads, its cache filled in the quickest way."""
-    session = program.session("wavefront", _native.max_threads(), profile=GENERIC)
+    """A session with its cache filled in the quickest way."""
+    session = program.session("wavefront", threads, profile=GENERIC)
     if len(ids):
         session.append(ids)
-    session.use(default_choice(program.split, "sequential", threads))
     return session
 
 
@@ -174,7 +172,7 @@ def _spread(values: Sequence[float]) -> float:
     return float(high - low) / 2 / statistics.median(values)
 
 
-def _with_workers(program: Program, profile: Profile, ids: TokenIds, count: int) -> Profile:
+def _with_workers(program: Program, profile: Profile, ids: TokenIds, count: int, threads: int) -> Profile:
     """Add what workers cost each other, from runs of several schedules on `count` workers."""
     devices = {segment.device for segment in program.split.segments}
     schedules = ["wavefront", *(["out_of_order"] if 1 < len(devices) <= count else [])]
@@ -183,7 +181,8 @@ def _with_workers(program: Program, profile: Profile, ids: TokenIds, count: int)
     same_worker: list[int] = []
     prompt = ids[: min(_PROMPT, len(ids))]
     for name in schedules:
-        session = program.session(name, count, profile=GENERIC)
+        session = program.session(name, threads, profile=GENERIC)
+        session.use(default_choice(program.split, name, count))
         for number in range(_RUNS_TOGETHER + 1):
             session.reset()
             session.append(prompt, record=True)

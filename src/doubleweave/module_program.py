@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from doubleweave import _native, manifest
-from doubleweave.errors import InputError, ProgramError
+from doubleweave import manifest
+from doubleweave.errors import ProgramError
 from doubleweave.futures import Result, Workers
 from doubleweave.instances import open_instances
 from doubleweave.ir import Split
@@ -27,7 +27,7 @@ class ModuleProgram:
         self.folder = folder
         self.manifest = found
         self._instances = open_instances(folder, found.split)
-        self._workers = Workers(_native.max_threads())
+        self._workers = Workers()
         self._session = ModuleSession(self)
 
     def __repr__(self) -> str:
@@ -70,9 +70,6 @@ class ModuleProgram:
 
     @threads.setter
     def threads(self, value: int) -> None:
-        most = _native.max_threads()
-        if type(value) is not int or not 1 <= value <= most:
-            raise InputError(f"threads: found {value!r}, expected 1 to {most} (the cores of this machine)")
         self._workers.threads = value
 
     def __call__(self, *args: Any, out: Any = None, **kwargs: Any) -> Any:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from doubleweave import _native, manifest
+from doubleweave import manifest
 from doubleweave.choice import AUTO
 from doubleweave.errors import InputError, ProgramError
 from doubleweave.find_profile import find_profile
@@ -33,7 +33,7 @@ class Program:
         assert found.model is not None
         self.model = found.model
         self.instances = open_instances(folder, found.split)
-        workers = Workers(_native.max_threads())
+        workers = Workers()
         runner = Runner(found.split, self.instances, States(found.split, folder / manifest.STATE_FILE))
         self.methods = {
             name: Method(name, function, runner, workers)
@@ -69,14 +69,15 @@ class Program:
         schedule takes by itself, `chunk` (the most tokens of a chunk) to the program's; `profile` is a TOML file or the
         name of one that comes with the package, by default the program's own.
 
-        Raises InputError for a schedule that does not exist, more threads than cores or a profile that does not fit.
+        Raises InputError for a schedule that does not exist, a profile that does not fit, more threads than cores, or
+        another number above 1 than loaded programs use.
         """
         return Session(
             self.manifest,
             self.instances,
             find_profile(self.folder, self.manifest, profile),
             schedule,
-            _native.max_threads() if threads is None else threads,
+            threads,
             None if workers is None else tuple(workers),
             chunk,
         )

@@ -24,6 +24,7 @@ from doubleweave.manifest import Manifest
 from doubleweave.profile import Profile
 from doubleweave.task_timeline import timeline_of
 from doubleweave.tasks import TaskGraph, Want
+from doubleweave.threads import threads_or_all
 from doubleweave.timeline import Timeline
 from doubleweave.verify import Verified, verify
 
@@ -69,22 +70,19 @@ class Session:
         instances: Instances,
         profile: Profile,
         schedule: str,
-        threads: int,
+        threads: int | None,
         workers: tuple[str, ...] | None = None,
         chunk: int | None = None,
     ) -> None:
         if schedule not in SCHEDULES:
             raise InputError(f"schedule: found {schedule!r}, expected one of {', '.join(SCHEDULES)}")
-        most = _native.max_threads()
-        if not 1 <= threads <= most:
-            raise InputError(f"threads: found {threads}, expected 1 to {most} (the cores of this machine)")
         self.manifest = manifest
         assert manifest.model is not None
         self.model = manifest.model
         self._instances = instances
         self.profile = profile
         self.schedule = schedule
-        self.threads = threads
+        self.threads = threads = threads_or_all(threads)
         self.recorded: Recorded | None = None
         split = manifest.split
         self._fixed = None if schedule == AUTO else default_choice(split, schedule, threads, workers, chunk)

@@ -218,11 +218,14 @@ def _waits(
     writer = split.writer()
     touching = users(split)
     present, earlier = set(here), set(elsewhere)
+    cached = {value.name for value in split.values if value.kind == "cache"}
     waits: dict[int, set[Dependency]] = {call: set() for call in here}
     for call in here:
         waits[call] |= {Dependency(writer[n], 0) for n in split.calls[call].reads if n in writer}
-    # One method is one instance (attention apart): its calls run one behind the other, which also appends a
-    # layer's chunks in order.
+        # A layer's chunks are appended in order.
+        if call in earlier and any(name in cached for name in split.calls[call].writes):
+            waits[call].add(Dependency(call, -1))
+    # One method is one instance (attention apart): its calls run one behind the other.
     for calls in _by_segment(split, here).values():
         if has_instance_per_worker(split, calls[0]):
             continue

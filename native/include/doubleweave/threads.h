@@ -1,10 +1,14 @@
 // How many threads one operator may use (intra-operator threads), process wide.
 //
 // All of ExecuTorch's kernels and delegates share one thread pool. A method keeps the pool it was
-// loaded with, but how many of the pool's threads take part can change between runs: with one,
-// every operator runs inline on its caller, without the pool's lock, so several workers run
-// different instances at the same time; with more, one instance at a time uses all of them. Weights
-// are packed once either way.
+// loaded with, and between runs either one of its threads takes part or all: with one, every
+// operator runs inline on its caller, without the pool's lock, so several workers run different
+// instances at the same time; with all, one instance at a time uses them. Weights are packed once
+// either way.
+//
+// A number in between is not possible: the pthreadpool that comes with ExecuTorch 1.5 then loses
+// some of an operator's work and does other parts twice. For fewer threads than the machine has
+// the pool is made smaller, which takes that no method is loaded.
 #pragma once
 
 #include <cstddef>
@@ -12,16 +16,32 @@
 
 namespace doubleweave {
 
-/// The largest number of intra-operator threads: as many as ExecuTorch's pool has, one for each
-/// processor that it counts as fast.
+/// The most threads that the pool can have: one for each processor that ExecuTorch counts as fast.
 int max_threads();
 
-/// The number of threads that operators use now.
+/// The threads of the pool; max_threads() until set_pool_threads is called.
+int pool_threads();
+
+/// Gives the pool `num_threads` threads; one thread fits any pool and changes nothing. Waits until
+/// nothing runs. Throws Error unless 1 <= num_threads <= max_threads(), and where methods are
+/// loaded with a pool of another size.
+void set_pool_threads(int num_threads);
+
+/// The number of threads that operators use now: 1 or pool_threads().
 int intra_op_threads();
 
 /// Waits until nothing runs, then lets operators use `num_threads` threads. Never call it from
-/// inside a run. Throws Error unless 1 <= num_threads <= max_threads().
+/// inside a run. Throws Error unless it is 1 or pool_threads().
 void set_intra_op_threads(int num_threads);
+
+/// While one is alive the pool keeps its size: a loaded method keeps a pointer to it.
+class PoolUse {
+ public:
+  PoolUse();
+  ~PoolUse();
+  PoolUse(const PoolUse&) = delete;
+  PoolUse& operator=(const PoolUse&) = delete;
+};
 
 /// While one is alive the number of intra-operator threads stays what it asked for. Scopes that
 /// agree overlap; one that disagrees waits until the others have ended.

@@ -1,0 +1,30 @@
+"""How many threads calls may use: checks what was asked for and gives ExecuTorch's pool that many."""
+
+from __future__ import annotations
+
+from doubleweave import _native
+from doubleweave.errors import InputError
+
+
+def threads_or_all(asked: int | None) -> int:
+    """`use_threads` of what was asked for; all of the pool's, which are the machine's cores at first, for None."""
+    return _native.pool_threads() if asked is None else use_threads(asked)
+
+
+def use_threads(asked: int) -> int:
+    """Prepare for calls on `asked` threads.
+
+    Raises InputError for more than there are cores, or where methods are loaded already that use another number.
+    """
+    most = _native.max_threads()
+    if type(asked) is not int or not 1 <= asked <= most:
+        raise InputError(f"threads: found {asked!r}, expected 1 to {most} (the cores of this machine)")
+    try:
+        _native.set_pool_threads(asked)
+    except _native.Error:
+        pool = _native.pool_threads()
+        raise InputError(
+            f"threads: found {asked}, expected 1 or {pool}: methods that run on {pool} threads are loaded in this "
+            f"process; ask for {asked} before the first call, or in another process"
+        ) from None
+    return asked
