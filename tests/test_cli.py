@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import sys
 import pytest
 
 import toys
+from doubleweave.choice import SCHEDULES
 
 COMMANDS = ("compile", "run", "inspect", "bench", "score")
 
@@ -60,7 +62,7 @@ def last_json(out):
 
 
 @needs_program
-@pytest.mark.parametrize("schedule", ["sequential", "pipelined"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_run_reports(cli, toy_program_dir, toy_program, schedule):
     prompt = "x" * 70
     code, out, err = cli(
@@ -76,7 +78,7 @@ def test_run_reports(cli, toy_program_dir, toy_program, schedule):
     for key in ("ttft_s", "prefill_tok_per_s", "decode_tok_per_s", "kv_bytes_peak"):
         assert report[key] > 0
     assert out.startswith(wanted.text)
-    assert "worker 0 |" in out
+    assert re.search(r"worker 0 (any|cpu) +\|", out)
     assert "prompt 73 tokens, 9 new" in out
 
 
@@ -179,7 +181,10 @@ PROMPT = ["-p", "hello"]
         ([*PROMPT, "--token-ids", "x"], "prompt: give either -p PROMPT or --token-ids FILE"),
         ([*PROMPT, "-n", 0], "number of new tokens: found 0, expected at least 1"),
         ([*PROMPT, "-n", -5], "found -5"),
-        ([*PROMPT, "--schedule", "fastest"], "found 'fastest', expected one of sequential, pipelined"),
+        (
+            [*PROMPT, "--schedule", "fastest"],
+            "found 'fastest', expected one of auto, sequential, lockstep, pipelined",
+        ),
         ([*PROMPT, "--threads", 0], "threads: found 0, expected 1 to"),
         ([*PROMPT, "--threads", 1000], "threads: found 1000, expected 1 to"),
         ([*PROMPT, "--temperature", -1], "temperature: found -1.0, expected 0 (greedy) or more"),

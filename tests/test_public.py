@@ -72,10 +72,14 @@ def imported_at_the_top(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["errors", "ir", "chunks", "tasks", "schedule", "timeline", "manifest", "text", "sizes", "trees", "plan"],
-)
+PLAIN = (
+    "choice chrome_trace chunks compare contention costs errors estimate find_profile interface ir makers manifest "
+    "memory plan planner profile profile_file profile_report sampling schedule scratch simulate sizes slots "
+    "task_timeline tasks text timeline trace_file trees verify waits"
+).split()
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_pure_modules_import_neither_torch_nor_the_native_module(name):
     path = Path(doubleweave.__file__).with_name(f"{name}.py")
     assert not imported_at_the_top(path) & {*COMPILE_TIME, "_native"}
@@ -122,13 +126,38 @@ def test_running_a_program_imports_nothing_of_compiling(code, toy_program_dir, t
 
 
 def test_plain_modules_need_neither_the_native_module_nor_executorch():
-    code = """
+    code = f"""
 import importlib, sys
 for absent in ("doubleweave._native", "executorch", "torch"):
     sys.modules[absent] = None
-names = "chunks errors interface ir manifest memory plan sampling schedule scratch sizes tasks text timeline trees"
-for name in names.split():
-    importlib.import_module(f"doubleweave.{name}")
+for name in {PLAIN}:
+    importlib.import_module("doubleweave." + name)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+PREDICT = """
+import sys
+for absent in ("doubleweave._native", "executorch", "torch", "transformers"):
+    sys.modules[absent] = None
+from doubleweave.cli import main
+folder, trace = sys.argv[1:]
+for profile in ("generic", "sm8650"):
+    wanted = ["--profile", profile, "--prompt-len", "200", "--json"]
+    assert main(["simulate", folder, *wanted, "--schedule", "wavefront", "--threads", "2", "--trace", trace]) == 0
+    assert main(["plan", folder, *wanted]) == 0
+assert main(["trace", trace, trace]) == 0
+"""
+
+
+@pytest.mark.executorch  # the program is compiled
+def test_predicting_needs_neither_torch_nor_executorch(toy_program_dir, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PREDICT, str(toy_program_dir), str(tmp_path / "a.json")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.executorch, pytest.mark.model]
 DATA = Path(__file__).parent / "data"
 PROMPTS = json.loads((DATA / "prompts.json").read_text())
 NUM_TOKENS = 64
-CASES = list(itertools.product(("bounded", "static"), ("sequential", "pipelined")))
+CASES = list(itertools.product(("bounded", "static"), ("sequential", "out_of_order", "wavefront")))
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,13 @@ def test_prompt_lengths_agree_with_token_by_token(programs, shape: str, schedule
         assert np.abs(found - logits).max() / np.abs(logits).max() < 1e-4
 
 
+def perplexity(program: dw.Program) -> float:
+    return float(score(program, program.session(), (DATA / "essay.txt").read_text())["perplexity"])
+
+
 def test_perplexity_of_8_bit_weights(programs) -> None:  # type: ignore[no-untyped-def]
-    text = (DATA / "essay.txt").read_text()
-    full = score(programs["bounded"], text, "pipelined", None)["perplexity"]
-    quantized = score(programs["8da8w"], text, "pipelined", None)["perplexity"]
+    full = perplexity(programs["bounded"])
+    quantized = perplexity(programs["8da8w"])
     print(f"perplexity: float32 {full:.4f}, 8da8w {quantized:.4f} ({quantized / full - 1:+.2%})")
     assert quantized <= 1.035 * full
 
@@ -100,5 +103,5 @@ def test_perplexity_agrees_with_transformers(programs, model) -> None:  # type: 
     with torch.no_grad():
         logits = model.module(input_ids=ids, use_cache=False).logits[0, :-1]
     reference = torch.nn.functional.cross_entropy(logits, ids[0, 1:]).exp().item()
-    found = score(programs["bounded"], text, "pipelined", None)["perplexity"]
+    found = perplexity(programs["bounded"])
     assert found == pytest.approx(reference, rel=1e-4)

@@ -11,8 +11,9 @@ import toys
 from doubleweave import scratch
 from doubleweave.chunks import cut
 from doubleweave.ir import rows
-from doubleweave.schedule import make, verify
+from doubleweave.makers import make
 from doubleweave.tasks import TaskGraph, build
+from doubleweave.verify import verify
 
 
 def ended_before(graph: TaskGraph, workers: tuple[tuple[int, ...], ...]) -> list[set[int]]:
@@ -33,10 +34,9 @@ def test_two_workers_never_meet_in_a_group(num_layers, num_chunks):
     split = toys.split(num_layers, rows(1, 8))
     groups = scratch.groups(split)
     assert num_layers % scratch.num_groups(split) == 0
-    graph = build(split, cut(8 * num_chunks, rows(1, 8)), "last", 2)
-    schedule = make("pipelined", graph, 2)
-    verify(schedule, graph)
-    ended = ended_before(graph, schedule.workers)
+    graph = build(split, cut(8 * num_chunks, rows(1, 8)), "last", 2, abreast=2)
+    verified = verify(make("wavefront", graph, ("any", "any"), toys.unit_costs(graph)), graph)
+    ended = ended_before(graph, verified.workers)
     by_group: dict[int, list[int]] = {}
     for number, task in enumerate(graph.tasks):
         if (group := groups.get(split.calls[task.call].segment)) is not None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toys
+from doubleweave.choice import SCHEDULES
 from doubleweave.errors import InputError
 
 pytestmark = pytest.mark.executorch
@@ -37,7 +38,7 @@ def close(found, wanted):
     return np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("schedule", ["sequential", "pipelined"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("num_tokens", [1, 2, 7, 31, 32, 33, 64, 113, 256])
 def test_logits_are_those_of_the_model(program, reference, schedule, num_tokens):
     session = program.session(schedule)
@@ -48,7 +49,7 @@ def test_logits_are_those_of_the_model(program, reference, schedule, num_tokens)
 @given(data=st.data())
 @settings(max_examples=25)
 def test_pieces_give_what_the_whole_gives(program, reference, data):
-    session = program.session(data.draw(st.sampled_from(["sequential", "pipelined"])))
+    session = program.session(data.draw(st.sampled_from(SCHEDULES)))
     while session.length < 100 and (session.length == 0 or data.draw(st.booleans())):
         count = data.draw(st.integers(1, 40))
         logits = session.append(TOKENS[session.length : session.length + count])
@@ -61,7 +62,7 @@ def test_token_by_token(program, reference):
     assert close(np.stack(logits), reference[:50])
 
 
-@pytest.mark.parametrize("schedule", ["sequential", "pipelined"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_scores_are_the_logits_of_every_token(program, reference, schedule):
     session = program.session(schedule)
     assert session.score_rows < 200  # so that several runs are joined
@@ -104,10 +105,10 @@ def test_greedy_tokens_do_not_depend_on_schedule_or_shape(toy_program, toy_stati
             TOKENS[:70], 40, session=program.session(schedule, threads)
         ).token_ids
         for program in (toy_program, toy_static_program)
-        for schedule in ("sequential", "pipelined")
+        for schedule in SCHEDULES
         for threads in (1, None)
     }
-    assert len(found) == 8
+    assert len(found) == 4 * len(SCHEDULES)
     assert len(set(found.values())) == 1
     assert len(next(iter(found.values()))) == 40
 
@@ -172,7 +173,9 @@ def test_truncate_out_of_range(toy_program, num_tokens):
 
 
 def test_unknown_schedule_and_threads(toy_program):
-    with pytest.raises(InputError, match="found 'fast', expected one of sequential, pipelined"):
+    with pytest.raises(
+        InputError, match="found 'fast', expected one of auto, sequential, lockstep, pipelined"
+    ):
         toy_program.session("fast")
     for threads in (0, -1, 1000):
         with pytest.raises(InputError, match=rf"threads: found {threads}, expected 1 to \d+"):
@@ -180,7 +183,7 @@ def test_unknown_schedule_and_threads(toy_program):
 
 
 def test_timeline_is_recorded_on_request(toy_program):
-    session = toy_program.session("pipelined", 2)
+    session = toy_program.session("wavefront", workers=("any", "any"))
     session.append(TOKENS[:100])
     assert session.timeline is None
     session.append(TOKENS[100:200], record=True)

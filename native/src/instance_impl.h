@@ -137,9 +137,9 @@ struct Instance::Impl {
   std::vector<InputSlot> inputs;
   std::vector<OutputSlot> outputs;
   std::atomic<bool> in_use{false};
-  // XNNPACK plans its scratch memory for as many threads as take part when its sizes grow, and does
-  // not plan anew when more do: running on more threads than it was planned for overruns it. So the
-  // first run at sizes that grow is one with every thread of the pool.
+  // XNNPACK plans its scratch memory when sizes grow; where it packs rows as it goes
+  // (reshape_fully_connected_nc), for as many threads as take part then, and not anew when more do.
+  // So the first run at sizes that grow is one with every thread of the pool.
   bool is_delegated = false;
   // Sizes of all inputs, one behind the other, at which it ran with every thread.
   mutable std::mutex room_mutex;

@@ -250,10 +250,10 @@ class Session:
         """A single chunk has nothing to overlap: it runs with every thread in every method."""
         if self._fixed is None:
             return self.profile.choose(self.manifest.split, num_tokens, self.threads)
-        if len(chunks_of(self.manifest.split, self._fixed, num_tokens)) > 1:
-            return self._fixed
-        threads = self._fixed.threads * len(self._fixed.workers)
-        return default_choice(self.manifest.split, "sequential", threads, None, self._fixed.chunk)
+        fixed, split = self._fixed, self.manifest.split
+        if len(fixed.workers) == 1 or len(chunks_of(split, fixed, num_tokens)) > 1:
+            return fixed
+        return default_choice(split, "sequential", self.threads, None, fixed.chunk)
 
     def _logits(self, prepared: _Prepared, chunk: int, rows: int) -> FloatArray:
         buffer = prepared.graph.buffer(self._output, chunk)
