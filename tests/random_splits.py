@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from doubleweave.chunks import Chunk
 from doubleweave.costs import Costs
 from doubleweave.ir import Call, Function, Port, Segment, Split, Static, Value, rows
+from doubleweave.schedule import BARRIER, Schedule
 from doubleweave.tasks import TaskGraph, build
 
 DEVICES = ("npu", "cpu", "gpu")
@@ -99,3 +100,30 @@ def cases(draw: Any, *, free: bool = True) -> Case:
     hand_over = {pair: int(random.integers(0, 500)) for pair in pairs}
     contention = {pair: float(random.random()) for pair in pairs}
     return Case(graph, workers, Costs(duration, hand_over, int(random.integers(0, 50)), contention))
+
+
+def mutate(schedule: Schedule, graph: TaskGraph, random: Any) -> Schedule:
+    """One to three random changes: most make the schedule illegal, some do not."""
+    workers = [list(tasks) for tasks in schedule.workers]
+    for _ in range(random.randint(1, 3)):
+        filled = [tasks for tasks in workers if tasks]
+        if not filled:
+            break
+        tasks, others = random.choice(filled), random.choice(workers)
+        place = random.randrange(len(tasks))
+        change = random.choice(["drop", "double", "move", "swap", "stop", "reverse"])
+        if change == "drop":
+            del tasks[place]
+        elif change == "double":
+            others.insert(random.randint(0, len(others)), tasks[place])
+        elif change == "move":
+            task = tasks.pop(place)
+            others.insert(random.randint(0, len(others)), task)
+        elif change == "swap":
+            other = random.randrange(len(tasks))
+            tasks[place], tasks[other] = tasks[other], tasks[place]
+        elif change == "stop":
+            others.insert(random.randint(0, len(others)), BARRIER)
+        else:
+            tasks[place:] = reversed(tasks[place:])
+    return Schedule("mutated", schedule.devices, tuple(map(tuple, workers)), schedule.threads)

@@ -72,11 +72,41 @@ def imported_at_the_top(path: Path) -> set[str]:
     return names
 
 
-PLAIN = (
-    "choice chrome_trace chunks compare contention costs errors estimate find_profile interface ir makers manifest "
-    "memory plan planner profile profile_file profile_report sampling schedule scratch simulate sizes slots "
-    "task_timeline tasks text timeline trace_file trees verify waits"
-).split()
+PLAIN = [
+    "choice",
+    "chrome_trace",
+    "chunks",
+    "compare",
+    "contention",
+    "costs",
+    "errors",
+    "estimate",
+    "find_profile",
+    "interface",
+    "ir",
+    "makers",
+    "manifest",
+    "memory",
+    "plan",
+    "planner",
+    "profile",
+    "profile_file",
+    "profile_report",
+    "sampling",
+    "schedule",
+    "scratch",
+    "simulate",
+    "sizes",
+    "slots",
+    "task_timeline",
+    "tasks",
+    "text",
+    "timeline",
+    "trace_file",
+    "trees",
+    "verify",
+    "waits",
+]
 
 
 @pytest.mark.parametrize("name", PLAIN)
