@@ -77,11 +77,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def program_folder(args: argparse.Namespace) -> Path:
     """The program to measure, compiled first if it is missing."""
-    folder: Path = args.program or args.cache / "programs" / "smollm2-8da8w"
+    return args.program or compiled(args.cache / "programs" / "smollm2-8da8w")
+
+
+def compiled(folder: Path, *options: str) -> Path:
+    """A program of SmolLM2 in that folder, compiled first if it is missing."""
     if not (folder / "manifest.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         note(f"compiling smollm2 into {folder}")
-        done = subprocess.run([*DOUBLEWEAVE, "compile", "smollm2", "-o", str(folder)])
+        done = subprocess.run([*DOUBLEWEAVE, "compile", "smollm2", "-o", str(folder), *options])
         if done.returncode:
             raise BenchmarkError(f"{folder}: doubleweave compile ended with {done.returncode}")
     return folder

@@ -174,7 +174,7 @@ def matrix_product(kind: str, threads: int, seconds: float = 2.0) -> float:
 
 
 def measure(args: argparse.Namespace, program: Path) -> dict[str, float]:
-    """Doubleweave's own medians, pipelined: prefill, and one decoded token after it."""
+    """Doubleweave's own medians, as a wavefront: prefill, and one decoded token after it."""
     gen, prompts = 32, Prompts(program)
     with Workers(args.cache / "logs") as workers:
         worker = workers.start(
@@ -182,7 +182,7 @@ def measure(args: argparse.Namespace, program: Path) -> dict[str, float]:
             "serve_doubleweave.py",
             str(program),
             "--schedule",
-            "pipelined",
+            "wavefront",
             "--threads",
             str(args.threads),
         )

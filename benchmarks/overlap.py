@@ -1,4 +1,4 @@
-"""The wavefront: `pipelined` on one-thread workers against `sequential` on one thread and on as many.
+"""`wavefront` on one-thread workers against `sequential` on one thread and on as many.
 
 Three processes take turns on the same prompts, paired by round. Then a fresh process opens the program and
 prefills once, and its growth in resident memory is compared with the weights and the reported buffers.
@@ -24,14 +24,14 @@ def main() -> None:
     prompts = Prompts(program)
     with Workers(args.cache / "logs") as workers:
         memory = resident(
-            workers.start("resident", *worker(program, "pipelined", args.threads)), prompts, args
+            workers.start("resident", *worker(program, "wavefront", args.threads)), prompts, args
         )
         memory |= {"weights": weights(program)}
         contest = Contest(
             {
                 name: Entrant(workers.start(name.replace(" ", "-"), *worker(program, schedule, threads)))
                 for name, schedule, threads in (
-                    ("pipelined", "pipelined", args.threads),
+                    ("wavefront", "wavefront", args.threads),
                     ("sequential 1", "sequential", 1),
                     (f"sequential {args.threads}", "sequential", args.threads),
                 )
@@ -58,20 +58,20 @@ def worker(program: Path, schedule: str, threads: int) -> list[str]:
 
 
 def speed(contest: Contest, args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
-    rows = [["schedule and threads", "prefill tok/s", "pipelined is faster by"]]
+    rows = [["schedule and threads", "prefill tok/s", "wavefront is faster by"]]
     ratios, rates = {}, {}
     for name, entrant in contest.entrants.items():
         rates[name] = spread([args.prompt_len / seconds for seconds in entrant.prefill_s])
-        ratios[name] = spread(contest.ratios("pipelined", name))
+        ratios[name] = spread(contest.ratios("wavefront", name))
         rate = f"{rates[name].median:.0f} [{rates[name].low:.0f}, {rates[name].high:.0f}]"
-        rows.append([name, rate, "-" if name == "pipelined" else str(ratios[name])])
+        rows.append([name, rate, "-" if name == "wavefront" else str(ratios[name])])
     goal = target(ratios["sequential 1"].median, SPEEDUP_TARGET, at_least=True)
     others = contest.other_cpu
     lines = [
         f"{args.prompt_len} prompt tokens, {args.rounds} rounds; medians [interval, "
         f"{ratios['sequential 1'].coverage:.0%}], paired by round",
         table(rows),
-        f"target: pipelined over sequential 1 at least {SPEEDUP_TARGET}: {goal['value']:.2f}, "
+        f"target: wavefront over sequential 1 at least {SPEEDUP_TARGET}: {goal['value']:.2f}, "
         + ("met" if goal["met"] else "not met"),
         f"other processes used {statistics.median(others):.0%} of the machine (median), {max(others):.0%} at most",
     ]
@@ -80,14 +80,14 @@ def speed(contest: Contest, args: argparse.Namespace) -> tuple[list[str], dict[s
         "threads": args.threads,
         "rounds": args.rounds,
         "prefill_tok_per_s": {name: value._asdict() for name, value in rates.items()},
-        "pipelined_over": {n: v._asdict() for n, v in ratios.items() if n != "pipelined"},
+        "wavefront_over": {n: v._asdict() for n, v in ratios.items() if n != "wavefront"},
         "target": goal,
         "other_cpu": others,
     }
 
 
 def resident(process: Worker, prompts: Prompts, args: argparse.Namespace) -> dict[str, Any]:
-    """What a fresh process holds after one pipelined prefill, and what it held before opening."""
+    """What a fresh process holds after one prefill as a wavefront, and what it held before opening."""
     note(f"memory of a fresh process over one prefill of {args.prompt_len} tokens")
     process.ask("prefill_decode", ids=prompts.take(args.prompt_len), gen=0)
     found = process.ask("memory")

@@ -109,7 +109,7 @@ def arguments() -> argparse.Namespace:
     )
     p.add_argument("--rounds", type=int, default=9, metavar="R", help="measured rounds (default 9)")
     p.add_argument("--warmup", type=int, default=2, metavar="R", help="rounds before them (default 2)")
-    p.add_argument("--schedule", default="pipelined", help="Doubleweave's schedule (default pipelined)")
+    p.add_argument("--schedule", default="wavefront", help="Doubleweave's schedule (default wavefront)")
     p.add_argument(
         "--peer",
         action="append",

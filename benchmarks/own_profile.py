@@ -1,0 +1,26 @@
+"""The profile of a program on this machine, measured by `doubleweave profile` where the folder has none yet."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from common import DOUBLEWEAVE, BenchmarkError, note
+
+from doubleweave.find_profile import PROFILE_FILE, find_profile
+from doubleweave.manifest import read
+
+
+def own_profile(folder: Path) -> None:
+    """Make `folder` have a profile of this machine; BenchmarkError where that fails."""
+    path = folder / PROFILE_FILE
+    if path.exists() and find_profile(folder, read(folder)).kind == "measured":
+        return
+    note(f"measuring {folder} into {path}")
+    done = subprocess.run([*DOUBLEWEAVE, "profile", str(folder), "--json"], capture_output=True, text=True)
+    if done.returncode:
+        raise BenchmarkError(
+            f"{folder}: doubleweave profile ended with {done.returncode}: {done.stderr[-200:]}"
+        )
+    json.loads(done.stdout.splitlines()[-1])
