@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from doubleweave.choice import Choice
 from doubleweave.costs import Costs, lower_bound_ns
 from doubleweave.errors import InputError
 from doubleweave.program import Program
+from doubleweave.schedule import ANY
 from doubleweave.session import Recorded, Session, TokenIds
 from doubleweave.timeline import Timeline
 
@@ -65,11 +65,8 @@ def bench(
             decode.append(gen / (end - first))
     assert recorded is not None
     graph, schedule = recorded.verified.graph, recorded.verified.schedule
-    same = [took for took in alone if len(took) == len(graph)]
-    bound_s = None
-    if same:
-        costs = Costs(np.median(same, axis=0).astype(np.int64))
-        bound_s = lower_bound_ns(graph, schedule.devices, costs)[0] / 1e9
+    costs = Costs(np.median(alone, axis=0).astype(np.int64))
+    bound_s = lower_bound_ns(graph, schedule.devices, costs)[0] / 1e9
     timeline = session.timeline
     assert timeline is not None
     middle = statistics.median(makespan)
@@ -88,7 +85,7 @@ def bench(
         **_spread("ttft_s", ttft),
         **_spread("makespan_s", makespan),
         "lower_bound_s": bound_s,
-        "overlap_efficiency": None if bound_s is None else bound_s / middle,
+        "overlap_efficiency": bound_s / middle,
         "busy_s": [timeline.busy_s(w) for w in range(timeline.num_workers)],
         "kv_bytes_peak": session.kv_bytes_peak,
         "buffer_bytes": session.buffer_bytes,
@@ -97,16 +94,14 @@ def bench(
 
 
 def _alone(session: Session, recorded: Recorded, ids: TokenIds) -> Any:
-    """Each task's nanoseconds when one runs at a time; of another length where the prompt is not cut alike."""
-    chunks = recorded.verified.graph.chunks
-    most = max(chunk.compiled_size for chunk in chunks)
-    session.use(Choice("sequential", ("any",), recorded.choice.threads, most, 1))
+    """Each task's nanoseconds when one runs at a time."""
+    session.use(recorded.choice._replace(schedule="sequential", workers=(ANY,), in_flight=1))
     session.reset()
     session.append(ids, record=True)
     alone = session.recorded
     assert alone is not None
-    took = alone.end_ns - alone.start_ns
-    return took if alone.verified.graph.chunks == chunks else took[:0]
+    assert alone.verified.graph.chunks == recorded.verified.graph.chunks
+    return alone.end_ns - alone.start_ns
 
 
 def _spread(name: str, values: list[float]) -> dict[str, float | None]:

@@ -21,13 +21,15 @@ _IN_FLIGHT = 8
 
 
 class Choice(NamedTuple):
-    """`chunk` is the most tokens of a chunk; `in_flight` how many chunks have buffers at once."""
+    """`chunk` is the most tokens of a chunk; `in_flight` how many chunks have buffers at once; of a number of chunks
+    that `abreast` divides, each worker of a wavefront gets as many (it counts where chunks may have any size)."""
 
     schedule: str
     workers: tuple[str, ...]
     threads: int
     chunk: int
     in_flight: int
+    abreast: int = 1
 
 
 def default_choice(
@@ -46,7 +48,8 @@ def default_choice(
     given = workers or default_workers(split, schedule, threads)
     per_worker = threads if len(given) == 1 else 1
     in_flight = {"sequential": 1, "lockstep": 2, "wavefront": 2 * len(given)}.get(schedule, _IN_FLIGHT)
-    return Choice(schedule, given, per_worker, chunk or most_rows(chunk_shape(split)), in_flight)
+    abreast = len(given) if schedule == "wavefront" else 1
+    return Choice(schedule, given, per_worker, chunk or most_rows(chunk_shape(split)), in_flight, abreast)
 
 
 def default_workers(split: Split, schedule: str, threads: int) -> tuple[str, ...]:
@@ -69,9 +72,8 @@ def chunk_shape(split: Split) -> Static | Dynamic:
 
 
 def chunks_of(split: Split, choice: Choice, num_tokens: int) -> tuple[Chunk, ...]:
-    """Cut a prompt as the choice says; a wavefront's chunks are as many as its workers can share evenly."""
-    abreast = len(choice.workers) if choice.schedule == "wavefront" else 1
-    return cut(num_tokens, chunk_shape(split), abreast, most=choice.chunk)
+    """Cut a prompt as the choice says."""
+    return cut(num_tokens, chunk_shape(split), choice.abreast, most=choice.chunk)
 
 
 def graph_of(split: Split, choice: Choice, chunks: tuple[Chunk, ...], want: Want) -> TaskGraph:

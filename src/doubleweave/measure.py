@@ -20,15 +20,18 @@ from doubleweave.find_profile import GENERIC, program_id, this_machine
 from doubleweave.ir import Static, most_rows
 from doubleweave.profile import Measured, Profile, uses_cache
 from doubleweave.program import Program
+from doubleweave.schedule import ANY
 from doubleweave.session import Recorded, Session, TokenIds
 from doubleweave.threads import threads_or_all
 from doubleweave.waits import waits_of
 
 Progress = Callable[[str, int, int], None]
+# By segment and rows, then by cached tokens: microseconds.
+Samples = dict[tuple[str, int], dict[int, list[float]]]
 
 _ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _CACHED = (0, 256, 1024, 2048, 4096)
-_RUNS_TOGETHER = 3
+_RUNS_TOGETHER = 5
 _PROMPT = 1024
 
 
@@ -55,7 +58,7 @@ def measure(
     sizes = shape.sizes if isinstance(shape, Static) else _rows(most_rows(shape))
     limit = min(max_cached, program.model.max_context - max(sizes))
     depths = sorted({min(cached, limit) for cached in _CACHED}, reverse=True)
-    total = len(counts) * len(sizes) * len(depths) + len(workers)
+    total = (runs + 1) * len(counts) * len(depths) + len(workers)
     done = 0
 
     def step(what: str) -> None:
@@ -64,16 +67,18 @@ def measure(
         done += 1
 
     ids = np.random.default_rng(0).integers(0, program.model.vocab_size, limit + max(sizes))
-    samples: dict[int, dict[tuple[str, int], dict[int, list[float]]]] = {}
-    for count in counts:
-        session = _filled(program, ids[:limit], threads)
-        session.use(default_choice(program.split, "sequential", count))
-        found: dict[tuple[str, int], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for cached in depths:
-            for rows in sizes:
-                step(f"{count} threads, {rows} rows, {cached} cached")
-                _sample(session, ids, rows, cached, runs, found)
-        samples[count] = found
+    session = program.session("wavefront", threads, profile=GENERIC)
+    samples: dict[int, Samples] = {count: defaultdict(lambda: defaultdict(list)) for count in counts}
+    # A machine's speed drifts: rounds go over everything, so that each number is a median over all the time.
+    for number in range(runs + 1):
+        for count in counts:
+            _fill(program, session, ids[:limit], threads)
+            session.use(default_choice(program.split, "sequential", count))
+            for cached in depths:
+                step(f"{count} threads, {cached} cached, round {number}/{runs}")
+                for rows in sizes:
+                    # The first round loads methods and touches memory.
+                    _sample(session, ids, rows, cached, samples[count] if number else None)
     profile = Profile(
         name=f"{program.manifest.name} on {this_machine()}",
         kind="measured",
@@ -97,41 +102,35 @@ def _rows(most: int) -> tuple[int, ...]:
     return tuple(sorted({most, *(rows for rows in _ROWS if rows < most)}))
 
 
-def _filled(program: Program, ids: TokenIds, threads: int) -> Session:
-    """A session with its cache filled in the quickest way."""
-    session = program.session("wavefront", threads, profile=GENERIC)
+def _fill(program: Program, session: Session, ids: TokenIds, threads: int) -> None:
+    """Fill the cache in the quickest way."""
+    session.use(default_choice(program.split, "wavefront", threads))
+    session.reset()
     if len(ids):
         session.append(ids)
-    return session
 
 
-def _sample(
-    session: Session,
-    ids: TokenIds,
-    rows: int,
-    cached: int,
-    runs: int,
-    found: dict[tuple[str, int], dict[int, list[float]]],
-) -> None:
-    """Run one chunk behind `cached` tokens several times and note each call's microseconds."""
-    for number in range(runs + 1):
-        session.truncate(cached)
-        session.append(ids[cached : cached + rows], record=True)
-        recorded = session.recorded
-        assert recorded is not None
-        if number == 0:
-            continue  # loads methods, touches memory
-        graph = recorded.verified.graph
-        took = (recorded.end_ns - recorded.start_ns) / 1e3
-        for task, us in enumerate(took.tolist()):
-            call = graph.split.calls[graph.call_of[task]]
-            computed = 1 if call.rows == "last" else rows
-            found[call.segment, computed][cached].append(us)
+def _sample(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples | None) -> None:
+    """Run one chunk behind `cached` tokens and note each call's microseconds."""
+    session.truncate(cached)
+    recorded = _run(session, ids[cached : cached + rows])
+    if found is None:
+        return
+    graph = recorded.verified.graph
+    took = (recorded.end_ns - recorded.start_ns) / 1e3
+    for task, us in enumerate(took.tolist()):
+        call = graph.split.calls[graph.call_of[task]]
+        computed = 1 if call.rows == "last" else rows
+        found[call.segment, computed][cached].append(us)
 
 
-def _fitted(
-    program: Program, samples: Mapping[int, Mapping[tuple[str, int], Mapping[int, Sequence[float]]]]
-) -> dict[str, dict[int, Measured]]:
+def _run(session: Session, ids: TokenIds) -> Recorded:
+    session.append(ids, record=True)
+    assert session.recorded is not None
+    return session.recorded
+
+
+def _fitted(program: Program, samples: Mapping[int, Samples]) -> dict[str, dict[int, Measured]]:
     result: dict[str, dict[int, Measured]] = defaultdict(dict)
     for threads, found in samples.items():
         for segment in program.split.segments:
@@ -179,27 +178,31 @@ def _with_workers(program: Program, profile: Profile, ids: TokenIds, count: int,
     runs: list[Ran] = []
     hand_overs: dict[tuple[str, str], list[int]] = defaultdict(list)
     same_worker: list[int] = []
-    prompt = ids[: min(_PROMPT, len(ids))]
+    session = program.session("sequential", threads, profile=GENERIC)
     for name in schedules:
-        session = program.session(name, threads, profile=GENERIC)
-        session.use(default_choice(program.split, name, count))
+        choice = default_choice(program.split, name, count)
+        alone: list[Recorded] = []
+        together: list[Recorded] = []
         for number in range(_RUNS_TOGETHER + 1):
-            session.reset()
-            session.append(prompt, record=True)
-            recorded = session.recorded
-            assert recorded is not None
-            if number == 0:
-                continue
-            runs.append(_ran(profile, recorded))
+            for kept, how in (
+                (alone, choice._replace(schedule="sequential", workers=(ANY,), in_flight=1)),
+                (together, choice),
+            ):
+                session.use(how)
+                session.reset()
+                recorded = _run(session, ids[:_PROMPT])
+                if number:
+                    kept.append(recorded)
+        runs += _ran(alone, together)
+        for recorded in together:
             waits = waits_of(recorded.verified, recorded.start_ns, recorded.end_ns)
             same_worker += waits.same_worker
             for pair, values in waits.hand_overs.items():
                 hand_overs[pair] += values
-    known = profile.contention
-    fitted = fit(runs)
+    found = {pair: round(value, 4) for pair, value in fit(runs).items()}
     return replace(
         profile,
-        contention={pair: round(max(value, known.get(pair, 0.0)), 4) for pair, value in fitted.items()},
+        contention={**profile.contention, count: found},
         hand_over_us={
             pair: round(statistics.median(values) / 1e3, 3) for pair, values in sorted(hand_overs.items())
         },
@@ -207,11 +210,16 @@ def _with_workers(program: Program, profile: Profile, ids: TokenIds, count: int,
     )
 
 
-def _ran(profile: Profile, recorded: Recorded) -> Ran:
-    graph = recorded.verified.graph
-    workers = np.zeros(len(graph), np.int64)
-    for worker, tasks in enumerate(recorded.verified.workers):
-        workers[list(tasks)] = worker
-    costs = profile.costs(graph, recorded.choice.threads, cached=recorded.cached)
+def _ran(alone: Sequence[Recorded], together: Sequence[Recorded]) -> list[Ran]:
+    """Runs on several workers beside the same tasks' median times, one at a time, in the same rounds."""
+    alone_ns = np.median([run.end_ns - run.start_ns for run in alone], axis=0).astype(np.int64)
+    graph = together[0].verified.graph
+    assert graph.chunks == alone[0].verified.graph.chunks
     devices = [graph.devices[call] for call in graph.call_of.tolist()]
-    return Ran(devices, workers, recorded.start_ns, recorded.end_ns, costs.duration_ns)
+    found = []
+    for run in together:
+        workers = np.zeros(len(graph), np.int64)
+        for worker, tasks in enumerate(run.verified.workers):
+            workers[list(tasks)] = worker
+        found.append(Ran(devices, workers, run.start_ns, run.end_ns, alone_ns))
+    return found

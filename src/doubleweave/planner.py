@@ -67,6 +67,7 @@ class Forecast:
     threads: int
     chunk: int
     in_flight: int
+    abreast: int
     chunks: tuple[tuple[int, int, int], ...]
     makespan_s: float
     lower_bound_s: float
@@ -90,7 +91,7 @@ class Plan:
 def simulate(split: Split, choice: Choice, num_tokens: int, profile: Profile) -> Run:
     """Run a prompt on a profile. Raises ScheduleError or InputError where schedule, workers or profile do not fit."""
     graph = graph_of(split, choice, chunks_of(split, choice, num_tokens), "last")
-    costs = profile.costs(graph, choice.threads)
+    costs = profile.costs(graph, choice.threads, len(choice.workers))
     schedule = make(choice.schedule, graph, choice.workers, costs, choice.threads)
     return Run(choice, graph, schedule, *times(graph, schedule, costs))
 

@@ -61,17 +61,17 @@ class Decision:
 
 @dataclass(frozen=True)
 class Profile:
-    """`segments[name][threads]` are measured times; `hand_over_us` and `contention` are by pairs of devices, as in
-    `Costs`. `program` says what the segments are of (`program_id`), `machine` where they were measured. `decisions` are
-    the planner's, in order of tokens, for `threads` threads in all. `weights` is the format of the program at hand (not
-    in the file)."""
+    """`segments[name][threads]` are measured times; `hand_over_us` is by pairs of devices, as in `Costs`, and so is
+    `contention[workers]`, for that many workers (the nearest number counts). `program` says what the segments are of
+    (`program_id`), `machine` where they were measured. `decisions` are the planner's, in order of tokens, for `threads`
+    threads in all. `weights` is the format of the program at hand (not in the file)."""
 
     name: str
     kind: str
     devices: Mapping[str, Device] = field(default_factory=dict)
     segments: Mapping[str, Mapping[int, Measured]] = field(default_factory=dict)
     hand_over_us: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    contention: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    contention: Mapping[int, Mapping[tuple[str, str], float]] = field(default_factory=dict)
     same_worker_us: float = 0.0
     sources: tuple[str, ...] = ()
     machine: str = ""
@@ -80,15 +80,15 @@ class Profile:
     decisions: tuple[Decision, ...] = ()
     weights: str = "int8"
 
-    def costs(self, graph: TaskGraph, threads: int = 1, *, all_rows: bool = False, cached: int = 0) -> Costs:
-        """What the tasks of a graph cost, each method on `threads` threads, behind `cached` tokens.
+    def costs(
+        self, graph: TaskGraph, threads: int = 1, workers: int = 1, *, all_rows: bool = False, cached: int = 0
+    ) -> Costs:
+        """What the tasks of a graph cost on so many workers, each method on `threads` threads, behind `cached` tokens.
 
         Raises InputError where the profile has neither a segment's time nor its device.
         """
         calls = graph.split.calls
-        sizes = np.array(
-            [(c.num_tokens, c.compiled_size, c.start + c.num_tokens) for c in graph.chunks], float
-        )
+        sizes = np.array([(c.num_tokens, c.compiled_size, cached + c.start) for c in graph.chunks], float)
         duration_us = np.zeros(len(graph))
         order = np.argsort(graph.call_of, kind="stable")
         bounds = np.searchsorted(graph.call_of[order], np.arange(len(calls) + 1))
@@ -109,8 +109,13 @@ class Profile:
             np.rint(duration_us * 1e3).astype(np.int64),
             {pair: round(us * 1e3) for pair, us in hand_over.items()},
             round(self.same_worker_us * 1e3),
-            self.contention,
+            self.contention_of(workers),
         )
+
+    def contention_of(self, workers: int) -> Mapping[tuple[str, str], float]:
+        """Of that number of workers, or of the nearest one that the profile has."""
+        nearest = min(self.contention, key=lambda count: (abs(count - workers), count), default=None)
+        return {} if nearest is None else self.contention[nearest]
 
     def time_us(self, segment: Segment, rows: FloatArray, cached: FloatArray, threads: int) -> FloatArray:
         """A segment's time for `rows` rows behind `cached` tokens."""

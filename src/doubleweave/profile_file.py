@@ -23,9 +23,12 @@ def profile_dict(profile: Profile) -> dict[str, Any]:
         data["sources"] = list(profile.sources)
     if profile.devices:
         data["device"] = {name: device.to_dict() for name, device in profile.devices.items()}
-    for key, table in (("hand_over_us", profile.hand_over_us), ("contention", profile.contention)):
-        for (a, b), value in table.items():
-            data.setdefault(key, {}).setdefault(a, {})[b] = value
+    if profile.hand_over_us:
+        data["hand_over_us"] = _by_device(profile.hand_over_us)
+    if profile.contention:
+        data["contention"] = {
+            f"workers_{count}": _by_device(pairs) for count, pairs in profile.contention.items()
+        }
     if profile.segments:
         data["segment"] = {
             name: {
@@ -50,6 +53,13 @@ def profile_dict(profile: Profile) -> dict[str, Any]:
     return data
 
 
+def _by_device(pairs: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:
+    data: dict[str, dict[str, float]] = {}
+    for (a, b), value in pairs.items():
+        data.setdefault(a, {})[b] = value
+    return data
+
+
 def parse_profile(data: Mapping[str, Any], where: str) -> Profile:
     """Parse what `profile_dict` gives; raises InputError that names the key that is wrong, missing or unknown."""
     known = {
@@ -59,11 +69,14 @@ def parse_profile(data: Mapping[str, Any], where: str) -> Profile:
     _check_keys(data, known - {"weights"}, {"name", "kind"}, where)
     segments = {
         name: {
-            int(key.removeprefix("threads_")): _measured(table, f"{where}, segment {name}, {key}")
+            _count(key, "threads_", f"{where}, segment {name}"): _measured(
+                table, f"{where}, segment {name}, {key}"
+            )
             for key, table in _table(by_threads, f"{where}, segment {name}").items()
         }
         for name, by_threads in _table(data.get("segment", {}), f"{where}, segment").items()
     }
+    contention = _table(data.get("contention", {}), f"{where}, contention")
     devices = {
         name: Device.parse(table, f"{where}, device {name}")
         for name, table in _table(data.get("device", {}), f"{where}, device").items()
@@ -74,7 +87,10 @@ def parse_profile(data: Mapping[str, Any], where: str) -> Profile:
         devices=devices,
         segments=segments,
         hand_over_us=_pairs(data, "hand_over_us", where),
-        contention=_pairs(data, "contention", where),
+        contention={
+            _count(key, "workers_", f"{where}, contention"): _pairs(contention, key, f"{where}, contention")
+            for key in contention
+        },
         same_worker_us=_number(data.get("same_worker_us", 0.0), f"{where}, same_worker_us"),
         sources=tuple(map(str, data.get("sources", ()))),
         machine=str(data.get("machine", "")),
@@ -101,6 +117,14 @@ def _number(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e18:
         raise InputError(f"{where}: found {value!r}, expected a number, 0 or more")
     return float(value)
+
+
+def _count(key: str, prefix: str, where: str) -> int:
+    """The number at the end of a table's name, such as threads_2."""
+    digits = key.removeprefix(prefix)
+    if digits == key or not digits.isascii() or not digits.isdigit() or int(digits) < 1:
+        raise InputError(f"{where}: found table {key!r}, expected {prefix}1, {prefix}2, …")
+    return int(digits)
 
 
 def _pairs(data: Mapping[str, Any], key: str, where: str) -> dict[tuple[str, str], float]:

@@ -37,8 +37,9 @@ def profile_text(profile: Profile, split: Split) -> str:
     lines.append(
         f"hand-over between workers: {hand_overs or 'one worker'}; on one worker {profile.same_worker_us:.1f} us"
     )
-    slower = ", ".join(f"{a} beside {b} {share:.0%}" for (a, b), share in profile.contention.items())
-    lines.append(f"slower beside another worker: {slower or 'one worker'}")
+    for count, pairs in profile.contention.items():
+        slower = ", ".join(f"{a} beside {b} {share:.0%}" for (a, b), share in pairs.items())
+        lines.append(f"of {count} workers, each makes another one's task slower: {slower}")
     if profile.decisions:
         lines += ["", "what --schedule auto does:"]
         rows = [["prompt tokens up to", "schedule", "workers", "threads each", "chunks of up to"]]

@@ -224,7 +224,7 @@ class Session:
             return self._prepared[key]
         chunks = chunks_of(split, choice, num_tokens)
         graph = graph_of(split, choice, chunks, want)
-        costs = self.profile.costs(graph, choice.threads, all_rows=want == "all")
+        costs = self.profile.costs(graph, choice.threads, len(choice.workers), all_rows=want == "all")
         schedule = make(choice.schedule, graph, choice.workers, costs, choice.threads)
         verified = verify(schedule, graph)
         buffers = _native.Buffers(list(graph.buffer_bytes))
