@@ -197,8 +197,8 @@ def _chosen(args: argparse.Namespace) -> Any:
 
 
 def threads_of(given: int | None, profile: Any) -> int:
-    """Threads in all: what is given, what the profile was measured with, its CPU's workers and one for each other
-    device, or this machine's cores."""
+    """Threads in all: what is given, what the profile was measured with, the workers of its devices, or this machine's
+    cores."""
     import os
 
     if given is not None:
@@ -207,8 +207,9 @@ def threads_of(given: int | None, profile: Any) -> int:
         return given
     if profile.threads:
         return int(profile.threads)
-    if profile.kind == "estimate" and "cpu" in profile.devices and profile.devices["cpu"].workers > 1:
-        return sum(device.workers for device in profile.devices.values())
+    counts = [device.workers for device in profile.devices.values()]
+    if counts and None not in counts:
+        return sum(counts)
     return len(os.sched_getaffinity(0))
 
 

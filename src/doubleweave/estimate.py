@@ -22,20 +22,21 @@ _ITEM_BYTES = {"int4": 0.5, "int8": 1.0, "float16": 2.0, "float32": 4.0}
 
 @dataclass(frozen=True)
 class Device:
-    """What one device can do. `workers` tasks run on it at once; `peak_gops[format]` are 1e9 operations a second of one
-    worker for weights of a format (a multiply-add is two), of which products reach the share `efficiency`;
+    """What one device can do. `workers` tasks run on it at once (None: as many as one likes); `peak_gops[format]` are
+    1e9 operations a second of one worker for weights of a format (a multiply-add is two), of which products reach the
+    share `efficiency`;
     `bandwidth_gb_s` in 1e9 bytes a second; `launch_us` is the cost of a call; `hand_over_us` from the end of a task on
     another worker to the start of one here that reads its result."""
 
-    workers: int
     launch_us: float
     hand_over_us: float
     bandwidth_gb_s: float
     peak_gops: Mapping[str, float]
     efficiency: float = 1.0
+    workers: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @staticmethod
     def parse(data: Any, where: str) -> Device:
@@ -45,7 +46,7 @@ class Device:
         names = set(Device.__annotations__)
         if unknown := sorted(set(data) - names):
             raise InputError(f"{where}: found key {unknown[0]!r}, expected one of {', '.join(sorted(names))}")
-        if missing := sorted(names - set(data) - {"efficiency"}):
+        if missing := sorted(names - set(data) - {"efficiency", "workers"}):
             raise InputError(f"{where}: key {missing[0]!r} is missing")
         peak = data["peak_gops"]
         if not isinstance(peak, Mapping) or not peak or not set(peak) <= set(_ITEM_BYTES):
@@ -57,6 +58,8 @@ class Device:
             least = 0 if key in ("launch_us", "hand_over_us") else 1e-9
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1e18:
                 raise InputError(f"{where}, {key}: found {value!r}, expected a number above 0")
+        if not isinstance(data.get("workers", 1), int):
+            raise InputError(f"{where}, workers: found {data['workers']!r}, expected a whole number above 0")
         return Device(**data)
 
 
@@ -65,11 +68,13 @@ def estimate_us(
 ) -> FloatArray:
     """Microseconds of one call for `rows` rows, the cache, where the segment reads one, holding `cached`.
 
-    `weights` is their format: int4, int8, float16 or float32. On a CPU `threads` cores share the work.
+    `weights` is their format: int4, int8, float16 or float32. On a CPU `threads` cores share the work, of those
+    it has.
     """
     operations, moved, kind = _work(segment, weights, rows, cached)
     peak = device.peak_gops.get(kind) or min(device.peak_gops.values())
-    rate = peak * device.efficiency * (threads if segment.device == "cpu" else 1)
+    cores = min(threads, device.workers or threads) if segment.device == "cpu" else 1
+    rate = peak * device.efficiency * cores
     compute_us = operations / (rate * 1e3)
     memory_us = moved / (device.bandwidth_gb_s * 1e3)
     result: FloatArray = device.launch_us + np.maximum(compute_us, memory_us)

@@ -90,10 +90,28 @@ class Plan:
 
 def simulate(split: Split, choice: Choice, num_tokens: int, profile: Profile) -> Run:
     """Run a prompt on a profile. Raises ScheduleError or InputError where schedule, workers or profile do not fit."""
+    for device, count in _too_many(split, choice, profile).items():
+        raise InputError(
+            f"workers: found {count} that run tasks of device {device!r}, expected at most "
+            f"{profile.devices[device].workers} (as many run on it at once on {profile.name})"
+        )
     graph = graph_of(split, choice, chunks_of(split, choice, num_tokens), "last")
     costs = profile.costs(graph, choice.threads, len(choice.workers))
     schedule = make(choice.schedule, graph, choice.workers, costs, choice.threads)
     return Run(choice, graph, schedule, *times(graph, schedule, costs))
+
+
+def _too_many(split: Split, choice: Choice, profile: Profile) -> dict[str, int]:
+    """The devices that run fewer tasks at once than workers would give them, and how many those are."""
+    counts = {
+        device: sum(worker in (device, ANY) for worker in choice.workers)
+        for device in {segment.device for segment in split.segments} & set(profile.devices)
+    }
+    return {
+        device: count
+        for device, count in counts.items()
+        if count > (profile.devices[device].workers or count)
+    }
 
 
 def forecast(run: Run, profile: Profile) -> Forecast:
@@ -139,12 +157,17 @@ def hidden_share(schedule: Schedule, is_cpu: Any, start_ns: Any, end_ns: Any) ->
     return hidden / total if total else 0.0
 
 
-def candidates(split: Split, num_tokens: int, threads: int) -> Iterator[Choice]:
-    """Every choice worth a try on this many threads in all, simple ones first."""
+def candidates(split: Split, num_tokens: int, profile: Profile, threads: int) -> Iterator[Choice]:
+    """Every choice worth a try on this many threads in all that the profile's devices can run, simple ones first."""
     seen: set[tuple[Any, ...]] = set()
     for chunk in _chunk_sizes(split, num_tokens):
         for name in MAKERS:
-            for choice in _with_workers(split, name, threads, chunk):
+            for choice in (
+                *_with_workers(split, name, threads, chunk),
+                *_apart(split, name, profile, chunk),
+            ):
+                if _too_many(split, choice, profile):
+                    continue
                 count = len(chunks_of(split, choice, num_tokens))
                 if name != "sequential" and count == 1:
                     continue
@@ -177,6 +200,15 @@ def _with_workers(split: Split, name: str, threads: int, chunk: int) -> Iterator
         yield default_choice(split, name, count, None, chunk)
 
 
+def _apart(split: Split, name: str, profile: Profile, chunk: int) -> Iterator[Choice]:
+    """A worker a device, the CPU's with all of its threads: for devices that share no cores with it."""
+    devices = tuple(dict.fromkeys(segment.device for segment in split.segments))
+    cpu = profile.devices.get("cpu")
+    if name in ("sequential", "wavefront") or len(devices) < 2 or cpu is None or cpu.workers is None:
+        return
+    yield default_choice(split, name, len(devices), devices, chunk)._replace(threads=cpu.workers)
+
+
 def plan(
     split: Split, num_tokens: int, profile: Profile, threads: int, only: Sequence[Choice] | None = None
 ) -> Plan:
@@ -188,7 +220,7 @@ def plan(
         raise InputError(f"prompt-len: found {num_tokens}, expected at least 1")
     tried = [
         forecast(simulate(split, choice, num_tokens, profile), profile)
-        for choice in (only if only is not None else candidates(split, num_tokens, threads))
+        for choice in (only if only is not None else candidates(split, num_tokens, profile, threads))
     ]
     best = min(item.makespan_s for item in tried)
     chosen = next(item for item in tried if item.makespan_s <= best * (1 + _WORTH))
@@ -246,9 +278,7 @@ def forecast_dict(item: Forecast) -> dict[str, Any]:
 def plan_text(found: Plan, limit: int = 10) -> str:
     """What was chosen and why: a sentence, and the candidates as a table."""
     chosen = found.chosen
-    slowest = next(
-        (c for c in found.candidates if c.schedule == "sequential" and c.threads == chosen.threads), None
-    )
+    plain = next((c for c in found.candidates if c.schedule == "sequential"), None)
     rows = [
         ["schedule", "workers", "threads", "chunks", "ms", "efficiency", "bound", "busiest", "CPU hidden"]
     ]
@@ -268,8 +298,8 @@ def plan_text(found: Plan, limit: int = 10) -> str:
         )
     more = len(found.candidates) - limit
     against = ""
-    if slowest is not None and slowest != chosen:
-        against = f", {slowest.makespan_s / chosen.makespan_s:.2f} times as fast as sequential"
+    if plain is not None and plain != chosen:
+        against = f", {plain.makespan_s / chosen.makespan_s:.2f} times as fast as the fastest sequential run"
     lines = [
         f"{found.num_tokens:,} tokens: {chosen.schedule} on {','.join(chosen.workers)}, chunks "
         f"{chunks_text(chosen.chunks)}: {chosen.makespan_s * 1e3:.1f} ms{against}; limited by its {chosen.bound}",
