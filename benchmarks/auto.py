@@ -7,6 +7,7 @@ first where the folder has none of this machine); the fixed ones use the same co
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import time
 from typing import Any
@@ -80,11 +81,12 @@ def at_length(
     program: dw.Program, sessions: dict[str, Session], prompts: Prompts, length: int, rounds: int
 ) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    order = random.Random(length)
     # Short prompts are asked for several times a round: a single one is over before the machine has settled.
     repeats = max(1, 256 // length)
     for number in range(rounds + 1):
         ids = prompts.take(length)
-        for name in list(sessions)[:: -1 if number % 2 else 1]:
+        for name in order.sample(list(sessions), len(sessions)):
             found = []
             for _ in range(repeats):
                 sessions[name].reset()

@@ -18,7 +18,7 @@ import pytest
 import toys
 from doubleweave.choice import SCHEDULES
 
-COMMANDS = ("compile", "run", "inspect", "bench", "score")
+COMMANDS = ("compile", "run", "inspect", "bench", "score", "profile", "simulate", "plan", "trace")
 
 needs_program = pytest.mark.executorch
 

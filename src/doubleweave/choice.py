@@ -41,15 +41,31 @@ def default_choice(
 ) -> Choice:
     """The choice that names of a schedule and a number of threads stand for.
 
-    Raises InputError for a schedule that does not exist.
+    Raises InputError for a schedule or a worker's device that does not exist, and a chunk below 1.
     """
     if schedule not in MAKERS:
         raise InputError(f"schedule: found {schedule!r}, expected one of {', '.join(SCHEDULES)}")
+    known = (*dict.fromkeys(segment.device for segment in split.segments), ANY)
+    for device in workers or ():
+        if device not in known:
+            raise InputError(f"workers: found {device!r}, expected {', '.join(known[:-1])} or {ANY}")
+    if chunk is not None and chunk < 1:
+        raise InputError(f"chunk: found {chunk}, expected at least 1")
     given = workers or default_workers(split, schedule, threads)
     per_worker = threads if len(given) == 1 else 1
     in_flight = {"sequential": 1, "lockstep": 2, "wavefront": 2 * len(given)}.get(schedule, _IN_FLIGHT)
     abreast = len(given) if schedule == "wavefront" else 1
     return Choice(schedule, given, per_worker, chunk or most_rows(chunk_shape(split)), in_flight, abreast)
+
+
+def check_schedule(schedule: str, workers: tuple[str, ...] | None = None, chunk: int | None = None) -> None:
+    """Raises InputError for a schedule that does not exist, and for what `auto` chooses itself."""
+    if schedule not in SCHEDULES:
+        raise InputError(f"schedule: found {schedule!r}, expected one of {', '.join(SCHEDULES)}")
+    for name, given in (("workers", workers), ("chunk", chunk)):
+        if schedule == AUTO and given is not None:
+            text = ",".join(given) if isinstance(given, tuple) else given
+            raise InputError(f"{name}: found {text} with schedule auto, which chooses them; name a schedule")
 
 
 def default_workers(split: Split, schedule: str, threads: int) -> tuple[str, ...]:

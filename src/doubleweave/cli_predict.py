@@ -13,6 +13,9 @@ from typing import Any
 
 from doubleweave.errors import InputError
 
+# The prompt length that is assumed, where the context has room for it.
+_PROMPT = 512
+
 
 def add_commands(commands: Any) -> None:
     """Add profile, simulate, plan and trace."""
@@ -80,8 +83,8 @@ def _add_profile(commands: Any) -> None:
     p = commands.add_parser(
         "profile",
         help="measure a program on this machine",
-        description="Measure every method of a program on this machine, and plan with it: what --schedule auto then "
-        "uses. Run it while nothing else runs; it takes about a minute.",
+        description="Measure every method of a program on this machine, plan with it, and try the plan's fastest ways "
+        "to run a prompt: what --schedule auto then uses. Run it while nothing else runs; it takes some minutes.",
     )
     p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
     p.add_argument("-o", "--out", metavar="FILE", help="the profile to write (default: DIR/profile.toml)")
@@ -94,6 +97,7 @@ def _add_profile(commands: Any) -> None:
         help="the most tokens in the cache (default 4096)",
     )
     p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the machine's cores)")
+    p.add_argument("--quick", action="store_true", help="take the plan for auto as it is, without trying it")
     _add_json(p)
     p.set_defaults(command=_profile)
 
@@ -106,6 +110,7 @@ def _profile(args: argparse.Namespace) -> None:
     from doubleweave.profile_report import profile_text
     from doubleweave.program import open_llm
     from doubleweave.threads import threads_or_all
+    from doubleweave.tune import tune
 
     out = Path(args.out) if args.out else Path(args.program) / PROFILE_FILE
     if out.suffix != ".toml" or not out.parent.is_dir():
@@ -120,7 +125,10 @@ def _profile(args: argparse.Namespace) -> None:
             threads=threads,
             progress=progress,
         )
-    chosen = decisions(program.split, found, threads, program.model.max_context)
+        if args.quick:
+            chosen = decisions(program.split, found, threads, program.model.max_context)
+        else:
+            chosen = tune(program, found, threads, progress=progress)
     found = replace(found, threads=threads, decisions=chosen)
     write_profile(found, out)
     print(profile_text(found, program.split))
@@ -135,7 +143,7 @@ def _add_simulate(commands: Any) -> None:
         description="Predict when every task of a prefill would run, on a profile; needs neither torch nor ExecuTorch.",
     )
     p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
-    p.add_argument("--prompt-len", type=int, default=512, metavar="N", help="prompt tokens (default 512)")
+    p.add_argument("--prompt-len", type=int, metavar="N", help=f"prompt tokens (default {_PROMPT})")
     add_schedule_options(p)
     p.add_argument("--trace", metavar="FILE", help="write it as .json (ui.perfetto.dev), .svg or .png")
     p.add_argument("--gantt", action="store_true", help="also print what would run where: table and Gantt")
@@ -175,7 +183,7 @@ def _simulate(args: argparse.Namespace) -> None:
 def _chosen(args: argparse.Namespace) -> Any:
     """(split, profile, choice) that the options name; nothing of the program but its manifest is read."""
     from doubleweave import manifest
-    from doubleweave.choice import AUTO, default_choice
+    from doubleweave.choice import AUTO, check_schedule, default_choice
     from doubleweave.find_profile import find_profile
 
     folder = Path(args.program)
@@ -184,10 +192,15 @@ def _chosen(args: argparse.Namespace) -> Any:
         raise InputError(
             f"{args.program}: is the program of module {found.name}, expected a language model's"
         )
-    if not 1 <= args.prompt_len <= found.model.max_context:
-        raise InputError(f"prompt-len: found {args.prompt_len}, expected 1 to {found.model.max_context}")
+    check_schedule(args.schedule, workers_of(args), args.chunk)
+    most = found.model.max_context
+    args.prompt_len = min(_PROMPT, most) if args.prompt_len is None else args.prompt_len
+    if not 1 <= args.prompt_len <= most:
+        raise InputError(f"prompt-len: found {args.prompt_len}, expected 1 to {most}")
     profile = find_profile(folder, found, args.profile)
     threads = threads_of(args.threads, profile)
+    if args.schedule == AUTO and profile.decisions and profile.threads == threads:
+        return found.split, profile, profile.choose(found.split, args.prompt_len, threads)
     if args.schedule == AUTO:
         from doubleweave.planner import choice_of, plan
 
@@ -223,9 +236,8 @@ def _add_plan(commands: Any) -> None:
     p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
     p.add_argument(
         "--prompt-len",
-        default="512",
         metavar="N[,N…]",
-        help="prompt tokens, one or several lengths (default 512)",
+        help=f"prompt tokens, one or several lengths (default {_PROMPT})",
     )
     p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the profile's)")
     p.add_argument(
@@ -250,7 +262,8 @@ def _plan(args: argparse.Namespace) -> None:
             f"{args.program}: is the program of module {found.name}, expected a language model's"
         )
     lengths = []
-    for word in args.prompt_len.split(","):
+    given = str(min(_PROMPT, found.model.max_context)) if args.prompt_len is None else args.prompt_len
+    for word in given.split(","):
         if not word.isdigit() or not 1 <= int(word) <= found.model.max_context:
             raise InputError(
                 f"prompt-len: found {word!r}, expected numbers from 1 to {found.model.max_context}"

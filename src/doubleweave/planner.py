@@ -232,18 +232,25 @@ def choice_of(found: Forecast) -> Choice:
     return Choice(**{key: getattr(found, key) for key in Choice._fields})
 
 
+def lengths_up_to(most: int) -> list[int]:
+    """A grid of prompt lengths, `most` the last."""
+    return [length for length in _LENGTHS if length < most] + [most]
+
+
 def decisions(split: Split, profile: Profile, threads: int, max_tokens: int) -> tuple[Decision, ...]:
     """The choice for every prompt length up to `max_tokens`: what `auto` looks up. Lengths between two of a grid go
     with the longer one."""
-    lengths = [length for length in _LENGTHS if length < max_tokens] + [max_tokens]
-    result: list[Decision] = []
-    for length in lengths:
-        chosen = plan(split, length, profile, threads).chosen
-        decision = Decision(length, choice_of(chosen), round(chosen.makespan_s, 6))
-        if result and result[-1].choice == decision.choice:
-            result.pop()
-        result.append(decision)
-    return tuple(result)
+    found = [(length, plan(split, length, profile, threads).chosen) for length in lengths_up_to(max_tokens)]
+    return merged([Decision(n, choice_of(chosen), round(chosen.makespan_s, 6)) for n, chosen in found])
+
+
+def merged(found: Sequence[Decision]) -> tuple[Decision, ...]:
+    """One decision for neighbouring lengths that are run alike: that of the longest."""
+    return tuple(
+        decision
+        for decision, following in zip(found, [*found[1:], None], strict=True)
+        if following is None or following.choice != decision.choice
+    )
 
 
 def plan_dict(found: Plan) -> dict[str, Any]:
@@ -261,8 +268,8 @@ def forecast_text(found: Forecast) -> str:
     )
     return "\n".join(
         [
-            f"{found.schedule} on {','.join(found.workers)}, {found.threads} threads each; chunks "
-            f"{chunks_text(found.chunks)}",
+            f"{found.schedule} on {','.join(found.workers)}, each with {found.threads} "
+            f"thread{'s' if found.threads > 1 else ''}; chunks {chunks_text(found.chunks)}",
             f"makespan {found.makespan_s * 1e3:.1f} ms; lower bound {found.lower_bound_s * 1e3:.1f} ms "
             f"({found.bound}); overlap efficiency {found.overlap_efficiency:.3f}",
             f"busy ms: {busy}; busiest device: {found.bottleneck}; CPU time hidden behind another worker: "

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from doubleweave import _native
-from doubleweave.choice import AUTO, SCHEDULES, Choice, chunk_shape, chunks_of, default_choice, graph_of
+from doubleweave.choice import AUTO, Choice, check_schedule, chunk_shape, chunks_of, default_choice, graph_of
 from doubleweave.errors import InputError, RunError
 from doubleweave.execution import Memory, bind
 from doubleweave.instances import Instances
@@ -74,8 +74,7 @@ class Session:
         workers: tuple[str, ...] | None = None,
         chunk: int | None = None,
     ) -> None:
-        if schedule not in SCHEDULES:
-            raise InputError(f"schedule: found {schedule!r}, expected one of {', '.join(SCHEDULES)}")
+        check_schedule(schedule, workers, chunk)
         self.manifest = manifest
         assert manifest.model is not None
         self.model = manifest.model
