@@ -27,9 +27,9 @@ SLOWER = 1.03
 def main() -> None:
     args = arguments()
     folder = program_folder(args)
-    own_profile(folder)
+    own_profile(folder, args.threads)
     program, prompts = dw.open(folder), Prompts(folder)
-    sessions = fixed(program) | {"auto": program.session()}
+    sessions = fixed(program, args.threads) | {"auto": program.session(threads=args.threads)}
     results = [at_length(program, sessions, prompts, length, args.rounds) for length in args.prompt_len]
     rows = [["tokens", *sessions, "auto runs", "best fixed", "auto takes"]]
     for found in results:
@@ -66,14 +66,10 @@ def arguments() -> argparse.Namespace:
     return p.parse_args()
 
 
-def fixed(program: dw.Program) -> dict[str, Session]:
+def fixed(program: dw.Program, threads: int) -> dict[str, Session]:
     return {
+        **{name: program.session(name, threads) for name in MAKERS},
         "sequential x1": program.session("sequential", 1),
-        **{
-            name: program.session(name)
-            for name in ("sequential", "lockstep", "pipelined", "out_of_order", "wavefront")
-        },
-        "wavefront x2": program.session("wavefront", workers=("any", "any")),
     }
 
 

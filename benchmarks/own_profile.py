@@ -12,13 +12,16 @@ from doubleweave.find_profile import PROFILE_FILE, find_profile
 from doubleweave.manifest import read
 
 
-def own_profile(folder: Path) -> None:
-    """Make `folder` have a profile of this machine; BenchmarkError where that fails."""
+def own_profile(folder: Path, threads: int) -> None:
+    """Make `folder` have a profile of this machine for so many threads; BenchmarkError where that fails."""
     path = folder / PROFILE_FILE
-    if path.exists() and find_profile(folder, read(folder)).kind == "measured":
-        return
+    if path.exists():
+        found = find_profile(folder, read(folder))
+        if found.kind == "measured" and found.threads == threads:
+            return
     note(f"measuring {folder} into {path}")
-    done = subprocess.run([*DOUBLEWEAVE, "profile", str(folder), "--json"], capture_output=True, text=True)
+    command = [*DOUBLEWEAVE, "profile", str(folder), "--threads", str(threads), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise BenchmarkError(
             f"{folder}: doubleweave profile ended with {done.returncode}: {done.stderr[-200:]}"

@@ -43,7 +43,7 @@ def main() -> None:
     folder = args.static_program or compiled(
         args.cache / "programs" / "smollm2-8da8w-static", "--shape", "static"
     )
-    own_profile(folder)
+    own_profile(folder, args.threads)
     program = dw.open(folder)
     prompts = Prompts(folder)
     found = {length: measure(program, prompts, length, args) for length in args.prompt_len}
@@ -76,23 +76,24 @@ def arguments() -> argparse.Namespace:
     return p.parse_args()
 
 
-def sessions(program: dw.Program) -> dict[str, Session]:
+def sessions(program: dw.Program, threads: int) -> dict[str, Session]:
     """Every schedule, one thread a worker: an NPU's worker and a CPU's where devices are apart."""
     both = ("npu", "cpu")
     one_each = {
-        name: program.session(name, workers=both) for name in ("lockstep", "pipelined", "out_of_order")
+        name: program.session(name, threads, workers=both)
+        for name in ("lockstep", "pipelined", "out_of_order")
     }
     return {
         "sequential": program.session("sequential", 1),
         **one_each,
-        "wavefront": program.session("wavefront", workers=("any", "any")),
+        "wavefront": program.session("wavefront", threads, workers=("any", "any")),
     }
 
 
 def measure(
     program: dw.Program, prompts: Prompts, length: int, args: argparse.Namespace
 ) -> dict[str, Entrant]:
-    entrants = {name: Entrant(session) for name, session in sessions(program).items()}
+    entrants = {name: Entrant(session) for name, session in sessions(program, args.threads).items()}
     for number in range(args.rounds + 1):
         ids = prompts.take(length)
         for name in list(entrants)[:: -1 if number % 2 else 1]:

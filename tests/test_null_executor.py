@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 
 _native = pytest.importorskip("doubleweave._native")
 
+import toys  # noqa: E402
+from doubleweave.chunks import cut  # noqa: E402
+from doubleweave.errors import ScheduleError  # noqa: E402
+from doubleweave.execution import Memory, bind  # noqa: E402
+from doubleweave.ir import rows  # noqa: E402
 from doubleweave.makers import MAKERS, make  # noqa: E402
 from doubleweave.schedule import BARRIER  # noqa: E402
+from doubleweave.tasks import build  # noqa: E402
 from doubleweave.verify import verify  # noqa: E402
 from random_splits import Case, cases, mutate  # noqa: E402
 
@@ -85,3 +91,10 @@ def test_whatever_it_is_given_it_comes_to_an_end(name: str, case: Case, random) 
     else:
         assert is_complete
         assert (cells == 42).all()
+
+
+def test_only_verified_schedules_are_bound():
+    graph = build(toys.split(1, rows(1, 8)), cut(8, rows(1, 8)), "last")
+    schedule = make("sequential", graph, ("any",), toys.unit_costs(graph))
+    with pytest.raises(ScheduleError, match="found a Schedule, expected what verify gives; verify it first"):
+        bind(schedule, Memory((), {}, {}), None, all_rows=False)

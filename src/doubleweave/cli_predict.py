@@ -153,7 +153,8 @@ def _add_simulate(commands: Any) -> None:
 
 
 def _simulate(args: argparse.Namespace) -> None:
-    from doubleweave.planner import forecast, forecast_dict, forecast_text, simulate
+    from doubleweave.planner import forecast, simulate
+    from doubleweave.planner_report import forecast_dict, forecast_text
     from doubleweave.task_timeline import timeline_of
     from doubleweave.trace_file import check_path, write_trace
     from doubleweave.verify import verify
@@ -253,7 +254,8 @@ def _add_plan(commands: Any) -> None:
 def _plan(args: argparse.Namespace) -> None:
     from doubleweave import manifest
     from doubleweave.find_profile import find_profile
-    from doubleweave.planner import plan, plan_dict, plan_text
+    from doubleweave.planner import plan
+    from doubleweave.planner_report import plan_dict, plan_text
 
     folder = Path(args.program)
     found = manifest.read(folder)

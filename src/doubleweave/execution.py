@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from doubleweave import _native
 from doubleweave.chunks import Chunk
+from doubleweave.errors import ScheduleError
 from doubleweave.instances import Instances
 from doubleweave.ir import Call, Port, Shape, Static
 from doubleweave.tasks import has_instance_per_worker
@@ -112,5 +113,12 @@ def _sizes(shape: Shape, rows: int, cached: int) -> list[int]:
 
 
 def bind(verified: Verified, memory: Memory, instances: Instances, *, all_rows: bool) -> _native.Execution:
-    """Build the native execution. `all_rows`: the head computes every row, not just the last one."""
+    """Build the native execution. `all_rows`: the head computes every row, not just the last one.
+
+    Raises ScheduleError for a schedule that did not go through `verify`.
+    """
+    if not isinstance(verified, Verified):
+        raise ScheduleError(
+            f"schedule: found a {type(verified).__name__}, expected what verify gives; verify it first"
+        )
     return Binder(verified, memory, instances, all_rows).build()

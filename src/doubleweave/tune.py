@@ -27,7 +27,8 @@ _MARGIN = 0.25
 _WORTH = 0.01
 # Longer prompts are run as the longest that is tried.
 _MOST_TOKENS = 4096
-_RUNS, _RUNS_OF_LONG, _LONG = 5, 3, 1024
+# Runs of each way, for prompts of up to so many tokens: short ones are over before the machine has settled.
+_RUNS = {512: 15, 1536: 7, _MOST_TOKENS: 5}
 
 
 def tune(
@@ -65,7 +66,7 @@ def _finalists(program: Program, profile: Profile, length: int, threads: int) ->
 def _times(session: Session, ids: TokenIds, choices: list[Choice]) -> dict[Choice, float]:
     """Median makespans, the choices taking turns."""
     took: dict[Choice, list[float]] = {choice: [] for choice in choices}
-    runs = _RUNS if len(ids) < _LONG else _RUNS_OF_LONG
+    runs = next(count for tokens, count in _RUNS.items() if len(ids) <= tokens)
     for number in range(runs + 1):
         for choice in choices[:: -1 if number % 2 else 1]:
             session.use(choice)
