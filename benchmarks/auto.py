@@ -17,6 +17,7 @@ from own_profile import own_profile
 
 import doubleweave as dw
 from doubleweave.choice import default_choice
+from doubleweave.makers import MAKERS
 from doubleweave.planner import simulate
 from doubleweave.session import Session
 
