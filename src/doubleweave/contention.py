@@ -1,7 +1,8 @@
-"""How much tasks on different workers slow each other down, fitted to what was measured.
+"""How much tasks on different workers slow each other down, fitted to what was measured: the simulator's model read
+backwards.
 
-A task of time d (run alone) that overlaps others takes d * (1 + sum of contention[its device, other's device] times the
-share of its time that the other ran). It knows nothing of programs or threads.
+While others run beside it, a task of device a advances at the rate 1 / (1 + sum of contention[a, their device]). It
+knows nothing of programs or threads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from doubleweave.costs import Int64Array
 FloatArray = npt.NDArray[np.float64]
 # A task that took this many times its own time was held up by something else (the machine's other work).
 _MOST = 3.0
+_TURNS = 20
 
 
 class Ran(NamedTuple):
@@ -34,24 +36,39 @@ def fit(runs: Sequence[Ran]) -> dict[tuple[str, str], float]:
     names = sorted({device for run in runs for device in run.devices})
     result: dict[tuple[str, str], float] = {}
     for device in names:
-        rows, excess = [], []
-        for run in runs:
-            mine = np.array([d == device for d in run.devices])
-            share = np.stack([_overlap(run, other)[mine] for other in names], axis=1)
-            took = (run.end_ns - run.start_ns)[mine].astype(float)
-            alone = run.alone_ns[mine].astype(float)
-            usual = (alone > 0) & (took < _MOST * alone)
-            weight = np.sqrt(alone[usual])
-            rows.append(share[usual] * weight[:, None])
-            excess.append((took[usual] / alone[usual] - 1) * weight)
-        x, y = np.concatenate(rows), np.concatenate(excess)
-        for other, value in zip(names, _not_negative(x, y), strict=True):
-            result[device, other] = value
+        beside, took, alone = (
+            np.concatenate(parts) for parts in zip(*(_tasks(r, device, names) for r in runs), strict=True)
+        )
+        usual = (alone > 0) & (took < _MOST * alone)
+        result |= {
+            (device, other): value
+            for other, value in zip(names, _fitted(beside[usual], took[usual], alone[usual]), strict=True)
+        }
     return result
 
 
+def _tasks(run: Ran, device: str, names: Sequence[str]) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Of a device's tasks: the time beside tasks of each device, the time taken, and the time alone."""
+    mine = np.array([d == device for d in run.devices])
+    beside = np.stack([_overlap(run, other)[mine] for other in names], axis=1)
+    return beside, (run.end_ns - run.start_ns)[mine].astype(float), run.alone_ns[mine].astype(float)
+
+
+def _fitted(beside: FloatArray, took: FloatArray, alone: FloatArray) -> list[float]:
+    """A task's delay is contention times the work it does beside others: the time beside them over how much slower it
+    is then, which depends on the contention; so the two are found in turns."""
+    found = [0.0] * beside.shape[1]
+    weight = np.sqrt(alone)[:, None]
+    for _ in range(_TURNS):
+        together = (beside / took[:, None]) @ np.array(found)
+        slower = 1 + np.maximum(np.array(found)[None, :], together[:, None])
+        work = beside / slower
+        found = _not_negative(work / alone[:, None] * weight, (took / alone - 1) * weight[:, 0])
+    return found
+
+
 def _overlap(run: Ran, device: str) -> FloatArray:
-    """For each task, the time that other workers ran tasks of a device while it ran, over its own time."""
+    """For each task, the time that other workers ran tasks of a device while it ran."""
     total = np.zeros(len(run.start_ns))
     is_device = np.array([d == device for d in run.devices])
     for worker in np.unique(run.workers):
@@ -65,8 +82,7 @@ def _overlap(run: Ran, device: str) -> FloatArray:
         overlapped = _busy_until(run.end_ns, begin, end, done) - _busy_until(run.start_ns, begin, end, done)
         others = run.workers != worker
         total[others] += overlapped[others]
-    result: FloatArray = total / np.maximum(run.end_ns - run.start_ns, 1)
-    return result
+    return total
 
 
 def _busy_until(at: Int64Array, begin: Int64Array, end: Int64Array, done: Int64Array) -> Int64Array:
