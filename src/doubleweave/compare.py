@@ -143,9 +143,8 @@ def comparison_text(found: Comparison, limit: int = 15) -> str:
     )
     for name, only in (("A", found.only_a), ("B", found.only_b)):
         if only:
-            lines.append(
-                f"{len(only)} tasks in {name} alone: {', '.join(only[:5])}{' …' if len(only) > 5 else ''}"
-            )
+            count = f"{len(only)} task{'s' if len(only) > 1 else ''}"
+            lines.append(f"{count} in {name} alone: {', '.join(only[:5])}{' …' if len(only) > 5 else ''}")
     return "\n".join(lines)
 
 
