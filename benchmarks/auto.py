@@ -36,13 +36,17 @@ def main() -> None:
     for found in results:
         rows.append([
             str(found["prompt_tokens"]), *(f"{found['ms'][name]:.1f}" for name in sessions), found["chose"],
-            found["best"], f"{found['auto_over_best']['median']:.3f}",
+            "the same" if found["is_best"] else found["best"], f"{found['auto_over_best']['median']:.3f}",
         ])  # fmt: skip
-    worst = max(found["auto_over_best"]["median"] for found in results)
+    others = [found["auto_over_best"]["median"] for found in results if not found["is_best"]]
+    noise = [found["auto_over_best"]["median"] for found in results if found["is_best"]]
+    worst = max(others, default=1.0)
     should = [found for found in results if found["should_beat_sequential"]]
     does = [found for found in should if found["auto_over_sequential"]["median"] < 1]
     goals = {
-        "auto over the best fixed choice, largest median": target(worst, SLOWER, at_least=False),
+        "auto over the best fixed choice where they differ, largest median": target(
+            worst, SLOWER, at_least=False
+        ),
         "lengths at which auto beats sequential, of those it should": target(
             len(does), len(should), at_least=True
         ),
@@ -80,7 +84,7 @@ def at_length(
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     order = random.Random(length)
     # Short prompts are asked for several times a round: a single one is over before the machine has settled.
-    repeats = max(1, 256 // length)
+    repeats = max(1, 1024 // length)
     for number in range(rounds + 1):
         ids = prompts.take(length)
         for name in order.sample(list(sessions), len(sessions)):
@@ -101,6 +105,10 @@ def at_length(
     auto = sessions["auto"]
     choice = auto.profile.choose(program.split, length, auto.threads)
     plain = default_choice(program.split, "sequential", auto.threads)
+    # The best fixed one may be what auto runs; then what is between them is noise.
+    is_best = choice == default_choice(
+        program.split, best.removesuffix(" x1"), 1 if best.endswith("x1") else auto.threads
+    )
     chosen_s, plain_s = (
         simulate(program.split, c, length, auto.profile).end_ns.max() for c in (choice, plain)
     )
@@ -108,6 +116,7 @@ def at_length(
         "prompt_tokens": length,
         "chose": f"{choice.schedule} {len(choice.workers)}x{choice.threads}, chunk {choice.chunk}",
         "best": best,
+        "is_best": is_best,
         "ms": {name: value * 1e3 for name, value in medians.items()},
         "auto_over_best": ratio(seconds["auto"], seconds[best]),
         "auto_over_sequential": ratio(seconds["auto"], seconds["sequential"]),
