@@ -12,7 +12,7 @@ from doubleweave.find_profile import PROFILE_FILE, find_profile
 from doubleweave.manifest import read
 
 
-def own_profile(folder: Path, threads: int) -> None:
+def own_profile(folder: Path, threads: int, *options: str) -> None:
     """Make `folder` have a profile of this machine for so many threads; BenchmarkError where that fails."""
     path = folder / PROFILE_FILE
     if path.exists():
@@ -20,7 +20,7 @@ def own_profile(folder: Path, threads: int) -> None:
         if found.kind == "measured" and found.threads == threads:
             return
     note(f"measuring {folder} into {path}")
-    command = [*DOUBLEWEAVE, "profile", str(folder), "--threads", str(threads), "--json"]
+    command = [*DOUBLEWEAVE, "profile", str(folder), "--threads", str(threads), "--json", *options]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise BenchmarkError(

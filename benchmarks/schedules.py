@@ -43,7 +43,7 @@ def main() -> None:
     folder = args.static_program or compiled(
         args.cache / "programs" / "smollm2-8da8w-static", "--shape", "static"
     )
-    own_profile(folder, args.threads)
+    own_profile(folder, args.threads, "--quick")
     program = dw.open(folder)
     prompts = Prompts(folder)
     found = {length: measure(program, prompts, length, args) for length in args.prompt_len}

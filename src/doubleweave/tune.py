@@ -28,7 +28,7 @@ _WORTH = 0.01
 # Longer prompts are run as the longest that is tried.
 _MOST_TOKENS = 4096
 # Runs of each way, for prompts of up to so many tokens: short ones are over before the machine has settled.
-_RUNS = {512: 15, 1536: 7, _MOST_TOKENS: 5}
+_RUNS = {512: 9, 1536: 5, _MOST_TOKENS: 3}
 
 
 def tune(
