@@ -38,7 +38,7 @@ def tune(
     *,
     progress: Progress = lambda what, done, total: None,
 ) -> tuple[Decision, ...]:
-    """Measure the finalists of each prompt length of a grid; makespans are medians. Lengths between two of the grid go
+    """Measure the finalists of each prompt length of a grid. Lengths between two of the grid go
     with the longer one. Raises InputError as `use_threads` does."""
     threads = threads_or_all(threads)
     lengths = lengths_up_to(min(program.model.max_context, _MOST_TOKENS))
@@ -64,7 +64,7 @@ def _finalists(program: Program, profile: Profile, length: int, threads: int) ->
 
 
 def _times(session: Session, ids: TokenIds, choices: list[Choice]) -> dict[Choice, float]:
-    """Median makespans, the choices taking turns."""
+    """Makespans, medians of the faster half: what else goes on in a machine only adds. The choices take turns."""
     took: dict[Choice, list[float]] = {choice: [] for choice in choices}
     runs = next(count for tokens, count in _RUNS.items() if len(ids) <= tokens)
     for number in range(runs + 1):
@@ -75,4 +75,4 @@ def _times(session: Session, ids: TokenIds, choices: list[Choice]) -> dict[Choic
             assert session.recorded is not None
             if number:
                 took[choice].append(float(session.recorded.end_ns.max()) / 1e9)
-    return {choice: statistics.median(values) for choice, values in took.items()}
+    return {choice: statistics.median(sorted(took[choice])[: (runs + 1) // 2]) for choice in choices}
