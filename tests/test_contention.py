@@ -33,14 +33,26 @@ def simulated(contention, seed: int, workers=("npu", "cpu", "cpu")) -> Ran:
     return Ran([graph.devices[call] for call in graph.call_of.tolist()], worker_of, start, end, alone)
 
 
+shares = st.floats(0, 0.8)
+
+
 @settings(max_examples=20)
-@given(st.floats(0, 0.8), st.floats(0, 0.8), st.floats(0, 0.8))
-def test_what_is_put_in_comes_out(npu_cpu, cpu_npu, cpu_cpu):
+@given(shares, shares)
+def test_what_is_put_in_comes_out(npu_cpu, cpu_npu):
+    truth = {("npu", "cpu"): npu_cpu, ("cpu", "npu"): cpu_npu}
+    found = fit([simulated(truth, seed, ("npu", "cpu")) for seed in range(4)])
+    for pair, value in truth.items():
+        assert found[pair] == pytest.approx(value, abs=1e-3), pair
+    assert found["npu", "npu"] == found["cpu", "cpu"] == 0
+
+
+@settings(max_examples=20)
+@given(shares, shares, shares)
+def test_with_several_neighbours_at_once_it_is_close(npu_cpu, cpu_npu, cpu_cpu):
     truth = {("npu", "cpu"): npu_cpu, ("cpu", "npu"): cpu_npu, ("cpu", "cpu"): cpu_cpu}
     found = fit([simulated(truth, seed) for seed in range(4)])
-    # Overlap is counted in time that the slow-down has lengthened already.
     for pair, value in truth.items():
-        assert found[pair] == pytest.approx(value, abs=0.06), pair
+        assert found[pair] == pytest.approx(value, abs=0.12), pair
     assert found["npu", "npu"] == 0
 
 
