@@ -6,6 +6,7 @@ import collections
 import contextlib
 import gc
 import logging
+import random
 import signal
 import subprocess
 import sys
@@ -412,6 +413,29 @@ def test_a_program_may_go_with_its_futures(folder):
     for worker in workers:  # they end when what was submitted is done
         worker.join(TIMEOUT)
         assert not worker.is_alive()
+
+
+def test_interrupted_at_any_moment_a_method_can_be_called_again(pair):
+    """What a signal's handler raises (ctrl-C, most often) may come between any two steps of a call."""
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*_):
+        raise Interrupted
+
+    pair(full(1), full(1))  # loaded: the threads that load are the standard library's
+    dice = random.Random(0)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(2000):
+            with contextlib.suppress(Interrupted):
+                signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-5, 3e-4))
+                while True:
+                    pair(full(1), full(1))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert number_in(pair.submit(full(1), full(2)).result(TIMEOUT)[0]) == 3
 
 
 def leave(folder, ending):

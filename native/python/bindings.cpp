@@ -155,6 +155,7 @@ NB_MODULE(_native, m) {
   bind_memory(m);
   bind_execution(m);
   bind_kernels(m);
+  bind_turns(m);
 }
 
 }  // namespace doubleweave::python

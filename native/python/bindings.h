@@ -19,5 +19,6 @@ struct RegionHandle {
 void bind_memory(nanobind::module_& m);     // KvCache, Buffers, Region
 void bind_execution(nanobind::module_& m);  // Binding, Copy, Task, Execution
 void bind_kernels(nanobind::module_& m);    // attention, rotary
+void bind_turns(nanobind::module_& m);      // Turn, Turns
 
 }  // namespace doubleweave::python

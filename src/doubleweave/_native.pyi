@@ -239,6 +239,19 @@ class Execution:
         With `record`, returns int64 [n, 4]: (task, worker, start ns, end ns), worker by worker. The regions
         `rebound` lie elsewhere for this run, each with at least the bytes of the one that it replaces."""
 
+class Turn:
+    """Names in use until it ends, at the latest when nothing refers to it."""
+
+    def __enter__(self) -> Turn: ...
+    def __exit__(self, type: object, value: object, traceback: object) -> None: ...
+
+class Turns:
+    """Names that are used by one at a time, in the order asked for."""
+
+    def take(self, names: Sequence[str]) -> Turn:
+        """Wait, without the GIL, until nobody who came before uses any of the names; what a signal's handler
+        raises ends the wait."""
+
 def max_threads() -> int: ...
 def pool_threads() -> int: ...
 def set_pool_threads(num_threads: int) -> None: ...

@@ -6,7 +6,6 @@ It knows nothing of schedules: it loads what it is asked for, once.
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,12 +27,8 @@ class Instances:
             method: shared.get(segment.name, -1) for segment in split.segments for method in segment.methods()
         }
         self._loaded: dict[tuple[str, int], _native.Instance] = {}
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self.turns = _native.Turns()  # of calls from several threads that use a common method
         self._loading = threading.Lock()
-
-    def lock(self, method: str) -> threading.Lock:
-        """Held by whoever runs the method by itself, so that calls from several threads take turns."""
-        return self._locks[method]
 
     def get(self, method: str, copy: int = 0) -> _native.Instance:
         """Load the method on first use; raises ProgramError when the program does not have it."""

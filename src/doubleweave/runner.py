@@ -9,7 +9,6 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +32,7 @@ class _Prepared:
     instance: _native.Instance | None  # one method and nothing else: run without an execution
     execution: _native.Execution | None
     regions: dict[tuple[str, str, int], int]  # (place, name, number) -> region
-    lock: threading.Lock
+    uses: list[str]  # what one call at a time may use
 
 
 class Runner:
@@ -49,7 +48,6 @@ class Runner:
         self._instances = instances
         self._prepared: OrderedDict[tuple[int, Found, int], _Prepared] = OrderedDict()
         self._lock = threading.Lock()
-        self._state_lock = threading.Lock()
 
     def plan(self, function: Function, name: str, found: Found) -> Plan:
         """The plan for inputs of these dtypes and sizes; InputError where they do not fit."""
@@ -81,14 +79,7 @@ class Runner:
     ) -> None:
         """Read `inputs`, write `outputs` (one for each tensor of the results, each once)."""
         _check_apart(prepared.plan, inputs, outputs)
-        methods = prepared.plan.methods()
-        with ExitStack() as held:
-            # In one order everywhere, so that none waits in a circle.
-            if prepared.plan.updates or any(t.place == "state" for t in prepared.plan.tensors):
-                held.enter_context(self._state_lock)
-            held.enter_context(prepared.lock)
-            for method in methods:
-                held.enter_context(self._instances.lock(method))
+        with self._instances.turns.take(prepared.uses):
             try:
                 if prepared.instance is not None and not record:
                     prepared.instance.run(list(inputs), list(outputs), threads)
@@ -125,7 +116,10 @@ class Runner:
         )
         instance = self._instances.get(made.steps[0].method) if is_direct else None
         regions, execution = self._bind(made, threads)  # a direct call needs it to be recorded
-        return _Prepared(made, instance, execution, regions, threading.Lock())
+        uses = [f"plan {id(made)}", *(f"method {method}" for method in made.methods())]
+        if made.updates or any(tensor.place == "state" for tensor in made.tensors):
+            uses.append(f"states {id(self.states)}")
+        return _Prepared(made, instance, execution, regions, uses)
 
     def _bind(
         self, made: Plan, threads: int
