@@ -59,11 +59,11 @@ def test_a_filled_template_is_the_layer_lowered_directly(recipe, shape):
     first, second = split.split.segment("block_1"), split.split.segment("block_2")
     assert first.structure == second.structure
     graph = split.graphs[first.structure]
-    template = lower_graph(graph, split.weights["block_1"], first, size, is_shared=True)
+    template = lower_graph(graph, split.weights["block_1"], first, {"m": size}, is_shared=True)[size]
     from_weights = [s for s in (*template.named.values(), *template.buffers) if isinstance(s, Constant)]
     assert len(from_weights) >= 7  # the linears at least
     weights = split.weights["block_2"]
-    direct = lower_graph(graph, weights, second, size)
+    direct = lower_graph(graph, weights, second, {"m": size})[size]
     assert filled(template, weights) == filled(direct, weights)
     assert (template.num_operators, template.num_delegated) == (direct.num_operators, direct.num_delegated)
     assert str(template.plan) == str(direct.plan)
@@ -95,9 +95,9 @@ def test_a_layer_with_zero_biases_stands_for_layers_with_others():
     from doubleweave.lower import lower_graph
 
     graph, zeros, segment = two_linears((torch.zeros(8), torch.zeros(8)))
-    template = lower_graph(graph, zeros, segment, 2, is_shared=True)
+    template = lower_graph(graph, zeros, segment, {"m": 2}, is_shared=True)[2]
     _, weights, _ = two_linears((torch.arange(8.0) + 1, -torch.arange(8.0) - 1))
-    assert filled(template, weights) == filled(lower_graph(graph, weights, segment, 2), weights)
+    assert filled(template, weights) == filled(lower_graph(graph, weights, segment, {"m": 2})[2], weights)
 
 
 def test_numbers_of_tiny_tensors_belong_to_the_structure():

@@ -41,7 +41,9 @@ def tied(tmp_path_factory):
     weight_bytes = {}
     for name in ("embed_tokens", "lm_head"):
         segment = split.split.segment(name)
-        template = lower_graph(split.graphs[segment.structure], split.weights[name], segment, None)
+        template = lower_graph(split.graphs[segment.structure], split.weights[name], segment, {name: None})[
+            None
+        ]
         weight_bytes[name] = writer.add(name, template, split.weights[name])
         writer.add(f"{name}_again", template, split.weights[name])
     path = tmp_path_factory.mktemp("pte") / "program.pte"

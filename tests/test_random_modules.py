@@ -55,13 +55,13 @@ def quick() -> Iterator[None]:
     lower_graph = lower.lower_graph
     templates: dict[Any, Any] = {}
 
-    def lower_once(graph: Any, weights: Any, segment: Any, size: Any, *, is_shared: bool = False) -> Any:
-        key = (segment.structure, segment.shape, segment.inputs, segment.outputs, size)
+    def lower_once(graph: Any, weights: Any, segment: Any, methods: Any, *, is_shared: bool = False) -> Any:
+        key = (segment.structure, segment.shape, segment.inputs, segment.outputs, tuple(methods.values()))
         if key not in templates:
-            templates[key] = lower_graph(graph, weights, segment, size, is_shared=True)
-        if templates[key].is_complete:
+            templates[key] = lower_graph(graph, weights, segment, methods, is_shared=True)
+        if all(template.is_complete for template in templates[key].values()):
             return templates[key]
-        return lower_graph(graph, weights, segment, size, is_shared=is_shared)
+        return lower_graph(graph, weights, segment, methods, is_shared=is_shared)
 
     patch.setattr(lower, "lower_graph", lower_once)
     patch.setattr(engine, "MAX_SHRINKING_SECONDS", 60)

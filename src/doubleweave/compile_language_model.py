@@ -6,7 +6,7 @@ Nothing half-written is left behind: the directory is made beside its place and 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,35 +18,54 @@ from doubleweave.policy import DEFAULT_SIZES, MOST_ROWS
 from doubleweave.program_folder import Progress, check_target, made_beside
 
 if TYPE_CHECKING:
+    from doubleweave.backends.qnn_compile import QnnOptions
     from doubleweave.models.model import Model
+    from doubleweave.split import TorchSplit
 
 SHAPES = ("bounded", "static")
+# The recipes of each backend, its default first; quantize.py and backends/qnn_quantize.py say what they are.
+RECIPES = {"xnnpack": ("8da8w", "8da4w", "none"), "qnn": ("16a8w", "16a4w", "8a8w")}
 
 
 def compile_llm(
     source: str | Path | Model,
     out: str | Path,
     *,
-    quantize: str = "8da8w",
-    shape: str = "bounded",
+    backend: str = "xnnpack",
+    quantize: str | None = None,
+    shape: str | None = None,
     chunk: Sequence[int] = (),
     max_context: int | None = None,
+    soc: str | None = None,
+    calibrate: str | Path | None = None,
+    keep: Mapping[str, str] | None = None,
+    emulate: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Compile `source` (alias, GGUF file, Hugging Face folder, or a loaded Model) into the folder `out`.
 
-    quantize: "none", "8da8w" or "8da4w". shape: "bounded" (linears take 1 to max(chunk) rows, default 128)
-    or "static" (one method for each size in `chunk`, default 1, 32, 128; XNNPACK stands in for the NPU).
-    Raises PolicyError, SourceError, SplitError or LowerError; `out` is then as it was before.
+    backend: "xnnpack" (any CPU) or "qnn" (the NPU of the Snapdragon `soc`). quantize: "none", "8da8w" (default) or
+    "8da4w" for xnnpack; "16a8w" (default), "16a4w" or "8a8w" for qnn, which calibrates on the text `calibrate`, with
+    other recipes ("cpu" for none) for segments by pattern in `keep`; without `emulate` the program is for the chip
+    alone, with it for the emulator on this machine. shape: "bounded" (linears take 1 to max(chunk)
+    rows, default 128) or "static" (one method for each size in `chunk`, default 1, 32, 128; XNNPACK stands in for the
+    NPU); qnn is always static. Raises PolicyError, SourceError, SplitError, LowerError or BackendError; `out` is then
+    as it was before.
     """
+    given = {"soc": soc, "calibrate": calibrate, "keep": keep, "emulate": emulate}
+    recipe, shape = _options(backend, quantize, shape, given)
     sizes = _sizes(shape, chunk)
     report = progress or (lambda what, done, total: None)
     folder = Path(out)
     check_target(folder)
-    from doubleweave.quantize import RECIPES  # torch is imported from here on
+    to_qnn = None
+    if backend == "qnn":
+        from doubleweave.backends.qnn import check_soc  # torch is imported from here on
+        from doubleweave.backends.qnn_compile import QnnOptions
+        from doubleweave.qnn_sdk import find_sdk
 
-    if quantize not in RECIPES:
-        raise PolicyError(f"quantize: found {quantize!r}, expected one of {', '.join(RECIPES)}")
+        find_sdk()  # its errors come before the work
+        to_qnn = QnnOptions(check_soc(soc or ""), recipe, keep or {}, calibrate, emulate)
     from doubleweave.models.model import Model
 
     report("loading the model", 0, 1)
@@ -57,11 +76,44 @@ def compile_llm(
             f"max-context: found {context}, expected 1 to {model.max_context} (what the model was trained for)"
         )
     with made_beside(folder) as temporary:
-        return _compile(model, temporary, quantize, sizes, context, report)
+        return _compile(model, temporary, recipe, sizes, context, to_qnn, report)
+
+
+def _options(
+    backend: str,
+    quantize: str | None,
+    shape: str | None,
+    for_qnn: Mapping[str, object],
+) -> tuple[str, str]:
+    """The recipe and the shape; PolicyError for options that do not go together."""
+    if backend not in RECIPES:
+        raise PolicyError(f"backend: found {backend!r}, expected one of {', '.join(RECIPES)}")
+    recipe = RECIPES[backend][0] if quantize is None else quantize
+    if recipe not in RECIPES[backend]:
+        raise PolicyError(
+            f"quantize: found {recipe!r}, expected one of {', '.join(RECIPES[backend])} for {backend}"
+        )
+    if backend != "qnn":
+        if wrong := [name for name, value in for_qnn.items() if value]:
+            raise PolicyError(f"{wrong[0]}: is an option of the qnn backend; add backend qnn or leave it out")
+        return recipe, shape or "bounded"
+    if shape == "bounded":
+        raise PolicyError(
+            "shape: found 'bounded', but qnn takes fixed sizes only; use static or leave it out"
+        )
+    if not for_qnn["soc"]:
+        raise PolicyError("soc: qnn compiles for one chip; name it, such as SM8650")
+    return recipe, shape or "static"
 
 
 def _compile(
-    model: Model, folder: Path, recipe: str, sizes: Static | Dynamic, context: int, report: Progress
+    model: Model,
+    folder: Path,
+    recipe: str,
+    sizes: Static | Dynamic,
+    context: int,
+    to_qnn: QnnOptions | None,
+    report: Progress,
 ) -> Manifest:
     from doubleweave.export import export_llm, owned_modules
     from doubleweave.lower import jobs, lower
@@ -80,7 +132,12 @@ def _compile(
         backend="xnnpack",
     )
     report(f"quantizing ({recipe})", 0, 1)
-    torch_split = quantize(torch_split, recipe)
+    if model.save_tokenizer is not None:
+        _save_tokenizer(model.save_tokenizer, folder)
+    if to_qnn is None:
+        torch_split = quantize(torch_split, recipe)
+    else:
+        torch_split = _quantize_for_qnn(torch_split, to_qnn, folder, model.vocab_size, most, report)
     total = len(jobs(torch_split.split)) + 1
     done = 0
     report("lowering", done, total)
@@ -91,8 +148,6 @@ def _compile(
         report(f"lowered {what}" if done < total else what, done, total)
 
     split, digest = lower(torch_split, folder / PROGRAM_FILE, step)
-    if model.save_tokenizer is not None:
-        _save_tokenizer(model.save_tokenizer, folder)
     manifest = Manifest(
         name=model.name,
         model=ModelInfo(
@@ -111,6 +166,24 @@ def _compile(
     )
     manifest.write(folder)
     return manifest
+
+
+def _quantize_for_qnn(
+    torch_split: TorchSplit, options: QnnOptions, folder: Path, vocab_size: int, size: int, report: Progress
+) -> TorchSplit:
+    from doubleweave.backends.qnn_compile import to_qnn
+    from doubleweave.calibration import calibration_chunks
+
+    chunks = calibration_chunks(options.calibrate, folder / TOKENIZER_FILE, size, vocab_size)
+    total = len(torch_split.split.segments) + len(chunks) + 1
+    done = 0
+
+    def step(what: str) -> None:
+        nonlocal done
+        done += 1
+        report(what, min(done, total), total)
+
+    return to_qnn(torch_split, options, chunks, step)
 
 
 def _save_tokenizer(save: Callable[[Path], None], folder: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,21 +23,36 @@ def run_eager(torch_split: TorchSplit, input_ids: Tensor, chunk: int | None = No
             f"input_ids has shape {list(input_ids.shape)}: expected [1, T]; the cache holds the tokens of one "
             "sequence, so run a batch as several sessions"
         )
-    modules = {s.name: torch_split.module(s.name) for s in torch_split.split.segments}
+    return torch.cat(
+        list(run_chunks(torch_split, torch.split(input_ids, chunk or input_ids.shape[1], dim=1))), dim=1
+    )
+
+
+def run_chunks(
+    torch_split: TorchSplit,
+    chunks: Sequence[Tensor],
+    modules: Mapping[str, Callable[..., Any]] | None = None,
+) -> Iterator[Tensor]:
+    """The logits [1, T, vocab] of each chunk of one sequence, token ids int64 [1, T], as they get done.
+
+    `modules` are the segments to run, by name, in place of the split's own.
+    """
+    run = modules or {s.name: torch_split.module(s.name) for s in torch_split.split.segments}
     kinds = {value.name: value.kind for value in torch_split.split.values}
+    output = next(name for name, kind in kinds.items() if kind == "output")
     cache: dict[str, Tensor] = {}
-    outputs = []
-    num_tokens = input_ids.shape[1]
-    with torch.no_grad():
-        for start in range(0, num_tokens, chunk or num_tokens):
-            rows = slice(start, min(start + (chunk or num_tokens), num_tokens))
-            env = {"input_ids": input_ids[:, rows], "position_ids": torch.arange(num_tokens)[None, rows]}
-            for call in torch_split.split.calls:
-                read = [cache[n] if kinds[n] == "cache" else env[n] for n in call.reads]
-                for name, result in zip(call.writes, modules[call.segment](*read), strict=True):
-                    if kinds[name] == "cache":
-                        cache[name] = torch.cat((cache[name], result), 1) if name in cache else result
-                    else:
-                        env[name] = result
-            outputs.append(env[next(n for n, kind in kinds.items() if kind == "output")])
-    return torch.cat(outputs, dim=1)
+    start = 0
+    for input_ids in chunks:
+        end = start + input_ids.shape[1]
+        env = {"input_ids": input_ids, "position_ids": torch.arange(start, end)[None]}
+        start = end
+        for call in torch_split.split.calls:
+            read = [cache[n] if kinds[n] == "cache" else env[n] for n in call.reads]
+            with torch.no_grad():
+                written = run[call.segment](*read)
+            for name, result in zip(call.writes, written, strict=True):
+                if kinds[name] == "cache":
+                    cache[name] = torch.cat((cache[name], result), 1) if name in cache else result
+                else:
+                    env[name] = result
+        yield env[output]

@@ -99,14 +99,13 @@ def made_up_weights(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(result)
 
 
-def make_template(
+def make_templates(
     program: Any, named_data: Any, weights: tuple[Tensor, ...], made_up: frozenset[int]
-) -> Template:
-    """Turn an emitted method (exir's Program with one plan, its NamedDataStoreOutput) into a template.
+) -> dict[str, Template]:
+    """Turn emitted methods (exir's Program, its NamedDataStoreOutput) into templates, by the method's name.
 
     `made_up` lists the weights whose numbers are not the segment's own.
     """
-    (plan,) = program.execution_plan
     by_digest: dict[bytes, Constant | bytes] = {}
     for index, tensor in enumerate(weights):
         for encoding, to_bytes in _ENCODINGS.items():
@@ -127,7 +126,10 @@ def make_template(
     found = {source.index for source in sources if isinstance(source, Constant)}
     rest = [source for source in sources if isinstance(source, bytes)]
     is_complete = not made_up or (made_up <= found and not any(map(_may_be_weights, rest)))
-    return Template(plan, payloads, named, buffers, 0, 0, is_complete)
+    return {
+        plan.name: Template(plan, payloads, named, buffers, 0, 0, is_complete)
+        for plan in program.execution_plan
+    }
 
 
 def _may_be_weights(data: bytes) -> bool:

@@ -27,6 +27,10 @@ class LowerError(DoubleweaveError, RuntimeError):
     """A segment cannot be lowered by its backend."""
 
 
+class BackendError(DoubleweaveError, RuntimeError):
+    """What a backend needs on this machine is missing, or of a version that does not fit."""
+
+
 class ProgramError(DoubleweaveError, ValueError):
     """A program on disk is missing, damaged or of another version."""
 

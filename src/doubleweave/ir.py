@@ -92,7 +92,10 @@ class Port:
 class Segment:
     """A piece of the model compiled once.
 
-    `structure` names what it computes without its weights: equal structures differ in weights alone.
+    `structure` names what it computes without its weights: equal structures differ in weights alone. `target` is
+    the chip that its backend compiles it for, "" where that makes no difference. `recipe` is how it is quantized where
+    scales are fixed beforehand, `snr_db` its signal-to-noise ratio against float32 in decibels. `contexts` counts QNN's
+    context binaries: fewer than methods where methods of several sizes share one, and so their weights.
     `num_delegated` of `num_operators` operators run in the backend's delegate, the others in ExecuTorch's
     CPU kernels (both are 0 until the segment is lowered). `rows` says how a segment that is run chunk by chunk was
     shown to have independent rows.
@@ -105,6 +108,10 @@ class Segment:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     structure: str
+    target: str = ""
+    recipe: str = ""
+    snr_db: float | None = None
+    contexts: int = 0
     weight_bytes: int = 0
     num_operators: int = 0
     num_delegated: int = 0
@@ -340,6 +347,10 @@ def _segment_to_dict(segment: Segment) -> dict[str, Any]:
         "inputs": [_port_to_list(port) for port in segment.inputs],
         "outputs": [_port_to_list(port) for port in segment.outputs],
         "structure": segment.structure,
+        "target": segment.target,
+        "recipe": segment.recipe,
+        "snr_db": segment.snr_db,
+        "contexts": segment.contexts,
         "weight_bytes": segment.weight_bytes,
         "num_operators": segment.num_operators,
         "num_delegated": segment.num_delegated,

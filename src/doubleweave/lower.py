@@ -10,40 +10,42 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from doubleweave.backends import portable, xnnpack
-from doubleweave.emit import Template, made_up_weights, make_template
+from doubleweave.backends import portable, qnn, xnnpack
+from doubleweave.emit import Template, made_up_weights, make_templates
 from doubleweave.errors import LowerError, PolicyError
+from doubleweave.export_segment import export_segment
 from doubleweave.fold import fold, is_constant
 from doubleweave.forked import each_forked
-from doubleweave.ir import ROWS, Dynamic, Range, Segment, Split
+from doubleweave.ir import Dynamic, Range, Segment, Split
 from doubleweave.pte import ProgramWriter
-from doubleweave.sizes import evaluate, shape_of, symbols
 from doubleweave.split import TorchSplit, with_weights
 from doubleweave.transform import transform_segments
 
-BACKENDS = {xnnpack.NAME: xnnpack, portable.NAME: portable}
+BACKENDS = {xnnpack.NAME: xnnpack, portable.NAME: portable, qnn.NAME: qnn}
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One lowering of a segment at one size (None: dynamic), over its own weights or, where other segments
-    share its structure, over made-up ones."""
+    """One lowering of a segment at one size (None: dynamic), or at several whose methods share a QNN context; over
+    its own weights or, where other segments share its structure, over made-up ones."""
 
     segment: Segment
-    size: int | None
+    sizes: tuple[int | None, ...]
     is_shared: bool
 
+    @property
+    def methods(self) -> dict[str, int | None]:
+        return {name: size for name, size in self.segment.methods().items() if size in self.sizes}
+
     def __str__(self) -> str:
-        return self.segment.name if self.size is None else f"{self.segment.name}@{self.size}"
+        return ", ".join(self.methods)
 
 
 def prepare(torch_split: TorchSplit) -> TorchSplit:
@@ -70,14 +72,29 @@ def _key(segment: Segment, size: int | None) -> _Key:
 
 
 def jobs(split: Split) -> list[_Job]:
-    """What must be lowered: each structure once a size, longest first."""
+    """What must be lowered: each structure once a size, longest first; the last one must not be QNN's.
+
+    It may be done in this process (forked.py), and Qualcomm's libraries do not outlive a fork.
+    """
     count = Counter(segment.structure for segment in split.segments)
     found: dict[_Key, _Job] = {}
     for segment in split.segments:
-        for size in segment.methods().values():
-            job = _Job(segment, size, count[segment.structure] > 1)
-            found.setdefault(_key(segment, size), job)
-    return sorted(found.values(), key=lambda job: -len(job.segment.inputs) - len(job.segment.outputs))
+        for sizes in _together(segment):
+            job = _Job(segment, sizes, count[segment.structure] > 1)
+            found.setdefault(_key(segment, sizes[0]), job)
+    return sorted(
+        found.values(),
+        key=lambda job: (
+            job.segment.backend != qnn.NAME,
+            -len(job.segment.inputs) - len(job.segment.outputs),
+        ),
+    )
+
+
+def _together(segment: Segment) -> list[tuple[int | None, ...]]:
+    """The sizes of a segment, those together that are lowered together."""
+    sizes = tuple(segment.methods().values())
+    return [sizes] if segment.contexts == 1 else [(size,) for size in sizes]
 
 
 def lower(
@@ -126,7 +143,7 @@ def _lower_shared(torch_split: TorchSplit, progress: Progress, num_processes: in
     done = _lower_all(torch_split, jobs(split), progress, num_processes)
     by_key = {_key(split.segment(name), size): template for (name, size), template in done.items()}
     again = [
-        _Job(segment, size, False)
+        _Job(segment, (size,), False)
         for segment in split.segments
         for size in segment.methods().values()
         if not by_key[_key(segment, size)].is_complete
@@ -142,12 +159,16 @@ def _lower_shared(torch_split: TorchSplit, progress: Progress, num_processes: in
 def _lower_all(
     torch_split: TorchSplit, todo: list[_Job], progress: Progress, num_processes: int | None
 ) -> _Templates:
-    def lower_one(job: _Job) -> Template:
+    def lower_one(job: _Job) -> dict[int | None, Template]:
         segment = job.segment
         weights = torch_split.weights[segment.name]
         try:
             return lower_graph(
-                torch_split.graphs[segment.structure], weights, segment, job.size, is_shared=job.is_shared
+                torch_split.graphs[segment.structure],
+                weights,
+                segment,
+                job.methods,
+                is_shared=job.is_shared,
             )
         except LowerError:
             raise
@@ -162,8 +183,8 @@ def _lower_all(
 
     templates = {}
     with closing(each_forked(lower_one, todo, num_processes)) as lowered:
-        for job, template in lowered:
-            templates[job.segment.name, job.size] = template
+        for job, found in lowered:
+            templates.update({(job.segment.name, size): template for size, template in found.items()})
             progress(str(job))
     return templates
 
@@ -172,86 +193,34 @@ def lower_graph(
     graph_module: fx.GraphModule,
     weights: tuple[Tensor, ...],
     segment: Segment,
-    size: int | None,
+    methods: Mapping[str, int | None],
     *,
     is_shared: bool = False,
-) -> Template:
-    """Lower one structure at one size or (None) for its range of sizes.
+) -> dict[int | None, Template]:
+    """Lower one structure to methods by name, each of one size or (None) for its range of sizes.
 
     `is_shared`: over made-up weights in place of the given ones, so that the template serves every segment of the
     structure.
     """
-    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir import ExecutorchBackendConfig
     from executorch.exir.passes import MemoryPlanningPass
 
     used = made_up_weights(weights) if is_shared else weights
-    exported = _export(with_weights(graph_module.graph, used), segment, size)
-    edge = to_edge_transform_and_lower(
-        exported,
-        partitioner=BACKENDS[segment.backend].partitioners(),
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
-    )
-    num_operators, num_delegated = _count(edge.exported_program())
+    module = with_weights(graph_module.graph, used)
+    exported = {name: export_segment(module, segment, size) for name, size in methods.items()}
+    edge = BACKENDS[segment.backend].to_edge(exported, segment.target)
+    counts = {name: _count(edge.exported_program(name)) for name in methods}
     # Inputs and outputs live in buffers that the runtime owns.
     planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
     manager = edge.to_executorch(
         ExecutorchBackendConfig(memory_planning_pass=planning, emit_stacktrace=False)
     )
     made_up = frozenset(i for i, (a, b) in enumerate(zip(used, weights, strict=True)) if a is not b)
-    template = make_template(manager._emitter_output.program, manager._named_data, used, made_up)
-    return replace(template, num_operators=num_operators, num_delegated=num_delegated)
-
-
-# Sizes to export with: torch takes a 1 for a constant, and equal ones might look like one dim.
-_EXAMPLES = (33, 65, 47, 29, 23, 19, 17, 13, 11, 7, 5, 3, 2)
-
-
-def _export(module: fx.GraphModule, segment: Segment, size: int | None) -> torch.export.ExportedProgram:
-    shape = segment.shape
-    values: dict[str, int] = {} if size is None else {ROWS: size}
-    dims: dict[str, Any] = {}
-    for symbol, low, high in shape.ranges if isinstance(shape, Dynamic) else ():
-        least = low if isinstance(low, int) else 1
-        dims[symbol] = torch.export.Dim(symbol, min=least, max=max(2, high))
-        options = [n for n in _EXAMPLES if least <= n <= high and n not in values.values()]
-        values[symbol] = options[0] if options else max(2, high)
-    args, dynamic = [], []
-    for port in segment.inputs:
-        args.append(torch.zeros(shape_of(port.shape, values), dtype=getattr(torch, port.dtype)))
-        axes = {axis: found for axis, found in enumerate(port.shape) if isinstance(found, str)}
-        dynamic.append({axis: _dim(found, dims) for axis, found in axes.items() if dims})
-    with torch.no_grad():
-        exported = torch.export.export(module, tuple(args), dynamic_shapes=tuple(dynamic), strict=False)
-    _check_dynamic(exported, segment, dynamic)
-    return exported
-
-
-def _dim(size: str, dims: Mapping[str, Any]) -> Any:
-    """The dim of a size: a symbol's, one derived from it (2*k + 1), or what torch.export works out by itself."""
-    names = symbols(size)
-    if len(names) == 1:
-        (name,) = names
-        at = [evaluate(size, {name: number}) for number in (1, 2, 3, 4)]
-        step = at[1] - at[0]
-        if step > 0 and [b - a for a, b in pairwise(at)] == [step] * 3:
-            dim = dims[name] if step == 1 else step * dims[name]
-            offset = at[0] - step
-            return dim if not offset else dim + offset
-    return torch.export.Dim.AUTO
-
-
-def _check_dynamic(
-    exported: torch.export.ExportedProgram, segment: Segment, dynamic: list[dict[int, Any]]
-) -> None:
-    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
-    inputs = placeholders[len(placeholders) - len(dynamic) :]
-    for node, port, axes in zip(inputs, segment.inputs, dynamic, strict=True):
-        for axis in axes:
-            if isinstance(node.meta["val"].shape[axis], int):
-                raise LowerError(
-                    f"segment {segment.name}: axis {axis} of {port.name} ({port.shape[axis]}) would be fixed at "
-                    f"{node.meta['val'].shape[axis]}; make it Static, or give its module other dims"
-                )
+    templates = make_templates(manager._emitter_output.program, manager._named_data, used, made_up)
+    return {
+        size: replace(templates[name], num_operators=counts[name][0], num_delegated=counts[name][1])
+        for name, size in methods.items()
+    }
 
 
 def _count(program: torch.export.ExportedProgram) -> tuple[int, int]:

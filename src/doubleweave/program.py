@@ -17,6 +17,7 @@ from doubleweave.instances import open_instances
 from doubleweave.ir import Split
 from doubleweave.method import Method, segment_functions
 from doubleweave.module_program import ModuleProgram
+from doubleweave.qnn_sdk import load_sdk
 from doubleweave.runner import Runner
 from doubleweave.sampling import Sampling
 from doubleweave.session import Session, TokenIds
@@ -32,6 +33,8 @@ class Program:
         self.manifest = found
         assert found.model is not None
         self.model = found.model
+        if any(segment.backend == "qnn" for segment in found.split.segments):
+            load_sdk()
         self.instances = open_instances(folder, found.split)
         workers = Workers()
         runner = Runner(found.split, self.instances, States(found.split, folder / manifest.STATE_FILE))

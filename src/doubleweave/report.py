@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,38 @@ def compile_summary(out: str, manifest: Manifest, seconds: float) -> dict[str, A
         "program_bytes": manifest.program_bytes,
         "tokenizer": (Path(out) / TOKENIZER_FILE).exists(),
         "seconds": seconds,
+        "peak_memory_bytes": _peak_memory_bytes(),
+        "snr_db": {s.name: s.snr_db for s in manifest.split.segments if s.snr_db is not None},
     }
+
+
+def _peak_memory_bytes() -> int:
+    """The largest resident size of this process, or of one of its children, so far."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(one).ru_maxrss for one in who) * 1024  # Linux counts KiB
+
+
+_SHOWN = 5  # segments with the worst signal-to-noise ratio
+_POOR_DB = 20.0
+
+
+def quality_lines(manifest: Manifest) -> list[str]:
+    """The segments that quantization with fixed scales hurts most, and what to do about them."""
+    found = [(s.snr_db, s) for s in manifest.split.segments if s.snr_db is not None]
+    if not found:
+        return []
+    found.sort(key=lambda pair: pair[0])
+    lines = ["signal to noise against float32, on the calibration text, worst first:"]
+    lines += [
+        f"  {segment.name:12} {decibels:5.1f} dB  {segment.recipe}" for decibels, segment in found[:_SHOWN]
+    ]
+    if len(found) > _SHOWN:
+        lines.append(f"  … {len(found) - _SHOWN} more, up to {found[-1][0]:.1f} dB")
+    worst_db, worst = found[0]
+    if worst_db < _POOR_DB:
+        better = "cpu" if worst.recipe == "16a8w" else "16a8w"
+        lines.append(f"hint: --keep {worst.name}={better} compiles the worst one with less noise")
+    return lines
 
 
 def inspect_dict(manifest: Manifest) -> dict[str, Any]:

@@ -52,8 +52,19 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     return over_empty_weights(graph), convert
 
 
-def partitioners() -> list[object]:
-    """One partitioner that makes the fewest delegates.
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str = "") -> Any:
+    """An EdgeProgramManager with XNNPACK's delegates in it. There is one target, any CPU."""
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    return to_edge_transform_and_lower(
+        exported,
+        partitioner=[partitioner()],
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+    )
+
+
+def partitioner() -> object:
+    """XNNPACK's partitioner, so that it makes the fewest delegates.
 
     XnnpackPartitioner alone cuts a quantized block in two (and with the dynamically quantized one listed
     first, as is usual, gives each linear a delegate of its own); what passes between delegates costs memory
@@ -74,7 +85,7 @@ def partitioners() -> list[object]:
                 by_level.setdefault(level, []).extend(group)
             return [Partition(id=level, nodes=nodes) for level, nodes in sorted(by_level.items())]
 
-    return [LevelPartitioner()]
+    return LevelPartitioner()
 
 
 def _levels(graph: fx.Graph, groups: list[list[Any]]) -> list[int] | None:

@@ -1,0 +1,143 @@
+"""The QNN backend: Qualcomm's HTP, the NPU of Snapdragons. Fixed sizes, quantized; on x86 an emulator runs it.
+
+Rewrites what QNN takes as one operator into that operator, and lowers a quantized segment to one context binary
+through ExecuTorch's partitioner. It knows nothing of models, calibration or schedules.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from doubleweave import ops as _ops  # noqa: F401  registers doubleweave::rotary
+from doubleweave.errors import PolicyError
+from doubleweave.qnn_sdk import SOCS, load_sdk
+from doubleweave.simplify import insert, is_call, nodes_of
+from doubleweave.transform import Convert, copy_graph, over_empty_weights
+
+NAME = "qnn"
+
+aten = torch.ops.aten
+_rotary = torch.ops.doubleweave.rotary.default
+
+
+def check_soc(soc: str) -> str:
+    """The SoC's name as Qualcomm writes it; PolicyError for one that is not known."""
+    if soc.upper() not in SOCS:
+        raise PolicyError(f"soc: found {soc!r}, expected one of {', '.join(SOCS)}")
+    return soc.upper()
+
+
+def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
+    """Rewrite a structure for QNN: RMSNorm as one operator, rotary embedding in operators that QNN has.
+
+    Sizes of rows are left to be worked out (-1), so that the graph serves every size.
+    """
+    graph = copy_graph(graph_module)
+    for node in nodes_of(graph):
+        if is_call(node, _rotary):
+            _replace(graph, node, _plain_rotary)
+        elif is_call(node, aten.mul.Tensor) and (found := _match_rms_norm(node)) is not None:
+            x, weight, eps = found
+            with graph.inserting_before(node):
+                fused = insert(
+                    graph, aten.rms_norm.default, x, list(weight.meta["val"].shape), weight, eps, like=node
+                )
+            node.replace_all_uses_with(fused)
+    graph.eliminate_dead_code()
+    return over_empty_weights(graph), lambda weights: weights
+
+
+def _replace(graph: fx.Graph, node: Any, build: Any) -> None:
+    with graph.inserting_before(node):
+        result = build(graph, node)
+    node.replace_all_uses_with(result)
+
+
+def _plain_rotary(graph: fx.Graph, node: Any) -> Any:
+    """ops.rotary_reference, operator by operator."""
+    x, cos, sin, num_heads = node.args
+    width = int(x.meta["val"].shape[-1])
+    num_rotary = int(cos.meta["val"].shape[-1])
+    head_dim, half = width // num_heads, num_rotary // 2
+
+    def add(target: Any, *args: Any) -> Any:
+        return insert(graph, target, *args, like=node)
+
+    def part(source: Any, start: int, end: int) -> Any:
+        return add(aten.slice.Tensor, source, 3, start, end)
+
+    x_BTHD = add(aten.view.default, x, [1, -1, num_heads, head_dim])
+    turned = x_BTHD if num_rotary == head_dim else part(x_BTHD, 0, num_rotary)
+    swapped = add(
+        aten.cat.default, [add(aten.neg.default, part(x_BTHD, half, num_rotary)), part(x_BTHD, 0, half)], 3
+    )
+    straight = add(aten.mul.Tensor, turned, add(aten.unsqueeze.default, cos, 2))
+    across = add(aten.mul.Tensor, swapped, add(aten.unsqueeze.default, sin, 2))
+    out = add(aten.add.Tensor, straight, across)
+    if num_rotary != head_dim:
+        out = add(aten.cat.default, [out, part(x_BTHD, num_rotary, head_dim)], 3)
+    return add(aten.view.default, out, [1, -1, width])
+
+
+def _match_rms_norm(node: Any) -> tuple[Any, Any, float] | None:
+    """(x, weight, eps) of weight * (x * rsqrt(mean(x², -1) + eps))."""
+    for weight, normed in (node.args[:2], node.args[1::-1]):
+        if not (isinstance(weight, fx.Node) and weight.op == "get_attr" and is_call(normed, aten.mul.Tensor)):
+            continue
+        for x, inverse in (normed.args[:2], normed.args[1::-1]):
+            if not is_call(inverse, aten.rsqrt.default) or not is_call(inverse.args[0], aten.add.Tensor):
+                continue
+            mean, eps = inverse.args[0].args[:2]
+            if not is_call(mean, aten.mean.dim) or list(mean.args[1]) != [-1] or not isinstance(eps, float):
+                continue
+            square = mean.args[0]
+            if is_call(square, aten.pow.Tensor_Scalar) and square.args[0] is x and square.args[1] == 2:
+                return x, weight, eps
+    return None
+
+
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> Any:
+    """An EdgeProgramManager with QNN's delegates for a SoC, the target, of quantized, exported segments by method.
+
+    Several methods are graphs of one context and share their weights. It takes the steps of ExecuTorch's
+    to_edge_transform_and_lower_to_qnn, for programs that are exported already.
+    """
+    from executorch.backends.qualcomm._passes.qnn_pass_manager import get_qnn_pass_manager_cls
+    from executorch.backends.qualcomm.partition.qnn_partitioner import QnnPartitioner
+    from executorch.backends.qualcomm.serialization.qc_schema import QnnExecuTorchBackendType
+    from executorch.backends.qualcomm.utils.qnn_manager_lifecycle import QnnManagerContext
+    from executorch.backends.qualcomm.utils.utils import qnn_edge_config
+    from executorch.exir import to_edge_transform_and_lower
+
+    load_sdk()
+    specs = compile_specs(target, share_weights=len(exported) > 1)
+    programs, transforms = {}, {}
+    for name, program in exported.items():
+        passes = get_qnn_pass_manager_cls(QnnExecuTorchBackendType.kHtpBackend)()
+        programs[name] = passes.transform_for_export_pipeline(program)
+        transforms[name] = passes.get_to_edge_transform_passes(program, compiler_specs=specs)
+    with QnnManagerContext(dict.fromkeys(exported, specs)):
+        return to_edge_transform_and_lower(
+            programs,
+            transform_passes=transforms,
+            partitioner={name: [QnnPartitioner(specs)] for name in exported},
+            compile_config=qnn_edge_config(),
+        )
+
+
+def compile_specs(soc: str, *, share_weights: bool) -> list[Any]:
+    """What ExecuTorch's partitioner needs to know: the SoC, and whether graphs of one context share weights."""
+    from executorch.backends.qualcomm.utils.utils import (
+        generate_htp_compiler_spec,
+        generate_qnn_executorch_compiler_spec,
+        get_soc_to_chipset_map,
+    )
+
+    specs: list[Any] = generate_qnn_executorch_compiler_spec(
+        soc_model=get_soc_to_chipset_map()[soc],
+        backend_options=generate_htp_compiler_spec(use_fp16=False, use_weight_sharing=share_weights),
+    )
+    return specs
