@@ -63,6 +63,16 @@ def graph_of(num_tokens: int, shape=None):
     return build(toys.split(2, shape), cut(num_tokens, shape), "last", 2)
 
 
+def test_a_repeated_call_takes_its_share_of_the_time_behind_so_many_tokens():
+    attention = Measured((8,), (0, 16), ((8.0, 24.0),), repeated=(1.0, 0.5))
+    graph = graph_of(24)
+    costs = profile(segments={**profile().segments, "attention": {1: attention}}).costs(graph)
+    assert costs.repeated is not None
+    for number, task in enumerate(graph.tasks):
+        is_attention = "attention" in graph.split.calls[task.call].name
+        assert costs.repeated[number] == ([1.0, 0.75, 0.5][task.chunk] if is_attention else 1.0)
+
+
 def test_costs_place_each_chunk_behind_those_before_it():
     graph = graph_of(24)
     for cached in (0, 100):

@@ -17,7 +17,11 @@ FULL = Profile(
         "npu": Device(160.0, 50.0, 59.0, {"int8": 34000.0}, 0.3, 1),
         "cpu": Device(5.0, 5.0, 40.0, {"float32": 50.0}),
     },
-    segments={"attention": {1: Measured((1, 8), (0, 64), ((1.5, 2.5), (3.0, 9.0)), (0.1, 0.2), (0.0, 0.3))}},
+    segments={
+        "attention": {
+            1: Measured((1, 8), (0, 64), ((1.5, 2.5), (3.0, 9.0)), (0.1, 0.2), (0.0, 0.3), (1.0, 0.9))
+        }
+    },
     hand_over_us={("npu", "cpu"): 1.5, ("cpu", "npu"): 2.5, ("cpu", "cpu"): 0.5},
     contention={2: {("npu", "cpu"): 0.1}, 4: {("cpu", "cpu"): 0.25, ("cpu", "npu"): 0.0}},
     same_worker_us=0.75,

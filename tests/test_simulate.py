@@ -45,6 +45,18 @@ def test_one_worker_runs_one_task_behind_the_other():
     assert end == [10, 33, 66, 109, 162]
 
 
+def test_a_task_behind_one_of_the_same_call_takes_its_share():
+    graph = two_chunks()
+    names = [graph.name(task) for task in range(len(graph))]
+    together = ["embed_tokens/0+8@8", "embed_tokens/8+8@8", "block_0/0+8@8", "block_0/8+8@8"]
+    rest = [name for name in names if name not in together]
+    costs = Costs(np.full(len(graph), 100), repeated=np.full(len(graph), 0.7))
+    start, end = run(graph, "any: " + " ".join(together + rest), costs)
+    took = {name: b - a for name, a, b in zip(names, start, end, strict=True)}
+    assert [took[name] for name in together] == [100, 70, 100, 70]
+    assert {took[name] for name in rest} == {100}
+
+
 def test_hand_overs_are_paid_where_a_dependency_crosses_workers():
     graph = one_chunk()
     npu = " ".join(graph.name(task) for task in (0, 1, 3, 4))

@@ -55,13 +55,14 @@ NB_MODULE(_scheduling, m) {
       [](const Array<int64_t>& duration_ns, const Array<int32_t>& after_starts,
          const Array<int32_t>& after, const Array<int32_t>& device,
          const Array<int32_t>& worker_device, const Array<int64_t>& priority,
-         const Array<int64_t>& hand_over_ns) {
-        return list_schedule({span_of(duration_ns), span_of(after_starts), span_of(after)},
-                             {span_of(device), span_of(worker_device), span_of(priority)},
-                             span_of(hand_over_ns));
+         const Array<int32_t>& home, const Array<int64_t>& hand_over_ns) {
+        return list_schedule(
+            {span_of(duration_ns), span_of(after_starts), span_of(after)},
+            {span_of(device), span_of(worker_device), span_of(priority), span_of(home)},
+            span_of(hand_over_ns));
       },
       "duration_ns"_a, "after_starts"_a, "after"_a, "device"_a, "worker_device"_a, "priority"_a,
-      "hand_over_ns"_a);
+      "home"_a, "hand_over_ns"_a);
   m.def(
       "path_to_end",
       [](const Array<int64_t>& duration_ns, const Array<int32_t>& after_starts,

@@ -52,7 +52,7 @@ class ListScheduler {
       num_devices = std::max(num_devices, device + 1);
     }
     waiting_.resize(num_devices);
-    ready_.resize(num_devices);
+    ready_.resize(lists_.size() + 1, std::vector<Queue>(num_devices));
     for (size_t t = 0; t < missing_.size(); ++t) {
       missing_[t] = tasks.after_starts[t + 1] - tasks.after_starts[t];
       if (missing_[t] == 0) {
@@ -112,7 +112,7 @@ class ListScheduler {
       Queue& waiting = waiting_[device];
       while (!waiting.empty() && waiting.top().first <= now_) {
         const int32_t t = waiting.top().second;
-        ready_[device].emplace(-placement_.priority[t], t);
+        ready_[home(t)][device].emplace(-placement_.priority[t], t);
         waiting.pop();
       }
     }
@@ -121,13 +121,10 @@ class ListScheduler {
       if (free_at_[w] > now_) {
         continue;
       }
-      Queue* best = nullptr;
-      for (size_t device = 0; device < ready_.size(); ++device) {
-        Queue& ready = ready_[device];
-        if (fits(w, static_cast<int32_t>(device)) && !ready.empty() &&
-            (best == nullptr || ready.top() < best->top())) {
-          best = &ready;
-        }
+      Queue* best = better(w, ready_[w], nullptr);
+      const bool has_own = best != nullptr;
+      for (size_t other = 0; !has_own && other < ready_.size(); ++other) {
+        best = better(w, ready_[other], best);
       }
       if (best != nullptr) {
         place(w, best->top().second);
@@ -136,6 +133,23 @@ class ListScheduler {
       }
     }
     return num_placed;
+  }
+
+  // The queue whose first task is the best for worker w: `best`, or one of `queues`, by device.
+  Queue* better(size_t w, std::vector<Queue>& queues, Queue* best) const {
+    for (size_t device = 0; device < queues.size(); ++device) {
+      Queue& queue = queues[device];
+      if (fits(w, static_cast<int32_t>(device)) && !queue.empty() &&
+          (best == nullptr || queue.top() < best->top())) {
+        best = &queue;
+      }
+    }
+    return best;
+  }
+
+  // The worker at which a task is at home; one past the last worker: nowhere.
+  size_t home(int32_t t) const {
+    return placement_.home.empty() ? lists_.size() : static_cast<size_t>(placement_.home[t]);
   }
 
   void place(size_t w, int32_t t) {
@@ -188,8 +202,8 @@ class ListScheduler {
   std::vector<int32_t> worker_of_;
   std::vector<int32_t> missing_;  // how many of the tasks that it waits for have not finished
   std::vector<Queue> waiting_;    // by device: (when its inputs are ready, task)
-  std::vector<Queue> ready_;      // by device: (minus its priority, task)
-  Queue running_;                 // (when it ends, task)
+  std::vector<std::vector<Queue>> ready_;  // by home and device: (minus its priority, task)
+  Queue running_;                          // (when it ends, task)
   int64_t now_ = 0;
 };
 
@@ -206,6 +220,14 @@ std::vector<std::vector<int32_t>> list_schedule(const TaskArrays& tasks, const P
   for (const int32_t device : placement.device) {
     if (device < 0) {
       throw std::invalid_argument("a task's device must not be negative");
+    }
+  }
+  if (!placement.home.empty() && placement.home.size() != tasks.duration_ns.size()) {
+    throw std::invalid_argument("each task needs a home, or none has one");
+  }
+  for (const int32_t home : placement.home) {
+    if (home < 0 || home >= static_cast<int32_t>(placement.worker_device.size())) {
+      throw std::invalid_argument("a task's home is a worker that does not exist");
     }
   }
   return ListScheduler(tasks, placement, hand_overs).run();

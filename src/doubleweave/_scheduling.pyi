@@ -23,6 +23,7 @@ def list_schedule(
     device: Int32,
     worker_device: Int32,
     priority: Int64,
+    home: Int32,
     hand_over_ns: Int64,
 ) -> list[list[int]]: ...
 def path_to_end(duration_ns: Int64, after_starts: Int32, after: Int32) -> Int64: ...

@@ -16,6 +16,7 @@ from doubleweave import _scheduling
 from doubleweave.tasks import TaskGraph, build
 
 Int64Array = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 _ANY = "any"
 Number = TypeVar("Number", int, float)
 
@@ -25,14 +26,27 @@ class Costs:
     """`duration_ns[t]` is the time of task t run alone.
 
     `hand_over_ns[a, b]`: from the end of a task on device a to the start of one on another worker, of device b, that
-    reads its result; `same_worker_ns`: between two tasks of one worker. `contention[a, b]`: how much longer a task on
-    device a takes while another worker, of device b, runs one (0.1 is 10% longer). What is not listed is 0.
+    reads its result; `same_worker_ns`: between two tasks of one worker. `repeated[t]`: the share of its time that task
+    t takes where its worker has just run the same call (None: all of it). `contention[a, b]`: how much longer a task
+    on device a takes while another worker, of device b, runs one (0.1 is 10% longer). What is not listed is 0.
     """
 
     duration_ns: Int64Array
     hand_over_ns: Mapping[tuple[str, str], int] = field(default_factory=dict)
     same_worker_ns: int = 0
     contention: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    repeated: FloatArray | None = None
+
+    def durations_ns(self, graph: TaskGraph, lists: Sequence[Sequence[int]]) -> Int64Array:
+        """Each task's time in a schedule with these lists: shorter where it follows a task of the same call, whose keys
+        and values are still in the processor's cache."""
+        if self.repeated is None:
+            return self.duration_ns
+        follows = np.zeros(len(graph), bool)
+        for tasks in lists:
+            at = np.array(tasks, np.int64)
+            follows[at[1:]] = graph.call_of[at[1:]] == graph.call_of[at[:-1]]
+        return np.rint(np.where(follows, self.repeated, 1.0) * self.duration_ns).astype(np.int64)
 
     def hand_overs(self, workers: Sequence[str]) -> Int64Array:
         """Nanoseconds from worker to worker, row by row."""

@@ -18,6 +18,8 @@ from doubleweave.simulate import times
 from doubleweave.tasks import Int32Array, TaskGraph
 
 Maker = Callable[[TaskGraph, Sequence[str], Costs], Schedule]
+Lists = tuple[tuple[int, ...], ...]
+_NOWHERE = np.zeros(0, np.int32)  # tasks are at home nowhere
 
 
 def sequential(graph: TaskGraph, workers: Sequence[str], costs: Costs) -> Schedule:
@@ -63,17 +65,27 @@ def pipelined(graph: TaskGraph, workers: Sequence[str], costs: Costs) -> Schedul
 def out_of_order(graph: TaskGraph, workers: Sequence[str], costs: Costs) -> Schedule:
     """The task with the longest way still to go comes first, whichever chunk it is of: tasks of later chunks may
     overtake (critical-path list scheduling; as llm.npu does, arXiv 2407.05858)."""
-    priority = _scheduling.path_to_end(costs.duration_ns, graph.after_starts, graph.after_list)
-    return Schedule("out_of_order", tuple(workers), _listed(graph, workers, costs, priority))
+    return Schedule("out_of_order", tuple(workers), _by_urgency(graph, workers, costs))
 
 
 def wavefront(graph: TaskGraph, workers: Sequence[str], costs: Costs) -> Schedule:
     """Each worker of a device takes chunks of its own, one layer or so behind the worker before.
 
     A chunk stays on one worker: its values stay in that core's cache, and workers meet only where a chunk needs the
-    rows of earlier ones. Of the ways to deal the chunks out the one with the shortest makespan is taken.
+    rows of earlier ones. But later chunks attend to more, so that somebody waits in every round; helping, a worker that
+    would wait takes the most urgent task of another one's chunk. Of the ways to deal the chunks out the one with the
+    shortest makespan is taken.
     """
-    dealt = [_deal(graph, workers, costs, order) for order in (_in_turn, _there_and_back)]
+    dealt = [
+        Schedule("wavefront", tuple(workers), lists)
+        for lists in (
+            *(
+                _pinned(graph, workers, costs, _homes(graph, workers, at))
+                for at in (_in_turn, _there_and_back)
+            ),
+            _by_urgency(graph, workers, costs, _homes(graph, workers, _in_turn)),
+        )
+    ]
     ends = [max(times(graph, schedule, costs)[1].tolist()) for schedule in dealt]
     return dealt[ends.index(min(ends))]
 
@@ -113,15 +125,28 @@ def _able(device: str, workers: Sequence[str]) -> list[int]:
     return found
 
 
+def _by_urgency(
+    graph: TaskGraph, workers: Sequence[str], costs: Costs, homes: Int32Array = _NOWHERE
+) -> Lists:
+    """The task with the longest way still to go first."""
+    priority = _scheduling.path_to_end(costs.duration_ns, graph.after_starts, graph.after_list)
+    return _listed(graph, workers, costs, priority, homes)
+
+
 def _listed(
-    graph: TaskGraph, workers: Sequence[str], costs: Costs, priority: Int64Array
-) -> tuple[tuple[int, ...], ...]:
+    graph: TaskGraph,
+    workers: Sequence[str],
+    costs: Costs,
+    priority: Int64Array,
+    homes: Int32Array = _NOWHERE,
+) -> Lists:
     names = sorted({*graph.devices, *workers} - {ANY})
     return _list_schedule(
         graph,
         np.array([names.index(device) for device in graph.devices], np.int32)[graph.call_of],
         [-1 if device == ANY else names.index(device) for device in workers],
         priority,
+        homes,
         costs,
         workers,
     )
@@ -132,9 +157,10 @@ def _list_schedule(
     device: Int32Array,
     worker_device: Sequence[int],
     priority: Int64Array,
+    homes: Int32Array,
     costs: Costs,
     workers: Sequence[str],
-) -> tuple[tuple[int, ...], ...]:
+) -> Lists:
     lists = _scheduling.list_schedule(
         costs.duration_ns,
         graph.after_starts,
@@ -142,6 +168,7 @@ def _list_schedule(
         device,
         np.array(worker_device, np.int32),
         priority,
+        homes,
         costs.hand_overs(workers),
     )
     return tuple(map(tuple, lists))
@@ -157,21 +184,22 @@ def _there_and_back(chunk: int, count: int) -> int:
     return min(place, 2 * count - 1 - place)
 
 
-def _deal(
-    graph: TaskGraph, workers: Sequence[str], costs: Costs, order: Callable[[int, int], int]
-) -> Schedule:
+def _homes(graph: TaskGraph, workers: Sequence[str], order: Callable[[int, int], int]) -> Int32Array:
+    """The worker of each task where each chunk has one of every device, `order(chunk, how many there are)`."""
     able = {device: _able(device, workers) for device in set(graph.devices)}
     of_call = [able[device] for device in graph.devices]
-    pinned = np.array(
+    return np.array(
         [
             of_call[call][order(chunk, len(of_call[call]))]
             for call, chunk in zip(graph.call_of.tolist(), graph.chunk_of.tolist(), strict=True)
         ],
         np.int32,
     )
-    if len(able) == 1 or len(set(pinned.tolist())) == 1:
-        lists = tuple(tuple(np.flatnonzero(pinned == worker).tolist()) for worker in range(len(workers)))
-        return Schedule("wavefront", tuple(workers), lists)
+
+
+def _pinned(graph: TaskGraph, workers: Sequence[str], costs: Costs, homes: Int32Array) -> Lists:
+    """Every task at home, chunk behind chunk."""
+    if len(set(graph.devices)) == 1 or len(set(homes.tolist())) == 1:
+        return tuple(tuple(np.flatnonzero(homes == worker).tolist()) for worker in range(len(workers)))
     priority = -np.arange(len(graph), dtype=np.int64)
-    lists = _list_schedule(graph, pinned, list(range(len(workers))), priority, costs, workers)
-    return Schedule("wavefront", tuple(workers), lists)
+    return _list_schedule(graph, homes, list(range(len(workers))), priority, _NOWHERE, costs, workers)

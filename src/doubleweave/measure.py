@@ -10,18 +10,21 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
-from doubleweave.choice import chunk_shape, default_choice
+from doubleweave.choice import Choice, chunk_shape, default_choice
 from doubleweave.contention import Ran, fit
+from doubleweave.costs import Costs
 from doubleweave.errors import InputError
 from doubleweave.find_profile import GENERIC, program_id, this_machine
 from doubleweave.ir import Static, most_rows
 from doubleweave.profile import Measured, Profile, uses_cache
 from doubleweave.program import Program
-from doubleweave.schedule import ANY
+from doubleweave.schedule import ANY, Schedule
 from doubleweave.session import Recorded, Session, TokenIds
+from doubleweave.tasks import TaskGraph
 from doubleweave.threads import threads_or_all
 from doubleweave.waits import waits_of
 
@@ -56,7 +59,7 @@ def measure(
     counts, workers = sorted({1, threads}), worker_counts(threads)
     shape = chunk_shape(program.split)
     sizes = shape.sizes if isinstance(shape, Static) else _rows(most_rows(shape))
-    limit = min(max_cached, program.model.max_context - max(sizes))
+    limit = max(0, min(max_cached, program.model.max_context - 2 * max(sizes)))
     depths = sorted({min(cached, limit) for cached in _CACHED}, reverse=True)
     total = (runs + 1) * len(counts) * len(depths) + len(workers)
     done = 0
@@ -66,25 +69,28 @@ def measure(
         progress(what, done, total)
         done += 1
 
-    ids = np.random.default_rng(0).integers(0, program.model.vocab_size, limit + max(sizes))
+    ids = np.random.default_rng(0).integers(0, program.model.vocab_size, limit + 2 * max(sizes))
     session = program.session("wavefront", threads, profile=GENERIC)
     samples: dict[int, Samples] = {count: defaultdict(lambda: defaultdict(list)) for count in counts}
+    repeats: dict[int, Samples] = {count: defaultdict(lambda: defaultdict(list)) for count in counts}
     # A machine's speed drifts: rounds go over everything, so that each number is a median over all the time.
     for number in range(runs + 1):
         for count in counts:
             _fill(program, session, ids[:limit], threads)
-            session.use(default_choice(program.split, "sequential", count))
             for cached in depths:
                 step(f"{count} threads, {cached} cached, round {number}/{runs}")
+                session.use(default_choice(program.split, "sequential", count))
                 for rows in sizes:
                     # The first round loads methods and touches memory.
                     _sample(session, ids, rows, cached, samples[count] if number else None)
+                session.use(_pairwise_choice(program, count), _pairwise)
+                _sample_repeats(session, ids, max(sizes), cached, repeats[count] if number else None)
     profile = Profile(
         name=f"{program.manifest.name} on {this_machine()}",
         kind="measured",
         machine=this_machine(),
         program=program_id(program.split),
-        segments=_fitted(program, samples),
+        segments=_fitted(program, samples, repeats),
     )
     for count in workers:
         step(f"{count} workers")
@@ -124,13 +130,44 @@ def _sample(session: Session, ids: TokenIds, rows: int, cached: int, found: Samp
         found[call.segment, computed][cached].append(us)
 
 
+def _sample_repeats(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples | None) -> None:
+    """Run two chunks behind `cached` tokens, each call for one and then for the other, and note the second's
+    microseconds."""
+    session.truncate(cached)
+    if cached + 2 * rows > session.max_context:
+        return
+    recorded = _run(session, ids[cached : cached + 2 * rows])
+    if found is None:
+        return
+    graph = recorded.verified.graph
+    (tasks,) = recorded.verified.workers
+    for before, task in pairwise(tasks):
+        call = graph.split.calls[graph.call_of[task]]
+        if graph.call_of[before] == graph.call_of[task] and call.rows == "all":
+            us = (recorded.end_ns[task] - recorded.start_ns[task]) / 1e3
+            found[call.segment, rows][cached].append(float(us))
+
+
+def _pairwise_choice(program: Program, threads: int) -> Choice:
+    one = default_choice(program.split, "sequential", threads)
+    return one._replace(schedule="pairwise", in_flight=2)
+
+
+def _pairwise(graph: TaskGraph, workers: Sequence[str], costs: Costs) -> Schedule:
+    """On one worker, each call for every chunk before the next call."""
+    order = np.lexsort((graph.chunk_of, graph.call_of)).tolist()
+    return Schedule("pairwise", tuple(workers), (tuple(order),))
+
+
 def _run(session: Session, ids: TokenIds) -> Recorded:
     session.append(ids, record=True)
     assert session.recorded is not None
     return session.recorded
 
 
-def _fitted(program: Program, samples: Mapping[int, Samples]) -> dict[str, dict[int, Measured]]:
+def _fitted(
+    program: Program, samples: Mapping[int, Samples], repeats: Mapping[int, Samples]
+) -> dict[str, dict[int, Measured]]:
     result: dict[str, dict[int, Measured]] = defaultdict(dict)
     for threads, found in samples.items():
         for segment in program.split.segments:
@@ -138,8 +175,25 @@ def _fitted(program: Program, samples: Mapping[int, Samples]) -> dict[str, dict[
                 rows: by_cached for (name, rows), by_cached in sorted(found.items()) if name == segment.name
             }
             if points:
-                result[segment.name][threads] = _table(points, uses_cache(segment))
+                measured = _table(points, uses_cache(segment))
+                if uses_cache(segment):
+                    repeated = repeats[threads].get((segment.name, measured.rows[-1]), {})
+                    measured = replace(measured, repeated=_repeated(measured, repeated))
+                result[segment.name][threads] = measured
     return dict(result)
+
+
+def _repeated(measured: Measured, found: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
+    """By cached tokens, the share of a call's time that it takes after the same call for the chunk before."""
+    if not set(measured.cached) <= set(found):
+        return ()
+    rows = measured.rows[-1]
+    # The second chunk has the first one in its cache.
+    usual = measured.time_us(
+        np.full(len(measured.cached), float(rows)), np.array(measured.cached, float) + rows
+    )
+    took = [statistics.median(found[cached]) for cached in measured.cached]
+    return tuple(round(min(1.0, us / at), 4) for us, at in zip(took, usual.tolist(), strict=True))
 
 
 def _table(points: Mapping[int, Mapping[int, Sequence[float]]], uses_cache: bool) -> Measured:

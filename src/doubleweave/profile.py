@@ -28,6 +28,8 @@ class Measured:
     """A segment's time with some number of threads: `us[i][j]` microseconds (medians) at `rows[i]` rows behind
     `cached[j]` tokens; between and beyond them the model is linear in each.
 
+    `repeated[j]` is the share of that time that a call of the most rows takes behind `cached[j]` tokens where its
+    worker has just run the same call, for the chunk before; empty where it makes no difference.
     `spread[i]` is half the distance of the quartiles over the median; `misfit[i]` how far, at most, a median lies from
     the line between its neighbours, as a share of it: what leaving that point out would have cost.
     """
@@ -37,6 +39,13 @@ class Measured:
     us: tuple[tuple[float, ...], ...]
     spread: tuple[float, ...] = ()
     misfit: tuple[float, ...] = ()
+    repeated: tuple[float, ...] = ()
+
+    def repeated_share(self, cached: FloatArray) -> FloatArray:
+        """The share of its time that a call behind `cached` tokens takes after the same call, element by element."""
+        if not self.repeated:
+            return np.ones(len(cached))
+        return np.interp(cached, self.cached, self.repeated)
 
     def time_us(self, rows: FloatArray, cached: FloatArray) -> FloatArray:
         """Microseconds for `rows` rows behind `cached` tokens, element by element."""
@@ -90,6 +99,7 @@ class Profile:
         calls = graph.split.calls
         sizes = np.array([(c.num_tokens, c.compiled_size, cached + c.start) for c in graph.chunks], float)
         duration_us = np.zeros(len(graph))
+        repeated = np.ones(len(graph))
         order = np.argsort(graph.call_of, kind="stable")
         bounds = np.searchsorted(graph.call_of[order], np.arange(len(calls) + 1))
         for index, call in enumerate(calls):
@@ -102,6 +112,8 @@ class Profile:
             if call.rows == "last" and not all_rows:
                 rows = np.ones(len(tasks))
             duration_us[tasks] = self.time_us(segment, rows, before, threads)
+            if measured := self._measured(segment, threads):
+                repeated[tasks] = measured.repeated_share(before)
         hand_over = {
             (a, b): self._hand_over_us(a, b) for a in self._devices(graph) for b in self._devices(graph)
         }
@@ -110,6 +122,7 @@ class Profile:
             {pair: round(us * 1e3) for pair, us in hand_over.items()},
             round(self.same_worker_us * 1e3),
             self.contention_of(workers),
+            repeated,
         )
 
     def contention_of(self, workers: int) -> Mapping[tuple[str, str], float]:
@@ -119,16 +132,19 @@ class Profile:
 
     def time_us(self, segment: Segment, rows: FloatArray, cached: FloatArray, threads: int) -> FloatArray:
         """A segment's time for `rows` rows behind `cached` tokens."""
-        measured = self.segments.get(segment.name)
-        if measured:
-            nearest = min(measured, key=lambda count: (abs(count - threads), count))
-            return measured[nearest].time_us(rows, cached)
+        if measured := self._measured(segment, threads):
+            return measured.time_us(rows, cached)
         if segment.device not in self.devices:
             raise InputError(
                 f"profile {self.name}: found neither segment {segment.name!r} nor device {segment.device!r}, expected "
                 f"one of them; measure this program with doubleweave profile, or add [device.{segment.device}]"
             )
         return estimate_us(self.devices[segment.device], segment, self.weights, rows, cached + rows, threads)
+
+    def _measured(self, segment: Segment, threads: int) -> Measured | None:
+        """A segment's times with that many threads, or with the nearest number of them that the profile has."""
+        found = self.segments.get(segment.name)
+        return found[min(found, key=lambda count: (abs(count - threads), count))] if found else None
 
     def choose(self, split: Split, num_tokens: int, threads: int) -> Choice:
         """The planner's decision for a prompt of this length, or, where the profile has none for as many threads,

@@ -151,14 +151,15 @@ def _measured(data: Any, where: str) -> Measured:
     lists = tuple(_numbers(values, f"{where}, us") for values in us)
     for row in lists:
         _check_length(row, {len(cached)}, f"{where}, us")
-    for key in ("spread", "misfit"):
-        _check_length(columns.get(key, ()), {0, len(rows)}, f"{where}, {key}")
+    for key, points in (("spread", rows), ("misfit", rows), ("repeated", cached)):
+        _check_length(columns.get(key, ()), {0, len(points)}, f"{where}, {key}")
     return Measured(
         tuple(map(int, rows)),
         tuple(map(int, cached)),
         lists,
         columns.get("spread", ()),
         columns.get("misfit", ()),
+        columns.get("repeated", ()),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from doubleweave.errors import InputError, RunError
 from doubleweave.execution import Memory, bind
 from doubleweave.instances import Instances
 from doubleweave.ir import most_rows
-from doubleweave.makers import make
+from doubleweave.makers import Maker, make
 from doubleweave.manifest import Manifest
 from doubleweave.profile import Profile
 from doubleweave.task_timeline import timeline_of
@@ -92,6 +92,7 @@ class Session:
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
         self._output = next(value.name for value in split.values if value.kind == "output")
         self._positions = np.arange(max_context + self._most_rows, dtype=np.int64)
+        self._makers: dict[str, Maker] = {}
         self._prepared: OrderedDict[tuple[int, Want, Choice], _Prepared] = OrderedDict()
 
     @property
@@ -224,7 +225,10 @@ class Session:
         chunks = chunks_of(split, choice, num_tokens)
         graph = graph_of(split, choice, chunks, want)
         costs = self.profile.costs(graph, choice.threads, len(choice.workers), all_rows=want == "all")
-        schedule = make(choice.schedule, graph, choice.workers, costs, choice.threads)
+        if maker := self._makers.get(choice.schedule):
+            schedule = replace(maker(graph, choice.workers, costs), threads=choice.threads)
+        else:
+            schedule = make(choice.schedule, graph, choice.workers, costs, choice.threads)
         verified = verify(schedule, graph)
         buffers = _native.Buffers(list(graph.buffer_bytes))
         input_ids = np.zeros(chunks[-1].start + chunks[-1].compiled_size, dtype=np.int64)
@@ -240,10 +244,13 @@ class Session:
             self._prepared.popitem(last=False)
         return prepared
 
-    def use(self, choice: Choice) -> None:
-        """Run what follows by this choice, whatever the session was made for."""
+    def use(self, choice: Choice, maker: Maker | None = None) -> None:
+        """Run what follows by this choice, whatever the session was made for; `maker` makes schedules that no name
+        of ours stands for, and the choice gives them one."""
         self._fixed = choice
         self.schedule = choice.schedule
+        if maker is not None:
+            self._makers[choice.schedule] = maker
 
     def _choose(self, num_tokens: int) -> Choice:
         """A single chunk has nothing to overlap: it runs with every thread in every method."""

@@ -18,7 +18,7 @@ def times(graph: TaskGraph, schedule: Schedule, costs: Costs) -> tuple[Int64Arra
     kind = np.array([kinds.index(device) for device in graph.devices], np.int32)[graph.call_of]
     try:
         return _scheduling.simulate(
-            costs.duration_ns,
+            costs.durations_ns(graph, lists),
             starts,
             after,
             lists,

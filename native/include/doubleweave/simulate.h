@@ -44,15 +44,18 @@ struct Times {
 Times simulate(const TaskArrays& tasks, const std::vector<std::vector<int32_t>>& workers,
                HandOvers hand_overs, const Contention& contention);
 
-/// Which worker may run which task: task t runs on workers of device[t].
+/// Which worker may run which task: task t runs on workers of device[t]. Worker home[t] takes it
+/// before tasks that are at home elsewhere, and others take it where they would wait.
 struct Placement {
   std::span<const int32_t> device;         // of each task
   std::span<const int32_t> worker_device;  // of each worker; -1: any
   std::span<const int64_t> priority;       // of each task; the greatest goes first
+  std::span<const int32_t> home;           // of each task, a worker; empty: nowhere
 };
 
 /// Gives each worker its list: whenever a worker is free it takes, of the tasks whose inputs are
-/// ready, the one of the greatest priority (of equals, the one with the smaller number).
+/// ready (its own first), the one of the greatest priority (of equals, the one with the smaller
+/// number).
 ///
 /// Throws std::invalid_argument where a number is out of range, a task has no worker, or tasks wait
 /// for each other.
