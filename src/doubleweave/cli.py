@@ -139,6 +139,18 @@ def _add_compile(commands: Any) -> None:
         help="bounded: the most rows (default 128); static: a size, may be repeated (default 1, 32, 128)",
     )
     p.add_argument("--max-context", type=int, metavar="N", help="the longest context (default: the model's)")
+    p.add_argument(
+        "--attention",
+        default="dynamic",
+        help="dynamic (default; on the CPU, over a cache that grows) or static (inlined in the static segments, over a "
+        "cache of --max-context tokens with a mask: the all-static way, to compare with)",
+    )
+    p.add_argument(
+        "--attention-device",
+        default="cpu",
+        metavar="DEVICE",
+        help="qnn: cpu (default), or npu to ask QNN for dynamic attention on the NPU",
+    )
     p.add_argument("--json", action="store_true", help="print a summary as one JSON object on the last line")
     p.set_defaults(command=_compile)
 
@@ -266,6 +278,8 @@ def _compile(args: argparse.Namespace) -> None:
             shape=args.shape,
             chunk=args.chunk,
             max_context=args.max_context,
+            attention=args.attention,
+            attention_device=args.attention_device,
             soc=args.soc,
             calibrate=args.calibrate,
             keep=dict(args.keep),

@@ -5,24 +5,24 @@ Nothing half-written is left behind: the directory is made beside its place and 
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doubleweave.errors import PolicyError, SourceError
-from doubleweave.ir import Dynamic, Static, most_rows, rows
-from doubleweave.manifest import PROGRAM_FILE, TOKENIZER_FILE, Manifest, ModelInfo
+from doubleweave.ir import Dynamic, Static, rows
+from doubleweave.manifest import PROGRAM_FILE, Manifest, ModelInfo
 from doubleweave.policy import DEFAULT_SIZES, MOST_ROWS
 from doubleweave.program_folder import Progress, check_target, made_beside
+from doubleweave.quantized_llm import Options, quantized_llm
 
 if TYPE_CHECKING:
-    from doubleweave.backends.qnn_compile import QnnOptions
     from doubleweave.models.model import Model
-    from doubleweave.split import TorchSplit
 
 SHAPES = ("bounded", "static")
+ATTENTIONS = ("dynamic", "static")
+DEVICES = ("cpu", "npu")  # of dynamic attention
 # The recipes of each backend, its default first; quantize.py and backends/qnn_quantize.py say what they are.
 RECIPES = {"xnnpack": ("8da8w", "8da4w", "none"), "qnn": ("16a8w", "16a4w", "8a8w")}
 
@@ -36,6 +36,8 @@ def compile_llm(
     shape: str | None = None,
     chunk: Sequence[int] = (),
     max_context: int | None = None,
+    attention: str = "dynamic",
+    attention_device: str = "cpu",
     soc: str | None = None,
     calibrate: str | Path | None = None,
     keep: Mapping[str, str] | None = None,
@@ -49,12 +51,16 @@ def compile_llm(
     other recipes ("cpu" for none) for segments by pattern in `keep`; without `emulate` the program is for the chip
     alone, with it for the emulator on this machine. shape: "bounded" (linears take 1 to max(chunk)
     rows, default 128) or "static" (one method for each size in `chunk`, default 1, 32, 128; XNNPACK stands in for the
-    NPU); qnn is always static. Raises PolicyError, SourceError, SplitError, LowerError or BackendError; `out` is then
+    NPU); qnn is always static. attention: "dynamic" (over a cache that grows, on the CPU) or "static" (inlined, over a
+    cache of `max_context` tokens, which must be given: the all-static way); attention_device "npu" asks QNN for dynamic
+    attention. Raises PolicyError, SourceError, SplitError, LowerError or BackendError; `out` is then
     as it was before.
     """
     given = {"soc": soc, "calibrate": calibrate, "keep": keep, "emulate": emulate}
     recipe, shape = _options(backend, quantize, shape, given)
-    sizes = _sizes(shape, chunk)
+    shape = _check_attention(attention, shape, max_context)
+    _check_attention_device(attention_device, attention, backend)
+    sizes = _sizes(shape or "bounded", chunk)
     report = progress or (lambda what, done, total: None)
     folder = Path(out)
     check_target(folder)
@@ -62,9 +68,10 @@ def compile_llm(
     if backend == "qnn":
         from doubleweave.backends.qnn import check_soc  # torch is imported from here on
         from doubleweave.backends.qnn_compile import QnnOptions
-        from doubleweave.qnn_sdk import find_sdk
+        from doubleweave.qnn_sdk import find_sdk, keep_from_downloading
 
         find_sdk()  # its errors come before the work
+        keep_from_downloading()
         to_qnn = QnnOptions(check_soc(soc or ""), recipe, keep or {}, calibrate, emulate)
     from doubleweave.models.model import Model
 
@@ -76,7 +83,8 @@ def compile_llm(
             f"max-context: found {context}, expected 1 to {model.max_context} (what the model was trained for)"
         )
     with made_beside(folder) as temporary:
-        return _compile(model, temporary, recipe, sizes, context, to_qnn, report)
+        options = Options(recipe, sizes, context, attention, attention_device, to_qnn)
+        return _compile(model, temporary, options, report)
 
 
 def _options(
@@ -84,8 +92,8 @@ def _options(
     quantize: str | None,
     shape: str | None,
     for_qnn: Mapping[str, object],
-) -> tuple[str, str]:
-    """The recipe and the shape; PolicyError for options that do not go together."""
+) -> tuple[str, str | None]:
+    """The recipe and the shape (None: as usual); PolicyError for options that do not go together."""
     if backend not in RECIPES:
         raise PolicyError(f"backend: found {backend!r}, expected one of {', '.join(RECIPES)}")
     recipe = RECIPES[backend][0] if quantize is None else quantize
@@ -96,7 +104,7 @@ def _options(
     if backend != "qnn":
         if wrong := [name for name, value in for_qnn.items() if value]:
             raise PolicyError(f"{wrong[0]}: is an option of the qnn backend; add backend qnn or leave it out")
-        return recipe, shape or "bounded"
+        return recipe, shape
     if shape == "bounded":
         raise PolicyError(
             "shape: found 'bounded', but qnn takes fixed sizes only; use static or leave it out"
@@ -106,38 +114,37 @@ def _options(
     return recipe, shape or "static"
 
 
-def _compile(
-    model: Model,
-    folder: Path,
-    recipe: str,
-    sizes: Static | Dynamic,
-    context: int,
-    to_qnn: QnnOptions | None,
-    report: Progress,
-) -> Manifest:
-    from doubleweave.export import export_llm, owned_modules
-    from doubleweave.lower import jobs, lower
-    from doubleweave.quantize import quantize
-    from doubleweave.split_llm import default_policy, split_llm
+def _check_attention(attention: str, shape: str | None, max_context: int | None) -> str | None:
+    """The shape; PolicyError where attention, shape and context do not go together."""
+    if attention not in ATTENTIONS:
+        raise PolicyError(f"attention: found {attention!r}, expected one of {', '.join(ATTENTIONS)}")
+    if attention == "dynamic":
+        return shape
+    if shape == "bounded":
+        raise PolicyError(
+            "shape: found 'bounded', but static attention takes fixed sizes; use static or leave it out"
+        )
+    if max_context is None:
+        raise PolicyError(
+            "max-context: static attention reads the whole cache in every run; say how many tokens it has, such as 1024"
+        )
+    return "static"
 
-    report("exporting the graph", 0, 1)
-    most = most_rows(sizes)
-    graph = export_llm(model.module, most)
-    torch_split = split_llm(
-        graph,
-        owned_modules(model.module),
-        default_policy(sizes),
-        last_row=frozenset({"lm_head"}),
-        max_context=context,
-        backend="xnnpack",
-    )
-    report(f"quantizing ({recipe})", 0, 1)
-    if model.save_tokenizer is not None:
-        _save_tokenizer(model.save_tokenizer, folder)
-    if to_qnn is None:
-        torch_split = quantize(torch_split, recipe)
-    else:
-        torch_split = _quantize_for_qnn(torch_split, to_qnn, folder, model.vocab_size, most, report)
+
+def _check_attention_device(device: str, attention: str, backend: str) -> None:
+    if device not in DEVICES:
+        raise PolicyError(f"attention-device: found {device!r}, expected one of {', '.join(DEVICES)}")
+    if device == "npu" and (backend != "qnn" or attention != "dynamic"):
+        raise PolicyError(
+            f"attention-device: found 'npu' with {attention} attention for {backend}; expected dynamic attention for "
+            "qnn (static attention is where the static segments are)"
+        )
+
+
+def _compile(model: Model, folder: Path, options: Options, report: Progress) -> Manifest:
+    from doubleweave.lower import jobs, lower
+
+    torch_split = quantized_llm(model, options, folder, report)
     total = len(jobs(torch_split.split)) + 1
     done = 0
     report("lowering", done, total)
@@ -152,11 +159,11 @@ def _compile(
         name=model.name,
         model=ModelInfo(
             model.vocab_size,
-            context,
+            options.max_context,
             model.eos_token_ids,
             model.chat_template,
             model.special_tokens,
-            recipe,
+            options.recipe,
         ),
         split=split,
         program_sha256=digest,
@@ -166,33 +173,6 @@ def _compile(
     )
     manifest.write(folder)
     return manifest
-
-
-def _quantize_for_qnn(
-    torch_split: TorchSplit, options: QnnOptions, folder: Path, vocab_size: int, size: int, report: Progress
-) -> TorchSplit:
-    from doubleweave.backends.qnn_compile import to_qnn
-    from doubleweave.calibration import calibration_chunks
-
-    chunks = calibration_chunks(options.calibrate, folder / TOKENIZER_FILE, size, vocab_size)
-    total = len(torch_split.split.segments) + len(chunks) + 1
-    done = 0
-
-    def step(what: str) -> None:
-        nonlocal done
-        done += 1
-        report(what, min(done, total), total)
-
-    return to_qnn(torch_split, options, chunks, step)
-
-
-def _save_tokenizer(save: Callable[[Path], None], folder: Path) -> None:
-    try:
-        save(folder)
-    except OSError:
-        raise
-    except Exception as error:  # tokenizers raises a plain Exception with what the system said
-        raise OSError(errno.EIO, f"{TOKENIZER_FILE}: {error}") from error
 
 
 def _sizes(shape: str, chunk: Sequence[int]) -> Static | Dynamic:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from doubleweave.errors import InputError
+from doubleweave.ir import CACHED, Port
 from doubleweave.split import TorchSplit
 
 
@@ -47,7 +48,11 @@ def run_chunks(
         env = {"input_ids": input_ids, "position_ids": torch.arange(start, end)[None]}
         start = end
         for call in torch_split.split.calls:
-            read = [cache[n] if kinds[n] == "cache" else env[n] for n in call.reads]
+            ports = torch_split.split.segment(call.segment).inputs
+            read = [
+                _cached(cache.get(name), port) if kinds[name] == "cache" else env[name]
+                for name, port in zip(call.reads, ports, strict=True)
+            ]
             with torch.no_grad():
                 written = run[call.segment](*read)
             for name, result in zip(call.writes, written, strict=True):
@@ -56,3 +61,14 @@ def run_chunks(
                 else:
                     env[name] = result
         yield env[output]
+
+
+def _cached(rows: Tensor | None, port: Port) -> Tensor:
+    """The rows that a call sees: those there are or, where it takes a cache of fixed length, zeros behind them."""
+    if CACHED in port.shape:
+        assert rows is not None
+        return rows
+    whole = torch.zeros([int(size) for size in port.shape], dtype=getattr(torch, port.dtype))
+    if rows is not None:
+        whole[:, : rows.shape[1]] = rows
+    return whole

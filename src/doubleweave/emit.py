@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from doubleweave.ir import Traffic
 from doubleweave.split import SMALL_BYTES
 
 
@@ -59,7 +60,7 @@ class Template:
     `plan` is ExecuTorch's ExecutionPlan; `payloads` the delegates' processed bytes; `named` and `buffers`
     say where each named datum and each constant buffer comes from (bytes: the same in every layer).
     `is_complete`: every weight was found again, so that others can take its place (a backend may also keep them
-    in another layout, such as a convolution's).
+    in another layout, such as a convolution's). `traffic` is what the backend's compiler says of its memory.
     """
 
     plan: object
@@ -69,6 +70,7 @@ class Template:
     num_operators: int
     num_delegated: int
     is_complete: bool
+    traffic: Traffic | None = None
 
 
 def encode(source: Constant | bytes, weights: tuple[Tensor, ...]) -> bytes:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from doubleweave.errors import InputError
-from doubleweave.ir import CACHED, ITEM_BYTES, ROWS, Port, Segment
+from doubleweave.ir import CACHED, ITEM_BYTES, ROWS, Port, Segment, whole_cache
 
 FloatArray = npt.NDArray[np.float64]
 _ITEM_BYTES = {"int4": 0.5, "int8": 1.0, "float16": 2.0, "float32": 4.0}
@@ -63,6 +63,11 @@ class Device:
         return Device(**data)
 
 
+def weight_format(recipe: str) -> str:
+    """The format of a quantization recipe's weights, such as int4 of "8da4w"."""
+    return "float32" if recipe == "none" else "int4" if recipe.endswith("4w") else "int8"
+
+
 def estimate_us(
     device: Device, segment: Segment, weights: str, rows: FloatArray, cached: FloatArray, threads: int
 ) -> FloatArray:
@@ -71,32 +76,44 @@ def estimate_us(
     `weights` is their format: int4, int8, float16 or float32. On a CPU `threads` cores share the work, of those
     it has.
     """
-    operations, moved, kind = _work(segment, weights, rows, cached)
-    peak = device.peak_gops.get(kind) or min(device.peak_gops.values())
     cores = min(threads, device.workers or threads) if segment.device == "cpu" else 1
-    rate = peak * device.efficiency * cores
-    compute_us = operations / (rate * 1e3)
-    memory_us = moved / (device.bandwidth_gb_s * 1e3)
+    compute_us = np.zeros(len(rows))
+    for kind, operations in _operations(segment, weights, rows, cached):
+        peak = device.peak_gops.get(kind) or min(device.peak_gops.values())
+        compute_us += operations / (peak * device.efficiency * cores * 1e3)
+    memory_us = _moved(segment, rows, cached) / (device.bandwidth_gb_s * 1e3)
     result: FloatArray = device.launch_us + np.maximum(compute_us, memory_us)
     return result
 
 
-def _work(
+def _operations(
     segment: Segment, weights: str, rows: FloatArray, cached: FloatArray
-) -> tuple[FloatArray, FloatArray, str]:
-    """(operations, bytes moved, the format that the operations are in) of one call."""
-    moved = sum(
-        (_bytes(port, rows, cached) for port in (*segment.inputs, *segment.outputs)), np.zeros(len(rows))
-    )
-    reads_cache = [port for port in segment.inputs if CACHED in port.shape]
-    if reads_cache:
+) -> list[tuple[str, FloatArray]]:
+    """Operations of one call, by the format that they are in."""
+    if any(CACHED in port.shape for port in segment.inputs):
         # Queries times keys and weights times values; a chunk's rows see half of each other.
         width = math.prod(size for size in segment.inputs[0].shape if isinstance(size, int))
-        return 4.0 * width * rows * np.maximum(cached - rows / 2, 1), moved, "float32"
+        return [("float32", 4.0 * width * rows * np.maximum(cached - rows / 2, 1))]
     if segment.num_delegated == 0:
-        return np.zeros(len(rows)), moved, "float32"  # a table's rows are copied
-    operations = 2.0 * rows * segment.weight_bytes / _ITEM_BYTES[weights]
-    return operations, moved + segment.weight_bytes, weights
+        return []  # a table's rows are copied
+    products = segment.linear_weights or segment.weight_bytes / _ITEM_BYTES[weights]
+    found = [(weights, 2.0 * rows * products)]
+    if segment.attended_width:
+        # Inlined, attention goes over the whole cache and the chunk's own rows, whatever the mask hides.
+        whole = max(map(whole_cache, segment.inputs))
+        found.append(("float16", 2.0 * segment.attended_width * rows * (whole + rows)))
+    return found
+
+
+def _moved(segment: Segment, rows: FloatArray, cached: FloatArray) -> FloatArray:
+    """Bytes of one call to and from memory: what the device's compiler counted, else weights, inputs and outputs."""
+    ports = (*segment.inputs, *segment.outputs)
+    moved = sum((_bytes(port, rows, cached) for port in ports), np.zeros(len(rows)))
+    if segment.num_delegated:
+        moved = moved + segment.weight_bytes
+    for traffic in segment.traffic:
+        moved = np.where(rows == traffic.size, float(traffic.read + traffic.written), moved)
+    return moved
 
 
 def _bytes(port: Port, rows: FloatArray, cached: FloatArray) -> FloatArray:

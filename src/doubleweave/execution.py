@@ -100,6 +100,8 @@ class Binder:
             if "S" in port.shape:
                 sizes = _sizes(port.shape, rows, chunk.start + chunk.num_tokens)
                 return _native.Binding(region, sizes, 0, 0, port.shape.index("S"))
+            if "T" not in port.shape:  # the whole cache
+                return _native.Binding(region, _sizes(port.shape, rows, 0), 0, 0)
             # Token ids are this run's own; positions and cache rows go on behind the cached tokens.
             moves = 0 if name == "input_ids" else row_bytes
             offset = (chunk.start + first) * row_bytes

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from doubleweave.errors import InputError
+from doubleweave.estimate import weight_format
 from doubleweave.ir import Split
 from doubleweave.manifest import Manifest
 from doubleweave.profile import Profile
@@ -18,7 +19,6 @@ from doubleweave.profile_file import read_profile
 # In a program's folder: measured by `doubleweave profile`.
 PROFILE_FILE = "profile.toml"
 GENERIC = "generic"
-_WEIGHTS = {"none": "float32", "8da4w": "int4"}
 
 
 def find_profile(folder: Path, manifest: Manifest, given: str | None = None) -> Profile:
@@ -39,7 +39,7 @@ def find_profile(folder: Path, manifest: Manifest, given: str | None = None) -> 
             f"{program_id(manifest.split)} (this one); measure it with doubleweave profile {folder}"
         )
     quantize = "none" if manifest.model is None else manifest.model.quantize
-    return replace(found, weights=_WEIGHTS.get(quantize, "int8"))
+    return replace(found, weights=weight_format(quantize))
 
 
 def shipped_names() -> list[str]:

@@ -13,7 +13,12 @@ from doubleweave import _native
 from doubleweave.errors import ProgramError
 from doubleweave.ir import Split
 from doubleweave.manifest import PROGRAM_FILE
+from doubleweave.native_output import captured
+from doubleweave.qnn_report import refusal
 from doubleweave.scratch import groups
+
+# Backends that must not load two methods at once: Qualcomm's libraries set up what methods share without a lock.
+_ONE_AT_A_TIME = frozenset({"qnn"})
 
 
 class Instances:
@@ -26,6 +31,12 @@ class Instances:
         self._groups = {
             method: shared.get(segment.name, -1) for segment in split.segments for method in segment.methods()
         }
+        self._alone = frozenset(
+            method
+            for segment in split.segments
+            if segment.backend in _ONE_AT_A_TIME
+            for method in segment.methods()
+        )
         self._loaded: dict[tuple[str, int], _native.Instance] = {}
         self.turns = _native.Turns()  # of calls from several threads that use a common method
         self._loading = threading.Lock()
@@ -34,18 +45,29 @@ class Instances:
         """Load the method on first use; raises ProgramError when the program does not have it."""
         key = (method, copy)
         if key not in self._loaded:
-            self._loaded[key] = self._load(method)
+            self._loaded[key] = self._load_alone(method) if method in self._alone else self._load(method)
         return self._loaded[key]
 
     def load_all(self, methods: list[str]) -> None:
         """Load several at once: packing weights is most of it, and it runs without the GIL."""
         with self._loading:
             todo = [method for method in dict.fromkeys(methods) if (method, 0) not in self._loaded]
+            for method in self._alone.intersection(todo):
+                self._loaded[method, 0] = self._load_alone(method)
+            todo = [method for method in todo if method not in self._alone]
             if not todo:
                 return
             with ThreadPoolExecutor(max_workers=_native.max_threads()) as pool:
                 for method, instance in zip(todo, pool.map(self._load, todo), strict=True):
                     self._loaded[method, 0] = instance
+
+    def _load_alone(self, method: str) -> _native.Instance:
+        """Load a method of a backend that talks while it loads; what it says is of interest where it fails."""
+        try:
+            return captured(lambda: self._load(method))[0]
+        except ProgramError as error:
+            reason = refusal(getattr(error, "printed", ""))
+            raise ProgramError(f"{error} ({reason})" if reason else str(error)) from error
 
     def _load(self, method: str) -> _native.Instance:
         try:

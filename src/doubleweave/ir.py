@@ -21,6 +21,7 @@ from doubleweave.sizes import Shape as Shape
 from doubleweave.sizes import Size
 
 ROWS, CACHED = "T", "S"
+NPU_BACKENDS = frozenset({"qnn"})  # of devices that the CPU's workers cannot stand in for
 
 ITEM_BYTES = {
     "float32": 4,
@@ -74,9 +75,26 @@ def rows(low: int, high: int, max_cached: int = 0) -> Dynamic:
     return Dynamic((Range(ROWS, low, high), *cached))
 
 
+def whole_cache(port: Port) -> int:
+    """The rows of a port that takes a cache of fixed length, all of it; 0 for any other port."""
+    is_fixed = len(port.shape) == 3 and all(isinstance(size, int) for size in port.shape)
+    return int(port.shape[1]) if is_fixed else 0
+
+
 def most_rows(shape: Static | Dynamic) -> int:
     """The most rows that one call takes."""
     return max(shape.sizes) if isinstance(shape, Static) else shape.range(ROWS).high
+
+
+class Traffic(NamedTuple):
+    """Bytes between the device's own memory and the system's in one run of the method of `size` rows, as its compiler
+    counts them; `spilled` and `filled` are those of them for values that its own memory had no room for."""
+
+    size: int
+    read: int
+    written: int
+    spilled: int
+    filled: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,10 @@ class Segment:
     `structure` names what it computes without its weights: equal structures differ in weights alone. `target` is
     the chip that its backend compiles it for, "" where that makes no difference. `recipe` is how it is quantized where
     scales are fixed beforehand, `snr_db` its signal-to-noise ratio against float32 in decibels. `contexts` counts QNN's
-    context binaries: fewer than methods where methods of several sizes share one, and so their weights.
+    context binaries: fewer than methods where methods of several sizes share one, and so their weights. `traffic` is
+    what the method of each size moves, where the backend's compiler says so. `linear_weights` counts a language model's
+    multiply-adds with weights for each row (0: not counted). `attended_width`, where attention is
+    inlined, is its multiply-adds for each row and each row of the cache: widths of queries and outputs of all layers.
     `num_delegated` of `num_operators` operators run in the backend's delegate, the others in ExecuTorch's
     CPU kernels (both are 0 until the segment is lowered). `rows` says how a segment that is run chunk by chunk was
     shown to have independent rows.
@@ -112,6 +133,9 @@ class Segment:
     recipe: str = ""
     snr_db: float | None = None
     contexts: int = 0
+    traffic: tuple[Traffic, ...] = ()
+    linear_weights: int = 0
+    attended_width: int = 0
     weight_bytes: int = 0
     num_operators: int = 0
     num_delegated: int = 0
@@ -351,6 +375,9 @@ def _segment_to_dict(segment: Segment) -> dict[str, Any]:
         "recipe": segment.recipe,
         "snr_db": segment.snr_db,
         "contexts": segment.contexts,
+        "linear_weights": segment.linear_weights,
+        "attended_width": segment.attended_width,
+        "traffic": [list(item) for item in segment.traffic],
         "weight_bytes": segment.weight_bytes,
         "num_operators": segment.num_operators,
         "num_delegated": segment.num_delegated,
@@ -366,6 +393,7 @@ def _segment_from_dict(data: dict[str, Any]) -> Segment:
             "shape": Static(tuple(shape["static"]))
             if "static" in shape
             else Dynamic(tuple(Range(*item) for item in shape["dynamic"])),
+            "traffic": tuple(Traffic(*item) for item in data.get("traffic", ())),
             "inputs": tuple(_port_from_list(item) for item in data["inputs"]),
             "outputs": tuple(_port_from_list(item) for item in data["outputs"]),
         }

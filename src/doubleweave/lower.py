@@ -109,15 +109,18 @@ def lower(
     writer = ProgramWriter()
     segments = []
     for segment in prepared.split.segments:
-        weight_bytes, template = 0, None
+        weight_bytes, template, moves = 0, None, []
         for name, size in segment.methods().items():
             template = templates[segment.name, size]
             weight_bytes = writer.add(name, template, prepared.weights[segment.name])
+            if template.traffic is not None and size is not None:
+                moves.append(template.traffic._replace(size=size))
         assert template is not None
         segments.append(
             replace(
                 segment,
                 weight_bytes=weight_bytes,
+                traffic=tuple(moves),
                 num_operators=template.num_operators,
                 num_delegated=template.num_delegated,
             )
@@ -170,8 +173,12 @@ def _lower_all(
                 job.methods,
                 is_shared=job.is_shared,
             )
-        except LowerError:
-            raise
+        except LowerError as error:
+            if segment.backend != qnn.NAME:
+                raise
+            raise LowerError(
+                f"segment {job}: {error}; keep it on the CPU: --keep {segment.name}=cpu"
+            ) from error
         except Exception as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
             missing = re.search(r"Missing out variants: {'aten::(\w+)'", first)
@@ -208,7 +215,8 @@ def lower_graph(
     used = made_up_weights(weights) if is_shared else weights
     module = with_weights(graph_module.graph, used)
     exported = {name: export_segment(module, segment, size) for name, size in methods.items()}
-    edge = BACKENDS[segment.backend].to_edge(exported, segment.target)
+    lowered = BACKENDS[segment.backend].to_edge(exported, segment.target)
+    edge = lowered.edge
     counts = {name: _count(edge.exported_program(name)) for name in methods}
     # Inputs and outputs live in buffers that the runtime owns.
     planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
@@ -218,7 +226,12 @@ def lower_graph(
     made_up = frozenset(i for i, (a, b) in enumerate(zip(used, weights, strict=True)) if a is not b)
     templates = make_templates(manager._emitter_output.program, manager._named_data, used, made_up)
     return {
-        size: replace(templates[name], num_operators=counts[name][0], num_delegated=counts[name][1])
+        size: replace(
+            templates[name],
+            num_operators=counts[name][0],
+            num_delegated=counts[name][1],
+            traffic=lowered.traffic.get(name),
+        )
         for name, size in methods.items()
     }
 

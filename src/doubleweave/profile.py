@@ -16,8 +16,8 @@ import numpy.typing as npt
 from doubleweave.choice import Choice, default_choice
 from doubleweave.costs import Costs
 from doubleweave.errors import InputError
-from doubleweave.estimate import Device, estimate_us
-from doubleweave.ir import CACHED, Segment, Split, Static
+from doubleweave.estimate import Device, estimate_us, weight_format
+from doubleweave.ir import CACHED, NPU_BACKENDS, Segment, Split, Static
 from doubleweave.tasks import TaskGraph
 
 FloatArray = npt.NDArray[np.float64]
@@ -139,7 +139,8 @@ class Profile:
                 f"profile {self.name}: found neither segment {segment.name!r} nor device {segment.device!r}, expected "
                 f"one of them; measure this program with doubleweave profile, or add [device.{segment.device}]"
             )
-        return estimate_us(self.devices[segment.device], segment, self.weights, rows, cached + rows, threads)
+        weights = weight_format(segment.recipe) if segment.recipe else self.weights
+        return estimate_us(self.devices[segment.device], segment, weights, rows, cached + rows, threads)
 
     def _measured(self, segment: Segment, threads: int) -> Measured | None:
         """A segment's times with that many threads, or with the nearest number of them that the profile has."""
@@ -152,7 +153,10 @@ class Profile:
         if self.decisions and self.threads == threads:
             found = next((d for d in self.decisions if num_tokens <= d.tokens), self.decisions[-1])
             return found.choice
-        wave = default_choice(split, "wavefront", threads)
+        overlapping = (
+            "out_of_order" if any(s.backend in NPU_BACKENDS for s in split.segments) else "wavefront"
+        )
+        wave = default_choice(split, overlapping, threads)
         return (
             wave
             if num_tokens > wave.chunk // 2 and threads > 1

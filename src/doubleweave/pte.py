@@ -71,7 +71,8 @@ class ProgramWriter:
         self._buffers: dict[int, int] = {}  # piece -> number of the constant buffer, from 1
 
     def add(self, name: str, template: Template, weights: tuple[Tensor, ...]) -> int:
-        """Add one method: the template over a segment's weights. Returns the bytes of weights it uses."""
+        """Add one method: the template over a segment's weights. Returns the bytes of weights it uses, with those in
+        the payloads of delegates that keep weights there."""
         keys: dict[bytes, bytes] = {}
         used: dict[int, int] = {}
         for key, source in template.named.items():
@@ -85,7 +86,10 @@ class ProgramWriter:
         for delegate in plan.delegates:
             payload = template.payloads[delegate.processed.index]
             payload = _KEY.sub(lambda match: keys.get(match.group(), match.group()), payload)
-            delegate.processed.index = self._payloads.setdefault(self._data.add(payload), len(self._payloads))
+            piece = self._data.add(payload)
+            delegate.processed.index = self._payloads.setdefault(piece, len(self._payloads))
+            if not template.named:
+                used[piece] = len(payload)
         numbers = {0: 0}
         for index, source in enumerate(template.buffers[1:], start=1):
             data = encode(source, weights)

@@ -69,10 +69,14 @@ def load_sdk() -> Sdk:
     return sdk
 
 
+def keep_from_downloading() -> None:
+    """Keep ExecuTorch from downloading an SDK: that it is set, though empty, says that one is taken care of."""
+    os.environ.setdefault("QNN_SDK_ROOT", "")
+
+
 @cache
 def _load(sdk: Sdk) -> tuple[ctypes.CDLL, ctypes.CDLL]:
-    # Set, though it may be empty: ExecuTorch does not try to download an SDK then.
-    os.environ.setdefault("QNN_SDK_ROOT", "")
+    keep_from_downloading()
     htp = sdk.folder / HTP
     if sdk.is_forwarded:
         os.environ["DOUBLEWEAVE_QNN_HTP"] = str(htp)

@@ -64,9 +64,9 @@ class Piece:
     writes: tuple[fx.Node, ...]
 
 
-IN_ORDER = (
-    "in_order"  # in a node's meta: it runs after those before it that are so marked (they share a state)
-)
+# In a node's meta:
+IN_ORDER = "in_order"  # it runs after those before it that are so marked (they share a state)
+PAST = "past"  # of a placeholder: the node whose rows of earlier chunks it stands for, and to whose piece it belongs
 
 
 def is_tensor(node: Any) -> bool:
@@ -124,7 +124,8 @@ def _keys(
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        inputs = [keys[source] for source in node.all_input_nodes if source in keys]
+        sources = (source.meta.get(PAST, source) for source in node.all_input_nodes)
+        inputs = [keys[source] for source in sources if source in keys]
         if node.meta.get(IN_ORDER):
             inputs += [keys[before]] if before is not None else []
             before = node

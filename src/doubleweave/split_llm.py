@@ -1,7 +1,8 @@
 """Split a language model: its values get names by layer, K and V become cache, attention is one segment.
 
 Every value is [1, T, …], rows of one sequence. What is a piece is decided in split.py; here are the names and
-kinds that running chunk behind chunk needs.
+kinds that running chunk behind chunk needs. Where attention is inlined (static_attention.py), the pieces that append to
+the cache read what the chunks before left in it, all its rows.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from doubleweave.policy import DEFAULT_SIZES, Policy, Rule, operator_rules
 from doubleweave.policy import Dynamic as DynamicRule
 from doubleweave.policy import Static as StaticRule
 from doubleweave.simplify import constant
-from doubleweave.split import Piece, TorchSplit, cut_pieces, extract, is_tensor, output_node, structure
+from doubleweave.split import PAST, Piece, TorchSplit, cut_pieces, extract, is_tensor, output_node, structure
+from doubleweave.static_attention import WIDTH
 
 ATTENTION = torch.ops.doubleweave.attention.default
 _HEAD = "lm_head"
@@ -91,6 +93,8 @@ def split_llm(
                 inputs=inputs,
                 outputs=outputs,
                 structure=digest,
+                linear_weights=sum(map(_num_weights, piece.nodes)),
+                attended_width=sum(node.meta.get(WIDTH, 0) for node in reads),
             )
             weights[name] = tensors
             graphs.setdefault(digest, piece_graph)
@@ -110,8 +114,8 @@ def split_llm(
     return TorchSplit(Split(tuple(segments.values()), (main,)), graphs, weights)
 
 
-def default_policy(shape: Static | Dynamic) -> Policy:
-    """Attention is a boundary, dynamic on the CPU; everything else has this shape, fixed sizes on the NPU."""
+def default_policy(shape: Static | Dynamic, attention_device: str = "cpu") -> Policy:
+    """Attention is a boundary and dynamic; everything else has this shape, fixed sizes on the NPU."""
     arguments = ("input_ids", "position_ids")
     rule: Rule
     if isinstance(shape, Static):
@@ -119,7 +123,7 @@ def default_policy(shape: Static | Dynamic) -> Policy:
     else:
         dim = Dim(ROWS, min=1, max=most_rows(shape))
         rule = DynamicRule({name: {1: dim} for name in arguments}, device="cpu")
-    return {"": rule, ATTENTION: DynamicRule(device="cpu")}
+    return {"": rule, ATTENTION: DynamicRule(device=attention_device)}
 
 
 def _rows_of(rule: Rule) -> Static | Dynamic:
@@ -145,6 +149,14 @@ def _attention_name(piece: Piece, segments: Mapping[str, Segment]) -> str:
     name = f"attention_window{window}" if window else "attention"
     taken = sum(existing == name or existing.startswith(f"{name}.") for existing in segments)
     return f"{name}.{taken}" if taken else name
+
+
+def _num_weights(node: fx.Node) -> int:
+    """The weights of a linear, 0 for any other operator."""
+    if node.target is not torch.ops.aten.linear.default:
+        return 0
+    weight: Any = node.args[1]
+    return int(weight.meta["val"].numel())
 
 
 def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:
@@ -177,20 +189,29 @@ class _Values:
         self.name_of: dict[fx.Node, str] = {}
         self.symbol: str | None = None
         outputs = [node for node in output_node(graph).all_input_nodes if is_tensor(node)]
+        pasts = [node for node in graph.nodes if PAST in node.meta]
         for node in graph.nodes:
-            if node.op == "placeholder" and node.users:
+            if node.op == "placeholder" and node.users and node not in pasts:
                 self._add(node, str(node.target), "input")
         attentions = [node for node in graph.nodes if node.target is ATTENTION]
         for layer, attention in enumerate(attentions):
             for arg, letter in zip(attention.args[:3], "qkv", strict=True):
-                if arg in self.name_of:
-                    raise SplitError(f"attention {layer} shares its {letter} with another one")
-                self._add(arg, f"{letter}_{layer}", "chunk" if letter == "q" else "cache")
+                self._add_once(arg, f"{letter}_{layer}", "chunk" if letter == "q" else "cache")
+        for node in pasts:
+            name = str(node.target).removeprefix("past_")
+            self._add_once(node.meta[PAST], name, "cache")
+            self.name_of[node] = name
         for piece, name in zip(pieces, names, strict=True):
             crossing = [node for node in piece.writes if node not in self.name_of]
             for index, node in enumerate(crossing):
                 suffix = f".{index}" if len(crossing) > 1 else ""
                 self._add(node, f"{name}{suffix}", "output" if node in outputs else "chunk")
+
+    def _add_once(self, node: fx.Node, name: str, kind: Any) -> None:
+        if node in self.name_of:
+            letter, _, layer = name.partition("_")
+            raise SplitError(f"attention {layer} shares its {letter} with another one")
+        self._add(node, name, kind)
 
     def _add(self, node: fx.Node, name: str, kind: Any) -> None:
         tensor = node.meta["val"]
@@ -215,5 +236,7 @@ class _Values:
 
     def port(self, node: fx.Node, name: str, is_cache: bool) -> Port:
         value = self.values[self.name_of[node]]
+        if PAST in node.meta:
+            return Port(name, value.dtype, tuple(map(int, node.meta["val"].shape)))
         shape = tuple(CACHED if size == ROWS and is_cache else size for size in value.shape)
         return Port(name, value.dtype, shape)

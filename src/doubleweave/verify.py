@@ -150,7 +150,9 @@ def _required(graph: TaskGraph) -> Iterator[tuple[int, int, str]]:
         for name in call.reads:
             if name not in writer:
                 continue
-            yield number[writer[name], chunk], task, "reads what comes from"
+            # A call that reads the cache it appends to reads the rows of the chunks before.
+            if writer[name] != call_index:
+                yield number[writer[name], chunk], task, "reads what comes from"
             if kinds[name] == "cache" and chunk:
                 yield number[writer[name], chunk - 1], task, "reads rows of"
         for name in call.writes:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+
+from doubleweave.backends.lowered import Lowered
 
 NAME = "portable"
 
 
-def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str = "") -> Any:
-    """An EdgeProgramManager in which every operator is a kernel's. There is one target, any CPU."""
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str = "") -> Lowered:
+    """Every operator is a kernel's. There is one target, any CPU."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    return to_edge_transform_and_lower(exported, compile_config=EdgeCompileConfig(_check_ir_validity=False))
+    edge = to_edge_transform_and_lower(exported, compile_config=EdgeCompileConfig(_check_ir_validity=False))
+    return Lowered(edge)

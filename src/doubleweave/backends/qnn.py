@@ -12,7 +12,10 @@ import torch
 from torch import fx
 
 from doubleweave import ops as _ops  # noqa: F401  registers doubleweave::rotary
-from doubleweave.errors import PolicyError
+from doubleweave.backends.lowered import Lowered
+from doubleweave.errors import LowerError, PolicyError
+from doubleweave.native_output import captured
+from doubleweave.qnn_report import refusal, traffic
 from doubleweave.qnn_sdk import SOCS, load_sdk
 from doubleweave.simplify import insert, is_call, nodes_of
 from doubleweave.transform import Convert, copy_graph, over_empty_weights
@@ -99,12 +102,26 @@ def _match_rms_norm(node: Any) -> tuple[Any, Any, float] | None:
     return None
 
 
-def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> Any:
-    """An EdgeProgramManager with QNN's delegates for a SoC, the target, of quantized, exported segments by method.
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> Lowered:
+    """Lower quantized, exported segments, by method, to one QNN delegate each, for a SoC, the target.
 
     Several methods are graphs of one context and share their weights. It takes the steps of ExecuTorch's
-    to_edge_transform_and_lower_to_qnn, for programs that are exported already.
+    to_edge_transform_and_lower_to_qnn, for programs that are exported already. Raises LowerError with QNN's reason.
     """
+    load_sdk()
+    try:
+        edge, printed = captured(lambda: _to_edge(exported, target))
+    except Exception as error:
+        reason = refusal(getattr(error, "printed", "")) or str(error).strip().splitlines()[0]
+        raise LowerError(f"QNN refuses it ({reason})") from error
+    for name in exported:
+        if left := _left_over(edge.exported_program(name)):
+            raise LowerError(f"QNN does not take {', '.join(left)}")
+    reported = traffic(printed)
+    return Lowered(edge, dict(zip(exported, reported, strict=True)) if len(reported) == len(exported) else {})
+
+
+def _to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> Any:
     from executorch.backends.qualcomm._passes.qnn_pass_manager import get_qnn_pass_manager_cls
     from executorch.backends.qualcomm.partition.qnn_partitioner import QnnPartitioner
     from executorch.backends.qualcomm.serialization.qc_schema import QnnExecuTorchBackendType
@@ -112,20 +129,47 @@ def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> A
     from executorch.backends.qualcomm.utils.utils import qnn_edge_config
     from executorch.exir import to_edge_transform_and_lower
 
-    load_sdk()
     specs = compile_specs(target, share_weights=len(exported) > 1)
+    asked = _with_report(specs)
     programs, transforms = {}, {}
     for name, program in exported.items():
         passes = get_qnn_pass_manager_cls(QnnExecuTorchBackendType.kHtpBackend)()
         programs[name] = passes.transform_for_export_pipeline(program)
-        transforms[name] = passes.get_to_edge_transform_passes(program, compiler_specs=specs)
-    with QnnManagerContext(dict.fromkeys(exported, specs)):
-        return to_edge_transform_and_lower(
+        transforms[name] = passes.get_to_edge_transform_passes(program, compiler_specs=asked)
+    with QnnManagerContext(dict.fromkeys(exported, asked)):
+        edge = to_edge_transform_and_lower(
             programs,
             transform_passes=transforms,
-            partitioner={name: [QnnPartitioner(specs)] for name in exported},
+            partitioner={name: [QnnPartitioner(asked)] for name in exported},
             compile_config=qnn_edge_config(),
         )
+    for name in exported:
+        for module in edge.exported_program(name).graph_module.children():
+            module._compile_specs = specs  # what the run time reads: it need not talk
+    return edge
+
+
+def _with_report(specs: list[Any]) -> list[Any]:
+    """The same with the compiler as talkative as its report on memory takes (from SDK 2.51 on)."""
+    from executorch.backends.qualcomm.serialization.qc_schema import QnnExecuTorchLogLevel
+    from executorch.backends.qualcomm.serialization.qc_schema_serialize import (
+        flatbuffer_to_option,
+        option_to_flatbuffer,
+    )
+    from executorch.exir.backend.compile_spec_schema import CompileSpec
+
+    asked = []
+    for spec in specs:
+        option = flatbuffer_to_option(spec.value)
+        option.log_level = QnnExecuTorchLogLevel.kLogLevelInfo
+        asked.append(CompileSpec(spec.key, option_to_flatbuffer(option)))
+    return asked
+
+
+def _left_over(program: torch.export.ExportedProgram) -> list[str]:
+    """The operators that no delegate took."""
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    return sorted({target for target in targets if "getitem" not in target and "call_delegate" not in target})
 
 
 def compile_specs(soc: str, *, share_weights: bool) -> list[Any]:

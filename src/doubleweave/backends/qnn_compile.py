@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from doubleweave.backends import qnn, xnnpack
+from doubleweave.backends.qnn_dynamic import ask_for_dynamic_shape
 from doubleweave.backends.qnn_quantize import quantize, recipes_of
-from doubleweave.ir import Segment, Static, most_rows, rows
+from doubleweave.ir import Dynamic, Segment, Static, most_rows, rows
 from doubleweave.quality import signal_to_noise
 from doubleweave.split import TorchSplit
 
@@ -45,6 +46,10 @@ def to_qnn(
     recipes = recipes_of(names, options.recipe, options.keep)
     on_npu = {name: recipe for name, recipe in recipes.items() if recipe != CPU}
     placed = _placed(torch_split, on_npu, options)
+    for name in on_npu:
+        if isinstance(placed.split.segment(name).shape, Dynamic):
+            progress(f"asking QNN for {name} with sizes that change")
+            ask_for_dynamic_shape(placed, name, on_npu[name], options.soc, chunks[0].shape[1])
     quantized = quantize(placed, on_npu, options.soc, chunks, progress)
     progress("comparing with float32")
     found = signal_to_noise(placed, quantized, list(on_npu), chunks[:2])
@@ -56,9 +61,9 @@ def to_qnn(
 
 
 def _fits(segment: Segment) -> bool:
-    """Whether it can go to the NPU: fixed sizes, float32 in and out."""
+    """Whether it is meant for the NPU and can go there: float32 in and out."""
     ports = (*segment.inputs, *segment.outputs)
-    return isinstance(segment.shape, Static) and all(port.dtype == "float32" for port in ports)
+    return segment.device == "npu" and all(port.dtype == "float32" for port in ports)
 
 
 def _placed(torch_split: TorchSplit, recipes: Mapping[str, str], options: QnnOptions) -> TorchSplit:

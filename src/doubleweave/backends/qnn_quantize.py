@@ -22,7 +22,8 @@ from doubleweave.backends import qnn
 from doubleweave.eager import run_chunks
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.export_segment import export_segment
-from doubleweave.ir import Segment
+from doubleweave.ir import Dynamic, Segment
+from doubleweave.ops import attention_reference
 from doubleweave.quiet import quiet
 from doubleweave.split import TorchSplit
 from doubleweave.transform import transform_segments
@@ -62,30 +63,38 @@ def quantize(
     Raises LowerError for a segment that cannot be quantized.
     """
     prepared_split = transform_segments(torch_split, qnn.prepare, frozenset(recipes))
-    observed: dict[str, Any] = {}
+    modules_observed: dict[str, Any] = {}
     for name, recipe in recipes.items():
         segment = prepared_split.split.segment(name)
-        observed[name] = _observed(prepared_split, segment, recipe, soc, chunks[0].shape[1])
+        modules_observed[name] = observed(prepared_split, segment, recipe, soc, chunks[0].shape[1])
         progress(f"prepared {name}")
     modules = {s.name: prepared_split.module(s) for s in prepared_split.split.segments}
-    modules.update(observed)
+    modules.update(modules_observed)
     for number, _ in enumerate(run_chunks(prepared_split, chunks, modules)):
         progress(f"calibrated on chunk {number + 1} of {len(chunks)}")
-    return _replaced(prepared_split, {name: _converted(name, found) for name, found in observed.items()})
+    return _replaced(
+        prepared_split, {name: converted(name, found) for name, found in modules_observed.items()}
+    )
 
 
-def _observed(torch_split: TorchSplit, segment: Segment, recipe: str, soc: str, size: int) -> Any:
-    """The segment as a module with observers."""
+def observed(torch_split: TorchSplit, segment: Segment, recipe: str, soc: str, size: int) -> Any:
+    """The segment as a module with observers, exported for `size` rows, or for its range of sizes where it has one."""
     from executorch.backends.qualcomm.quantizer.quantizer import QnnQuantizer, QuantDtype
     from executorch.backends.qualcomm.utils.utils import get_soc_to_chipset_map
     from torchao.quantization.pt2e import MinMaxObserver
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-    quantizer = QnnQuantizer(soc_model=get_soc_to_chipset_map()[soc])
+    with quiet():  # without Qualcomm's whole SDK it cannot check its own rules, and warns of that
+        quantizer = QnnQuantizer(soc_model=get_soc_to_chipset_map()[soc])
     quantizer.set_default_quant_config(
         getattr(QuantDtype, f"use_{recipe}"), is_linear_per_channel=True, act_observer=MinMaxObserver
     )
-    exported = export_segment(torch_split.module(segment), segment, size)
+    if isinstance(segment.shape, Dynamic):
+        # Only exported does attention have as many keys as it is given: in the model's graph they are the chunk's.
+        plain = {torch.ops.doubleweave.attention.default: attention_reference}
+        exported = export_segment(torch_split.module(segment), segment, None).run_decompositions(plain)
+    else:
+        exported = export_segment(torch_split.module(segment), segment, size)
     try:
         with quiet():
             return prepare_pt2e(exported.module(check_guards=False), quantizer)
@@ -93,7 +102,8 @@ def _observed(torch_split: TorchSplit, segment: Segment, recipe: str, soc: str, 
         raise LowerError(f"segment {segment.name}: QNN cannot quantize it ({error})") from error
 
 
-def _converted(name: str, observed: Any) -> fx.GraphModule:
+def converted(name: str, observed: Any) -> fx.GraphModule:
+    """The module with what its observers found as scales."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from doubleweave.backends.lowered import Lowered
 from doubleweave.simplify import insert, is_call, nodes_of
 from doubleweave.transform import Convert, Weights, copy_graph, over_empty_weights
 
@@ -52,15 +53,16 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     return over_empty_weights(graph), convert
 
 
-def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str = "") -> Any:
-    """An EdgeProgramManager with XNNPACK's delegates in it. There is one target, any CPU."""
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str = "") -> Lowered:
+    """Lower to XNNPACK's delegates. There is one target, any CPU."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    return to_edge_transform_and_lower(
+    edge = to_edge_transform_and_lower(
         exported,
         partitioner=[partitioner()],
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
     )
+    return Lowered(edge)
 
 
 def partitioner() -> object:
