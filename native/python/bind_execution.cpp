@@ -201,6 +201,10 @@ void bind_execution(nb::module_& m) {
                    [](const ExecutionHandle& self) { return self.execution().num_tasks(); })
       .def_prop_ro("num_workers",
                    [](const ExecutionHandle& self) { return self.execution().num_workers(); })
+      .def(
+          "num_finished",
+          [](const ExecutionHandle& self) { return self.execution().num_finished(); },
+          "How many of its tasks each worker has finished, on any thread.")
       .def("run", &ExecutionHandle::run, "base"_a = 0, "record"_a = false,
            "rebound"_a = ReboundPairs(),
            "Run every task once; with `record`, give an int64 array [n, 4] of (task, worker, start "

@@ -182,7 +182,6 @@ struct Execution::Impl {
 
   void run_worker(int32_t worker) {
     const std::vector<int32_t>& list = workers[worker];
-    const bool is_alone = workers.size() == 1;
     try {
       for (size_t place = 0; place < list.size(); ++place) {
         const int32_t t = list[place];
@@ -203,9 +202,7 @@ struct Execution::Impl {
           events[worker].push_back(
               {t, worker, (begin - start).count(), (Clock::now() - start).count()});
         }
-        if (!is_alone) {
-          publish(worker, static_cast<int32_t>(place) + 1);
-        }
+        publish(worker, static_cast<int32_t>(place) + 1);
       }
     } catch (...) {
       fail(std::current_exception());
@@ -361,5 +358,13 @@ int64_t Execution::max_base() const { return impl_->limit.max_base; }
 size_t Execution::num_tasks() const { return impl_->tasks.size(); }
 
 int Execution::num_workers() const { return static_cast<int>(impl_->workers.size()); }
+
+std::vector<int32_t> Execution::num_finished() const {
+  std::vector<int32_t> result;
+  for (size_t w = 0; w < impl_->workers.size(); ++w) {
+    result.push_back(impl_->progress[w].num_finished.load(std::memory_order_relaxed));
+  }
+  return result;
+}
 
 }  // namespace doubleweave

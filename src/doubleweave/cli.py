@@ -7,6 +7,7 @@ is one object.
 from __future__ import annotations
 
 import argparse
+import atexit
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from doubleweave.cli_predict import add_commands, add_schedule_options, print_json, progress_bar, workers_of
 from doubleweave.errors import DoubleweaveError, InputError
+from doubleweave.native_output import silence_errors
 
 if TYPE_CHECKING:
     from doubleweave.program import Program
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from doubleweave.timeline import Timeline
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+_KEPT: list[object] = []  # to the end of the process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -399,9 +402,21 @@ def _open(folder: str) -> Program:
 
 
 def _session(program: Program, args: argparse.Namespace) -> Session:
-    return program.session(
+    session = program.session(
         args.schedule, args.threads, workers=workers_of(args), chunk=args.chunk, profile=args.profile
     )
+    if any(segment.backend == "qnn" for segment in program.split.segments):
+        # Qualcomm's libraries report every context that they let go: later than anything of ours, and to nobody.
+        _KEPT.append(session)
+        atexit.register(silence_errors)
+        print("running on the HTP emulator, which is slow", file=sys.stderr)
+        session.on_chunk = _say_chunk
+    return session
+
+
+def _say_chunk(done: int, total: int) -> None:
+    if total > 1:
+        print(f"chunk {done} of {total} done", file=sys.stderr, flush=True)
 
 
 def _trace_path(args: argparse.Namespace) -> Path | None:

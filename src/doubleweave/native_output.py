@@ -37,3 +37,11 @@ def captured(function: Callable[[], Result]) -> tuple[Result, str]:
                 os.dup2(copy, number)
                 os.close(copy)
         return result, printed()
+
+
+def silence_errors() -> None:
+    """Let nothing more reach the process's standard error: for what libraries say when the process ends."""
+    sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)

@@ -17,7 +17,7 @@ from doubleweave.instances import open_instances
 from doubleweave.ir import Split
 from doubleweave.method import Method, segment_functions
 from doubleweave.module_program import ModuleProgram
-from doubleweave.qnn_sdk import load_sdk
+from doubleweave.qnn_sdk import is_host, load_sdk
 from doubleweave.runner import Runner
 from doubleweave.sampling import Sampling
 from doubleweave.session import Session, TokenIds
@@ -34,6 +34,7 @@ class Program:
         assert found.model is not None
         self.model = found.model
         if any(segment.backend == "qnn" for segment in found.split.segments):
+            _check_emulated(found.split)
             load_sdk()
         self.instances = open_instances(folder, found.split)
         workers = Workers()
@@ -135,3 +136,13 @@ def open_llm(folder: str | Path) -> Program:
             "with doubleweave.open"
         )
     return found
+
+
+def _check_emulated(split: Split) -> None:
+    """ProgramError for a chip's build where there is only the emulator."""
+    shared = next((s for s in split.segments if s.backend == "qnn" and s.contexts < len(s.methods())), None)
+    if shared is not None and is_host():
+        raise ProgramError(
+            f"the program is compiled for the chip {shared.target}: the methods of {shared.name} share one context, "
+            "which the emulator on this machine cannot run; compile it with --emulate to run it here"
+        )

@@ -11,7 +11,7 @@ _ERROR = re.compile(r"(?:\[ERROR\] \[Qnn ExecuTorch\]:|<E>)[ \t]*(?:<E>[ \t]*)?(
 _OPERATOR = re.compile(r"Failed to validate op (\w+)")
 # What it complains of on every run, and what only passes a complaint on.
 _NO_REASON = re.compile(
-    r"unexpected GraphHtpSettings option|failed -?\d+$|failed\.?$|not well formed|failed with error|Failed to validate op"
+    r"unexpected GraphHtpSettings option|failed( -?\d+)?\.?$|not well formed|failed with error|Failed to validate"
 )
 
 

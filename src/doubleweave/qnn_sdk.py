@@ -2,7 +2,7 @@
 
 ExecuTorch opens "libQnnHtp.so" and "libQnnSystem.so" by name when a QNN backend starts, which finds what is loaded
 already. It is built against SDK 2.37; newer ones are loaded behind a library of ours that passes everything on
-(native/qnn/forward_htp.cpp). Needs neither torch nor ExecuTorch.
+(native/qnn/forward_htp.cpp). Needs no torch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ OLDEST = (2, 28)
 NEWEST = (2, 51)  # the newest one that was tried
 SOCS = ("SM8550", "SM8650", "SM8750", "SM8850")  # Snapdragon 8 Gen 2 and 3, 8 Elite, 8 Elite Gen 5
 HTP, SYSTEM, SAVER = "libQnnHtp.so", "libQnnSystem.so", "libQnnSaver.so"
+# Contexts that a process may hold on a phone: 66 failed to load, and up to about 50 do (pytorch/executorch#14985).
+MOST_CONTEXTS = 50
 INSTALL = (
     "run: pip install 'doubleweave[qnn]' (Linux x86-64), or set QNN_SDK_ROOT to the folder of Qualcomm's SDK"
 )
@@ -76,13 +78,15 @@ def keep_from_downloading() -> None:
 
 @cache
 def _load(sdk: Sdk) -> tuple[ctypes.CDLL, ctypes.CDLL]:
+    import doubleweave._native  # noqa: F401  first: behind Qualcomm's libraries, torch's end in a crash
+
     keep_from_downloading()
     htp = sdk.folder / HTP
     if sdk.is_forwarded:
         os.environ["DOUBLEWEAVE_QNN_HTP"] = str(htp)
         htp = _forwarder()
     try:
-        mode = os.RTLD_NOW | os.RTLD_GLOBAL
+        mode = os.RTLD_NOW | os.RTLD_LOCAL  # their C++ run time is not for other libraries, such as torch
         return ctypes.CDLL(str(htp), mode), ctypes.CDLL(str(sdk.folder / SYSTEM), mode)
     except OSError as error:
         raise BackendError(f"{sdk.folder}: Qualcomm's libraries cannot be loaded ({error})") from error
@@ -107,13 +111,13 @@ def _places() -> list[tuple[str, Path]]:
     staged = Path(os.environ.get("QNN_STAGING_DIR") or cache_home / "executorch" / "qnn")
     for downloaded in sorted(staged.glob("sdk-*")):
         places.append(("downloaded by ExecuTorch", downloaded / "lib" / "x86_64-linux-clang"))
-    spec = find_spec("onnxruntime_qnn") if _is_host() else None
+    spec = find_spec("onnxruntime_qnn") if is_host() else None
     if spec is not None and spec.submodule_search_locations:
         places.append(("onnxruntime-qnn", Path(spec.submodule_search_locations[0])))
     return places
 
 
-def _is_host() -> bool:
+def is_host() -> bool:
     """Whether this is a machine with Qualcomm's compiler and emulator for it."""
     return sys.platform == "linux" and platform.machine() == "x86_64"
 

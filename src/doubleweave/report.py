@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from doubleweave.generate import Generation
-from doubleweave.ir import Segment, Static
+from doubleweave.ir import Segment, Split, Static
 from doubleweave.manifest import TOKENIZER_FILE, Manifest
+from doubleweave.qnn_sdk import MOST_CONTEXTS
 from doubleweave.sizes import text
 from doubleweave.timeline import format_table
 
@@ -59,6 +60,36 @@ def quality_lines(manifest: Manifest) -> list[str]:
     return lines
 
 
+def qnn_build(split: Split) -> dict[str, Any] | None:
+    """Of a program with segments for QNN: the chip, what the build is for, its contexts and how many a process may
+    hold."""
+    found = [segment for segment in split.segments if segment.backend == "qnn"]
+    if not found:
+        return None
+    is_shared = any(segment.contexts < len(segment.methods()) for segment in found)
+    return {
+        "soc": found[0].target,
+        "build": "chip" if is_shared else "emulator",
+        "contexts": sum(segment.contexts for segment in found),
+        "most_contexts": MOST_CONTEXTS,
+    }
+
+
+def _qnn_lines(split: Split) -> list[str]:
+    build = qnn_build(split)
+    if build is None:
+        return []
+    how = {
+        "chip": "the methods of a segment share one context, and so their weights; the emulator cannot run that",
+        "emulator": "every method has a context of its own, with its own weights",
+    }[build["build"]]
+    over = " (too many for the chip)" if build["contexts"] > MOST_CONTEXTS else ""
+    return [
+        f"QNN: built for the {build['build']}, {build['soc']}: {how}",
+        f"{build['contexts']} contexts{over}, of about {MOST_CONTEXTS} that a process on the chip may hold",
+    ]
+
+
 def inspect_dict(manifest: Manifest) -> dict[str, Any]:
     model = manifest.model
     about: dict[str, Any] = {"model": manifest.name, "program_bytes": manifest.program_bytes}
@@ -77,6 +108,7 @@ def inspect_dict(manifest: Manifest) -> dict[str, Any]:
             ],
             states={v.name: f"{v.dtype}{text(v.shape)}" for v in manifest.split.states},
         )
+    about["qnn"] = qnn_build(manifest.split)
     about["segments"] = [
         {
             "name": segment.name,
@@ -87,6 +119,10 @@ def inspect_dict(manifest: Manifest) -> dict[str, Any]:
             "operators": segment.num_operators,
             "delegated": segment.num_delegated,
             "weight_bytes": segment.weight_bytes,
+            "recipe": segment.recipe,
+            "snr_db": segment.snr_db,
+            "contexts": segment.contexts,
+            "traffic": [item._asdict() for item in segment.traffic],
             "rows": segment.rows,
             "calls": sum(1 for _ in manifest.split.calls_of(segment.name)),
         }
@@ -115,7 +151,7 @@ def inspect_table(manifest: Manifest) -> str:
     model = manifest.model
     about = "" if model is None else f" {model.quantize}, context {model.max_context},"
     head = f"{manifest.name},{about} program {manifest.program_bytes / 2**20:.1f} MiB"
-    parts = [head + "\n" + format_table(rows)]
+    parts = [head + "\n" + format_table(rows), *_qnn_lines(manifest.split)]
     if model is None:
         parts += [_module_lines(manifest)]
     return "\n".join(parts)

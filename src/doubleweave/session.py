@@ -27,6 +27,7 @@ from doubleweave.tasks import TaskGraph, Want
 from doubleweave.threads import threads_or_all
 from doubleweave.timeline import Timeline
 from doubleweave.verify import Verified, verify
+from doubleweave.watch import OnChunk, watching
 
 FloatArray = npt.NDArray[np.float32]
 TokenIds = Sequence[int] | npt.NDArray[np.integer]
@@ -83,6 +84,7 @@ class Session:
         self.schedule = schedule
         self.threads = threads = threads_or_all(threads)
         self.recorded: Recorded | None = None
+        self.on_chunk: OnChunk | None = None  # told of every chunk that is done while a run goes on
         split = manifest.split
         self._fixed = None if schedule == AUTO else default_choice(split, schedule, threads, workers, chunk)
         self._most_rows = most_rows(chunk_shape(split))
@@ -192,7 +194,8 @@ class Session:
         prepared.input_ids[: len(ids)] = ids
         base = self.length
         try:
-            events = prepared.execution.run(base, record)
+            with watching(prepared.execution, prepared.verified, self.on_chunk):
+                events = prepared.execution.run(base, record)
         except _native.Error as error:
             raise RunError(str(error)) from error
         padding = prepared.graph.chunks[-1].compiled_size - prepared.graph.chunks[-1].num_tokens

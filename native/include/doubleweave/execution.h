@@ -96,6 +96,9 @@ class Execution {
   int64_t max_base() const;
   size_t num_tasks() const;
   int num_workers() const;
+  /// How many of its tasks each worker has finished in the run that goes on, or in the last one.
+  /// May be asked on any thread.
+  std::vector<int32_t> num_finished() const;
 
  private:
   struct Impl;

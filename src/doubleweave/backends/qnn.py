@@ -117,6 +117,9 @@ def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> L
     for name in exported:
         if left := _left_over(edge.exported_program(name)):
             raise LowerError(f"QNN does not take {', '.join(left)}")
+    for name in exported:
+        for module in edge.exported_program(name).graph_module.children():
+            _check_graphs(module, list(exported))
     reported = traffic(printed)
     return Lowered(edge, dict(zip(exported, reported, strict=True)) if len(reported) == len(exported) else {})
 
@@ -147,6 +150,27 @@ def _to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> 
         for module in edge.exported_program(name).graph_module.children():
             module._compile_specs = specs  # what the run time reads: it need not talk
     return edge
+
+
+def _check_graphs(module: Any, methods: list[str]) -> None:
+    """Read a compiled context back: it must hold the graph of every method. LowerError if it does not."""
+    found, _ = captured(lambda: graphs_of(module.compile_specs[0].value, module.processed_bytes))
+    if sorted(found) != sorted(methods):
+        raise LowerError(
+            f"the compiled context holds the graphs {', '.join(found) or 'none'}, expected {methods}"
+        )
+
+
+def graphs_of(compile_spec: bytes, context: bytes) -> list[str]:
+    """The names of the graphs in a context binary; LowerError where it cannot be read."""
+    from executorch.backends.qualcomm.python.PyQnnManagerAdaptor import QnnManager
+
+    manager = QnnManager(bytes(compile_spec), bytes(context))
+    if manager.InitBackend().value or manager.InitContextCache().value:
+        raise LowerError("a context that QNN has compiled cannot be read back")
+    names: list[str] = manager.GetGraphNames()
+    manager.Destroy()
+    return names
 
 
 def _with_report(specs: list[Any]) -> list[Any]:
