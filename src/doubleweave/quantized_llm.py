@@ -48,7 +48,7 @@ def quantized_llm(model: Model, options: Options, folder: Path, report: Progress
     owners = owned_modules(model.module)
     if options.attention == "static":
         hidden = _HIDDEN if options.to_qnn is None else _HIDDEN_QUANTIZED
-        inline_attention(graph, options.max_context, most, hidden)
+        inline_attention(graph, options.max_context, hidden)
         owners |= {MASK: MASK}
     torch_split = split_llm(
         graph,

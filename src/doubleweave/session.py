@@ -18,7 +18,7 @@ from doubleweave.choice import AUTO, Choice, check_schedule, chunk_shape, chunks
 from doubleweave.errors import InputError, RunError
 from doubleweave.execution import Memory, bind
 from doubleweave.instances import Instances
-from doubleweave.ir import most_rows
+from doubleweave.ir import most_rows, whole_cache
 from doubleweave.makers import Maker, make
 from doubleweave.manifest import Manifest
 from doubleweave.profile import Profile
@@ -92,6 +92,8 @@ class Session:
         max_context = self.model.max_context
         self._cache = _native.KvCache([value.row_bytes for value in cached], max_context, self._most_rows)
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
+        is_whole = any(whole_cache(port) for segment in split.segments for port in segment.inputs)
+        self._whole_bytes = max_context * sum(value.row_bytes for value in cached) if is_whole else 0
         self._output = next(value.name for value in split.values if value.kind == "output")
         self._positions = np.arange(max_context + self._most_rows, dtype=np.int64)
         self._makers: dict[str, Maker] = {}
@@ -108,12 +110,12 @@ class Session:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of memory the cache holds now (whole pages)."""
-        return self._cache.committed_bytes
+        """Bytes of memory the cache holds now (whole pages); all of a cache of fixed length."""
+        return self._whole_bytes or self._cache.committed_bytes
 
     @property
     def kv_bytes_peak(self) -> int:
-        return self._cache.peak_bytes
+        return self._whole_bytes or self._cache.peak_bytes
 
     @property
     def buffer_bytes(self) -> int:

@@ -221,7 +221,9 @@ def _waits(
     cached = {value.name for value in split.values if value.kind == "cache"}
     waits: dict[int, set[Dependency]] = {call: set() for call in here}
     for call in here:
-        waits[call] |= {Dependency(writer[n], 0) for n in split.calls[call].reads if n in writer}
+        # A call may read the cache it appends to: what the chunks before left in it.
+        sources = {writer[name] for name in split.calls[call].reads if name in writer} - {call}
+        waits[call] |= {Dependency(source, 0) for source in sources}
         # A layer's chunks are appended in order.
         if call in earlier and any(name in cached for name in split.calls[call].writes):
             waits[call].add(Dependency(call, -1))

@@ -14,6 +14,7 @@ from doubleweave.backends.qnn_quantize import quantize, recipes_of
 from doubleweave.ir import Dynamic, Segment, Static, most_rows, rows
 from doubleweave.quality import signal_to_noise
 from doubleweave.split import TorchSplit
+from doubleweave.static_attention import MASK
 
 CPU = "cpu"  # the recipe of a segment that stays on the CPU, in float32
 
@@ -78,7 +79,8 @@ def _placed(torch_split: TorchSplit, recipes: Mapping[str, str], options: QnnOpt
                 contexts=len(segment.methods()) if options.emulate else 1,
             )
         elif isinstance(segment.shape, Static):
-            shape = rows(1, most_rows(segment.shape))
+            # A mask has to hide the rows of padding too, so it is worked out for all of the NPU's rows.
+            shape = segment.shape if segment.name == MASK else rows(1, most_rows(segment.shape))
             segment = replace(segment, device="cpu", backend=xnnpack.NAME, shape=shape)
         segments.append(segment)
     return replace(torch_split, split=replace(torch_split.split, segments=tuple(segments)))
