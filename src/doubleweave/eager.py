@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def run_eager(torch_split: TorchSplit, input_ids: Tensor, chunk: int | None = No
 
 def run_chunks(
     torch_split: TorchSplit,
-    chunks: Sequence[Tensor],
+    chunks: Iterable[Tensor],
     modules: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Iterator[Tensor]:
     """The logits [1, T, vocab] of each chunk of one sequence, token ids int64 [1, T], as they get done.

@@ -17,6 +17,7 @@ from doubleweave.errors import SplitError
 from doubleweave.simplify import simplify
 
 _ATTENTION = "doubleweave"
+_EXAMPLE_ROWS = 33
 
 
 def _attention(
@@ -88,9 +89,10 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation(_ATTENTION)
-        example = torch.zeros(1, max(2, min(max_rows, 33)), dtype=torch.long)
+        example = torch.zeros(1, _EXAMPLE_ROWS, dtype=torch.long)
         positions = torch.arange(example.shape[1]).unsqueeze(0)
-        rows = torch.export.Dim("T", min=1, max=max(2, max_rows))
+        # Of a range such as 1 to 2 torch.export makes several dims.
+        rows = torch.export.Dim("T", min=1, max=max(_EXAMPLE_ROWS, max_rows))
         with torch.no_grad():
             exported = torch.export.export(
                 _Logits(model), (example, positions), dynamic_shapes=({1: rows}, {1: rows}), strict=False

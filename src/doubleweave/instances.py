@@ -67,7 +67,8 @@ class Instances:
             return captured(lambda: self._load(method))[0]
         except ProgramError as error:
             reason = refusal(getattr(error, "printed", ""))
-            raise ProgramError(f"{error} ({reason})" if reason else str(error)) from error
+            why = f" ({reason})" if reason else ""
+            raise ProgramError(f"{error}{why}: the context is damaged or of another SDK; compile it again") from error
 
     def _load(self, method: str) -> _native.Instance:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -189,10 +190,19 @@ def _lower_all(
             ) from error
 
     templates = {}
-    with closing(each_forked(lower_one, todo, num_processes)) as lowered:
-        for job, found in lowered:
-            templates.update({(job.segment.name, size): template for size, template in found.items()})
-            progress(str(job))
+    done: set[str] = set()
+    try:
+        with closing(each_forked(lower_one, todo, num_processes)) as lowered:
+            for job, found in lowered:
+                templates.update({(job.segment.name, size): template for size, template in found.items()})
+                done.add(str(job))
+                progress(str(job))
+    except BrokenProcessPool as error:
+        left = [str(job) for job in todo if str(job) not in done]
+        raise LowerError(
+            f"a process that compiled one of {', '.join(left[:4])}{', …' if len(left) > 4 else ''} ended in the middle: "
+            "its compiler crashed, or the machine has too little memory; nothing was written"
+        ) from error
     return templates
 
 

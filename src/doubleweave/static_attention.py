@@ -102,7 +102,7 @@ def mask_of_past(position_ids: Tensor, rows: Tensor, window: int, hidden: float)
 
 
 def mask_of_chunk(offsets: Tensor, window: int, hidden: float, group: int) -> Tensor:
-    """What is added to the scores of the chunk's own keys, of which later ones are hidden: [1, T, 1] -> [1, 1, G*T, T]."""
+    """What is added to the scores of the chunk's own keys, to hide later ones: offsets [1, T, 1] -> [1, 1, G*T, T]."""
     behind_TT = offsets - offsets.permute(0, 2, 1)
     seen_TT = torch.clamp(behind_TT, -1.0, 0.0)
     if window > 0:

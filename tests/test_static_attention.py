@@ -1,0 +1,135 @@
+"""Attention over a cache of fixed length: the same numbers as over one that grows, in eager torch and compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import toys  # noqa: E402
+from doubleweave.eager import run_eager  # noqa: E402
+from doubleweave.errors import PolicyError  # noqa: E402
+from doubleweave.export import export_llm, owned_modules  # noqa: E402
+from doubleweave.ir import Static, whole_cache  # noqa: E402
+from doubleweave.split_llm import default_policy, split_llm  # noqa: E402
+from doubleweave.static_attention import MASK, inline_attention  # noqa: E402
+from test_split import FAMILIES, make_model  # noqa: E402
+
+pytestmark = pytest.mark.executorch
+
+CONTEXT = 64
+
+
+def split_of(module, attention: str):
+    graph = export_llm(module, 8)
+    owners = owned_modules(module)
+    if attention == "static":
+        inline_attention(graph, CONTEXT, -1e9)
+        owners |= {MASK: MASK}
+    return split_llm(
+        graph,
+        owners,
+        default_policy(Static((1, 8))),
+        last_row=frozenset({"lm_head"}),
+        max_context=CONTEXT,
+        backend="xnnpack",
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_numbers_are_those_of_a_growing_cache(family):
+    module = make_model(family)
+    dynamic, static = split_of(module, "dynamic"), split_of(module, "static")
+    ids = torch.randint(3, 128, (1, 37))
+    expected = run_eager(dynamic, ids, 8)
+    for chunk in (8, 5, 1):
+        found = run_eager(static, ids, chunk)
+        assert (found - expected).abs().max() / expected.abs().max() < 1e-5
+
+
+def test_there_is_one_block_and_it_reads_the_whole_cache():
+    split = split_of(toys.module(num_layers=3), "static").split
+    block = split.segment("block_0")
+    assert [call.name for call in split.calls] == ["embed_tokens", "mask", "rotary", "block_0", "lm_head"]
+    assert [whole_cache(port) for port in block.inputs].count(CONTEXT) == 2 * 3
+    heads = toys.module(num_layers=3).config
+    width = heads.num_attention_heads * heads.head_dim
+    assert block.attended_width == 3 * 2 * width
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    import doubleweave
+
+    folder = tmp_path_factory.mktemp("static_attention")
+    made = {}
+    for name, options in (
+        ("dynamic", {"chunk": (1, 8)}),
+        ("static", {"chunk": (1, 8), "attention": "static"}),
+        ("token", {"chunk": (1,), "attention": "static"}),
+    ):
+        doubleweave.compile_llm(
+            toys.model(), folder / name, quantize="none", shape="static", max_context=CONTEXT, **options
+        )
+        made[name] = doubleweave.open(folder / name)
+    return made
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "wavefront"])
+@pytest.mark.parametrize("name", ["static", "token"])
+def test_compiled_it_gives_the_same_logits_over_several_turns(programs, name, schedule):
+    ids = np.random.default_rng(1).integers(0, toys.VOCAB_SIZE, 50)
+    turns = []
+    for program in (programs["dynamic"], programs[name]):
+        session = program.session(schedule, 2)
+        found = [session.append(ids[:21]), session.append(ids[21:])]
+        session.truncate(9)  # stale rows stay in the cache, behind what the mask shows
+        found.append(session.append(ids[30:]))
+        found.append(session.append(ids[:1]))
+        turns.append(found)
+    for expected, found in zip(*turns, strict=True):
+        assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_every_logit_of_many_chunks_at_once(programs):
+    ids = np.random.default_rng(2).integers(0, toys.VOCAB_SIZE, CONTEXT)
+    expected, found = (programs[name].session("wavefront", 2).score(ids) for name in ("dynamic", "static"))
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_the_cache_counts_whole(programs):
+    session = programs["static"].session("sequential", 1)
+    split = programs["static"].split
+    whole = CONTEXT * sum(value.row_bytes for value in split.values if value.kind == "cache")
+    assert session.kv_bytes == session.kv_bytes_peak == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"attention": "fixed"}, "attention: found 'fixed', expected one of dynamic, static"),
+        (
+            {"attention": "static"},
+            "max-context: static attention reads the whole cache in every run; say how many tokens it has, such as 1024",
+        ),
+        (
+            {"attention": "static", "max_context": 64, "shape": "bounded"},
+            "shape: found 'bounded', but static attention takes fixed sizes; use static or leave it out",
+        ),
+        ({"attention_device": "gpu"}, "attention-device: found 'gpu', expected one of cpu, npu"),
+        (
+            {"attention_device": "npu"},
+            "attention-device: found 'npu' with dynamic attention for xnnpack; expected dynamic attention for qnn "
+            "(static attention is where the static segments are)",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(tmp_path, options, sentence):
+    import doubleweave
+
+    with pytest.raises(PolicyError) as caught:
+        doubleweave.compile_llm(toys.model(), tmp_path / "out", **options)
+    assert str(caught.value) == sentence
+    assert not (tmp_path / "out").exists()
