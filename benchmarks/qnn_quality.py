@@ -68,7 +68,9 @@ def main() -> None:
                 "tokens": args.tokens,
                 "s_per_token": seconds,
             }
-            rows.append([recipe, f"{perplexities[recipe]:.3f}", f"{worse:+.1%}", f"{same} of {args.tokens}", f"{seconds:.1f}"])  # fmt: skip
+            rows.append([
+                recipe, f"{perplexities[recipe]:.3f}", f"{worse:+.1%}", f"{same} of {args.tokens}", f"{seconds:.1f}",
+            ])  # fmt: skip
     goals = {}
     if "16a8w" in found:
         goals["perplexity of 16a8w over float32"] = target(
