@@ -9,8 +9,8 @@ import pytest
 
 import toys
 from doubleweave.errors import InputError
-from doubleweave.estimate import Device, estimate_us
-from doubleweave.ir import rows
+from doubleweave.estimate import Device, estimate_us, weight_format
+from doubleweave.ir import Port, Traffic, rows
 
 # 1,000 operations and 1,000 bytes a microsecond of one worker; half of it reached in products.
 DEVICE = Device(10.0, 5.0, 1.0, {"int8": 1.0, "float32": 1.0}, 0.5)
@@ -67,6 +67,37 @@ def test_threads_share_the_work_of_a_cpu_as_far_as_it_has_cores():
     assert us("block_1", threads=4) == pytest.approx(10 + work / 4)
     assert us("block_1", replace(DEVICE, workers=2), threads=4) == pytest.approx(10 + work / 2)
     assert us("block_1", threads=4, on="npu") == pytest.approx(10 + work)
+
+
+def test_a_compilers_count_of_bytes_comes_before_ours():
+    fast = replace(DEVICE, peak_gops={"int8": 1e9})
+    segment = replace(SPLIT.segment("block_1"), traffic=(Traffic(8, 9000, 1000, 500, 500),))
+    found = estimate_us(fast, segment, "int8", np.array([8.0, 1.0]), np.array([8.0, 8.0]), 1)
+    # 10,000 bytes for 8 rows; for one row, of which the compiler said nothing, weights, inputs and output.
+    assert found == pytest.approx([10 + 10000 / 1000, 10 + (4096 + 3 * 8 * 4) / 1000])
+
+
+def test_counted_weights_come_before_bytes():
+    segment = replace(SPLIT.segment("block_1"), linear_weights=1000)
+    found = estimate_us(DEVICE, segment, "int8", np.array([64.0]), np.array([64.0]), 1)
+    assert found[0] == pytest.approx(10 + 2 * 64 * 1000 / 500)
+
+
+def test_inlined_attention_goes_over_the_whole_cache():
+    block = SPLIT.segment("block_1")
+    past = Port("past", "float32", (1, 32, 8))
+    segment = replace(block, inputs=(*block.inputs, past), attended_width=100, linear_weights=1, device="npu")
+    found = estimate_us(DEVICE, segment, "int8", np.array([8.0]), np.array([8.0]), 1)
+    # In float16, for which the device has no peak: its lowest. 32 rows of the cache and 8 of the chunk.
+    assert found[0] == pytest.approx(10 + 2 * 8 * 1 / 500 + 2 * 100 * 8 * (32 + 8) / 500)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [("none", "float32"), ("8da8w", "int8"), ("8da4w", "int4"), ("16a4w", "int4"), ("8a8w", "int8")],
+)
+def test_the_format_of_a_recipes_weights(recipe, kind):
+    assert weight_format(recipe) == kind
 
 
 def test_devices_read_back():

@@ -5,13 +5,22 @@ What needs neither (options, recipes, rewriting) is tested everywhere.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import toys
-from doubleweave.errors import BackendError, PolicyError
+from doubleweave import manifest
+from doubleweave.errors import BackendError, LowerError, PolicyError, ProgramError
+from doubleweave.ir import Static
 
 pytestmark = pytest.mark.executorch
 
@@ -37,57 +46,280 @@ def ids_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory, ids_file):
-    """The toy with two layers, compiled for a chip, once."""
-    import doubleweave
-
+    """The toy with two layers, compiled for a chip or for the emulator, each once."""
     sdk_or_skip()
     made = {}
 
-    def program(soc="SM8650", recipe="16a8w", emulate=False):
-        key = (soc, recipe, emulate)
+    def program(**options):
+        key = tuple(sorted(options.items()))
         if key not in made:
             folder = tmp_path_factory.mktemp("qnn") / "program"
-            doubleweave.compile_llm(
-                toys.model(num_layers=2),
-                folder,
-                backend="qnn",
-                soc=soc,
-                quantize=recipe,
-                chunk=SIZES,
-                calibrate=ids_file,
-                emulate=emulate,
-            )
+            compile_toy(folder, ids_file, **options)
             made[key] = folder
         return made[key]
 
     return program
 
 
-@pytest.mark.parametrize("soc", ["SM8550", "SM8650", "SM8750", "SM8850"])
-def test_every_static_segment_is_one_context_binary(programs, soc):
+def compile_toy(folder, ids_file, **options):
     import doubleweave
 
-    program = doubleweave.open(programs(soc))
-    on_npu = [segment for segment in program.split.segments if segment.device == "npu"]
+    options = {"soc": "SM8650", "quantize": "16a8w", "chunk": SIZES, "calibrate": ids_file} | options
+    return doubleweave.compile_llm(toys.model(num_layers=2), folder, backend="qnn", **options)
+
+
+def contexts_of(folder):
+    """The names of the graphs in each context binary of a program file, by the methods that use it; read in a process
+    of its own."""
+    script = """
+import json, sys
+from pathlib import Path
+from doubleweave.qnn_sdk import load_sdk
+import torch
+from executorch.exir._serialize._program import deserialize_pte_binary
+load_sdk()
+from doubleweave.backends.qnn import graphs_of
+program = deserialize_pte_binary(Path(sys.argv[1]).read_bytes()).program
+found = {}
+for plan in program.execution_plan:
+    for delegate in plan.delegates:
+        if delegate.id == "QnnBackend":
+            data = program.backend_delegate_data[delegate.processed.index].data
+            found[plan.name] = graphs_of(delegate.compile_specs[0].value, data), len(data)
+print("RESULT" + json.dumps(found))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder / "program.pte")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.split("RESULT")[1])
+
+
+@pytest.mark.parametrize("soc", ["SM8550", "SM8650", "SM8750", "SM8850"])
+def test_every_static_segment_is_one_context_binary(programs, soc):
+    split = manifest.read(programs(soc=soc)).split
+    on_npu = [segment for segment in split.segments if segment.device == "npu"]
     assert [segment.name for segment in on_npu] == ["block_0", "block_1", "block_2", "lm_head"]
     for segment in on_npu:
         assert (segment.backend, segment.target, segment.recipe) == ("qnn", soc, "16a8w")
         assert segment.num_delegated == segment.num_operators
         assert segment.snr_db > 20
-    others = [segment.name for segment in program.split.segments if segment.device == "cpu"]
+        assert [traffic.size for traffic in segment.traffic] == list(SIZES)
+        assert all(traffic.read > 0 and traffic.written > 0 for traffic in segment.traffic)
+    others = [segment.name for segment in split.segments if segment.device == "cpu"]
     assert others == ["embed_tokens", "rotary", "attention"]
 
 
-def test_the_emulator_gives_the_quantized_references_tokens(programs):
+def test_on_the_chip_prefill_and_decode_share_one_context(programs):
+    on_chip, emulated = contexts_of(programs()), contexts_of(programs(emulate=True))
+    for segment in ("block_0", "block_1", "block_2", "lm_head"):
+        methods = [f"{segment}@{size}" for size in SIZES]
+        for method in methods:
+            assert sorted(on_chip[method][0]) == sorted(methods)
+            assert emulated[method][0] == [method]
+        # Two graphs with the weights once: smaller than both by themselves.
+        assert on_chip[methods[0]][1] < sum(emulated[method][1] for method in methods)
+    assert manifest.read(programs()).split.segment("block_1").contexts == 1
+    assert manifest.read(programs(emulate=True)).split.segment("block_1").contexts == len(SIZES)
+
+
+def eager_reference(ids_file, **options):
+    """The same quantized segments, in eager torch."""
+    import tempfile
+
+    from doubleweave.backends.qnn_compile import QnnOptions
+    from doubleweave.quantized_llm import Options, quantized_llm
+
+    qnn = QnnOptions("SM8650", "16a8w", calibrate=ids_file, emulate=True)
+    options = Options("16a8w", Static(SIZES), toys.MAX_CONTEXT, to_qnn=qnn, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        return quantized_llm(toys.model(num_layers=2), options, Path(folder), lambda *step: None)
+
+
+def test_the_emulator_gives_the_quantized_references_tokens(programs, ids_file):
+    import torch
+
     import doubleweave
+    from doubleweave.eager import run_eager
 
     program = doubleweave.open(programs(emulate=True))
-    prompt = np.random.default_rng(1).integers(0, toys.VOCAB_SIZE, 13)  # two chunks
+    ids = list(np.random.default_rng(1).integers(0, toys.VOCAB_SIZE, 13))  # two chunks
     session = program.session("pipelined", workers=("npu", "cpu"))
-    logits = session.append(prompt, record=True)
-    assert np.isfinite(logits).all()
-    workers = {event.worker for event in session.timeline.events}
-    assert len(workers) == 2
+    tokens = [int(session.append(ids, record=True).argmax())]
+    assert {event.worker for event in session.timeline.events} == {0, 1}
+    while len(tokens) < 16:
+        tokens.append(int(session.append([tokens[-1]]).argmax()))
+    # All tokens at once: the reference's rows do not depend on the chunks.
+    everything = torch.tensor([[*map(int, ids), *tokens[:-1]]])
+    expected = run_eager(eager_reference(ids_file), everything, 8)[0, len(ids) - 1 :].argmax(dim=1)
+    assert tokens == expected.tolist()
+
+
+@pytest.mark.parametrize("chunk", [SIZES, (1,)])
+def test_all_static_on_the_emulator(programs, chunk):
+    import doubleweave
+
+    folder = programs(emulate=True, attention="static", max_context=64, chunk=chunk)
+    program = doubleweave.open(folder)
+    assert [s.name for s in program.split.segments if s.backend == "qnn"] == ["block_0", "lm_head"]
+    reference = doubleweave.open(programs(emulate=True))
+    ids = np.random.default_rng(1).integers(0, toys.VOCAB_SIZE, 13)
+    found, expected = (p.session("sequential", 1).append(ids) for p in (program, reference))
+    assert found.argmax() == expected.argmax()
+    assert (
+        np.abs(found - expected).max() / np.abs(expected).max() < 0.1
+    )  # 16-bit scores, with the mask in their scale
+
+
+def test_dynamic_attention_on_the_npu_is_refused_with_qnns_own_reason(tmp_path, ids_file):
+    sdk_or_skip()
+    with pytest.raises(LowerError) as caught:
+        compile_toy(tmp_path / "out", ids_file, attention_device="npu")
+    text = str(caught.value)
+    assert text.startswith("segment attention, with sizes that change from call to call: QNN refuses it (")
+    assert "ynamic" in text.split("(")[1]  # QNN's words
+    assert text.endswith(
+        "leave it on the CPU (--attention-device cpu), or compile it for fixed sizes (--attention static "
+        "--max-context N)"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kept_segment_is_another_recipes_or_the_cpus(programs):
+    import doubleweave
+
+    kept = (("block_1", "cpu"), ("lm_head", "8a8w"))
+    program = doubleweave.open(programs(emulate=True, keep=FrozenDict(kept)))
+    segments = {segment.name: segment for segment in program.split.segments}
+    assert (segments["block_1"].backend, segments["block_1"].device) == ("xnnpack", "cpu")
+    assert (segments["lm_head"].recipe, segments["block_0"].recipe) == ("8a8w", "16a8w")
+    assert segments["lm_head"].snr_db < segments["block_0"].snr_db
+    assert np.isfinite(program.session("sequential", 1).append([1, 2, 3])).all()
+
+
+class FrozenDict(dict):
+    """Options are keys of what was compiled already."""
+
+    def __hash__(self):
+        return hash(tuple(self.items()))
+
+    def __lt__(self, other):
+        return tuple(self.items()) < tuple(other.items())
+
+
+def refuse(monkeypatch, reason):
+    """Let QNN refuse every segment but for the first."""
+    from doubleweave.backends import qnn
+
+    lower = qnn._to_edge
+
+    def refusing(exported, target):
+        if "block_1@8" not in exported:
+            return lower(exported, target)
+        os.write(2, f"[ERROR] [Qnn ExecuTorch]: {reason}\n".encode())
+        os.write(
+            2, b"[ERROR] [Qnn ExecuTorch]:  <E> Failed to validate op aten_tan_default with error 0xc26\n"
+        )
+        raise RuntimeError("QNN says no")
+
+    monkeypatch.setattr(qnn, "_to_edge", refusing)
+
+
+def test_what_the_htp_refuses_is_named_with_its_segment_and_the_way_out(tmp_path, ids_file, monkeypatch):
+    sdk_or_skip()
+    refuse(monkeypatch, "Op specific reason")
+    with pytest.raises(LowerError) as caught:
+        compile_toy(tmp_path / "out", ids_file, emulate=True)
+    assert str(caught.value) == (
+        "segment block_1@8: QNN refuses it (aten_tan_default: Op specific reason); keep it on the CPU: "
+        "--keep block_1=cpu"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiler_that_crashes_leaves_an_error_and_nothing_half_written(tmp_path, ids_file, monkeypatch):
+    from doubleweave.backends import qnn
+
+    sdk_or_skip()
+    monkeypatch.setattr(qnn, "_to_edge", lambda exported, target: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(LowerError, match="ended in the middle: its compiler crashed"):
+        compile_toy(tmp_path / "out", ids_file, emulate=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def damaged(source, folder, damage):
+    """A copy of a program with its first context damaged, and a manifest that believes it."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    shutil.copytree(source, folder)
+    data = (folder / "program.pte").read_bytes()
+    program = deserialize_pte_binary(data).program
+    delegates = [d for plan in program.execution_plan for d in plan.delegates if d.id == "QnnBackend"]
+    context = bytes(program.backend_delegate_data[delegates[0].processed.index].data)
+    at = data.index(context)
+    changed = data[:at] + damage(context) + data[at + len(context) :]
+    (folder / "program.pte").write_bytes(changed)
+    text = json.loads((folder / "manifest.json").read_text())
+    text["program_sha256"] = hashlib.sha256(changed).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(text))
+    return folder
+
+
+@pytest.mark.parametrize("kept", [0, 512, 0.5])
+def test_a_truncated_context_is_an_error(programs, tmp_path, ids_file, kept):
+    def cut(context):
+        size = int(kept if kept > 1 else kept * len(context))
+        return context[:size] + bytes(len(context) - size)
+
+    folder = damaged(programs(emulate=True), tmp_path / "program", cut)
+    done = subprocess.run(
+        [sys.executable, "-m", "doubleweave.cli", "run", str(folder), "--token-ids", str(ids_file), "-n", "2"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "block_0@" in done.stderr
+    assert "the context is damaged or of another SDK; compile it again" in done.stderr
+
+
+def test_a_chips_build_does_not_run_on_the_emulator(programs):
+    import doubleweave
+
+    with pytest.raises(ProgramError, match=r"compiled for the chip SM8650: .* compile it with --emulate"):
+        doubleweave.open(programs())
+
+
+def test_loading_in_turns_many_times_over(programs, ids_file):
+    """Two methods of QNN loaded at once crash most of the time."""
+    folder = programs(emulate=True)
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-m", "doubleweave.cli", "run", str(folder), "--token-ids", str(ids_file), "-n", "2"],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "Qnn ExecuTorch" not in done.stderr + done.stdout
+        assert "of 6 done" in done.stderr
+
+
+def test_torch_can_be_imported_behind_qualcomms_libraries(programs):
+    script = (
+        "import sys, doubleweave; doubleweave.open(sys.argv[1]); import torch; print(torch.ones(2).sum())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(programs(emulate=True))], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+
+
+def test_inspect_says_which_build_it_is(programs):
+    from doubleweave.report import inspect_dict, inspect_table
+
+    chip, emulated = (manifest.read(programs(**options)) for options in ({}, {"emulate": True}))
+    build = {"soc": "SM8650", "build": "chip", "contexts": 4, "most_contexts": 50}
+    assert inspect_dict(chip)["qnn"] == build
+    assert inspect_dict(emulated)["qnn"] == {**build, "build": "emulator", "contexts": 8}
+    assert "QNN: built for the chip, SM8650" in inspect_table(chip)
+    assert "8 contexts, of about 50" in inspect_table(emulated)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ SDK_2_51 = """[INFO] [Qnn ExecuTorch]: graph_prepare.cc:2110:design_spill_fill_a
 REFUSED = """[ERROR] [Qnn ExecuTorch]:  <E> unexpected GraphHtpSettings option 66
 [ERROR] [Qnn ExecuTorch]: Dynamically shaped output requires presence of in[1]
 [ERROR] [Qnn ExecuTorch]: Op specific validation failed.
-[ERROR] [Qnn ExecuTorch]:  <E> validateNativeOps master op validator aten_view_copy_default_7:qti.aisw:Reshape failed 3110
+[ERROR] [Qnn ExecuTorch]:  <E> validateNativeOps master op validator aten_view_copy_default_7:Reshape failed 3110
 [ERROR] [Qnn ExecuTorch]:  <E> QnnBackend_validateOpConfig failed 3110
 [ERROR] [Qnn ExecuTorch]:  <E> Failed to validate op aten_view_copy_default_7 with error 0xc26
 """

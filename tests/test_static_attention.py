@@ -112,7 +112,8 @@ def test_the_cache_counts_whole(programs):
         ({"attention": "fixed"}, "attention: found 'fixed', expected one of dynamic, static"),
         (
             {"attention": "static"},
-            "max-context: static attention reads the whole cache in every run; say how many tokens it has, such as 1024",
+            "max-context: static attention reads the whole cache in every run; say how many tokens it has, such as "
+            "1024",
         ),
         (
             {"attention": "static", "max_context": 64, "shape": "bounded"},

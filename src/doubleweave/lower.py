@@ -200,8 +200,8 @@ def _lower_all(
     except BrokenProcessPool as error:
         left = [str(job) for job in todo if str(job) not in done]
         raise LowerError(
-            f"a process that compiled one of {', '.join(left[:4])}{', …' if len(left) > 4 else ''} ended in the middle: "
-            "its compiler crashed, or the machine has too little memory; nothing was written"
+            f"a process that compiled one of {', '.join(left[:4])}{', …' if len(left) > 4 else ''} ended in the "
+            "middle: its compiler crashed, or the machine has too little memory; nothing was written"
         ) from error
     return templates
 
