@@ -145,3 +145,17 @@ def test_auto_without_decisions_for_so_many_threads_goes_by_a_rule():
     assert found.choose(split, 4, 4) == default_choice(split, "sequential", 4)
     assert found.choose(split, 5, 4) == default_choice(split, "wavefront", 4)
     assert found.choose(split, 500, 1) == default_choice(split, "sequential", 1)
+
+
+def test_without_decisions_a_real_npu_runs_out_of_order_and_its_stand_in_as_a_wavefront():
+    split = toys.split(2, Static((1, 8)), static_device="npu")
+    plain = Profile("p", "measured")
+    assert plain.choose(split, 100, 2).schedule == "wavefront"
+    on_npu = replace(
+        split,
+        segments=tuple(
+            replace(s, backend="qnn") if s.name.startswith("block") else s for s in split.segments
+        ),
+    )
+    choice = plain.choose(on_npu, 100, 2)
+    assert (choice.schedule, set(choice.workers)) == ("out_of_order", {"npu", "cpu"})

@@ -17,6 +17,7 @@ COMPILE_TIME = ("torch", "transformers", "executorch", "torchao", "gguf", "safet
 
 def test_public_names():
     assert doubleweave.__all__ == [
+        "BackendError",
         "DoubleweaveError",
         "Dynamic",
         "Generation",
