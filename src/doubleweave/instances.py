@@ -68,7 +68,9 @@ class Instances:
         except ProgramError as error:
             reason = refusal(getattr(error, "printed", ""))
             why = f" ({reason})" if reason else ""
-            raise ProgramError(f"{error}{why}: the context is damaged or of another SDK; compile it again") from error
+            raise ProgramError(
+                f"{error}{why}: the context is damaged or of another SDK; compile it again"
+            ) from error
 
     def _load(self, method: str) -> _native.Instance:
         try:
