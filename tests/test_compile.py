@@ -53,7 +53,7 @@ def test_a_program_is_readable_by_others_as_any_new_folder(toy_program_dir, tmp_
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--quantize", "q4_0"], "quantize: found 'q4_0', expected one of none, 8da8w, 8da4w"),
+        (["--quantize", "q4_0"], "quantize: found 'q4_0', expected one of 8da8w, 8da4w, none"),
         (["--shape", "round"], "shape: found 'round', expected one of bounded, static"),
         (["--chunk", 0], "chunk: found 0, expected 1 to 4096 tokens"),
         (["--chunk", 32, "--chunk", -1], "chunk: found -1"),
