@@ -7,7 +7,6 @@ is one object.
 from __future__ import annotations
 
 import argparse
-import atexit
 import io
 import json
 import os
@@ -17,10 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from doubleweave.cli_common import add_schedule_options, open_quietly, print_json, workers_of
 from doubleweave.cli_compile import add_compile, add_doctor
-from doubleweave.cli_predict import add_commands, add_schedule_options, print_json, workers_of
+from doubleweave.cli_predict import add_commands
 from doubleweave.errors import DoubleweaveError, InputError
-from doubleweave.native_output import silence_errors
 
 if TYPE_CHECKING:
     from doubleweave.program import Program
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from doubleweave.timeline import Timeline
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
-_KEPT: list[object] = []  # to the end of the process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -186,7 +184,7 @@ def _run(args: argparse.Namespace) -> None:
     if (args.prompt is None) == (args.token_ids is None):
         raise InputError("prompt: give either -p PROMPT or --token-ids FILE")
     trace = _trace_path(args)
-    program = _open(args.program)
+    program = open_quietly(args.program)
     session = _session(program, args)
     if args.token_ids is not None:
         ids = _read_token_ids(args.token_ids)
@@ -244,7 +242,7 @@ def _bench(args: argparse.Namespace) -> None:
     from doubleweave.report import bench_lines
 
     trace = _trace_path(args)
-    program = _open(args.program)
+    program = open_quietly(args.program)
     ids = None if args.token_ids is None else _read_token_ids(args.token_ids)
     session = _session(program, args)
     result, timeline = bench(program, session, args.prompt_len, args.gen, runs=args.runs, token_ids=ids)
@@ -261,7 +259,7 @@ def _score(args: argparse.Namespace) -> None:
         text = Path(args.file).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{args.file}: cannot be read as text ({error})") from None
-    program = _open(args.program)
+    program = open_quietly(args.program)
     result = score(program, _session(program, args), text)
     print(
         f"perplexity {result['perplexity']:.4f} over {result['tokens']} tokens, "
@@ -270,20 +268,11 @@ def _score(args: argparse.Namespace) -> None:
     print_json(args, result)
 
 
-def _open(folder: str) -> Program:
-    from doubleweave.program import open_llm
-
-    return open_llm(folder)
-
-
 def _session(program: Program, args: argparse.Namespace) -> Session:
     session = program.session(
         args.schedule, args.threads, workers=workers_of(args), chunk=args.chunk, profile=args.profile
     )
     if any(segment.backend == "qnn" for segment in program.split.segments):
-        # Qualcomm's libraries report every context that they let go: later than anything of ours, and to nobody.
-        _KEPT.append(session)
-        atexit.register(silence_errors)
         print("running on the HTP emulator, which is slow", file=sys.stderr)
         session.on_chunk = _say_chunk
     return session

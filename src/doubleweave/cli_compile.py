@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from doubleweave.cli_predict import print_json, progress_bar
+from doubleweave.cli_common import print_json, progress_bar
 
 
 def add_compile(commands: Any) -> None:

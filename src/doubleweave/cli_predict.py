@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from doubleweave.cli_common import add_schedule_options, open_quietly, print_json, progress_bar, workers_of
 from doubleweave.errors import InputError
 
 # The prompt length that is assumed, where the context has room for it.
@@ -23,56 +20,6 @@ def add_commands(commands: Any) -> None:
     _add_simulate(commands)
     _add_plan(commands)
     _add_trace(commands)
-
-
-def add_schedule_options(p: argparse.ArgumentParser) -> None:
-    """Options of everything that runs or predicts a run."""
-    p.add_argument(
-        "--schedule",
-        default="auto",
-        help="auto (default): what plan chooses; sequential: one task at a time, every thread in it; lockstep: two "
-        "chunks, a barrier a step; pipelined: in order, as soon as inputs are ready; out_of_order: critical path "
-        "first; wavefront: each worker takes chunks of its own",
-    )
-    p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the machine's cores)")
-    p.add_argument(
-        "--workers",
-        metavar="D,D",
-        help="the workers' devices, such as npu,cpu or any,any (default: by the schedule)",
-    )
-    p.add_argument(
-        "--chunk", type=int, metavar="N", help="the most tokens of a chunk (default: the program's)"
-    )
-    p.add_argument(
-        "--profile",
-        metavar="P",
-        help="a .toml file or a shipped name such as sm8650 (default: the program's own)",
-    )
-
-
-def workers_of(args: argparse.Namespace) -> tuple[str, ...] | None:
-    """The devices that --workers names."""
-    return None if args.workers is None else tuple(args.workers.split(","))
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal alone, gone at the end: what else is on stderr is an error, in one line."""
-    from tqdm import tqdm
-
-    bar_format = "{desc:<34} {bar:24} {n_fmt}/{total_fmt} [{elapsed}]"
-    with tqdm(total=1, bar_format=bar_format, file=sys.stderr, disable=None, leave=False) as bar:
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.total, bar.n = total, done
-            bar.set_description_str(what)
-
-        yield progress
-
-
-def print_json(args: argparse.Namespace, report: dict[str, Any]) -> None:
-    if args.json:
-        print(json.dumps(report))
 
 
 def _add_json(p: argparse.ArgumentParser) -> None:
@@ -108,14 +55,13 @@ def _profile(args: argparse.Namespace) -> None:
     from doubleweave.planner import decisions
     from doubleweave.profile_file import profile_dict, write_profile
     from doubleweave.profile_report import profile_text
-    from doubleweave.program import open_llm
     from doubleweave.threads import threads_or_all
     from doubleweave.tune import tune
 
     out = Path(args.out) if args.out else Path(args.program) / PROFILE_FILE
     if out.suffix != ".toml" or not out.parent.is_dir():
         raise InputError(f"out: found {out}, expected a file that ends in .toml, in a folder that exists")
-    program = open_llm(args.program)
+    program = open_quietly(args.program)
     threads = threads_or_all(args.threads)
     with progress_bar() as progress:
         found = measure(

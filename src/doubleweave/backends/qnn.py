@@ -112,12 +112,12 @@ def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> L
     try:
         edge, printed = captured(lambda: _to_edge(exported, target))
     except Exception as error:
-        reason = refusal(getattr(error, "printed", "")) or str(error).strip().splitlines()[0]
+        reason = refusal(getattr(error, "printed", "")) or (str(error).strip() or repr(error)).splitlines()[0]
         raise LowerError(f"QNN refuses it ({reason})") from error
     for name in exported:
         if left := _left_over(edge.exported_program(name)):
-            raise LowerError(f"QNN does not take {', '.join(left)}")
-    for name in exported:
+            reason = refusal(printed)
+            raise LowerError(f"QNN does not take {', '.join(left)}{f' ({reason})' if reason else ''}")
         for module in edge.exported_program(name).graph_module.children():
             _check_graphs(module, list(exported))
     reported = traffic(printed)

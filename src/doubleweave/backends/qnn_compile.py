@@ -79,8 +79,10 @@ def _placed(torch_split: TorchSplit, recipes: Mapping[str, str], options: QnnOpt
                 contexts=len(segment.methods()) if options.emulate else 1,
             )
         elif isinstance(segment.shape, Static):
-            # A mask has to hide the rows of padding too, so it is worked out for all of the NPU's rows.
-            shape = segment.shape if segment.name == MASK else rows(1, most_rows(segment.shape))
+            # A mask has to hide the rows of padding too, so it is worked out for all of the NPU's rows; inlined
+            # attention takes fixed sizes wherever it runs.
+            is_fixed = segment.name == MASK or segment.attended_width > 0
+            shape = segment.shape if is_fixed else rows(1, most_rows(segment.shape))
             segment = replace(segment, device="cpu", backend=xnnpack.NAME, shape=shape)
         segments.append(segment)
     return replace(torch_split, split=replace(torch_split.split, segments=tuple(segments)))
