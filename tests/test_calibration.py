@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 import toys
-from doubleweave.calibration import MOST_TOKENS, calibration_chunks
+from doubleweave.calibration import MOST_CHUNKS, MOST_TOKENS, calibration_chunks
 from doubleweave.errors import InputError
 
 pytestmark = pytest.mark.executorch
@@ -25,6 +25,10 @@ def tokenizer(tmp_path_factory):
 def test_the_packages_own_text_is_the_default(tokenizer):
     chunks = calibration_chunks(None, tokenizer, 128, toys.VOCAB_SIZE)
     assert [tuple(chunk.shape) for chunk in chunks] == [(1, 128)] * (MOST_TOKENS // 128)
+
+
+def test_chunks_of_one_token_are_fewer(tokenizer):
+    assert len(calibration_chunks(None, tokenizer, 1, toys.VOCAB_SIZE)) == MOST_CHUNKS
 
 
 def test_token_ids_need_no_tokenizer(tmp_path):

@@ -12,10 +12,11 @@ from torch import Tensor
 from doubleweave.errors import InputError
 
 MOST_TOKENS = 1024
+MOST_CHUNKS = 128  # token by token, a thousand runs of the model in eager torch take longer than compiling it
 
 
 def calibration_chunks(text: str | Path | None, tokenizer: Path, size: int, vocab_size: int) -> list[Tensor]:
-    """Chunks of token ids, int64 [1, size] each, at most `MOST_TOKENS` in all.
+    """Chunks of token ids, int64 [1, size] each, at most `MOST_TOKENS` in all, in at most `MOST_CHUNKS`.
 
     `text` is a text file, or a .json file with a list of token ids; None takes the text that comes with the package.
     Raises InputError where it cannot be read or is shorter than one chunk.
@@ -28,7 +29,7 @@ def calibration_chunks(text: str | Path | None, tokenizer: Path, size: int, voca
         raise InputError(
             f"{name}: found token {wrong[0]}, expected 0 to {vocab_size - 1}, the model's vocabulary"
         )
-    number = min(len(ids), max(MOST_TOKENS, size)) // size
+    number = min(min(len(ids), max(MOST_TOKENS, size)) // size, MOST_CHUNKS)
     return list(torch.split(torch.tensor([ids[: number * size]]), size, dim=1))
 
 
