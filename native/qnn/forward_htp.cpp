@@ -78,20 +78,18 @@ ErrorHandle device_create(void* logger, const DeviceConfig** configs, void** dev
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) ErrorHandle QnnInterface_getProviders(
-    const Interface*** providers, uint32_t* num_providers) {
+extern "C" __attribute__((visibility("default"))) ErrorHandle
+QnnInterface_getProviders(const Interface*** providers, uint32_t* num_providers) {
   static Interface forwarded;
   static const Interface* list[] = {&forwarded};
   const char* path = std::getenv("DOUBLEWEAVE_QNN_HTP");
-  void* library =
-      path == nullptr ? nullptr : dlopen(path, static_cast<int>(RTLD_NOW | RTLD_LOCAL));
+  void* library = path == nullptr ? nullptr : dlopen(path, static_cast<int>(RTLD_NOW | RTLD_LOCAL));
   if (library == nullptr) {
     std::fprintf(stderr, "DOUBLEWEAVE_QNN_HTP: %s\n",
                  path == nullptr ? "not set; it names Qualcomm's libQnnHtp.so" : dlerror());
     return kNotSupported;
   }
-  const auto get =
-      reinterpret_cast<GetProviders>(dlsym(library, "QnnInterface_getProviders"));
+  const auto get = reinterpret_cast<GetProviders>(dlsym(library, "QnnInterface_getProviders"));
   const Interface** found = nullptr;
   uint32_t num_found = 0;
   if (get == nullptr) {
