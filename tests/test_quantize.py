@@ -124,7 +124,7 @@ def test_unknown_recipes(recipe, tmp_path):
     import doubleweave
     from doubleweave.quantize import quantize
 
-    message = f"quantize: found '{recipe}', expected one of none, 8da8w, 8da4w"
+    message = f"quantize: found '{recipe}', expected one of 8da8w, 8da4w, none"
     with pytest.raises(PolicyError, match=message):
         quantize(None, recipe)
     with pytest.raises(PolicyError, match=message):

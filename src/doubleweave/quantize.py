@@ -23,7 +23,7 @@ from doubleweave.simplify import insert, is_call, nodes_of
 from doubleweave.split import TorchSplit
 from doubleweave.transform import Convert, Weights, copy_graph, over_empty_weights, transform_segments
 
-RECIPES = ("none", "8da8w", "8da4w")
+RECIPES = ("8da8w", "8da4w", "none")
 GROUP_SIZE = 32
 _SCALE_STEPS = (7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5)
 _LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
