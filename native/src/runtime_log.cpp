@@ -42,20 +42,35 @@ void throw_or_abort() {
   std::abort();
 }
 
+void register_ours() {
+  auto pal = executorch::runtime::PalImpl::create(emit, __FILE__);
+  pal.abort = throw_or_abort;
+  executorch::runtime::register_pal(pal);
+}
+
+// ExecuTorch's own Python modules, imported after us, put theirs in our place; without ours a
+// failed check inside a method would end the process.
+void keep_registered() {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  if (executorch::runtime::get_pal_impl()->emit_log_message != emit) {
+    register_ours();
+  }
+}
+
 }  // namespace
 
 void init_runtime() {
   static std::once_flag once;
   std::call_once(once, [] {
     print_log = std::getenv("DOUBLEWEAVE_LOG") != nullptr;
-    auto pal = executorch::runtime::PalImpl::create(emit, __FILE__);
-    pal.abort = throw_or_abort;
-    executorch::runtime::register_pal(pal);
+    register_ours();
     executorch::runtime::runtime_init();
   });
 }
 
 LogScope::LogScope() {
+  keep_registered();
   if (scope_depth++ == 0) {
     kept.clear();
   }
