@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from doubleweave.compile_language_model import compile_llm
     from doubleweave.compile_module import compile
     from doubleweave.errors import (
+        BackendError,
         DoubleweaveError,
         InputError,
         LowerError,

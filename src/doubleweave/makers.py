@@ -76,14 +76,13 @@ def wavefront(graph: TaskGraph, workers: Sequence[str], costs: Costs) -> Schedul
     would wait takes the most urgent task of another one's chunk. Of the ways to deal the chunks out the one with the
     shortest makespan is taken.
     """
+    in_turn, there_and_back = (_homes(graph, workers, order) for order in (_in_turn, _there_and_back))
     dealt = [
         Schedule("wavefront", tuple(workers), lists)
         for lists in (
-            *(
-                _pinned(graph, workers, costs, _homes(graph, workers, at))
-                for at in (_in_turn, _there_and_back)
-            ),
-            _by_urgency(graph, workers, costs, _homes(graph, workers, _in_turn)),
+            _pinned(graph, workers, costs, in_turn),
+            _pinned(graph, workers, costs, there_and_back),
+            _by_urgency(graph, workers, costs, in_turn),
         )
     ]
     ends = [max(times(graph, schedule, costs)[1].tolist()) for schedule in dealt]
