@@ -13,6 +13,7 @@
 #include <memory>
 
 #include "array.h"
+#include "doubleweave/crash.h"
 #include "doubleweave/error.h"
 #include "doubleweave/program.h"
 #include "doubleweave/threads.h"
@@ -156,6 +157,9 @@ NB_MODULE(_native, m) {
   bind_execution(m);
   bind_kernels(m);
   bind_turns(m);
+  m.def("say_crashes", &say_crashes, "exit_code"_a,
+        "From now on a crash writes one sentence to standard error and ends the process with this "
+        "code.");
 }
 
 }  // namespace doubleweave::python

@@ -7,6 +7,7 @@
 #include <functional>
 #include <thread>
 
+#include "crash_scope.h"
 #include "doubleweave/error.h"
 #include "doubleweave/threads.h"
 #include "instance_impl.h"
@@ -134,6 +135,7 @@ void Instance::Impl::execute(bool single_thread) {
     }
   }
   const LogScope log;
+  const CrashScope crash(method_name.c_str());
   et::Error error = et::Error::Ok;
   try {
     // Kernels outside delegates would take the pool's lock even for one thread.

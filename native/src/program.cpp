@@ -11,6 +11,7 @@
 #include <fstream>
 #include <map>
 
+#include "crash_scope.h"
 #include "doubleweave/error.h"
 #include "file_loader.h"
 #include "instance_impl.h"
@@ -161,6 +162,7 @@ void load_method(std::unique_ptr<Instance::Impl>& impl,
   GroupAllocator& group = *impl->group;
   const std::lock_guard lock(group.load_mutex);
   group.set_loading(&impl->arena);
+  const CrashScope crash(impl->method_name.c_str());
   try {
     auto loaded = state.program->load_method(impl->method_name.c_str(), &*impl->memory,
                                              /*event_tracer=*/nullptr,

@@ -253,6 +253,9 @@ class Turns:
         """Wait, without the GIL, until nobody who came before uses any of the names; what a signal's handler
         raises ends the wait."""
 
+def say_crashes(exit_code: int) -> None:
+    """From now on a crash writes one sentence to standard error and ends the process with this code."""
+
 def max_threads() -> int: ...
 def pool_threads() -> int: ...
 def set_pool_threads(num_threads: int) -> None: ...

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from doubleweave.cli_common import add_schedule_options, open_quietly, print_json, workers_of
+from doubleweave.cli_common import EXIT_ERROR, add_schedule_options, open_quietly, print_json, workers_of
 from doubleweave.cli_compile import add_compile, add_doctor
 from doubleweave.cli_predict import add_commands
 from doubleweave.errors import DoubleweaveError, InputError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from doubleweave.session import Session
     from doubleweave.timeline import Timeline
 
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -272,7 +272,7 @@ def _session(program: Program, args: argparse.Namespace) -> Session:
     session = program.session(
         args.schedule, args.threads, workers=workers_of(args), chunk=args.chunk, profile=args.profile
     )
-    if any(segment.backend == "qnn" for segment in program.split.segments):
+    if program.split.segments_of("qnn"):
         print("running on the HTP emulator, which is slow", file=sys.stderr)
         session.on_chunk = _say_chunk
     return session

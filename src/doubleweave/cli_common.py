@@ -15,6 +15,7 @@ from doubleweave.native_output import silence_errors
 if TYPE_CHECKING:
     from doubleweave.program import Program
 
+EXIT_ERROR = 2
 _KEPT: list[object] = []  # to the end of the process
 
 
@@ -69,12 +70,15 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def open_quietly(folder: str) -> Program:
-    """Open a program for a command. Qualcomm's libraries report every context that they let go: that comes later than
-    anything of ours, and reaches nobody."""
+    """Open a program for a command. Qualcomm's libraries run inside the process, so a crash of theirs ends it: with a
+    sentence. And they report every context that they let go: that comes later than anything of ours, and reaches
+    nobody."""
+    from doubleweave._native import say_crashes
     from doubleweave.program import open_llm
 
     program = open_llm(folder)
-    if any(segment.backend == "qnn" for segment in program.split.segments):
+    if program.split.segments_of("qnn"):
+        say_crashes(EXIT_ERROR)
         _KEPT.append(program)
         atexit.register(silence_errors)
     return program

@@ -250,6 +250,9 @@ class Split:
     def segment(self, name: str) -> Segment:
         return self._by_name[name]
 
+    def segments_of(self, *backends: str) -> tuple[Segment, ...]:
+        return tuple(segment for segment in self.segments if segment.backend in backends)
+
     def function(self, name: str) -> Function:
         return next(function for function in self.functions if function.name == name)
 

@@ -153,9 +153,7 @@ class Profile:
         if self.decisions and self.threads == threads:
             found = next((d for d in self.decisions if num_tokens <= d.tokens), self.decisions[-1])
             return found.choice
-        overlapping = (
-            "out_of_order" if any(s.backend in NPU_BACKENDS for s in split.segments) else "wavefront"
-        )
+        overlapping = "out_of_order" if split.segments_of(*NPU_BACKENDS) else "wavefront"
         wave = default_choice(split, overlapping, threads)
         return (
             wave

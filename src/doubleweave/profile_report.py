@@ -37,6 +37,14 @@ def profile_text(profile: Profile, split: Split) -> str:
     lines.append(
         f"hand-over between workers: {hand_overs or 'one worker'}; on one worker {profile.same_worker_us:.1f} us"
     )
+    shares = [
+        share for by_threads in profile.segments.values() for m in by_threads.values() for share in m.repeated
+    ]
+    if shares:
+        lines.append(
+            f"right behind the chunk before, on one worker, a segment that reads the cache takes {min(shares):.0%} to "
+            f"{max(shares):.0%} of its time"
+        )
     for count, pairs in profile.contention.items():
         slower = ", ".join(f"{a} beside {b} {share:.0%}" for (a, b), share in pairs.items())
         lines.append(f"of {count} workers, each makes another one's task slower: {slower}")

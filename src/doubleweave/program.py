@@ -33,7 +33,7 @@ class Program:
         self.manifest = found
         assert found.model is not None
         self.model = found.model
-        if any(segment.backend == "qnn" for segment in found.split.segments):
+        if found.split.segments_of("qnn"):
             _check_emulated(found.split)
             load_sdk()
         self.instances = open_instances(folder, found.split)
@@ -140,7 +140,7 @@ def open_llm(folder: str | Path) -> Program:
 
 def _check_emulated(split: Split) -> None:
     """ProgramError for a chip's build where there is only the emulator."""
-    shared = next((s for s in split.segments if s.backend == "qnn" and s.contexts < len(s.methods())), None)
+    shared = next((s for s in split.segments_of("qnn") if s.contexts < len(s.methods())), None)
     if shared is not None and is_host():
         raise ProgramError(
             f"the program is compiled for the chip {shared.target}: the methods of {shared.name} share one context, "

@@ -63,7 +63,7 @@ def quality_lines(manifest: Manifest) -> list[str]:
 def qnn_build(split: Split) -> dict[str, Any] | None:
     """Of a program with segments for QNN: the chip, what the build is for, its contexts and how many a process may
     hold."""
-    found = [segment for segment in split.segments if segment.backend == "qnn"]
+    found = split.segments_of("qnn")
     if not found:
         return None
     is_shared = any(segment.contexts < len(segment.methods()) for segment in found)
