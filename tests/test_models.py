@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -131,3 +132,37 @@ def test_a_folder_without_a_tokenizer_can_be_loaded(folder, tmp_path):
     for path in copy.glob("*token*"):
         path.unlink()
     assert load(copy).save_tokenizer is None
+
+
+def test_a_folder_in_shards_compiles_to_the_same_tokens(tmp_path):
+    import doubleweave as dw
+
+    toys.save_hugging_face(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "shards")
+    (tmp_path / "shards" / "model.safetensors").unlink()
+    toys.module().save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    dw.compile_llm(tmp_path / "shards", tmp_path / "out", quantize="none")
+    module, ids = toys.module(), [3, 1, 4, 1, 5]
+    session = dw.open(tmp_path / "out").session()
+    found = [int(session.append(ids).argmax())]
+    while len(found) < 16:
+        found.append(int(session.append([found[-1]]).argmax()))
+    with torch.no_grad():
+        for _ in range(16):
+            ids.append(int(module(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert found == ids[5:]
+    shard = sorted((tmp_path / "shards").glob("model-*.safetensors"))[1]
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2])
+    refuses(tmp_path / "shards", "shards: the weights cannot be read")
+    shard.unlink()
+    refuses(tmp_path / "shards", "shards: transformers cannot load it: .*model-00002")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    described = json.loads((copy / "tokenizer.json").read_text())
+    described["model"]["vocab"] |= {f"more{number}": 300 + number for number in range(30)}
+    (copy / "tokenizer.json").write_text(json.dumps(described))
+    refuses(copy, "the tokenizer has 286 tokens, but the model has 264; put the model's own there")

@@ -179,7 +179,7 @@ def save_gguf(path: Path, architecture: str = "llama") -> Path:
     writer.add_layer_norm_rms_eps(built.config.rms_norm_eps)
     writer.add_rope_dimension_count(HEAD_DIM)
     writer.add_vocab_size(VOCAB_SIZE)
-    _add_gguf_tokenizer(writer)
+    add_gguf_tokenizer(writer)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, NUM_LAYERS)
     for name, tensor in built.state_dict().items():
         data = tensor.numpy()
@@ -194,7 +194,7 @@ def save_gguf(path: Path, architecture: str = "llama") -> Path:
     return path
 
 
-def _add_gguf_tokenizer(writer: Any) -> None:
+def add_gguf_tokenizer(writer: Any) -> None:
     import gguf
 
     vocab = tokenizer().get_vocab()

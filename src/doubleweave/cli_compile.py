@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from doubleweave.cli_common import print_json, progress_bar
+from doubleweave.errors import PolicyError
 
 
 def add_compile(commands: Any) -> None:
@@ -17,7 +18,21 @@ def add_compile(commands: Any) -> None:
         epilog="example: doubleweave compile smollm2 -o programs/smollm2",
     )
     p.add_argument(
-        "source", metavar="SOURCE", help="an alias (smollm2), a .gguf file or a Hugging Face folder"
+        "source",
+        metavar="SOURCE",
+        nargs="?",
+        help="an alias (smollm2), a .gguf file, a Hugging Face folder or a Llama checkpoint (.pt, .pth)",
+    )
+    p.add_argument(
+        "-c", "--checkpoint", metavar="FILE", help="SOURCE, under the name that other tools give it"
+    )
+    p.add_argument(
+        "-p", "--params", metavar="FILE", help="of a Llama checkpoint (default: params.json beside it)"
+    )
+    p.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="of a Llama checkpoint: a SentencePiece model or a tiktoken list (default: tokenizer.model beside it)",
     )
     p.add_argument("-o", "--out", metavar="DIR", required=True, help="the program folder to write")
     p.add_argument(
@@ -102,10 +117,13 @@ def _compile(args: argparse.Namespace) -> None:
     from doubleweave.compile_language_model import compile_llm
     from doubleweave.report import compile_summary, quality_lines
 
+    if (args.source is None) == (args.checkpoint is None):
+        found = "neither SOURCE nor -c" if args.source is None else "both SOURCE and -c"
+        raise PolicyError(f"source: found {found}, expected one of them")
     start = time.perf_counter()
     with progress_bar() as progress:
         manifest = compile_llm(
-            args.source,
+            args.source or args.checkpoint,
             args.out,
             backend=args.backend,
             quantize=args.quantize,
@@ -118,6 +136,8 @@ def _compile(args: argparse.Namespace) -> None:
             calibrate=args.calibrate,
             keep=dict(args.keep),
             emulate=args.emulate,
+            params=args.params,
+            tokenizer=args.tokenizer,
             progress=progress,
         )
     summary = compile_summary(args.out, manifest, time.perf_counter() - start)

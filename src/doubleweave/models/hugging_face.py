@@ -67,6 +67,8 @@ def load_pretrained(path: Path, name: str, **kwargs: Any) -> Model:
                 "fetch the file again"
             ) from error
         tokenizer = _load_tokenizer(path, **kwargs)
+    if tokenizer is not None:
+        _check_vocabulary(path, tokenizer, int(module.config.vocab_size))
     return from_module(module.eval(), name, tokenizer)
 
 
@@ -106,6 +108,15 @@ def _load_tokenizer(path: Path, **kwargs: Any) -> Any | None:
     except Exception:
         return None
     return tokenizer if hasattr(tokenizer, "backend_tokenizer") else None
+
+
+def _check_vocabulary(path: Path, tokenizer: Any, vocab_size: int) -> None:
+    """Models may have more ids than texts, and texts for what they never give out; not plain tokens without an id."""
+    size = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    if size > vocab_size:
+        raise SourceError(
+            f"{path}: the tokenizer has {size} tokens, but the model has {vocab_size}; put the model's own there"
+        )
 
 
 def _first_line(error: Exception) -> str:

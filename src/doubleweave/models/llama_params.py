@@ -1,0 +1,142 @@
+"""params.json of a Llama checkpoint in Meta's layout: what it says, and what tensors the checkpoint then has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from doubleweave.errors import SourceError
+
+_DEFAULT_CONTEXT = 2048  # of Meta's reference code, where max_seq_len is missing
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class LlamaParams:
+    """The parameters, with the defaults of Meta's reference code; `rope_scaling` in transformers' words."""
+
+    path: Path
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    vocab_size: int
+    hidden_dim: int
+    norm_eps: float
+    rope_theta: float
+    max_seq_len: int
+    rope_scaling: dict[str, Any] | None
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    def shapes(self) -> Shapes:
+        """The tensors of a checkpoint; the output may be missing, being the embedding then."""
+        of_layer = {
+            "attention.wq.weight": (self.dim, self.dim),
+            "attention.wk.weight": (self.n_kv_heads * self.head_dim, self.dim),
+            "attention.wv.weight": (self.n_kv_heads * self.head_dim, self.dim),
+            "attention.wo.weight": (self.dim, self.dim),
+            "feed_forward.w1.weight": (self.hidden_dim, self.dim),
+            "feed_forward.w2.weight": (self.dim, self.hidden_dim),
+            "feed_forward.w3.weight": (self.hidden_dim, self.dim),
+            "attention_norm.weight": (self.dim,),
+            "ffn_norm.weight": (self.dim,),
+        }
+        return {
+            "tok_embeddings.weight": (self.vocab_size, self.dim),
+            "norm.weight": (self.dim,),
+            "output.weight": (self.vocab_size, self.dim),
+            **{f"layers.{n}.{name}": shape for n in range(self.n_layers) for name, shape in of_layer.items()},
+        }
+
+
+def read_params(path: Path, found: Shapes) -> LlamaParams:
+    """Read the file; sizes that it leaves open are those of the tensors `found`. Raises SourceError."""
+    given = _Given(path)
+    dim, n_heads = given.whole("dim"), given.whole("n_heads")
+    n_kv_heads = given.whole("n_kv_heads", n_heads)
+    for name, whole, part in (("n_heads", dim, n_heads), ("n_kv_heads", n_heads, n_kv_heads)):
+        if whole % part:
+            raise SourceError(f"{path}: {name} is {part}, expected a divisor of {whole}")
+    rows = found["tok_embeddings.weight"][0]
+    return LlamaParams(
+        path,
+        dim,
+        given.whole("n_layers"),
+        n_heads,
+        n_kv_heads,
+        rows if given.values.get("vocab_size") == -1 else given.whole("vocab_size", rows),
+        _hidden_dim(given, dim, found),
+        given.number("norm_eps", 1e-5),
+        given.number("rope_theta", 10000.0),
+        given.whole("max_seq_len", _DEFAULT_CONTEXT),
+        _rope_scaling(given),
+    )
+
+
+class _Given:
+    """The file's numbers, checked; one that is missing or null has its default."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise SourceError(f"{path}: no such file: name the checkpoint's params.json (-p)") from None
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{path}: cannot be read as JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise SourceError(
+                f"{path}: found a JSON {type(values).__name__}, expected an object with dim, n_layers and n_heads"
+            )
+        self.values = values
+
+    def number(self, name: str, default: float) -> float:
+        value = self.values.get(name)
+        if value is None:
+            return default
+        if type(value) not in (int, float) or not value > 0:
+            raise SourceError(f"{self.path}: {name} is {value!r}, expected a number above 0")
+        return float(value)
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        value = self.values.get(name)
+        if value is None and default is not None:
+            return default
+        if value is None:
+            raise SourceError(f"{self.path}: has no {name}; expected dim, n_layers and n_heads at least")
+        if type(value) is not int or value <= 0:
+            raise SourceError(f"{self.path}: {name} is {value!r}, expected a whole number above 0")
+        return value
+
+
+def _hidden_dim(given: _Given, dim: int, found: Shapes) -> int:
+    """Given, or by the rule of Meta's reference code, or what the checkpoint has."""
+    from_tensors = found.get("layers.0.feed_forward.w1.weight", (dim,))[0]
+    if given.values.get("hidden_dim") is not None or given.values.get("multiple_of") is None:
+        return given.whole("hidden_dim", from_tensors)
+    multiple = given.whole("multiple_of")
+    hidden = int(int(8 * dim / 3) * given.number("ffn_dim_multiplier", 1.0))
+    return -(-hidden // multiple) * multiple
+
+
+def _rope_scaling(given: _Given) -> dict[str, Any] | None:
+    if not given.values.get("use_scaled_rope"):
+        return None
+    if given.values.get("rope_scale_factor") is None:
+        raise SourceError(
+            f"{given.path}: use_scaled_rope is true, but rope_scale_factor is missing; add it (8 for Llama 3.1, 32 for "
+            "3.2)"
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": given.number("rope_scale_factor", 1.0),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": given.number("high_freq_factor", 4.0),
+        "original_max_position_embeddings": 8192,
+    }
