@@ -415,6 +415,8 @@ def test_a_program_may_go_with_its_futures(folder):
         assert not worker.is_alive()
 
 
+# Python says so where it drops what an alarm's handler raised.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupted_at_any_moment_a_method_can_be_called_again(pair):
     """What a signal's handler raises (ctrl-C, most often) may come between any two steps of a call."""
 
