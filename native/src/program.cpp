@@ -1,6 +1,7 @@
 #include "doubleweave/program.h"
 
 #include <executorch/runtime/backend/backend_options_map.h>
+#include <executorch/runtime/backend/interface.h>
 #include <executorch/runtime/backend/options.h>
 #include <executorch/runtime/executor/program.h>
 
@@ -156,6 +157,26 @@ void plan_memory(Instance::Impl& impl, const et::MethodMeta& meta) {
   impl.memory.emplace(impl.group.get(), &*impl.planned_memory, &impl.temp_allocator);
 }
 
+// A program may be for a backend that this build of ExecuTorch does not have.
+void check_backends(const et::MethodMeta& meta, const std::string& path,
+                    const std::string& method) {
+  for (size_t i = 0; i < meta.num_backends(); ++i) {
+    auto name = meta.get_backend_name(i);
+    if (!name.ok() || et::get_backend_class(name.get()) != nullptr) {
+      continue;
+    }
+    std::vector<std::string> known;
+    for (size_t number = 0; number < et::get_num_registered_backends(); ++number) {
+      if (auto found = et::get_backend_name(number); found.ok()) {
+        known.emplace_back(found.get());
+      }
+    }
+    throw Error(text("method '", method, "' of '", path, "' is compiled for backend '", name.get(),
+                     "', which this build of ExecuTorch lacks; it has ", names_text(known),
+                     ": compile the program for one of them."));
+  }
+}
+
 void load_method(std::unique_ptr<Instance::Impl>& impl,
                  const et::LoadBackendOptionsMap& backend_options) {
   ProgramState& state = *impl->program;
@@ -255,6 +276,7 @@ std::unique_ptr<Instance> Program::load(const std::string& method,
     throw Error(text("method '", method, "' of '", state.path,
                      "' cannot be read: ", failure_text(meta.error()), "."));
   }
+  check_backends(*meta, state.path, method);
   plan_memory(*impl, *meta);
   impl->is_delegated = meta->uses_backend("XnnpackBackend");
   load_method(impl, backend_options);

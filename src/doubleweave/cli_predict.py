@@ -9,16 +9,18 @@ from typing import Any
 
 from doubleweave.cli_common import add_schedule_options, open_quietly, print_json, progress_bar, workers_of
 from doubleweave.errors import InputError
+from doubleweave.manifest import RUN_FILE
 
 # The prompt length that is assumed, where the context has room for it.
 _PROMPT = 512
 
 
 def add_commands(commands: Any) -> None:
-    """Add profile, simulate, plan and trace."""
+    """Add profile, simulate, plan, prepare and trace."""
     _add_profile(commands)
     _add_simulate(commands)
     _add_plan(commands)
+    _add_prepare(commands)
     _add_trace(commands)
 
 
@@ -55,6 +57,7 @@ def _profile(args: argparse.Namespace) -> None:
     from doubleweave.planner import decisions
     from doubleweave.profile_file import profile_dict, write_profile
     from doubleweave.profile_report import profile_text
+    from doubleweave.run_file import write_run_file
     from doubleweave.threads import threads_or_all
     from doubleweave.tune import tune
 
@@ -77,6 +80,8 @@ def _profile(args: argparse.Namespace) -> None:
             chosen = tune(program, found, threads, progress=progress)
     found = replace(found, threads=threads, decisions=chosen)
     write_profile(found, out)
+    if out == Path(args.program) / PROFILE_FILE:
+        write_run_file(Path(args.program), program.manifest, found)
     print(profile_text(found, program.split))
     print(f"\nwritten to {out}")
     print_json(args, profile_dict(found))
@@ -129,16 +134,10 @@ def _simulate(args: argparse.Namespace) -> None:
 
 def _chosen(args: argparse.Namespace) -> Any:
     """(split, profile, choice) that the options name; nothing of the program but its manifest is read."""
-    from doubleweave import manifest
     from doubleweave.choice import AUTO, check_schedule, default_choice
     from doubleweave.find_profile import find_profile
 
-    folder = Path(args.program)
-    found = manifest.read(folder)
-    if found.model is None:
-        raise InputError(
-            f"{args.program}: is the program of module {found.name}, expected a language model's"
-        )
+    folder, found = _language_model(args.program)
     check_schedule(args.schedule, workers_of(args), args.chunk)
     most = found.model.max_context
     args.prompt_len = min(_PROMPT, most) if args.prompt_len is None else args.prompt_len
@@ -197,18 +196,57 @@ def _add_plan(commands: Any) -> None:
     p.set_defaults(command=_plan)
 
 
-def _plan(args: argparse.Namespace) -> None:
+def _add_prepare(commands: Any) -> None:
+    p = commands.add_parser(
+        "prepare",
+        help="write what doubleweave-run needs",
+        description="Write DIR/run.json, by which doubleweave-run runs the program without Python, for the machine of "
+        "a profile: costs, and what --schedule auto does there. compile writes one for a generic machine, profile for "
+        "this one.",
+    )
+    p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
+    p.add_argument(
+        "--profile",
+        metavar="P",
+        help="a .toml file or a shipped name such as sm8650 (default: the program's own)",
+    )
+    p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the profile's)")
+    _add_json(p)
+    p.set_defaults(command=_prepare)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from doubleweave.find_profile import find_profile
+    from doubleweave.planner import decisions
+    from doubleweave.run_file import write_run_file
+
+    folder, found = _language_model(args.program)
+    profile = find_profile(folder, found, args.profile)
+    threads = threads_of(args.threads, profile)
+    if not profile.decisions or profile.threads != threads:
+        chosen = decisions(found.split, profile, threads, found.model.max_context)
+        profile = replace(profile, threads=threads, decisions=chosen)
+    write_run_file(folder, found, profile)
+    print(f"{folder / RUN_FILE}: for {profile.name}, {threads} threads")
+    print_json(args, {"file": str(folder / RUN_FILE), "profile": profile.name, "threads": threads})
+
+
+def _language_model(program: str) -> tuple[Path, Any]:
+    """The folder and the manifest of a language model's program; InputError for another one."""
     from doubleweave import manifest
+
+    found = manifest.read(Path(program))
+    if found.model is None:
+        raise InputError(f"{program}: is the program of module {found.name}, expected a language model's")
+    return Path(program), found
+
+
+def _plan(args: argparse.Namespace) -> None:
     from doubleweave.find_profile import find_profile
     from doubleweave.planner import plan
     from doubleweave.planner_report import plan_dict, plan_text
 
-    folder = Path(args.program)
-    found = manifest.read(folder)
-    if found.model is None:
-        raise InputError(
-            f"{args.program}: is the program of module {found.name}, expected a language model's"
-        )
+    folder, found = _language_model(args.program)
     lengths = []
     given = str(min(_PROMPT, found.model.max_context)) if args.prompt_len is None else args.prompt_len
     for word in given.split(","):

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doubleweave.errors import PolicyError, SourceError
+from doubleweave.find_profile import find_profile
 from doubleweave.ir import Dynamic, Static, rows
 from doubleweave.manifest import PROGRAM_FILE, Manifest, ModelInfo
 from doubleweave.policy import DEFAULT_SIZES, MOST_ROWS
 from doubleweave.program_folder import Progress, check_target, made_beside
 from doubleweave.quantized_llm import Options, quantized_llm
+from doubleweave.run_file import write_run_file
 
 if TYPE_CHECKING:
     from doubleweave.models.model import Model
@@ -176,6 +178,7 @@ def _compile(model: Model, folder: Path, options: Options, report: Progress) -> 
         made_with={name: version(name) for name in ("doubleweave", "executorch", "torch", "transformers")},
     )
     manifest.write(folder)
+    write_run_file(folder, manifest, find_profile(folder, manifest))
     return manifest
 
 

@@ -115,7 +115,7 @@ class Profile:
             if measured := self._measured(segment, threads):
                 repeated[tasks] = measured.repeated_share(before)
         hand_over = {
-            (a, b): self._hand_over_us(a, b) for a in self._devices(graph) for b in self._devices(graph)
+            (a, b): self.hand_over_us_of(a, b) for a in self._devices(graph) for b in self._devices(graph)
         }
         return Costs(
             np.rint(duration_us * 1e3).astype(np.int64),
@@ -164,7 +164,7 @@ class Profile:
     def _devices(self, graph: TaskGraph) -> list[str]:
         return sorted(set(graph.devices))
 
-    def _hand_over_us(self, a: str, b: str) -> float:
+    def hand_over_us_of(self, a: str, b: str) -> float:
         """From a worker of device a to another one of device b."""
         if (a, b) in self.hand_over_us:
             return self.hand_over_us[a, b]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from doubleweave.errors import LowerError
-from doubleweave.manifest import MANIFEST_FILE, PROGRAM_FILE, STATE_FILE, TOKENIZER_FILE
+from doubleweave.manifest import MANIFEST_FILE, PROGRAM_FILE, RUN_FILE, STATE_FILE, TOKENIZER_FILE
 
 # Gets (what is being done, steps done, steps in all).
 Progress = Callable[[str, int, int], None]
@@ -22,9 +22,8 @@ def check_target(folder: Path, option: str = "-o") -> None:
         raise LowerError(f"{folder}: is a file, expected a folder to write; choose another one with {option}")
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     # The whole folder is replaced, so nothing that is not ours may be in it.
-    if found and (
-        PROGRAM_FILE not in found or found - {PROGRAM_FILE, MANIFEST_FILE, TOKENIZER_FILE, STATE_FILE}
-    ):
+    ours = {PROGRAM_FILE, MANIFEST_FILE, TOKENIZER_FILE, STATE_FILE, RUN_FILE}
+    if found and (PROGRAM_FILE not in found or found - ours):
         raise LowerError(
             f"{folder}: is a folder with other files in it, expected an empty or missing folder or an older "
             f"program; choose another one with {option}"

@@ -130,7 +130,7 @@ def build(
     """
     count = len(chunks)
     lanes = min(in_flight, count)
-    pattern = _pattern(split, want, lanes)
+    pattern = pattern_of(split, want, lanes)
     body, last = pattern.body, pattern.last
     call_of = np.concatenate([np.tile(body, count - 1), last])
     chunk_of = np.concatenate(
@@ -182,7 +182,7 @@ def build(
 Waits = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
-class _Pattern(NamedTuple):
+class Pattern(NamedTuple):
     """What is the same for every prompt: the calls of a chunk and of the last chunk, their slots, and what waits
     for what: places among the chunk's calls, places of what they wait for, and how many chunks before."""
 
@@ -194,7 +194,7 @@ class _Pattern(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _pattern(split: Split, want: Want, lanes: int) -> _Pattern:
+def pattern_of(split: Split, want: Want, lanes: int) -> Pattern:
     body, last = needed(split, want)
     slots = assign(split)
     place = [{call: place for place, call in enumerate(calls)} for calls in (body, last)]
@@ -208,7 +208,7 @@ def _pattern(split: Split, want: Want, lanes: int) -> _Pattern:
         columns = np.array(found, np.int64).reshape(-1, 3)
         return columns[:, 0], columns[:, 1], columns[:, 2]
 
-    return _Pattern(np.array(body, np.int32), np.array(last, np.int32), slots, waits(body), waits(last))
+    return Pattern(np.array(body, np.int32), np.array(last, np.int32), slots, waits(body), waits(last))
 
 
 def _waits(

@@ -48,7 +48,7 @@ class Text:
         """Token ids of a conversation (role and content each) up to where the assistant answers."""
         if self._model.chat_template is None:
             raise InputError("chat: the model has no chat template; give the prompt raw")
-        text = _render(self._model.chat_template, messages, self._model.special_tokens)
+        text = render_chat(self._model.chat_template, messages, self._model.special_tokens)
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_raw(self, text: str) -> list[int]:
@@ -60,7 +60,7 @@ class Text:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
-def _render(template: str, messages: Sequence[dict[str, str]], special_tokens: dict[str, str]) -> str:
+def render_chat(template: str, messages: Sequence[dict[str, str]], special_tokens: dict[str, str]) -> str:
     """Render as transformers' `apply_chat_template` does: sandboxed, with its block trimming."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment

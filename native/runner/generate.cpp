@@ -1,0 +1,100 @@
+#include "generate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <string_view>
+
+#include "utf8.h"
+
+namespace doubleweave::runner {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+// Gives a text out as it grows. Half characters show as U+FFFD until their last token came, so
+// those at the end wait. What was given stays given: it is counted in characters, since bytes that
+// turn out to be no character may still change how the text before them reads.
+class Stream {
+ public:
+  explicit Stream(const std::function<void(const std::string&)>& on_text) : on_text_(on_text) {}
+
+  void show(const std::string& text, bool is_all) {
+    const std::vector<std::string_view> found = characters(text);
+    size_t end = found.size();
+    while (!is_all && end > 0 && found[end - 1] == "\xEF\xBF\xBD") {
+      --end;
+    }
+    std::string piece;
+    for (; given_ < end; ++given_) {
+      piece += found[given_];
+    }
+    if (!piece.empty()) {
+      on_text_(piece);
+    }
+  }
+
+ private:
+  const std::function<void(const std::string&)>& on_text_;
+  size_t given_ = 0;
+};
+
+}  // namespace
+
+Generation generate(Session& session, const RunFile& file, const std::vector<int64_t>& prompt,
+                    int num, const Tokenizer* tokenizer,
+                    const std::function<void(const std::string&)>& on_text, Timeline* timeline,
+                    const std::function<void()>& after_prefill) {
+  Generation result{};
+  result.prompt_tokens = prompt.size();
+  result.finish = "length";
+  Stream stream(on_text);
+  std::string text;
+  const auto start = Clock::now();
+  auto first = start;
+  auto last = start;
+  std::span<const float> logits = session.append(prompt, timeline);
+  for (int count = 0; count < num; ++count) {
+    const int64_t token = std::max_element(logits.begin(), logits.end()) - logits.begin();
+    last = Clock::now();
+    if (count == 0) {
+      first = last;
+      after_prefill();
+    }
+    if (std::find(file.eos_token_ids.begin(), file.eos_token_ids.end(), token) !=
+        file.eos_token_ids.end()) {
+      result.finish = "end";
+      break;
+    }
+    result.token_ids.push_back(token);
+    if (tokenizer != nullptr) {
+      text = tokenizer->decode(result.token_ids);
+      stream.show(text, false);
+    }
+    if (count + 1 < num) {
+      if (session.length() == file.max_context) {
+        result.finish = "context";
+        break;
+      }
+      logits = session.append({&result.token_ids.back(), 1});
+    }
+  }
+  if (tokenizer != nullptr) {
+    stream.show(text, true);
+    result.text = text;
+  }
+  result.ttft_s = seconds(start, first);
+  result.prefill_tok_per_s = static_cast<double>(prompt.size()) / result.ttft_s;
+  if (result.token_ids.size() > 1 && last > first) {
+    result.decode_tok_per_s =
+        static_cast<double>(result.token_ids.size() - 1) / seconds(first, last);
+  }
+  result.kv_bytes_peak = session.kv_bytes_peak();
+  return result;
+}
+
+}  // namespace doubleweave::runner

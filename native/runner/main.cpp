@@ -1,0 +1,168 @@
+// doubleweave-run: text from a program folder, without Python.
+#include <cstdio>
+#include <exception>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <new>
+#include <nlohmann/json.hpp>
+
+#include "arguments.h"
+#include "doubleweave/crash.h"
+#include "doubleweave/error.h"
+#include "doubleweave/threads.h"
+#include "generate.h"
+#include "run_file.h"
+#include "session.h"
+#include "tokenizer.h"
+#include "trace.h"
+
+namespace {
+
+using doubleweave::Error;
+using Json = nlohmann::json;
+namespace runner = doubleweave::runner;
+
+constexpr int kExitError = 2;
+
+std::vector<int64_t> read_ids(const std::string& path) {
+  std::ifstream stream(path);
+  if (!stream) {
+    throw Error(path + ": cannot be read");
+  }
+  try {
+    return Json::parse(stream).get<std::vector<int64_t>>();
+  } catch (const Json::exception&) {
+    throw Error(path + ": is not a JSON list of token ids, such as [1, 2, 3]");
+  }
+}
+
+std::vector<int64_t> prompt_ids(const runner::Arguments& args, const runner::RunFile& file,
+                                const runner::Tokenizer* tokenizer) {
+  if (args.prompt.has_value() == args.token_ids.has_value()) {
+    throw Error("prompt: give either -p PROMPT or --token-ids FILE");
+  }
+  if (args.token_ids) {
+    return read_ids(*args.token_ids);
+  }
+  std::string prompt = *args.prompt;
+  if (prompt == "-") {
+    prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
+  }
+  if (prompt.empty()) {
+    throw Error("prompt: found an empty text, expected at least one character");
+  }
+  if (args.is_raw || !file.chat) {
+    return tokenizer->encode(prompt, true);
+  }
+  return tokenizer->encode(file.chat->first + prompt + file.chat->second, false);
+}
+
+void print_report(const runner::Arguments& args, const runner::Generation& result, int threads) {
+  const std::string& schedule = args.wish.schedule;
+  std::printf("prompt %zu tokens, %zu new; ended by %s\n", result.prompt_tokens,
+              result.token_ids.size(), result.finish.c_str());
+  std::printf("first token after %.0f ms; prefill %.0f tokens/s, decode %s tokens/s\n",
+              result.ttft_s * 1e3, result.prefill_tok_per_s,
+              result.decode_tok_per_s ? std::to_string(*result.decode_tok_per_s).c_str() : "-");
+  std::printf("schedule %s, %d threads; KV cache peak %.1f MiB\n", schedule.c_str(), threads,
+              static_cast<double>(result.kv_bytes_peak) / (1 << 20));
+  if (args.as_json) {
+    const Json report{
+        {"text", result.text ? Json(*result.text) : Json()},
+        {"token_ids", result.token_ids},
+        {"prompt_tokens", result.prompt_tokens},
+        {"new_tokens", result.token_ids.size()},
+        {"ttft_s", result.ttft_s},
+        {"prefill_tok_per_s", result.prefill_tok_per_s},
+        {"decode_tok_per_s", result.decode_tok_per_s ? Json(*result.decode_tok_per_s) : Json()},
+        {"kv_bytes_peak", result.kv_bytes_peak},
+        {"schedule", schedule},
+        {"threads", threads},
+        {"finish", result.finish}};
+    std::printf("%s\n", report.dump().c_str());
+  }
+}
+
+void run(const runner::Arguments& given) {
+  runner::Arguments args = given;
+  const std::filesystem::path folder = args.folder;
+  const runner::RunFile file = runner::read_run_file(folder);
+  if (args.wish.threads == 0) {
+    args.wish.threads = doubleweave::pool_threads();
+  }
+  runner::check_wish(file, args.wish);
+  if (args.wish.threads > doubleweave::max_threads()) {
+    throw Error("threads: found " + std::to_string(args.wish.threads) + ", expected 1 to " +
+                std::to_string(doubleweave::max_threads()) + " (the cores of this machine)");
+  }
+  if (args.trace) {
+    runner::check_trace_path(*args.trace);
+  }
+  const std::filesystem::path tokenizer_path = folder / "tokenizer.json";
+  std::unique_ptr<runner::Tokenizer> tokenizer;
+  if (args.prompt || std::filesystem::exists(tokenizer_path)) {
+    tokenizer = std::make_unique<runner::Tokenizer>(tokenizer_path);
+  }
+  const std::vector<int64_t> ids = prompt_ids(args, file, tokenizer.get());
+  if (args.only_tokenizes) {
+    std::printf("%s\n", Json(ids).dump().c_str());
+    return;
+  }
+  doubleweave::set_pool_threads(args.wish.threads);
+  runner::Session session(folder, file, args.wish);
+  doubleweave::Timeline timeline;
+  std::string schedule;
+  const auto show = [](const std::string& piece) {
+    std::fwrite(piece.data(), 1, piece.size(), stdout);
+    std::fflush(stdout);
+  };
+  const auto after_prefill = [&] {
+    if (args.trace) {
+      runner::write_trace(*args.trace, file, session.last(), timeline);
+    }
+    if (args.shows_schedule) {
+      const runner::Prepared& prepared = session.last();
+      schedule = runner::schedule_text(file, prepared.graph, prepared.choice, prepared.schedule);
+    }
+  };
+  const runner::Generation result =
+      runner::generate(session, file, ids, args.num, tokenizer.get(), show,
+                       args.trace ? &timeline : nullptr, after_prefill);
+  if (!result.text) {
+    std::printf("%s", Json(result.token_ids).dump().c_str());
+  }
+  std::printf("\n\n%s", schedule.c_str());
+  if (args.trace) {
+    std::printf("trace written to %s\n", args.trace->c_str());
+  }
+  print_report(args, result, args.wish.threads);
+}
+
+int fail(const std::string& message) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "doubleweave-run: %s\n", message.c_str());
+  return kExitError;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  doubleweave::say_crashes(kExitError);
+  try {
+    const runner::Arguments args = runner::parse_arguments({argv + 1, argv + argc});
+    if (args.shows_help) {
+      std::printf("%s", runner::usage().c_str());
+    } else if (args.shows_version) {
+      std::printf("doubleweave-run %s\n", DOUBLEWEAVE_VERSION);
+    } else {
+      run(args);
+    }
+    return std::fflush(stdout) == 0 ? 0 : fail("the output cannot be written");
+  } catch (const std::bad_alloc&) {
+    return fail("not enough memory; use a smaller model or a shorter prompt");
+  } catch (const std::exception& error) {
+    return fail(error.what());
+  }
+}

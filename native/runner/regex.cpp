@@ -1,0 +1,64 @@
+#include "regex.h"
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include <array>
+
+#include "doubleweave/error.h"
+
+namespace doubleweave::runner {
+
+Regex::Regex(const std::string& pattern) {
+  int number = 0;
+  PCRE2_SIZE offset = 0;
+  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                                   PCRE2_UTF | PCRE2_UCP, &number, &offset, nullptr);
+  if (code == nullptr) {
+    std::array<PCRE2_UCHAR, 128> reason{};
+    pcre2_get_error_message(number, reason.data(), reason.size());
+    throw Error("pattern " + pattern + ": " + reinterpret_cast<const char*>(reason.data()));
+  }
+  code_ = std::shared_ptr<void>(
+      code, [](void* pointer) { pcre2_code_free(static_cast<pcre2_code*>(pointer)); });
+}
+
+std::string Regex::literal(std::string_view text) {
+  std::string pattern;
+  for (const char c : text) {
+    const bool is_plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') ||
+                          (c >= 'A' && c <= 'Z') || static_cast<unsigned char>(c) >= 0x80;
+    pattern += is_plain ? std::string(1, c) : std::string("\\") + c;
+  }
+  return pattern;
+}
+
+std::vector<std::pair<size_t, size_t>> Regex::find(std::string_view text) const {
+  auto* code = static_cast<pcre2_code*>(code_.get());
+  const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> match(
+      pcre2_match_data_create_from_pattern(code, nullptr), &pcre2_match_data_free);
+  std::vector<std::pair<size_t, size_t>> found;
+  size_t at = 0;
+  while (at <= text.size()) {
+    const int count = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at,
+                                  PCRE2_NO_UTF_CHECK, match.get(), nullptr);
+    if (count == PCRE2_ERROR_NOMATCH) {
+      break;
+    }
+    if (count < 0) {
+      throw Error("a tokenizer's pattern takes too long on this text; give it as token ids");
+    }
+    const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(match.get());
+    if (ends[1] > ends[0]) {
+      found.emplace_back(ends[0], ends[1]);
+      at = ends[1];
+      continue;
+    }
+    do {  // an empty match is none; go on behind the next character
+      ++at;
+    } while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80);
+  }
+  return found;
+}
+
+}  // namespace doubleweave::runner

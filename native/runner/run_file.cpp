@@ -1,0 +1,220 @@
+#include "run_file.h"
+
+#include <algorithm>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "doubleweave/error.h"
+
+namespace doubleweave::runner {
+
+namespace {
+
+using Json = nlohmann::json;
+using Names = std::map<std::string, int>;
+
+constexpr int kVersion = 1;
+
+int index_of(const Names& names, const Json& name, const char* what) {
+  const auto found = names.find(name.get<std::string>());
+  if (found == names.end()) {
+    throw Error(std::string(what) + " '" + name.get<std::string>() + "' is not known");
+  }
+  return found->second;
+}
+
+void check(bool holds, const char* what) {
+  if (!holds) {
+    throw Error(what);
+  }
+}
+
+void check_places(const std::vector<int>& places, size_t count, const char* what) {
+  check(std::all_of(places.begin(), places.end(),
+                    [&](int place) { return place >= 0 && static_cast<size_t>(place) < count; }),
+        what);
+}
+
+const Json& list_in(const Json& data, const char* name) {
+  const Json& found = data.at(name);
+  check(found.is_array(), "it has no list where one belongs");
+  return found;
+}
+
+std::vector<std::vector<int32_t>> shapes_of(const Json& ports) {
+  std::vector<std::vector<int32_t>> shapes;
+  for (const Json& port : ports) {
+    auto& shape = shapes.emplace_back();
+    for (const Json& size : port) {
+      shape.push_back(size == "T" ? kRows : size == "S" ? kCached : size.get<int32_t>());
+    }
+  }
+  return shapes;
+}
+
+std::vector<Times> times_of(const Json& tables) {
+  std::vector<Times> found;
+  for (const Json& table : tables) {
+    Times times{table.at("threads"), table.at("rows"), table.at("cached"), table.at("us"),
+                table.at("repeated")};
+    check(!times.rows.empty() && times.us.size() == times.rows.size() && !times.cached.empty() &&
+              std::all_of(times.us.begin(), times.us.end(),
+                          [&](const auto& row) { return row.size() == times.cached.size(); }) &&
+              (times.repeated.empty() || times.repeated.size() == times.cached.size()),
+          "a segment's times are not a table");
+    found.push_back(std::move(times));
+  }
+  check(!found.empty(), "a segment has no times");
+  return found;
+}
+
+std::vector<Wait> waits_of(const Json& rows, size_t tasks, size_t same, size_t before) {
+  std::vector<Wait> waits;
+  for (const Json& row : rows) {
+    const Wait wait{row.at(0), row.at(1), row.at(2)};
+    check_places({wait.task}, tasks, "a wait is of no task");
+    check_places({wait.other}, wait.chunks == 0 ? same : before, "a wait is for no task");
+    check(wait.chunks <= 0, "a wait is for a later chunk");
+    waits.push_back(wait);
+  }
+  return waits;
+}
+
+Pattern pattern_of(const Json& data, size_t calls) {
+  Pattern pattern{data.at("body"), data.at("last"), {}, {}};
+  check_places(pattern.body, calls, "a pattern has a call that does not exist");
+  check_places(pattern.last, calls, "a pattern has a call that does not exist");
+  const size_t body = pattern.body.size();
+  const size_t last = pattern.last.size();
+  pattern.body_waits = waits_of(list_in(data, "body_waits"), body, body, body);
+  pattern.last_waits = waits_of(list_in(data, "last_waits"), last, last, body);
+  return pattern;
+}
+
+Kind kind_of(const std::string& name) {
+  static const std::map<std::string, Kind> kKinds{{"input", Kind::kInput},
+                                                  {"chunk", Kind::kChunk},
+                                                  {"cache", Kind::kCache},
+                                                  {"output", Kind::kOutput}};
+  const auto found = kKinds.find(name);
+  check(found != kKinds.end(), "a value is of an unknown kind");
+  return found->second;
+}
+
+RunFile parse(const Json& data) {
+  check(data.at("format") == "doubleweave-run", "it is no run file");
+  check(data.at("version") == kVersion, "it is of another version");
+  RunFile file{};
+  file.program_bytes = data.at("program_bytes");
+  file.vocab_size = data.at("vocab_size");
+  file.max_context = data.at("max_context");
+  file.eos_token_ids = data.at("eos_token_ids").get<std::vector<int>>();
+  if (!data.at("chat").is_null()) {
+    file.chat.emplace(data.at("chat").at(0), data.at("chat").at(1));
+  }
+  file.sizes = data.at("sizes").get<std::vector<int>>();
+  file.most_rows = data.at("most_rows");
+  file.overlapping = data.at("overlapping");
+  Names values;
+  for (const Json& row : list_in(data, "values")) {
+    values[row.at(0)] = static_cast<int>(file.values.size());
+    file.values.push_back({row.at(0), kind_of(row.at(1)), row.at(2)});
+  }
+  Names segments;
+  for (const Json& item : list_in(data, "segments")) {
+    segments[item.at("name")] = static_cast<int>(file.segments.size());
+    file.segments.push_back({item.at("name"), item.at("device"), item.at("is_static"),
+                             item.at("per_worker"), item.at("group"), shapes_of(item.at("inputs")),
+                             shapes_of(item.at("outputs")), times_of(item.at("times"))});
+  }
+  for (const Json& item : list_in(data, "calls")) {
+    Call call{item.at("name"),
+              index_of(segments, item.at("segment"), "segment"),
+              {},
+              {},
+              item.at("last_row")};
+    for (const Json& name : list_in(item, "reads")) {
+      call.reads.push_back(index_of(values, name, "value"));
+    }
+    for (const Json& name : list_in(item, "writes")) {
+      call.writes.push_back(index_of(values, name, "value"));
+    }
+    const Segment& segment = file.segments[call.segment];
+    check(
+        call.reads.size() == segment.inputs.size() && call.writes.size() == segment.outputs.size(),
+        "a call does not fit its segment");
+    file.calls.push_back(std::move(call));
+  }
+  file.slot_of.assign(file.values.size(), -1);
+  file.slot_row_bytes = data.at("slot_row_bytes").get<std::vector<int64_t>>();
+  for (const auto& [name, slot] : data.at("slots").items()) {
+    file.slot_of[index_of(values, name, "value")] = slot;
+    check_places({slot.get<int>()}, file.slot_row_bytes.size(), "a value is in no slot");
+  }
+  for (size_t value = 0; value < file.values.size(); ++value) {
+    check(file.values[value].kind != Kind::kChunk || file.slot_of[value] >= 0,
+          "a value of a chunk is in no slot");
+  }
+  file.output = index_of(values, data.at("output"), "value");
+  for (const Json& pattern : list_in(data, "patterns")) {
+    file.patterns.push_back(pattern_of(pattern, file.calls.size()));
+  }
+  file.blocks = data.at("blocks").get<std::vector<int>>();
+  check_places(file.blocks, file.calls.size(), "a block is no call");
+  file.groups = data.at("groups");
+  const Json& costs = data.at("costs");
+  file.devices = costs.at("devices").get<std::vector<std::string>>();
+  file.hand_over_ns = costs.at("hand_over_ns").get<std::vector<std::vector<int64_t>>>();
+  file.same_worker_ns = costs.at("same_worker_ns");
+  for (const Json& item : list_in(costs, "contention")) {
+    file.contention.push_back({item.at("workers"), item.at("shares")});
+  }
+  file.threads = data.at("threads");
+  for (const Json& item : list_in(data, "decisions")) {
+    file.decisions.push_back({item.at("tokens"),
+                              {item.at("schedule"), item.at("workers"), item.at("threads"),
+                               item.at("chunk"), item.at("in_flight"), item.at("abreast")}});
+  }
+  check(file.most_rows > 0 && file.max_context > 0 && file.vocab_size > 0 && file.groups >= 0 &&
+            !file.calls.empty() && !file.patterns.empty(),
+        "it has a size below 1");
+  check(std::all_of(file.sizes.begin(), file.sizes.end(), [](int size) { return size > 0; }),
+        "it has a size below 1");
+  const size_t devices = file.devices.size();
+  const auto is_square = [&](const auto& rows) {
+    return rows.size() == devices && std::all_of(rows.begin(), rows.end(), [&](const auto& row) {
+             return row.size() == devices;
+           });
+  };
+  check(is_square(file.hand_over_ns) &&
+            std::all_of(file.contention.begin(), file.contention.end(),
+                        [&](const Contention& one) { return is_square(one.shares); }),
+        "its costs do not fit its devices");
+  return file;
+}
+
+}  // namespace
+
+RunFile read_run_file(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / "run.json";
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) {
+    throw Error(folder.string() +
+                ": has no run.json; expected a folder made by doubleweave compile " +
+                "(of a language model), or write it with: doubleweave prepare " + folder.string());
+  }
+  std::ostringstream text;
+  text << stream.rdbuf();
+  try {
+    return parse(Json::parse(text.str()));
+  } catch (const std::exception& error) {
+    std::string reason = error.what();
+    reason = reason.substr(0, std::min(reason.find('\n'), size_t{200}));
+    throw Error(path.string() + ": is damaged (" + reason +
+                "); write it again with: doubleweave prepare " + folder.string());
+  }
+}
+
+}  // namespace doubleweave::runner

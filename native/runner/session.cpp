@@ -1,0 +1,281 @@
+#include "session.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <numeric>
+#include <set>
+#include <system_error>
+#include <thread>
+
+#include "doubleweave/error.h"
+#include "doubleweave/threads.h"
+
+namespace doubleweave::runner {
+
+namespace {
+
+constexpr size_t kKept = 8;  // prepared runs
+const std::string kInputIds = "input_ids";
+
+std::vector<size_t> cache_rows(const RunFile& file) {
+  std::vector<size_t> rows;
+  for (const Value& value : file.values) {
+    if (value.kind == Kind::kCache) {
+      rows.push_back(static_cast<size_t>(value.row_bytes));
+    }
+  }
+  return rows;
+}
+
+std::string checked_program(const std::filesystem::path& folder, const RunFile& file) {
+  const std::filesystem::path path = folder / "program.pte";
+  std::error_code error;
+  const auto bytes = std::filesystem::file_size(path, error);
+  if (error) {
+    throw Error(path.string() + ": cannot be read (" + error.message() +
+                "); compile the program again");
+  }
+  if (static_cast<int64_t>(bytes) != file.program_bytes) {
+    throw Error(path.string() + ": found " + std::to_string(bytes) + " bytes, expected " +
+                std::to_string(file.program_bytes) + " (run.json's); compile the program again");
+  }
+  return path.string();
+}
+
+bool has(const std::vector<int32_t>& shape, int32_t size) {
+  return std::find(shape.begin(), shape.end(), size) != shape.end();
+}
+
+}  // namespace
+
+Session::Session(const std::filesystem::path& folder, const RunFile& file, Wish wish)
+    : file_(file),
+      wish_(std::move(wish)),
+      program_(checked_program(folder, file)),
+      cache_(cache_rows(file), file.max_context, file.most_rows),
+      region_of_(file.values.size(), -1),
+      positions_(static_cast<size_t>(file.max_context + file.most_rows)) {
+  std::iota(positions_.begin(), positions_.end(), 0);
+  int next = 0;
+  for (const Kind kind : {Kind::kInput, Kind::kCache}) {
+    for (size_t value = 0; value < file.values.size(); ++value) {
+      if (file.values[value].kind == kind) {
+        region_of_[value] = next++;
+      }
+    }
+  }
+}
+
+size_t Session::kv_bytes_peak() const { return cache_.peak_bytes(); }
+
+std::span<const float> Session::append(std::span<const int64_t> ids, Timeline* timeline) {
+  if (ids.empty()) {
+    throw Error("token ids: found none, expected at least one: the prompt is empty");
+  }
+  for (const int64_t id : ids) {
+    if (id < 0 || id >= file_.vocab_size) {
+      throw Error("token ids: found " + std::to_string(id) + ", expected 0 to " +
+                  std::to_string(file_.vocab_size - 1) + " (the vocabulary)");
+    }
+  }
+  if (length() + static_cast<int64_t>(ids.size()) > file_.max_context) {
+    throw Error("context: " + std::to_string(length()) + " tokens in the cache and " +
+                std::to_string(ids.size()) + " more, expected at most " +
+                std::to_string(file_.max_context) + ": shorten the prompt");
+  }
+  Prepared& prepared = prepare(static_cast<int>(ids.size()));
+  std::copy(ids.begin(), ids.end(), prepared.input_ids.begin());
+  const int base = length();
+  prepared.execution->run(base, timeline);
+  const Chunk& last = prepared.graph.chunks.back();
+  cache_.note_length(base + static_cast<int64_t>(ids.size()), last.compiled_size - last.num_tokens);
+  if (ids.size() > 1) {
+    program_.trim();
+  }
+  last_ = &prepared;
+  const int output = prepared.graph.buffer(file_, file_.output,
+                                           static_cast<int>(prepared.graph.chunks.size()) - 1);
+  const auto* logits =
+      static_cast<const float*>(prepared.buffers->data(static_cast<size_t>(output)));
+  return {logits, static_cast<size_t>(file_.vocab_size)};
+}
+
+Prepared Session::plan(int num_tokens) const {
+  Prepared prepared;
+  prepared.choice = choose(file_, wish_, num_tokens);
+  prepared.graph = build_graph(file_, prepared.choice, cut(file_, prepared.choice, num_tokens));
+  prepared.schedule = make_schedule(file_, prepared.graph, prepared.choice);
+  return prepared;
+}
+
+Prepared& Session::prepare(int num_tokens) {
+  const auto found = prepared_.find(num_tokens);
+  if (found != prepared_.end()) {
+    return *found->second;
+  }
+  auto made = std::make_unique<Prepared>(plan(num_tokens));
+  made->buffers = std::make_unique<Buffers>(made->graph.buffer_bytes);
+  const Chunk& last = made->graph.chunks.back();
+  made->input_ids.assign(static_cast<size_t>(last.start + last.compiled_size), 0);
+  load(*made);
+  std::vector<Instance*> loaded;
+  std::vector<Task> tasks = tasks_of(*made, loaded);
+  made->execution = std::make_unique<Execution>(std::move(loaded), regions(*made), std::move(tasks),
+                                                made->schedule.workers, made->choice.threads);
+  while (prepared_.size() >= kKept) {
+    prepared_.erase(std::prev(prepared_.end()));  // decoding, of one token, stays
+  }
+  return *(prepared_[num_tokens] = std::move(made));
+}
+
+int Session::rows_of(const Call& call, const Chunk& chunk) const {
+  if (call.last_row) {
+    return 1;
+  }
+  return file_.segments[call.segment].is_static ? chunk.compiled_size : chunk.num_tokens;
+}
+
+std::string Session::method_of(const Prepared& prepared, int call, int chunk) const {
+  const Segment& segment = file_.segments[file_.calls[call].segment];
+  const int rows = rows_of(file_.calls[call], prepared.graph.chunks[chunk]);
+  return segment.is_static ? segment.name + "@" + std::to_string(rows) : segment.name;
+}
+
+// Methods load on every core at once: packing weights is most of it.
+void Session::load(const Prepared& prepared) {
+  std::map<std::string, int> groups;
+  for (size_t task = 0; task < prepared.graph.size(); ++task) {
+    const int call = prepared.graph.call_of[task];
+    const std::string method = method_of(prepared, call, prepared.graph.chunk_of[task]);
+    if (!instances_.contains({method, 0})) {
+      groups[method] = file_.segments[file_.calls[call].segment].group;
+    }
+  }
+  const std::vector<std::pair<std::string, int>> todo(groups.begin(), groups.end());
+  std::vector<std::unique_ptr<Instance>> made(todo.size());
+  std::atomic<size_t> next{0};
+  std::exception_ptr failed;
+  std::mutex mutex;
+  const auto work = [&] {
+    for (size_t i = next++; i < todo.size(); i = next++) {
+      try {
+        made[i] = program_.load(todo[i].first, {.workspace_group = todo[i].second});
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        failed = std::current_exception();
+        next = todo.size();
+      }
+    }
+  };
+  std::vector<std::thread> helpers;
+  for (int i = 1; i < max_threads(); ++i) {
+    helpers.emplace_back(work);
+  }
+  work();
+  for (std::thread& helper : helpers) {
+    helper.join();
+  }
+  if (failed) {
+    std::rethrow_exception(failed);
+  }
+  for (size_t i = 0; i < todo.size(); ++i) {
+    instances_[{todo[i].first, 0}] = std::move(made[i]);
+  }
+}
+
+Instance* Session::instance(const std::string& method, int copy) {
+  std::unique_ptr<Instance>& found = instances_[{method, copy}];
+  if (found == nullptr) {
+    found = program_.load(method);
+  }
+  return found.get();
+}
+
+std::vector<Task> Session::tasks_of(const Prepared& prepared, std::vector<Instance*>& loaded) {
+  const TaskGraph& graph = prepared.graph;
+  std::vector<int> worker_of(graph.size());
+  for (size_t worker = 0; worker < prepared.schedule.workers.size(); ++worker) {
+    for (const int32_t task : prepared.schedule.workers[worker]) {
+      worker_of[static_cast<size_t>(task)] = static_cast<int>(worker);
+    }
+  }
+  std::map<Instance*, int> numbers;
+  std::vector<Task> tasks(graph.size());
+  for (size_t number = 0; number < graph.size(); ++number) {
+    const int call_index = graph.call_of[number];
+    const int chunk_index = graph.chunk_of[number];
+    const Call& call = file_.calls[call_index];
+    const Segment& segment = file_.segments[call.segment];
+    const Chunk& chunk = graph.chunks[chunk_index];
+    const int rows = rows_of(call, chunk);
+    Instance* used = instance(method_of(prepared, call_index, chunk_index),
+                              segment.per_worker ? worker_of[number] : 0);
+    const auto [place, is_new] = numbers.emplace(used, static_cast<int>(loaded.size()));
+    if (is_new) {
+      loaded.push_back(used);
+    }
+    Task& task = tasks[number];
+    task.instance = place->second;
+    task.after = prepared.schedule.after[number];
+    task.label = static_cast<int32_t>(number);
+    const int first = call.last_row ? chunk.num_tokens - 1 : 0;
+    for (size_t i = 0; i < call.reads.size(); ++i) {
+      task.inputs.push_back(
+          bind(prepared, call.reads[i], segment.inputs[i], chunk_index, rows, first));
+    }
+    for (size_t i = 0; i < call.writes.size(); ++i) {
+      task.outputs.push_back(
+          bind(prepared, call.writes[i], segment.outputs[i], chunk_index, rows, 0));
+    }
+  }
+  return tasks;
+}
+
+Binding Session::bind(const Prepared& prepared, int value_index, const std::vector<int32_t>& shape,
+                      int chunk_index, int rows, int first) const {
+  const Value& value = file_.values[value_index];
+  const Chunk& chunk = prepared.graph.chunks[chunk_index];
+  const int cached = has(shape, kCached) ? chunk.start + chunk.num_tokens : 0;
+  Binding binding;
+  for (const int32_t size : shape) {
+    binding.sizes.push_back(size == kRows ? rows : size == kCached ? cached : size);
+  }
+  if (value.kind != Kind::kInput && value.kind != Kind::kCache) {
+    binding.buffer = prepared.graph.buffer(file_, value_index, chunk_index);
+    binding.offset = first * value.row_bytes;
+    return binding;
+  }
+  binding.buffer =
+      static_cast<int32_t>(prepared.graph.buffer_bytes.size()) + region_of_[value_index];
+  if (has(shape, kCached)) {
+    binding.grow_dim =
+        static_cast<int32_t>(std::find(shape.begin(), shape.end(), kCached) - shape.begin());
+  } else if (has(shape, kRows)) {
+    // Token ids are this run's own; positions and cache rows go on behind the cached tokens.
+    binding.offset = (chunk.start + first) * value.row_bytes;
+    binding.offset_per_token = value.name == kInputIds ? 0 : value.row_bytes;
+  }
+  return binding;
+}
+
+std::vector<Region> Session::regions(Prepared& prepared) const {
+  std::vector<Region> found;
+  for (size_t id = 0; id < prepared.buffers->num_buffers(); ++id) {
+    found.emplace_back(prepared.buffers->data(id), prepared.buffers->bytes(id));
+  }
+  for (const Value& value : file_.values) {
+    if (value.kind == Kind::kInput) {
+      auto& memory = value.name == kInputIds ? prepared.input_ids
+                                             : const_cast<std::vector<int64_t>&>(positions_);
+      found.emplace_back(memory.data(), memory.size() * sizeof(int64_t));
+    }
+  }
+  for (size_t entry = 0; entry < cache_.num_entries(); ++entry) {
+    found.emplace_back(cache_.data(entry), cache_.capacity_bytes(entry));
+  }
+  return found;
+}
+
+}  // namespace doubleweave::runner

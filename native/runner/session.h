@@ -1,0 +1,75 @@
+// A prompt in, logits out, over a cache that stays: what session.py and execution.py do.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "choice.h"
+#include "doubleweave/buffers.h"
+#include "doubleweave/execution.h"
+#include "doubleweave/kv_cache.h"
+#include "doubleweave/program.h"
+#include "doubleweave/timeline.h"
+#include "run_file.h"
+#include "schedules.h"
+#include "task_graph.h"
+
+namespace doubleweave::runner {
+
+/// A run of so many tokens, ready to be repeated.
+struct Prepared {
+  Choice choice;
+  TaskGraph graph;
+  Schedule schedule;
+  std::unique_ptr<Buffers> buffers;
+  std::vector<int64_t> input_ids;
+  std::unique_ptr<Execution> execution;
+};
+
+class Session {
+ public:
+  /// Throws Error for a damaged program, or one that run.json is not of. `file` must outlive it.
+  Session(const std::filesystem::path& folder, const RunFile& file, Wish wish);
+
+  /// Appends tokens and returns the logits of the last one; they stay until the next call. With
+  /// `timeline` the run is recorded. Throws Error for no tokens, ids out of range, or more tokens
+  /// than the context has room for.
+  std::span<const float> append(std::span<const int64_t> ids, Timeline* timeline = nullptr);
+
+  /// Tokens in the cache.
+  int length() const { return static_cast<int>(cache_.length()); }
+  size_t kv_bytes_peak() const;
+  /// What the last append ran by.
+  const Prepared& last() const { return *last_; }
+
+  /// How a prompt of that many tokens runs; nothing is loaded for it.
+  Prepared plan(int num_tokens) const;
+
+ private:
+  Prepared& prepare(int num_tokens);
+  void load(const Prepared& prepared);
+  Instance* instance(const std::string& method, int copy);
+  std::string method_of(const Prepared& prepared, int call, int chunk) const;
+  int rows_of(const Call& call, const Chunk& chunk) const;
+  std::vector<Task> tasks_of(const Prepared& prepared, std::vector<Instance*>& loaded);
+  Binding bind(const Prepared& prepared, int value, const std::vector<int32_t>& shape, int chunk,
+               int rows, int first) const;
+  std::vector<Region> regions(Prepared& prepared) const;
+
+  const RunFile& file_;
+  Wish wish_;
+  Program program_;
+  KvCache cache_;
+  std::vector<int> region_of_;  // of each value that is an input or cached, behind the buffers
+  std::vector<int64_t> positions_;
+  std::map<std::pair<std::string, int>, std::unique_ptr<Instance>> instances_;
+  std::map<int, std::unique_ptr<Prepared>> prepared_;
+  Prepared* last_ = nullptr;
+};
+
+}  // namespace doubleweave::runner

@@ -1,0 +1,26 @@
+// UTF-8, one character at a time.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace doubleweave::runner {
+
+/// The characters of a text, as views of their bytes; a byte that begins none is one by itself.
+std::vector<std::string_view> characters(std::string_view text);
+
+/// The number of a character that characters() gave.
+uint32_t code_point(std::string_view character);
+
+std::string to_utf8(uint32_t code_point);
+
+/// Whether a text is UTF-8 throughout.
+bool is_utf8(std::string_view text);
+
+/// Bytes as a text: what is no UTF-8 becomes U+FFFD, one for each longest piece that could have
+/// begun a character (as Rust's from_utf8_lossy does).
+std::string lossy(std::string_view bytes);
+
+}  // namespace doubleweave::runner

@@ -1,0 +1,60 @@
+"""Intel's OpenVINO run time: found in its Python package, and made known to ExecuTorch's delegate.
+
+The delegate loads libopenvino_c.so when its first method is loaded, by the path in OPENVINO_LIB_PATH. What is
+compiled is read by the version that compiled it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from doubleweave.errors import BackendError
+
+DEVICES = ("CPU", "GPU", "NPU")
+_LIBRARY = "OPENVINO_LIB_PATH"
+_MOST_ISA = "OV_CPU_MAX_ISA"
+_INSTALL = "run: pip install 'doubleweave[openvino]'"
+
+
+class OpenVino(NamedTuple):
+    """`library` is libopenvino_c.so, of that version."""
+
+    library: Path
+    version: str
+
+
+def find_openvino() -> OpenVino:
+    """The installed OpenVINO; raises BackendError where there is none."""
+    spec = importlib.util.find_spec("openvino")
+    folder = None if spec is None or spec.origin is None else Path(spec.origin).parent / "libs"
+    found = sorted(folder.glob("libopenvino_c.so*")) if folder is not None else []
+    if not found:
+        raise BackendError(f"OpenVINO is not installed; {_INSTALL}")
+    try:
+        return OpenVino(found[0], version("openvino"))
+    except PackageNotFoundError:
+        return OpenVino(found[0], "unknown")
+
+
+def load_openvino(*, in_float32: bool = False) -> None:
+    """Tell the delegate where OpenVINO is, before its first method is loaded; raises BackendError.
+
+    On a CPU with bfloat16 OpenVINO computes in that, and the delegate has no option for it. `in_float32` keeps
+    instructions of bfloat16 from it, for the whole process, unless the user has said which it may use.
+    """
+    if not os.environ.get(_LIBRARY):
+        os.environ[_LIBRARY] = str(find_openvino().library)
+    if in_float32:
+        os.environ.setdefault(_MOST_ISA, "AVX512_CORE_VNNI")
+
+
+def available_devices() -> tuple[str, ...]:
+    """The devices that OpenVINO finds on this machine, such as CPU."""
+    find_openvino()
+    from openvino import Core
+
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in Core().available_devices))

@@ -1,0 +1,158 @@
+"""run.json: what running a program's prompts takes, worked out beforehand, for runners without Python.
+
+All that depends on neither the prompt nor the schedule is in it: calls, values, the slots and dependencies of one
+chunk, and what methods cost by a profile. What is left is to cut a prompt, to repeat the chunk's pattern, to make a
+schedule and to bind it; doubleweave-run (native/runner) does that. It knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from doubleweave.choice import chunk_shape
+from doubleweave.errors import InputError
+from doubleweave.ir import NPU_BACKENDS, Dynamic, Segment, Split, Static
+from doubleweave.manifest import RUN_FILE, Manifest, ModelInfo
+from doubleweave.profile import Profile, uses_cache
+from doubleweave.scratch import blocks, groups, num_groups
+from doubleweave.tasks import Pattern, has_instance_per_worker, pattern_of
+from doubleweave.text import render_chat
+
+VERSION = 1
+# Chunks on their way at once: eight at most, or two a worker of a wavefront.
+_MOST_LANES = 16
+# Where estimates are taken; the run time goes along straight lines between them.
+_CACHED = (0, 256, 1024, 4096, 16384)
+_PROMPT = "doubleweave:prompt"
+
+
+def write_run_file(folder: Path, manifest: Manifest, profile: Profile) -> None:
+    """Write run.json into a language model's folder."""
+    (folder / RUN_FILE).write_text(json.dumps(run_dict(manifest, profile)) + "\n")
+
+
+def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
+    """What run.json says of a language model's program. Raises InputError for a profile that does not fit."""
+    split, model = manifest.split, manifest.model
+    assert model is not None
+    shape = chunk_shape(split)
+    values = {value.name: value for value in split.values}
+    per_worker = {call.segment: has_instance_per_worker(split, i) for i, call in enumerate(split.calls)}
+    slots = pattern_of(split, "last", 1).slots
+    return {
+        "format": "doubleweave-run",
+        "version": VERSION,
+        "program_bytes": manifest.program_bytes,
+        "vocab_size": model.vocab_size,
+        "max_context": model.max_context,
+        "eos_token_ids": list(model.eos_token_ids),
+        "chat": _chat(model),
+        "sizes": list(shape.sizes) if isinstance(shape, Static) else [],
+        "most_rows": max(shape.sizes) if isinstance(shape, Static) else shape.range("T").high,
+        "overlapping": "out_of_order" if split.segments_of(*NPU_BACKENDS) else "wavefront",
+        "values": [[value.name, value.kind, value.row_bytes] for value in split.values],
+        "segments": [
+            {
+                "name": segment.name,
+                "device": segment.device,
+                "is_static": isinstance(segment.shape, Static),
+                "per_worker": per_worker[segment.name],
+                "group": groups(split).get(segment.name, -1),
+                "inputs": [_shape(port.shape) for port in segment.inputs],
+                "outputs": [_shape(port.shape) for port in segment.outputs],
+                "times": _times(segment, profile),
+            }
+            for segment in split.segments
+        ],
+        "calls": [
+            {
+                "name": call.name,
+                "segment": call.segment,
+                "reads": list(call.reads),
+                "writes": list(call.writes),
+                "last_row": call.rows == "last",
+            }
+            for call in split.calls
+        ],
+        "slots": slots.of,
+        "slot_row_bytes": list(slots.row_bytes),
+        "output": next(name for name in values if values[name].kind == "output"),
+        "patterns": [_pattern(pattern_of(split, "last", lanes)) for lanes in range(1, _MOST_LANES + 1)],
+        "blocks": blocks(split),
+        "groups": num_groups(split),
+        "costs": _costs(split, profile),
+        "threads": profile.threads,
+        "decisions": [
+            {"tokens": decision.tokens, **decision.choice._asdict()} for decision in profile.decisions
+        ],
+    }
+
+
+def _chat(model: ModelInfo) -> list[str] | None:
+    """What the chat template puts before and behind a prompt; None for none, or for one that does not keep it."""
+    if model.chat_template is None:
+        return None
+    try:
+        parts = render_chat(
+            model.chat_template, [{"role": "user", "content": _PROMPT}], model.special_tokens
+        ).split(_PROMPT)
+    except InputError:
+        return None
+    return parts if len(parts) == 2 else None
+
+
+def _shape(shape: tuple[int | str, ...]) -> list[int | str]:
+    return list(shape)
+
+
+def _pattern(pattern: Pattern) -> dict[str, Any]:
+    return {
+        "body": pattern.body.tolist(),
+        "last": pattern.last.tolist(),
+        "body_waits": np.stack(pattern.body_waits, axis=1).tolist(),
+        "last_waits": np.stack(pattern.last_waits, axis=1).tolist(),
+    }
+
+
+def _times(segment: Segment, profile: Profile) -> list[dict[str, Any]]:
+    """Microseconds by rows and cached tokens, a table a number of threads."""
+    if measured := profile.segments.get(segment.name):
+        return [
+            {
+                "threads": threads,
+                "rows": list(found.rows),
+                "cached": list(found.cached),
+                "us": [list(row) for row in found.us],
+                "repeated": list(found.repeated),
+            }
+            for threads, found in measured.items()
+        ]
+    rows = segment.shape.sizes if isinstance(segment.shape, Static) else _rows_of(segment.shape)
+    cached = _CACHED if uses_cache(segment) else (0,)
+    us = [
+        profile.time_us(segment, np.full(len(cached), count, float), np.array(cached, float), 1).tolist()
+        for count in rows
+    ]
+    return [{"threads": 1, "rows": list(rows), "cached": list(cached), "us": us, "repeated": []}]
+
+
+def _rows_of(shape: Dynamic) -> tuple[int, ...]:
+    most = shape.range("T").high
+    return tuple(sorted({1, min(32, most), most}))
+
+
+def _costs(split: Split, profile: Profile) -> dict[str, Any]:
+    devices = sorted({segment.device for segment in split.segments})
+    return {
+        "devices": devices,
+        "hand_over_ns": [[round(profile.hand_over_us_of(a, b) * 1e3) for b in devices] for a in devices],
+        "same_worker_ns": round(profile.same_worker_us * 1e3),
+        "contention": [
+            {"workers": workers, "shares": [[pairs.get((a, b), 0.0) for b in devices] for a in devices]}
+            for workers, pairs in profile.contention.items()
+        ],
+    }
