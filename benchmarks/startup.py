@@ -1,4 +1,4 @@
-"""From process start to the first token of `doubleweave run`, seen from outside, in fresh processes.
+"""From process start to the first token of `doubleweave run` and of `doubleweave-run`, in fresh processes, alternating.
 
 The clock starts before the process is made and stops when the first byte of the answer comes through the
 pipe: the interpreter, opening the program and packing the weights are all in it. The program file is in the
@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from common import (
 from machine import OtherCpu
 
 TARGET_S = 1.5
+NATIVE = [str(Path(sys.executable).parent / "doubleweave-run")]
+NATIVE_SHARE = 0.7
 
 
 def main() -> None:
@@ -45,14 +48,21 @@ def main() -> None:
         "token ids": ["--token-ids", str(ids_file)],
         "text": ["-p", chat_prompt(program, args.prompt_len)],
     }
-    common = ["run", str(program), "-n", "2", "--threads", str(args.threads), "--json"]
+    common = [str(program), "-n", "2", "--threads", str(args.threads), "--json"]
+    prepare = [*DOUBLEWEAVE, "prepare", str(program), "--threads", str(args.threads)]
+    subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
+    commands = {
+        (name, by): [*start, *common, *prompt]
+        for name, prompt in ways.items()
+        for by, start in (("doubleweave run", [*DOUBLEWEAVE, "run"]), ("doubleweave-run", NATIVE))
+    }
     cpu = OtherCpu(lambda: ())
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {way: [] for way in commands}
     for number in range(args.runs + 1):
-        for name, prompt in ways.items():
-            one = first_byte([*DOUBLEWEAVE, *common, *prompt], cpu)
+        for way, command in commands.items():
+            one = first_byte(command, cpu)
             if number:
-                found[name].append(one)
+                found[way].append(one)
         note(f"run {number}/{args.runs}")
     finish("startup", *report(found, args))
 
@@ -98,29 +108,47 @@ def first_byte(command: list[str], cpu: OtherCpu) -> dict[str, Any]:
 
 
 def report(
-    found: dict[str, list[dict[str, Any]]], args: argparse.Namespace
+    found: dict[tuple[str, str], list[dict[str, Any]]], args: argparse.Namespace
 ) -> tuple[list[str], dict[str, Any]]:
-    rows = [["prompt as", "tokens", "median s [interval]", "min", "max", "of it prefill s", "target"]]
+    rows = [
+        ["prompt as", "program", "tokens", "median s [interval]", "min", "max", "of it prefill s", "target"]
+    ]
     result: dict[str, Any] = {"runs": args.runs, "threads": args.threads}
-    for name, runs in found.items():
+    goals = {}
+    for (name, by), runs in found.items():
         seconds = [one["first_s"] for one in runs]
         inside = statistics.median(one["said"]["ttft_s"] for one in runs)
         tokens = runs[0]["said"]["prompt_tokens"]
         goal = target(statistics.median(seconds), TARGET_S, at_least=False)
         rows.append([
-            name, str(tokens), str(spread(seconds)), f"{min(seconds):.2f}", f"{max(seconds):.2f}", f"{inside:.2f}",
+            name, by, str(tokens), str(spread(seconds)), f"{min(seconds):.2f}", f"{max(seconds):.2f}", f"{inside:.2f}",
             f"{TARGET_S} {'met' if goal['met'] else 'not met'}",
         ])  # fmt: skip
-        result[name.replace(" ", "_")] = {
+        result[f"{by}, {name}"] = {
             "prompt_tokens": tokens,
             "first_token_s": {**spread(seconds)._asdict(), "min": min(seconds), "max": max(seconds)},
             "of_it_prefill_s": inside,
             "target": goal,
         }
+    for name in dict.fromkeys(name for name, _ in found):
+        pairs = zip(found[name, "doubleweave-run"], found[name, "doubleweave run"], strict=True)
+        ratio = statistics.median(native["first_s"] / python["first_s"] for native, python in pairs)
+        goals[f"doubleweave-run over doubleweave run, {name}"] = target(ratio, NATIVE_SHARE, at_least=False)
+        tokens = {
+            tuple(run["said"]["token_ids"])
+            for by in ("doubleweave-run", "doubleweave run")
+            for run in found[name, by]
+        }
+        if len(tokens) != 1:
+            raise BenchmarkError(f"{name}: the two programs gave different tokens: {tokens}")
     return [
         f"process start to first token, {args.runs} fresh processes each, alternating",
         table(rows),
-    ], result
+        *(
+            f"{name}: {goal['value']:.2f}, {'met' if goal['met'] else 'not met'}"
+            for name, goal in goals.items()
+        ),
+    ], {**result, "targets": goals}
 
 
 if __name__ == "__main__":

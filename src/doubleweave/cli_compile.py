@@ -38,8 +38,10 @@ def add_compile(commands: Any) -> None:
     p.add_argument(
         "--backend",
         default="xnnpack",
-        help="xnnpack (default; any CPU) or qnn (Qualcomm's NPU, on x86 its emulator; see doubleweave doctor)",
+        help="xnnpack (default; any CPU), qnn (Qualcomm's NPU, on x86 its emulator) or openvino (Intel's chips); see "
+        "doubleweave doctor",
     )
+    p.add_argument("--device", metavar="DEVICE", help="openvino: CPU (default), GPU or NPU")
     p.add_argument(
         "--soc", metavar="SOC", help="qnn: the chip to compile for: SM8550, SM8650, SM8750 or SM8850"
     )
@@ -47,7 +49,8 @@ def add_compile(commands: Any) -> None:
         "--quantize",
         metavar="RECIPE",
         help="xnnpack: 8da8w (default; 8-bit weights), 8da4w (4-bit weights in groups of 32) or none (float32); "
-        "qnn: 16a8w (default; 16-bit activations, 8-bit weights), 16a4w or 8a8w",
+        "qnn: 16a8w (default; 16-bit activations, 8-bit weights), 16a4w or 8a8w; openvino: 8w (default; 8-bit weights) "
+        "or none",
     )
     p.add_argument(
         "--calibrate",
@@ -133,6 +136,7 @@ def _compile(args: argparse.Namespace) -> None:
             attention=args.attention,
             attention_device=args.attention_device,
             soc=args.soc,
+            device=args.device,
             calibrate=args.calibrate,
             keep=dict(args.keep),
             emulate=args.emulate,

@@ -26,7 +26,11 @@ SHAPES = ("bounded", "static")
 ATTENTIONS = ("dynamic", "static")
 DEVICES = ("cpu", "npu")  # of dynamic attention
 # The recipes of each backend, its default first; quantize.py and backends/qnn_quantize.py say what they are.
-RECIPES = {"xnnpack": ("8da8w", "8da4w", "none"), "qnn": ("16a8w", "16a4w", "8a8w")}
+RECIPES = {
+    "xnnpack": ("8da8w", "8da4w", "none"),
+    "qnn": ("16a8w", "16a4w", "8a8w"),
+    "openvino": ("8w", "none"),
+}
 
 
 def compile_llm(
@@ -41,6 +45,7 @@ def compile_llm(
     attention: str = "dynamic",
     attention_device: str = "cpu",
     soc: str | None = None,
+    device: str | None = None,
     calibrate: str | Path | None = None,
     keep: Mapping[str, str] | None = None,
     emulate: bool = False,
@@ -52,7 +57,8 @@ def compile_llm(
     `out`. `params` and `tokenizer` name the other files of a Llama checkpoint (default: params.json and
     tokenizer.model beside it).
 
-    backend: "xnnpack" (any CPU) or "qnn" (the NPU of the Snapdragon `soc`). quantize: "none", "8da8w" (default) or
+    backend: "xnnpack" (any CPU), "qnn" (the NPU of the Snapdragon `soc`) or "openvino" (Intel's; `device` "CPU", the
+    default, "GPU" or "NPU", with "8w" (default) or "none" to quantize). quantize: "none", "8da8w" (default) or
     "8da4w" for xnnpack; "16a8w" (default), "16a4w" or "8a8w" for qnn, which calibrates on the text `calibrate`, with
     other recipes ("cpu" for none) for segments by pattern in `keep`; without `emulate` the program is for the chip
     alone, with it for the emulator on this machine. shape: "bounded" (linears take 1 to max(chunk)
@@ -62,8 +68,8 @@ def compile_llm(
     attention. Raises PolicyError, SourceError, SplitError, LowerError or BackendError; `out` is then
     as it was before.
     """
-    given = {"soc": soc, "calibrate": calibrate, "keep": keep, "emulate": emulate}
-    recipe, shape = _options(backend, quantize, shape, given)
+    for_qnn = {"soc": soc, "calibrate": calibrate, "keep": keep, "emulate": emulate}
+    recipe, shape = _options(backend, quantize, shape, {"qnn": for_qnn, "openvino": {"device": device}})
     shape = _check_attention(attention, shape, max_context)
     _check_attention_device(attention_device, attention, backend)
     sizes = _sizes(shape or "bounded", chunk)
@@ -79,6 +85,10 @@ def compile_llm(
         find_sdk()  # its errors come before the work
         keep_from_downloading()
         to_qnn = QnnOptions(check_soc(soc or ""), recipe, keep or {}, calibrate, emulate)
+    if backend == "openvino":
+        from doubleweave.openvino_sdk import check_device
+
+        device = check_device(device or "CPU")
     from doubleweave.models.model import Model
 
     report("loading the model", 0, 1)
@@ -89,7 +99,7 @@ def compile_llm(
             f"max-context: found {context}, expected 1 to {model.max_context} (what the model was trained for)"
         )
     with made_beside(folder) as temporary:
-        options = Options(recipe, sizes, context, attention, attention_device, to_qnn)
+        options = Options(recipe, sizes, context, attention, attention_device, to_qnn, device)
         return _compile(model, temporary, options, report)
 
 
@@ -97,7 +107,7 @@ def _options(
     backend: str,
     quantize: str | None,
     shape: str | None,
-    for_qnn: Mapping[str, object],
+    given: Mapping[str, Mapping[str, object]],
 ) -> tuple[str, str | None]:
     """The recipe and the shape (None: as usual); PolicyError for options that do not go together."""
     if backend not in RECIPES:
@@ -107,15 +117,18 @@ def _options(
         raise PolicyError(
             f"quantize: found {recipe!r}, expected one of {', '.join(RECIPES[backend])} for {backend}"
         )
-    if backend != "qnn":
-        if wrong := [name for name, value in for_qnn.items() if value]:
-            raise PolicyError(f"{wrong[0]}: is an option of the qnn backend; add backend qnn or leave it out")
+    for other, options in given.items():
+        if other != backend and (wrong := [name for name, value in options.items() if value]):
+            raise PolicyError(
+                f"{wrong[0]}: is an option of the {other} backend; add backend {other} or leave it out"
+            )
+    if backend == "xnnpack":
         return recipe, shape
     if shape == "bounded":
         raise PolicyError(
-            "shape: found 'bounded', but qnn takes fixed sizes only; use static or leave it out"
+            f"shape: found 'bounded', but {backend} takes fixed sizes only; use static or leave it out"
         )
-    if not for_qnn["soc"]:
+    if backend == "qnn" and not given["qnn"]["soc"]:
         raise PolicyError("soc: qnn compiles for one chip; name it, such as SM8650")
     return recipe, shape or "static"
 

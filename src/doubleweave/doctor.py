@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from doubleweave.errors import BackendError
+from doubleweave.openvino_sdk import available_devices, find_openvino
 from doubleweave.qnn_sdk import INSTALL, SOCS, Sdk, load_sdk
 
 _COMPILE = ("torch", "transformers", "torchao")
@@ -20,7 +21,12 @@ def examine() -> dict[str, Any]:
         "executorch": _version("executorch"),
         "processor": f"{platform.machine()}, {_threads()} threads",
         "compile": _compiling(),
-        "backends": {"xnnpack": {"works": True}, "portable": {"works": True}, "qnn": _qnn()},
+        "backends": {
+            "xnnpack": {"works": True},
+            "portable": {"works": True},
+            "qnn": _qnn(),
+            "openvino": _openvino(),
+        },
     }
 
 
@@ -70,6 +76,21 @@ def _qnn() -> dict[str, Any]:
         text = str(error)
         return {"works": False, "missing": text if INSTALL in text else f"{text}; {INSTALL}"}
     return {"works": True, "text": _sdk_text(found), **_sdk_dict(found)}
+
+
+def _openvino() -> dict[str, Any]:
+    try:
+        found, devices = find_openvino(), available_devices()
+    except BackendError as error:
+        return {"works": False, "missing": str(error)}
+    compresses = _version("nncf") != "not installed"
+    text = f"OpenVINO {found.version}; devices {', '.join(devices)}"
+    return {
+        "works": True,
+        "text": text if compresses else f"{text}; --quantize none alone, for nncf is not installed",
+        "version": found.version,
+        "devices": list(devices),
+    }
 
 
 def _sdk_dict(sdk: Sdk) -> dict[str, Any]:

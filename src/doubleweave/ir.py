@@ -21,7 +21,7 @@ from doubleweave.sizes import Shape as Shape
 from doubleweave.sizes import Size
 
 ROWS, CACHED = "T", "S"
-NPU_BACKENDS = frozenset({"qnn"})  # of devices that the CPU's workers cannot stand in for
+NPU_BACKENDS = frozenset({"qnn", "openvino"})  # of devices with workers of their own
 
 ITEM_BYTES = {
     "float32": 4,

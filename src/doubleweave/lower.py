@@ -16,18 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from doubleweave.backends import portable, qnn, xnnpack
+from doubleweave.backends import openvino, portable, qnn, xnnpack
 from doubleweave.emit import Template, made_up_weights, make_templates
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.export_segment import export_segment
 from doubleweave.fold import fold, is_constant
 from doubleweave.forked import each_forked
-from doubleweave.ir import Dynamic, Range, Segment, Split
+from doubleweave.ir import NPU_BACKENDS, Dynamic, Range, Segment, Split
 from doubleweave.pte import ProgramWriter
 from doubleweave.split import TorchSplit, with_weights
 from doubleweave.transform import transform_segments
 
-BACKENDS = {xnnpack.NAME: xnnpack, portable.NAME: portable, qnn.NAME: qnn}
+BACKENDS = {xnnpack.NAME: xnnpack, portable.NAME: portable, qnn.NAME: qnn, openvino.NAME: openvino}
 
 Progress = Callable[[str], None]
 
@@ -73,9 +73,9 @@ def _key(segment: Segment, size: int | None) -> _Key:
 
 
 def jobs(split: Split) -> list[_Job]:
-    """What must be lowered: each structure once a size, longest first; the last one must not be QNN's.
+    """What must be lowered: each structure once a size, longest first; the last one must not be an NPU's.
 
-    It may be done in this process (forked.py), and Qualcomm's libraries do not outlive a fork.
+    It may be done in this process (forked.py), and the libraries of NPUs do not outlive a fork.
     """
     count = Counter(segment.structure for segment in split.segments)
     found: dict[_Key, _Job] = {}
@@ -86,7 +86,7 @@ def jobs(split: Split) -> list[_Job]:
     return sorted(
         found.values(),
         key=lambda job: (
-            job.segment.backend != qnn.NAME,
+            job.segment.backend not in NPU_BACKENDS,
             -len(job.segment.inputs) - len(job.segment.outputs),
         ),
     )
@@ -225,7 +225,7 @@ def lower_graph(
     used = made_up_weights(weights) if is_shared else weights
     module = with_weights(graph_module.graph, used)
     exported = {name: export_segment(module, segment, size) for name, size in methods.items()}
-    lowered = BACKENDS[segment.backend].to_edge(exported, segment.target)
+    lowered = BACKENDS[segment.backend].to_edge(exported, segment.target, segment.recipe)
     edge = lowered.edge
     counts = {name: _count(edge.exported_program(name)) for name in methods}
     # Inputs and outputs live in buffers that the runtime owns.

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from doubleweave.errors import BackendError
+from doubleweave.errors import BackendError, PolicyError
 
 DEVICES = ("CPU", "GPU", "NPU")
 _LIBRARY = "OPENVINO_LIB_PATH"
@@ -52,9 +55,29 @@ def load_openvino(*, in_float32: bool = False) -> None:
         os.environ.setdefault(_MOST_ISA, "AVX512_CORE_VNNI")
 
 
+@cache
 def available_devices() -> tuple[str, ...]:
-    """The devices that OpenVINO finds on this machine, such as CPU."""
-    find_openvino()
-    from openvino import Core
+    """The devices that OpenVINO finds on this machine, such as CPU; raises BackendError.
 
-    return tuple(dict.fromkeys(name.partition(".")[0] for name in Core().available_devices))
+    Another process asks: OpenVINO's threads do not outlive a fork, and compiling forks.
+    """
+    find_openvino()
+    code = "from openvino import Core; print(*Core().available_devices)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise BackendError(f"OpenVINO cannot be loaded ({reason}); {_INSTALL}")
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in done.stdout.split()))
+
+
+def check_device(device: str) -> str:
+    """The device's name as OpenVINO writes it; raises PolicyError for an unknown one, BackendError for one that is
+    not on this machine."""
+    if device.upper() not in DEVICES:
+        raise PolicyError(f"device: found {device!r}, expected one of {', '.join(DEVICES)}")
+    if device.upper() not in available_devices():
+        raise BackendError(
+            f"device {device.upper()}: OpenVINO {find_openvino().version} finds {', '.join(available_devices())} here; "
+            "use a machine that has the device and its driver, or device CPU"
+        )
+    return device.upper()

@@ -17,6 +17,7 @@ from doubleweave.instances import open_instances
 from doubleweave.ir import Split
 from doubleweave.method import Method, segment_functions
 from doubleweave.module_program import ModuleProgram
+from doubleweave.openvino_sdk import load_openvino
 from doubleweave.qnn_sdk import is_host, load_sdk
 from doubleweave.runner import Runner
 from doubleweave.sampling import Sampling
@@ -36,6 +37,8 @@ class Program:
         if found.split.segments_of("qnn"):
             _check_emulated(found.split)
             load_sdk()
+        if on_openvino := found.split.segments_of("openvino"):
+            load_openvino(in_float32=all(segment.recipe == "none" for segment in on_openvino))
         self.instances = open_instances(folder, found.split)
         workers = Workers()
         runner = Runner(found.split, self.instances, States(found.split, folder / manifest.STATE_FILE))

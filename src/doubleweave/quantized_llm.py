@@ -24,7 +24,8 @@ _HIDDEN, _HIDDEN_QUANTIZED = -1e9, -255.0
 
 @dataclass(frozen=True)
 class Options:
-    """How a language model is compiled; compile_llm says what the words mean. `to_qnn` None: for XNNPACK."""
+    """How a language model is compiled; compile_llm says what the words mean. `to_qnn` is for QNN, `openvino` the
+    device for OpenVINO; neither: for XNNPACK."""
 
     recipe: str
     sizes: Static | Dynamic
@@ -32,6 +33,7 @@ class Options:
     attention: str = "dynamic"
     attention_device: str = "cpu"
     to_qnn: QnnOptions | None = None
+    openvino: str | None = None
 
 
 def quantized_llm(model: Model, options: Options, folder: Path, report: Progress) -> TorchSplit:
@@ -61,6 +63,10 @@ def quantized_llm(model: Model, options: Options, folder: Path, report: Progress
     report(f"quantizing ({options.recipe})", 0, 1)
     if model.save_tokenizer is not None:
         _save_tokenizer(model.save_tokenizer, folder)
+    if options.openvino is not None:
+        from doubleweave.backends.openvino import to_openvino
+
+        return to_openvino(torch_split, options.openvino, options.recipe)
     if options.to_qnn is None:
         return quantize(torch_split, options.recipe)
     return _quantize_for_qnn(torch_split, options.to_qnn, folder, model.vocab_size, most, report)

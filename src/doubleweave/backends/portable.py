@@ -9,7 +9,7 @@ from doubleweave.backends.lowered import Lowered
 NAME = "portable"
 
 
-def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str = "") -> Lowered:
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str = "", recipe: str = "") -> Lowered:
     """Every operator is a kernel's. There is one target, any CPU."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 

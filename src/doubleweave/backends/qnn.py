@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from doubleweave import ops as _ops  # noqa: F401  registers doubleweave::rotary
 from doubleweave.backends.lowered import Lowered
+from doubleweave.backends.plain_rotary import replace_rotary
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.native_output import captured
 from doubleweave.qnn_report import refusal, traffic
@@ -23,7 +23,6 @@ from doubleweave.transform import Convert, copy_graph, over_empty_weights
 NAME = "qnn"
 
 aten = torch.ops.aten
-_rotary = torch.ops.doubleweave.rotary.default
 
 
 def check_soc(soc: str) -> str:
@@ -39,10 +38,9 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     Sizes of rows are left to be worked out (-1), so that the graph serves every size.
     """
     graph = copy_graph(graph_module)
+    replace_rotary(graph)
     for node in nodes_of(graph):
-        if is_call(node, _rotary):
-            _replace(graph, node, _plain_rotary)
-        elif is_call(node, aten.mul.Tensor) and (found := _match_rms_norm(node)) is not None:
+        if is_call(node, aten.mul.Tensor) and (found := _match_rms_norm(node)) is not None:
             x, weight, eps = found
             with graph.inserting_before(node):
                 fused = insert(
@@ -51,38 +49,6 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
             node.replace_all_uses_with(fused)
     graph.eliminate_dead_code()
     return over_empty_weights(graph), lambda weights: weights
-
-
-def _replace(graph: fx.Graph, node: Any, build: Any) -> None:
-    with graph.inserting_before(node):
-        result = build(graph, node)
-    node.replace_all_uses_with(result)
-
-
-def _plain_rotary(graph: fx.Graph, node: Any) -> Any:
-    """ops.rotary_reference, operator by operator."""
-    x, cos, sin, num_heads = node.args
-    width = int(x.meta["val"].shape[-1])
-    num_rotary = int(cos.meta["val"].shape[-1])
-    head_dim, half = width // num_heads, num_rotary // 2
-
-    def add(target: Any, *args: Any) -> Any:
-        return insert(graph, target, *args, like=node)
-
-    def part(source: Any, start: int, end: int) -> Any:
-        return add(aten.slice.Tensor, source, 3, start, end)
-
-    x_BTHD = add(aten.view.default, x, [1, -1, num_heads, head_dim])
-    turned = x_BTHD if num_rotary == head_dim else part(x_BTHD, 0, num_rotary)
-    swapped = add(
-        aten.cat.default, [add(aten.neg.default, part(x_BTHD, half, num_rotary)), part(x_BTHD, 0, half)], 3
-    )
-    straight = add(aten.mul.Tensor, turned, add(aten.unsqueeze.default, cos, 2))
-    across = add(aten.mul.Tensor, swapped, add(aten.unsqueeze.default, sin, 2))
-    out = add(aten.add.Tensor, straight, across)
-    if num_rotary != head_dim:
-        out = add(aten.cat.default, [out, part(x_BTHD, num_rotary, head_dim)], 3)
-    return add(aten.view.default, out, [1, -1, width])
 
 
 def _match_rms_norm(node: Any) -> tuple[Any, Any, float] | None:
@@ -102,7 +68,7 @@ def _match_rms_norm(node: Any) -> tuple[Any, Any, float] | None:
     return None
 
 
-def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> Lowered:
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, recipe: str = "") -> Lowered:
     """Lower quantized, exported segments, by method, to one QNN delegate each, for a SoC, the target.
 
     Several methods are graphs of one context and share their weights. It takes the steps of ExecuTorch's

@@ -53,8 +53,8 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     return over_empty_weights(graph), convert
 
 
-def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str = "") -> Lowered:
-    """Lower to XNNPACK's delegates. There is one target, any CPU."""
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str = "", recipe: str = "") -> Lowered:
+    """Lower to XNNPACK's delegates. There is one target, any CPU; the graphs say how they are quantized."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     edge = to_edge_transform_and_lower(
