@@ -42,7 +42,12 @@ def test_compiles_a_folder_over_an_older_program(cli, source, toy_copy, toy_prog
     assert report["seconds"] > 0
     assert doubleweave.open(toy_copy).generate("same", 12).token_ids == wanted.token_ids
     assert [path.name for path in toy_copy.parent.iterdir()] == [toy_copy.name]
-    assert {path.name for path in toy_copy.iterdir()} == {"program.pte", "manifest.json", "tokenizer.json"}
+    assert {path.name for path in toy_copy.iterdir()} == {
+        "program.pte",
+        "manifest.json",
+        "run.json",
+        "tokenizer.json",
+    }
 
 
 def test_a_program_is_readable_by_others_as_any_new_folder(toy_program_dir, tmp_path):

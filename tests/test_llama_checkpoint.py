@@ -16,6 +16,8 @@ pytestmark = pytest.mark.executorch
 
 TEXTS = (
     "plain words",
+    "ends in a line\n",
+    "\ttab  and  more  ",
     " a  space before",
     "né 😀 日本",
     "12345 + 6.7",
@@ -85,6 +87,56 @@ def test_params_mean_what_they_mean_in_metas_code(tmp_path, changes):
     torch.testing.assert_close(logits_of(model), meta_llama.logits(state, IDS, full), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_tied", "context", "factor"),
+    [
+        ({}, False, 4096, None),
+        ({"norm_eps": 1e-6}, False, 2048, None),
+        ({"rope_theta": 500000.0}, False, 8192, None),
+        ({"rope_theta": 500000.0, "use_scaled_rope": True}, False, 131072, 8.0),
+        ({"rope_theta": 500000.0, "use_scaled_rope": True}, True, 131072, 32.0),
+    ],
+    ids=str,
+)
+def test_what_metas_params_leave_out_is_that_of_the_release(
+    tmp_path, state, changes, is_tied, context, factor
+):
+    given = {**PARAMS, **changes}
+    del given["max_seq_len"]
+    written = {name: value for name, value in state.items() if not is_tied or name != "output.weight"}
+    model = load(meta_llama.save(tmp_path, written, given))
+    assert model.max_context == context
+    assert model.module.config.rope_parameters.get("factor") == factor
+
+
+def test_a_checkpoint_of_llama2_c_says_its_context(tmp_path, state):
+    given = {name: value for name, value in PARAMS.items() if name != "max_seq_len"}
+    path = meta_llama.save(tmp_path, {"model": state, "model_args": {"max_seq_len": 99}}, given)
+    assert load(path).max_context == 99
+
+
+def test_checkpoints_that_are_no_archive_are_read_too(tmp_path, state):
+    path = meta_llama.save(tmp_path, state)
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    torch.testing.assert_close(logits_of(load(path)), meta_llama.logits(state, IDS), rtol=1e-4, atol=1e-4)
+
+
+def test_the_command_line_takes_the_words_of_other_tools(tmp_path, state, cli, refused):
+    path = meta_llama.save(tmp_path, state)
+    params = (tmp_path / "params.json").rename(tmp_path / "mine.json")
+    tokenizer = meta_llama.save_sentencepiece(tmp_path / "mine.model")
+    out = tmp_path / "out"
+    code, _, err = cli(
+        "compile", "-c", path, "-p", params, "--tokenizer", tokenizer, "-o", out, "--quantize", "none"
+    )
+    assert code == 0, err
+    assert (out / "tokenizer.json").exists()
+    assert "found neither SOURCE nor -c" in refused("compile", "-o", tmp_path / "x")
+    assert "found both SOURCE and -c" in refused("compile", path, "-c", path, "-o", tmp_path / "x")
+    assert "params.json: no such file" in refused("compile", path, "-o", tmp_path / "x")
+    assert refused("compile", "", "-o", tmp_path / "x")
+
+
 def test_files_may_be_named_and_a_folder_is_enough(tmp_path, state):
     path = meta_llama.save(tmp_path, state)
     assert load(tmp_path).name == "stories"
@@ -117,6 +169,7 @@ def test_the_compiled_program_gives_metas_tokens(tmp_path, checkpoint, state):
     [
         {},
         {"model_type": "unigram"},
+        {"remove_extra_whitespaces": True},
         {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
         {"add_dummy_prefix": False, "user_defined_symbols": ["<user>"]},
     ],
@@ -185,10 +238,8 @@ def refuses(message, *args, **kwargs):
         ({"n_heads": 3}, "n_heads is 3, expected a divisor of 64"),
         ({"n_heads": "four"}, "n_heads is 'four', expected a whole number above 0"),
         ({"dim": None}, "has no dim; expected dim, n_layers and n_heads at least"),
-        (
-            {"use_scaled_rope": True},
-            r"rope_scale_factor is missing; add it \(8 for Llama 3\.1, 32 for 3\.2\)",
-        ),
+        ({"n_heads": 64, "n_kv_heads": None}, r"dim 64 over n_heads 64 is 1, expected an even number"),
+        ({"norm_eps": float("inf")}, "norm_eps is inf, expected a number above 0"),
     ],
     ids=str,
 )
@@ -248,6 +299,13 @@ def test_tokenizers_that_do_not_fit(tmp_path, checkpoint):
     refuses(r"nothing\.model: cannot be read", checkpoint, tokenizer=tmp_path / "nothing.model")
 
 
-def test_options_of_checkpoints_alone():
+def test_options_of_checkpoints_alone(tmp_path):
+    (tmp_path / "some.gguf").write_bytes(b"")
     with pytest.raises(PolicyError, match="params: is an option of Llama checkpoints"):
-        load("smollm2", params="params.json")
+        load(tmp_path / "some.gguf", params="params.json")
+
+
+def test_a_part_of_a_model_in_parts(tmp_path, state):
+    for number in range(2):
+        path = meta_llama.save(tmp_path, state, name=f"consolidated.0{number}.pth")
+    refuses(r"consolidated\.01\.pth: is one of 2 parts of a model; use its Hugging Face folder", path)

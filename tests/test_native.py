@@ -208,6 +208,14 @@ def test_missing_truncated_and_foreign_files(toy_path, tmp_path):
             _native.Program(str(wrong))
 
 
+def test_a_backend_that_this_build_lacks_is_named(toy_path, tmp_path):
+    path = tmp_path / "other.pte"
+    path.write_bytes(toy_path.read_bytes().replace(b"XnnpackBackend", b"NowhereBackend"))
+    message = r"'mlp' of '.*other\.pte' is compiled for backend 'NowhereBackend', which this .* lacks; it has .*Xnnpack"
+    with pytest.raises(_native.Error, match=message):
+        _native.Program(str(path)).load("mlp")
+
+
 def test_instances_outlive_their_program(toy_path):
     instance = _native.Program(str(toy_path)).load("mlp")
     assert run(instance, rows_of(2)).shape == (1, 2, H)

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,9 +89,10 @@ def test_the_same_tokens_by_every_schedule(folder, ids_file, schedule):
     }
 
 
-@pytest.fixture(scope="module")
-def prepared(folder, tmp_path_factory):
+@pytest.fixture(scope="module", params=["measured", "estimated"])
+def prepared(request, folder, tmp_path_factory):
     """A profile of made-up times, contention and hand-overs, and a copy of the program with its run.json."""
+    from doubleweave.estimate import Device
     from doubleweave.profile import Measured, Profile
     from doubleweave.run_file import write_run_file
 
@@ -106,7 +108,11 @@ def prepared(folder, tmp_path_factory):
     profile = Profile(
         "made up",
         "measured",
-        segments={s.name: {1: measured(), 2: measured()} for s in found.split.segments},
+        segments={s.name: {1: measured(), 2: measured()} for s in found.split.segments}
+        if request.param == "measured"
+        else {},
+        devices={d: Device(5.0, 1.0, 20.0, {"float32": 100.0, "int8": 300.0}) for d in devices},
+        threads=2,
         hand_over_us=pairs,
         contention={2: {pair: dice.uniform(0, 0.4) for pair in pairs}},
         same_worker_us=0.7,
@@ -122,6 +128,7 @@ def test_the_same_schedule_as_the_package_makes(folder, prepared, schedule, thre
     from doubleweave.choice import chunks_of, default_choice, graph_of
     from doubleweave.makers import make
     from doubleweave.schedule import parse
+    from doubleweave.simulate import times
     from doubleweave.verify import verify
 
     profile, copy = prepared
@@ -141,9 +148,14 @@ def test_the_same_schedule_as_the_package_makes(folder, prepared, schedule, thre
     expected = make(choice.schedule, graph, choice.workers, costs, choice.threads)
     parsed = parse(text, graph)
     without_barriers = tuple(tuple(t for t in tasks if t >= 0) for tasks in expected.workers)
-    assert (parsed.devices, parsed.workers) == (expected.devices, without_barriers)
-    if schedule != "lockstep":
+    assert parsed.devices == expected.devices
+    if profile.segments:
+        assert parsed.workers == without_barriers
+    if schedule != "lockstep":  # its barriers are not in the text
         verify(parsed, graph)
+        # Estimates have bends, and between points run.json goes straight.
+        ends = [max(times(graph, found, costs)[1]) for found in (parsed, expected)]
+        assert ends[0] <= 1.03 * ends[1]
 
 
 def test_prompts_of_every_length_and_the_end_of_the_context(folder, tmp_path):
@@ -198,7 +210,7 @@ def tokenizer_files(tmp_path_factory, toy_program_dir):
         "trimmed": {"remove_extra_whitespaces": True},
     }
     found = {"bytes": toy_program_dir}
-    for name in (*options, "tiktoken", "smollm2", "metaspace"):
+    for name in (*options, "tiktoken", "smollm2", "metaspace", "gemma"):
         folder = found[name] = made / name
         folder.mkdir()
         shutil.copy(toy_program_dir / "run.json", folder)
@@ -208,8 +220,8 @@ def tokenizer_files(tmp_path_factory, toy_program_dir):
             read_tokenizer(path).tokenizer.save(str(given))
         elif name == "smollm2":
             save_smollm2(given)
-        elif name == "metaspace":
-            save_metaspace(given)
+        elif name in ("metaspace", "gemma"):
+            (save_metaspace if name == "metaspace" else save_gemma)(given)
         else:
             path = meta_llama.save_sentencepiece(made / f"{name}.model", **options[name])
             read_tokenizer(path).tokenizer.save(str(given))
@@ -232,6 +244,78 @@ def save_smollm2(path):
     tokenizer.save(str(path))
 
 
+def save_split(path, *steps, normalizer=None):
+    """Bytes behind pre-tokenizers, with byte pairs learnt from the essay."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(meta_llama.ESSAY.read_text().splitlines(), trainer)
+    tokenizer.save(str(path))
+    return path
+
+
+def encoded(folder, text):
+    return json.loads(native(folder, "-p", text, "--raw", "--tokenize").stdout)
+
+
+@pytest.mark.parametrize("inverts", [False, True])
+@pytest.mark.parametrize("pattern", ["[aeiou]", " ", r"(?=(\d{3})+(?!\d))", r"\p{N}{1,3}|\s+(?!\S)|\s+"])
+@pytest.mark.parametrize(
+    "behavior", ["removed", "isolated", "merged_with_previous", "merged_with_next", "contiguous"]
+)
+def test_texts_are_split_as_hugging_faces_library_does(toy_copy, behavior, pattern, inverts):
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+    step = pre_tokenizers.Split(Regex(pattern), behavior=behavior, invert=inverts)
+    path = save_split(toy_copy / "tokenizer.json", step)
+    own = Tokenizer.from_file(str(path))
+    text = "aa  queue of 1234567 and 12,  then eau "
+    assert encoded(toy_copy, text) == own.encode(text).ids
+
+
+def test_composed_texts_need_no_normalizing(toy_copy):
+    """What Qwen's tokenizer asks for; most texts of most languages are composed."""
+    from tokenizers import Tokenizer, normalizers
+
+    path = save_split(toy_copy / "tokenizer.json", normalizer=normalizers.NFC())
+    own = Tokenizer.from_file(str(path))
+    for text in (
+        "Größe, naïve, Việt Nam",
+        "你好，世界。「引号」→ ✓ ™ ≤",  # noqa: RUF001
+        "한국어 かな カナ",
+        "Ελληνικά Кириллица العربية עברית",
+        "हिन्दी ไทยที่",
+        "❤️ 👩‍👩‍👧 🇫🇷",
+    ):
+        assert encoded(toy_copy, text) == own.encode(text).ids, text
+    line = sentence(toy_copy, "-p", "e\u0301", "--raw", "--tokenize")
+    assert "puts texts into Unicode's NFC, which this one may not be in" in line
+
+
+def save_gemma(path):
+    """Gemma's steps: spaces as marks, pieces that end with one, bytes for what is unknown."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    special = ["<unk>", "<bos>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(meta_llama.ESSAY.read_text().splitlines(), trainer)
+    tokenizer.add_tokens([AddedToken("they", normalized=True), AddedToken("\n\n", normalized=False)])
+    tokenizer.save(str(path))
+
+
 def save_metaspace(path):
     """As newer Llama conversions are: Metaspace instead of normalizers."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -247,7 +331,7 @@ def save_metaspace(path):
 
 @pytest.mark.parametrize(
     "name",
-    ["bytes", "sentencepiece", "unigram", "bare", "trimmed", "tiktoken", "smollm2", "metaspace"],
+    ["bytes", "sentencepiece", "unigram", "bare", "trimmed", "tiktoken", "smollm2", "metaspace", "gemma"],
 )
 def test_texts_become_the_tokens_of_hugging_faces_library(tokenizer_files, name):
     from tokenizers import Tokenizer
@@ -255,8 +339,7 @@ def test_texts_become_the_tokens_of_hugging_faces_library(tokenizer_files, name)
     folder = tokenizer_files[name]
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in (*TEXTS, meta_llama.ESSAY.read_text()[:4000], "a <user> b"):
-        found = native(folder, "-p", "-", "--raw", "--tokenize", input=text).stdout
-        assert json.loads(found) == own.encode(text).ids, text
+        assert encoded(folder, text) == own.encode(text).ids, text
 
 
 def test_the_chat_template_and_the_text_are_those_of_the_package(folder):
@@ -269,10 +352,49 @@ def test_the_chat_template_and_the_text_are_those_of_the_package(folder):
     assert tuple(found["token_ids"]) == expected.token_ids
     ids = json.loads(native(folder, "-p", "hi", "--tokenize").stdout)
     assert ids == program.text.encode("hi")
-    assert json.loads(native(folder, "-p", "hi", "--raw", "--tokenize").stdout) == list(b"hi") or ids
+    raw = json.loads(native(folder, "-p", "hi", "--raw", "--tokenize").stdout)
+    assert raw == program.text.encode("hi", raw=True) != ids
 
 
-@pytest.mark.parametrize("name", ["sentencepiece", "unigram", "tiktoken", "smollm2", "metaspace"])
+def test_line_ends_on_standard_input_are_those_of_python(toy_program_dir):
+    options = (toy_program_dir, "--raw", "--tokenize", "-p")
+    found = native(*options, "-", input=b"a\r\nb\rc\n".decode()).stdout
+    assert found == native(*options, "a\nb\nc\n").stdout
+
+
+@pytest.mark.parametrize("content", ["message['content']", "message['content'] | trim"])
+def test_chat_templates_that_strip_the_prompt(toy_copy, content):
+    """Llama 3's and Gemma's do, SmolLM2's does not."""
+    import doubleweave as dw
+    from doubleweave.find_profile import find_profile
+    from doubleweave.run_file import write_run_file
+
+    found = manifest.read(toy_copy)
+    template = "{% for message in messages %}<|user|>{{ " + content + " }}<|end|>{% endfor %}<|assistant|>"
+    write(toy_copy, found, chat_template=template)
+    write_run_file(toy_copy, manifest.read(toy_copy), find_profile(toy_copy, found))
+    expected = dw.open(toy_copy).text.encode(" \n hi there\t\n")
+    assert json.loads(native(toy_copy, "-p", " \n hi there\t\n", "--tokenize").stdout) == expected
+
+
+def test_chat_templates_that_do_more_are_refused(toy_copy):
+    from doubleweave.find_profile import find_profile
+    from doubleweave.run_file import write_run_file
+
+    found = manifest.read(toy_copy)
+    for template in ("{{ messages[0]['content'] | upper }}", "{{ raise_exception('no') }}"):
+        write(toy_copy, found, chat_template=template)
+        write_run_file(toy_copy, manifest.read(toy_copy), find_profile(toy_copy, found))
+        line = sentence(toy_copy, "-p", "hi", "--tokenize")
+        assert "the model's chat template does more than to put texts around it" in line
+        assert native(toy_copy, "-p", "hi", "--raw", "--tokenize").stdout.startswith("[")
+
+
+def write(folder, found, **model):
+    replace(found, model=replace(found.model, **model)).write(folder)
+
+
+@pytest.mark.parametrize("name", ["sentencepiece", "unigram", "tiktoken", "smollm2", "metaspace", "gemma"])
 def test_tokens_become_the_texts_of_hugging_faces_library(tokenizer_files, toy_copy, name):
     """Whatever the model says is decoded as the library does."""
     from tokenizers import Tokenizer
@@ -315,18 +437,14 @@ def test_wrong_options_are_one_sentence(toy_program_dir, tmp_path, ids_file):
         ("[]", "found none, expected at least one"),
         ("[1, 264]", r"found 264, expected 0 to 263"),
         ("[-1]", "found -1, expected 0 to 263"),
-        ("[1.5]", "expected 0 to 263"),
+        ("[1.5]", "is not a JSON list of token ids"),
+        ("[true]", "is not a JSON list of token ids"),
         ('{"a": 1}', "is not a JSON list of token ids"),
         ("[1,", "is not a JSON list of token ids"),
     ],
 )
 def test_wrong_token_ids(toy_program_dir, tmp_path, text, message):
     (tmp_path / "ids.json").write_text(text)
-    if text == "[1.5]":
-        native(
-            toy_program_dir, "--token-ids", tmp_path / "ids.json", "-n", 1
-        )  # rounds down, as JSON libraries do
-        return
     assert message in sentence(toy_program_dir, "--token-ids", tmp_path / "ids.json")
 
 
@@ -341,13 +459,36 @@ def test_damaged_programs(toy_copy, tmp_path, ids_file):
     assert "has no run.json; expected a folder made by doubleweave compile" in sentence(tmp_path, *options)
     run_file = toy_copy / "run.json"
     text = run_file.read_text()
-    for wrong in (text[: len(text) // 2], "[]", "{}", text.replace('"version": 1', '"version": 7')):
+    for wrong in (text[: len(text) // 2], "[]", "{}", text.replace('"version": 2', '"version": 7')):
         run_file.write_text(wrong)
         assert "run.json: is damaged" in sentence(toy_copy, *options)
     data = json.loads(text)
     for key in data:
-        run_file.write_text(json.dumps({**data, key: None if key != "chat" else 7}))
+        run_file.write_text(json.dumps({**data, key: None}))
         assert "run.json: is damaged" in sentence(toy_copy, *options), key
+    for key, value in (("decisions", "chunk"), ("decisions", "workers"), ("segments", "device")):
+        items = data[key] or [
+            {"tokens": 9, "schedule": "wavefront", "threads": 1, "in_flight": 2, "abreast": 1}
+        ]
+        wrong = {"chunk": 0, "workers": [], "device": "moon"}[value]
+        whole_one = {"chunk": 32, "workers": ["any"], **items[0]}
+        run_file.write_text(json.dumps({**data, key: [{**whole_one, value: wrong}, *items[1:]]}))
+        assert "run.json: is damaged" in sentence(toy_copy, *options), (key, value)
+    for key, value in (
+        ("vocab_size", 263),
+        ("blocks", [len(data["calls"]) - 1]),
+        ("output", "input_ids"),
+        ("max_context", 2**40),
+    ):
+        run_file.write_text(json.dumps({**data, key: value}))
+        assert "run.json: is damaged" in sentence(toy_copy, *options), key
+    waiting = [
+        {**p, "body_waits": [[0, 1, 0], [1, 0, 0]], "last_waits": [[0, 1, 0], [1, 0, 0]]}
+        for p in data["patterns"]
+    ]
+    run_file.write_text(json.dumps({**data, "patterns": waiting}))
+    for schedule in SCHEDULES:
+        native(toy_copy, *options, "--schedule", schedule, code=2)  # and none of them hangs
     run_file.write_text(text)
     program = toy_copy / "program.pte"
     whole = program.read_bytes()
@@ -378,8 +519,20 @@ def test_tokenizers_that_it_cannot_do(toy_copy):
         found = sentence(toy_copy, "-p", "hi")
         assert message in found
         assert "give the prompt with --token-ids, or use doubleweave run" in found
+    (toy_copy / "ids.json").write_text("[1, 2, 3]")
+    done = native(toy_copy, "--token-ids", toy_copy / "ids.json", "-n", 2)  # needs no text
+    assert done.stdout.startswith("[")
+    assert "needs model 'WordPiece'" in done.stderr
     path.write_text(json.dumps({**data, "normalizer": {"type": "NFKC"}}))
-    assert "puts texts into Unicode's NFKC, which is not done here for 'é'" in sentence(toy_copy, "-p", "é")
+    assert "puts texts into Unicode's NFKC, which this one may not be in" in sentence(toy_copy, "-p", "é")
+    for wrong in (-1, 10**9, 2**64 - 1):
+        vocab = {**data["model"]["vocab"], "odd": wrong}
+        path.write_text(json.dumps({**data, "model": {**data["model"], "vocab": vocab}}))
+        assert "needs a token with id " in sentence(toy_copy, "-p", "hi")
+    for pattern in ("[a-z&&[b]]", r"\d{1,3}+", "^a", "a$", r"\h"):
+        step = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        path.write_text(json.dumps({**data, "pre_tokenizer": step}))
+        assert "means another thing in PCRE2" in sentence(toy_copy, "-p", "hi"), pattern
     path.write_text("{")
     assert "is not a tokenizer" in sentence(toy_copy, "-p", "hi")
     path.unlink()
@@ -394,6 +547,26 @@ def test_help_version_and_no_python(toy_program_dir):
     needed = subprocess.run(["ldd", RUNNER[-1]], capture_output=True, text=True, check=True).stdout
     assert "libexecutorch.so" in needed
     assert "python" not in "".join(line.split("=>")[0] for line in needed.splitlines()).lower()
+
+
+def test_prepare_for_a_chip_that_is_not_there(toy_static_dir, tmp_path, cli, ids_file):
+    """Its decisions have workers of several threads: as many as the runner then has."""
+    folder = Path(shutil.copytree(toy_static_dir, tmp_path / "program"))
+    expected = native(toy_static_dir, "--token-ids", ids_file, "-n", 4).stdout.splitlines()[0]
+    assert cli("prepare", folder, "--profile", "sm8650")[0] == 0
+    data = json.loads((folder / "run.json").read_text())
+    assert data["threads"] == 6
+    assert {decision["threads"] for decision in data["decisions"]} <= {1, 6}
+    assert native(folder, "--token-ids", ids_file, "-n", 4).stdout.splitlines()[0] == expected
+    assert cli("prepare", folder, "--profile", "sm8650", "--threads", 2)[0] == 0
+    data = json.loads((folder / "run.json").read_text())
+    assert {decision["threads"] for decision in data["decisions"]} <= {1, 2}
+    found = native(folder, "--token-ids", ids_file, "-n", 4, "--show-schedule").stdout
+    assert found.splitlines()[0] == expected
+    for workers in range(3, 20, 8):  # more chunks on their way than run.json has lanes for
+        given = ",".join(["any"] * workers)
+        out = native(folder, "--token-ids", ids_file, "-n", 4, "--schedule", "wavefront", "--workers", given)
+        assert out.stdout.splitlines()[0] == expected
 
 
 def test_prepare_writes_it_again(toy_copy, cli, ids_file):

@@ -161,3 +161,13 @@ def test_doctor_names_version_and_devices(cli):
     assert found["works"]
     assert "CPU" in found["devices"]
     assert found["version"].startswith("2026")
+
+
+def test_all_static_gives_the_same_tokens(toy_static_dir, tmp_path):
+    import doubleweave as dw
+
+    folder = tmp_path / "all-static"
+    options = {"attention": "static", "max_context": 96, "chunk": (1, 32), "quantize": "none"}
+    dw.compile_llm(toys.model(), folder, backend="openvino", **options)
+    expected, found = logits(toy_static_dir), logits(folder)
+    assert found.argmax(1).tolist() == expected.argmax(1).tolist()

@@ -325,7 +325,7 @@ def test_inspect_says_which_build_it_is(programs):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"backend": "npu"}, "backend: found 'npu', expected one of xnnpack, qnn"),
+        ({"backend": "npu"}, "backend: found 'npu', expected one of xnnpack, qnn, openvino"),
         ({"backend": "qnn"}, "soc: qnn compiles for one chip; name it, such as SM8650"),
         (
             {"backend": "qnn", "soc": "SM1"},

@@ -65,7 +65,9 @@ Arguments parse_arguments(const std::vector<std::string>& words) {
       joined = word.substr(word.find('=') + 1);
       word.resize(word.find('='));
     }
+    bool is_used = false;
     const auto value = [&] {
+      is_used = true;
       if (joined) {
         return *joined;
       }
@@ -110,6 +112,9 @@ Arguments parse_arguments(const std::vector<std::string>& words) {
     } else {
       found.folder = word;
       has_folder = true;
+    }
+    if (joined && !is_used) {
+      throw Error(word + ": takes no value" + kHelp);
     }
   }
   if (!has_folder && !found.shows_help && !found.shows_version) {

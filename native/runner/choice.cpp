@@ -125,9 +125,6 @@ void check_wish(const RunFile& file, const Wish& wish) {
       throw Error("workers: found '" + worker + "', expected " + known + kAny);
     }
   }
-  if (wish.chunk && *wish.chunk < 1) {
-    throw Error("chunk: found " + std::to_string(*wish.chunk) + ", expected at least 1");
-  }
 }
 
 Choice choose(const RunFile& file, const Wish& wish, int num_tokens) {

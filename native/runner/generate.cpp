@@ -56,6 +56,7 @@ Generation generate(Session& session, const RunFile& file, const std::vector<int
   std::string text;
   const auto start = Clock::now();
   auto first = start;
+  auto decode_from = start;
   auto last = start;
   std::span<const float> logits = session.append(prompt, timeline);
   for (int count = 0; count < num; ++count) {
@@ -64,6 +65,7 @@ Generation generate(Session& session, const RunFile& file, const std::vector<int
     if (count == 0) {
       first = last;
       after_prefill();
+      last = decode_from = Clock::now();
     }
     if (std::find(file.eos_token_ids.begin(), file.eos_token_ids.end(), token) !=
         file.eos_token_ids.end()) {
@@ -89,9 +91,9 @@ Generation generate(Session& session, const RunFile& file, const std::vector<int
   }
   result.ttft_s = seconds(start, first);
   result.prefill_tok_per_s = static_cast<double>(prompt.size()) / result.ttft_s;
-  if (result.token_ids.size() > 1 && last > first) {
+  if (result.token_ids.size() > 1 && last > decode_from) {
     result.decode_tok_per_s =
-        static_cast<double>(result.token_ids.size() - 1) / seconds(first, last);
+        static_cast<double>(result.token_ids.size() - 1) / seconds(decode_from, last);
   }
   result.kv_bytes_peak = session.kv_bytes_peak();
   return result;

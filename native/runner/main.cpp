@@ -1,8 +1,10 @@
 // doubleweave-run: text from a program folder, without Python.
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <fstream>
 #include <iostream>
+#include <istream>
 #include <iterator>
 #include <memory>
 #include <new>
@@ -13,6 +15,7 @@
 #include "doubleweave/error.h"
 #include "doubleweave/threads.h"
 #include "generate.h"
+#include "regex.h"
 #include "run_file.h"
 #include "session.h"
 #include "tokenizer.h"
@@ -32,10 +35,41 @@ std::vector<int64_t> read_ids(const std::string& path) {
     throw Error(path + ": cannot be read");
   }
   try {
-    return Json::parse(stream).get<std::vector<int64_t>>();
+    const Json found = Json::parse(stream);
+    if (found.is_array() && std::all_of(found.begin(), found.end(), [](const Json& item) {
+          return item.is_number_integer();
+        })) {
+      return found.get<std::vector<int64_t>>();
+    }
   } catch (const Json::exception&) {
-    throw Error(path + ": is not a JSON list of token ids, such as [1, 2, 3]");
+    // said below
   }
+  throw Error(path + ": is not a JSON list of token ids, such as [1, 2, 3]");
+}
+
+// Line ends as Python reads them: \n alone.
+std::string read_text(std::istream& stream) {
+  std::string text;
+  bool was_return = false;
+  for (std::istreambuf_iterator<char> at(stream), end; at != end; ++at) {
+    if (!(was_return && *at == '\n')) {
+      text += *at == '\r' ? '\n' : *at;
+    }
+    was_return = *at == '\r';
+  }
+  return text;
+}
+
+// What Python's str.strip, and so a template's trim, takes away.
+std::string stripped(const std::string& text) {
+  static const std::string kSpace =
+      R"([\x09-\x0D\x1C-\x20\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]+)";
+  static const runner::Regex kBefore("\\A" + kSpace);
+  static const runner::Regex kBehind(kSpace + "\\z");
+  const auto behind = kBehind.find(text);
+  const std::string rest = behind.empty() ? text : text.substr(0, behind.front().first);
+  const auto before = kBefore.find(rest);
+  return before.empty() ? rest : rest.substr(before.front().second);
 }
 
 std::vector<int64_t> prompt_ids(const runner::Arguments& args, const runner::RunFile& file,
@@ -48,24 +82,37 @@ std::vector<int64_t> prompt_ids(const runner::Arguments& args, const runner::Run
   }
   std::string prompt = *args.prompt;
   if (prompt == "-") {
-    prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
+    prompt = read_text(std::cin);
   }
   if (prompt.empty()) {
     throw Error("prompt: found an empty text, expected at least one character");
   }
-  if (args.is_raw || !file.chat) {
+  if (args.is_raw || !file.has_template) {
     return tokenizer->encode(prompt, true);
   }
-  return tokenizer->encode(file.chat->first + prompt + file.chat->second, false);
+  if (!file.chat) {
+    throw Error(
+        "prompt: the model's chat template does more than to put texts around it, which is not "
+        "done here; "
+        "give the prompt raw (--raw), or use doubleweave run");
+  }
+  if (file.chat->strips) {
+    prompt = stripped(prompt);
+  }
+  return tokenizer->encode(file.chat->before + prompt + file.chat->behind, false);
 }
 
 void print_report(const runner::Arguments& args, const runner::Generation& result, int threads) {
   const std::string& schedule = args.wish.schedule;
   std::printf("prompt %zu tokens, %zu new; ended by %s\n", result.prompt_tokens,
               result.token_ids.size(), result.finish.c_str());
-  std::printf("first token after %.0f ms; prefill %.0f tokens/s, decode %s tokens/s\n",
-              result.ttft_s * 1e3, result.prefill_tok_per_s,
-              result.decode_tok_per_s ? std::to_string(*result.decode_tok_per_s).c_str() : "-");
+  std::printf("first token after %.0f ms; prefill %.0f tokens/s, decode ", result.ttft_s * 1e3,
+              result.prefill_tok_per_s);
+  if (result.decode_tok_per_s) {
+    std::printf("%.1f tokens/s\n", *result.decode_tok_per_s);
+  } else {
+    std::printf("- tokens/s\n");
+  }
   std::printf("schedule %s, %d threads; KV cache peak %.1f MiB\n", schedule.c_str(), threads,
               static_cast<double>(result.kv_bytes_peak) / (1 << 20));
   if (args.as_json) {
@@ -90,7 +137,8 @@ void run(const runner::Arguments& given) {
   const std::filesystem::path folder = args.folder;
   const runner::RunFile file = runner::read_run_file(folder);
   if (args.wish.threads == 0) {
-    args.wish.threads = doubleweave::pool_threads();
+    const bool is_known = file.threads > 0 && file.threads <= doubleweave::max_threads();
+    args.wish.threads = is_known ? file.threads : doubleweave::pool_threads();
   }
   runner::check_wish(file, args.wish);
   if (args.wish.threads > doubleweave::max_threads()) {
@@ -103,7 +151,14 @@ void run(const runner::Arguments& given) {
   const std::filesystem::path tokenizer_path = folder / "tokenizer.json";
   std::unique_ptr<runner::Tokenizer> tokenizer;
   if (args.prompt || std::filesystem::exists(tokenizer_path)) {
-    tokenizer = std::make_unique<runner::Tokenizer>(tokenizer_path);
+    try {
+      tokenizer = std::make_unique<runner::Tokenizer>(tokenizer_path);
+    } catch (const Error& error) {
+      if (args.prompt) {
+        throw;
+      }
+      std::fprintf(stderr, "doubleweave-run: %s; the answer comes as token ids\n", error.what());
+    }
   }
   const std::vector<int64_t> ids = prompt_ids(args, file, tokenizer.get());
   if (args.only_tokenizes) {
@@ -149,7 +204,9 @@ int fail(const std::string& message) {
 }  // namespace
 
 int main(int argc, char** argv) {
+#ifndef __SANITIZE_ADDRESS__  // that says more
   doubleweave::say_crashes(kExitError);
+#endif
   try {
     const runner::Arguments args = runner::parse_arguments({argv + 1, argv + argc});
     if (args.shows_help) {

@@ -4,16 +4,55 @@
 #include <pcre2.h>
 
 #include <array>
+#include <string_view>
 
 #include "doubleweave/error.h"
+#include "utf8.h"
 
 namespace doubleweave::runner {
 
+namespace {
+
+// {1,3}+ is greedy twice in Oniguruma, and possessive in PCRE2.
+bool has_counted_plus(const std::string& pattern) {
+  for (size_t at = pattern.find("}+"); at != std::string::npos; at = pattern.find("}+", at + 1)) {
+    if (at > 0 && (pattern[at - 1] == ',' || (pattern[at - 1] >= '0' && pattern[at - 1] <= '9'))) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// "^" inside brackets, or after a backslash, is no anchor; neither is "$" after one.
+bool is_negated_class(const std::string& pattern, std::string_view other) {
+  if (other != "^" && other != "$") {
+    return false;
+  }
+  for (size_t at = pattern.find(other); at != std::string::npos; at = pattern.find(other, at + 1)) {
+    if (at == 0 || (pattern[at - 1] != '\\' && (other == "$" || pattern[at - 1] != '['))) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
 Regex::Regex(const std::string& pattern) {
+  // PCRE2 would read these otherwise than Oniguruma, which tokenizer.json is written for.
+  for (const char* other : {"&&", "\\h", "^", "$"}) {
+    if (pattern.find(other) != std::string::npos && !is_negated_class(pattern, other)) {
+      throw Error("pattern " + pattern + " (" + other + " means another thing in PCRE2),");
+    }
+  }
+  if (has_counted_plus(pattern)) {
+    throw Error("pattern " + pattern + " (a counted + means another thing in PCRE2),");
+  }
   int number = 0;
   PCRE2_SIZE offset = 0;
-  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                                   PCRE2_UTF | PCRE2_UCP, &number, &offset, nullptr);
+  pcre2_code* code =
+      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                    PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &number, &offset, nullptr);
   if (code == nullptr) {
     std::array<PCRE2_UCHAR, 128> reason{};
     pcre2_get_error_message(number, reason.data(), reason.size());
@@ -35,6 +74,9 @@ std::string Regex::literal(std::string_view text) {
 
 std::vector<std::pair<size_t, size_t>> Regex::find(std::string_view text) const {
   auto* code = static_cast<pcre2_code*>(code_.get());
+  if (!is_utf8(text)) {
+    throw Error("prompt: is not valid Unicode; give it as UTF-8");
+  }
   const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> match(
       pcre2_match_data_create_from_pattern(code, nullptr), &pcre2_match_data_free);
   std::vector<std::pair<size_t, size_t>> found;
@@ -49,12 +91,15 @@ std::vector<std::pair<size_t, size_t>> Regex::find(std::string_view text) const 
       throw Error("a tokenizer's pattern takes too long on this text; give it as token ids");
     }
     const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(match.get());
-    if (ends[1] > ends[0]) {
+    const bool is_empty = ends[1] == ends[0];
+    if (!is_empty || found.empty() || found.back().second != ends[0]) {
       found.emplace_back(ends[0], ends[1]);
+    }
+    if (!is_empty) {
       at = ends[1];
       continue;
     }
-    do {  // an empty match is none; go on behind the next character
+    do {  // behind an empty match, go on after the next character
       ++at;
     } while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80);
   }

@@ -1,7 +1,9 @@
 #include "run_file.h"
 
 #include <algorithm>
+#include <array>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -15,7 +17,7 @@ namespace {
 using Json = nlohmann::json;
 using Names = std::map<std::string, int>;
 
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 
 int index_of(const Names& names, const Json& name, const char* what) {
   const auto found = names.find(name.get<std::string>());
@@ -54,11 +56,21 @@ std::vector<std::vector<int32_t>> shapes_of(const Json& ports) {
   return shapes;
 }
 
-std::vector<Times> times_of(const Json& tables) {
-  std::vector<Times> found;
+std::vector<TimeTable> times_of(const Json& tables) {
+  std::vector<TimeTable> found;
   for (const Json& table : tables) {
-    Times times{table.at("threads"), table.at("rows"), table.at("cached"), table.at("us"),
-                table.at("repeated")};
+    TimeTable times{table.at("threads"), table.at("rows"), table.at("cached"), table.at("us"),
+                    table.at("repeated")};
+    constexpr double kMostUs = 1e9;
+    const auto rises = [](const std::vector<double>& points) {
+      return std::adjacent_find(points.begin(), points.end(), std::greater_equal<>()) ==
+             points.end();
+    };
+    check(rises(times.rows) && rises(times.cached), "a segment's times are not in order");
+    for (const std::vector<double>& row : times.us) {
+      check(std::all_of(row.begin(), row.end(), [](double us) { return us >= 0 && us <= kMostUs; }),
+            "a segment's time is out of range");
+    }
     check(!times.rows.empty() && times.us.size() == times.rows.size() && !times.cached.empty() &&
               std::all_of(times.us.begin(), times.us.end(),
                           [&](const auto& row) { return row.size() == times.cached.size(); }) &&
@@ -103,6 +115,54 @@ Kind kind_of(const std::string& name) {
   return found->second;
 }
 
+void check_calls(const std::vector<int>& calls, const std::vector<int>& blocks) {
+  check(!calls.empty() && std::is_sorted(calls.begin(), calls.end()),
+        "a pattern's calls are not in order");
+  check(
+      std::all_of(blocks.begin(), blocks.end(),
+                  [&](int block) { return std::binary_search(calls.begin(), calls.end(), block); }),
+      "a pattern lacks a block");
+}
+
+bool is_schedule(const std::string& name) {
+  constexpr std::array<const char*, 5> kNames{"sequential", "lockstep", "pipelined", "out_of_order",
+                                              "wavefront"};
+  return std::find(kNames.begin(), kNames.end(), name) != kNames.end();
+}
+
+// Nothing that is computed from these may overflow, or take for ever.
+void check_ranges(const RunFile& file) {
+  constexpr int kMostTokens = 1 << 24;
+  constexpr int kMostRows = 1 << 16;
+  constexpr int64_t kMostBytes = int64_t{1} << 30;
+  check(file.most_rows > 0 && file.most_rows <= kMostRows && file.max_context > 0 &&
+            file.max_context <= kMostTokens && file.vocab_size > 0 &&
+            file.vocab_size <= kMostTokens && file.groups >= 0 && file.threads >= 0 &&
+            file.same_worker_ns >= 0 && !file.calls.empty() && !file.patterns.empty(),
+        "a size is out of range");
+  check(std::all_of(file.sizes.begin(), file.sizes.end(),
+                    [&](int size) { return size > 0 && size <= file.most_rows; }),
+        "a compiled size is out of range");
+  for (const Value& value : file.values) {
+    check(value.row_bytes > 0 && value.row_bytes <= kMostBytes, "a value's size is out of range");
+  }
+  const Value& output = file.values[static_cast<size_t>(file.output)];
+  check(output.kind == Kind::kOutput &&
+            output.row_bytes == static_cast<int64_t>(sizeof(float)) * file.vocab_size,
+        "its output is not the vocabulary's");
+  for (const Segment& segment : file.segments) {
+    check(std::find(file.devices.begin(), file.devices.end(), segment.device) != file.devices.end(),
+          "a segment's device has no costs");
+  }
+  check(is_schedule(file.overlapping), "a schedule is not known");
+  for (const Decision& decision : file.decisions) {
+    const Choice& choice = decision.choice;
+    check(is_schedule(choice.schedule) && !choice.workers.empty() && choice.threads > 0 &&
+              choice.chunk > 0 && choice.in_flight > 0 && choice.abreast > 0,
+          "a decision is out of range");
+  }
+}
+
 RunFile parse(const Json& data) {
   check(data.at("format") == "doubleweave-run", "it is no run file");
   check(data.at("version") == kVersion, "it is of another version");
@@ -111,8 +171,10 @@ RunFile parse(const Json& data) {
   file.vocab_size = data.at("vocab_size");
   file.max_context = data.at("max_context");
   file.eos_token_ids = data.at("eos_token_ids").get<std::vector<int>>();
-  if (!data.at("chat").is_null()) {
-    file.chat.emplace(data.at("chat").at(0), data.at("chat").at(1));
+  const Json& chat = data.at("chat");
+  file.has_template = chat.is_object() || chat.get<bool>();
+  if (chat.is_object()) {
+    file.chat.emplace(Chat{chat.at("before"), chat.at("behind"), chat.at("strips")});
   }
   file.sizes = data.at("sizes").get<std::vector<int>>();
   file.most_rows = data.at("most_rows");
@@ -126,8 +188,9 @@ RunFile parse(const Json& data) {
   for (const Json& item : list_in(data, "segments")) {
     segments[item.at("name")] = static_cast<int>(file.segments.size());
     file.segments.push_back({item.at("name"), item.at("device"), item.at("is_static"),
-                             item.at("per_worker"), item.at("group"), shapes_of(item.at("inputs")),
-                             shapes_of(item.at("outputs")), times_of(item.at("times"))});
+                             item.at("per_worker"), item.at("loads_alone"), item.at("group"),
+                             shapes_of(item.at("inputs")), shapes_of(item.at("outputs")),
+                             times_of(item.at("times"))});
   }
   for (const Json& item : list_in(data, "calls")) {
     Call call{item.at("name"),
@@ -177,11 +240,11 @@ RunFile parse(const Json& data) {
                               {item.at("schedule"), item.at("workers"), item.at("threads"),
                                item.at("chunk"), item.at("in_flight"), item.at("abreast")}});
   }
-  check(file.most_rows > 0 && file.max_context > 0 && file.vocab_size > 0 && file.groups >= 0 &&
-            !file.calls.empty() && !file.patterns.empty(),
-        "it has a size below 1");
-  check(std::all_of(file.sizes.begin(), file.sizes.end(), [](int size) { return size > 0; }),
-        "it has a size below 1");
+  check_ranges(file);
+  for (const Pattern& pattern : file.patterns) {
+    check_calls(pattern.body, file.blocks);
+    check_calls(pattern.last, file.blocks);
+  }
   const size_t devices = file.devices.size();
   const auto is_square = [&](const auto& rows) {
     return rows.size() == devices && std::all_of(rows.begin(), rows.end(), [&](const auto& row) {

@@ -28,7 +28,7 @@ struct Value {
 
 /// Microseconds by rows and cached tokens; `repeated` is the share of it, by cached tokens, right
 /// after the same call (empty: all of it).
-struct Times {
+struct TimeTable {
   int threads;
   std::vector<double> rows;
   std::vector<double> cached;
@@ -39,12 +39,13 @@ struct Times {
 struct Segment {
   std::string name;
   std::string device;
-  bool is_static;   // a method for each size, named segment@size
-  bool per_worker;  // each worker has an instance of its own
-  int group;        // of scratch memory; -1: its own
+  bool is_static;    // a method for each size, named segment@size
+  bool per_worker;   // each worker has an instance of its own
+  bool loads_alone;  // its backend must not load two methods at once
+  int group;         // of scratch memory; -1: its own
   std::vector<std::vector<int32_t>> inputs;
   std::vector<std::vector<int32_t>> outputs;
-  std::vector<Times> times;
+  std::vector<TimeTable> times;
 };
 
 struct Call {
@@ -91,13 +92,21 @@ struct Contention {
   std::vector<std::vector<double>> shares;  // by devices, as in RunFile::devices
 };
 
+/// What a chat template puts around a prompt, which it may strip of white space first.
+struct Chat {
+  std::string before;
+  std::string behind;
+  bool strips;
+};
+
 struct RunFile {
   int64_t program_bytes;
   int vocab_size;
   int max_context;
   std::vector<int> eos_token_ids;
-  std::optional<std::pair<std::string, std::string>> chat;  // before and behind a prompt
-  std::vector<int> sizes;  // fixed sizes; empty: any up to most_rows
+  bool has_template;         // of chats
+  std::optional<Chat> chat;  // what it does, where that is no more than a Chat says
+  std::vector<int> sizes;    // fixed sizes; empty: any up to most_rows
   int most_rows;
   std::string overlapping;  // the schedule of several chunks, where none was decided on
   std::vector<Value> values;

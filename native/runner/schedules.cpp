@@ -25,7 +25,7 @@ std::pair<size_t, double> place(double at, const std::vector<double>& points) {
   return {left, (at - points[left]) / (points[left + 1] - points[left])};
 }
 
-double time_us(const Times& times, double rows, double cached) {
+double time_us(const TimeTable& times, double rows, double cached) {
   const auto [i, share] = place(rows, times.rows);
   const auto [j, along] = place(cached, times.cached);
   const size_t next_i = std::min(i + 1, times.rows.size() - 1);
@@ -36,7 +36,7 @@ double time_us(const Times& times, double rows, double cached) {
   return std::max(here + share * (there - here), 0.0);
 }
 
-double repeated_share(const Times& times, double cached) {
+double repeated_share(const TimeTable& times, double cached) {
   if (times.repeated.empty()) {
     return 1.0;
   }
@@ -46,7 +46,7 @@ double repeated_share(const Times& times, double cached) {
   return times.repeated[j] + along * (times.repeated[next] - times.repeated[j]);
 }
 
-const Times& times_of(const Segment& segment, int threads) {
+const TimeTable& times_of(const Segment& segment, int threads) {
   return *std::min_element(segment.times.begin(), segment.times.end(), [&](auto& a, auto& b) {
     return std::pair(std::abs(a.threads - threads), a.threads) <
            std::pair(std::abs(b.threads - threads), b.threads);
@@ -121,7 +121,7 @@ class Maker {
       const Call& call = file_.calls[graph_.call_of[task]];
       const Chunk& chunk = graph_.chunks[graph_.chunk_of[task]];
       const Segment& segment = segment_of(task);
-      const Times& times = times_of(segment, choice_.threads);
+      const TimeTable& times = times_of(segment, choice_.threads);
       const int rows = call.last_row       ? 1
                        : segment.is_static ? chunk.compiled_size
                                            : chunk.num_tokens;
@@ -227,8 +227,7 @@ class Maker {
           }
         }
       }
-      const Times_ times =
-          simulate(arrays(durations), lists, hand_over_ns_, {device_, contention_});
+      const Times times = simulate(arrays(durations), lists, hand_over_ns_, {device_, contention_});
       ends.push_back(*std::max_element(times.end_ns.begin(), times.end_ns.end()));
     }
     return dealt[static_cast<size_t>(std::min_element(ends.begin(), ends.end()) - ends.begin())];
@@ -261,6 +260,10 @@ class Maker {
           ++at[row];
         }
       }
+      if (step.empty()) {
+        throw Error(
+            "run.json: its tasks wait for each other; write it again with doubleweave prepare");
+      }
       std::set<int32_t> waiting;
       for (const auto& [task, worker] : step) {
         if (waiting.insert(worker).second) {
@@ -282,8 +285,6 @@ class Maker {
     }
     return lists;
   }
-
-  using Times_ = ::doubleweave::Times;
 
   const RunFile& file_;
   const TaskGraph& graph_;

@@ -18,8 +18,7 @@ struct Schedule {
   std::vector<std::vector<int32_t>> after;
 };
 
-/// The schedule of choice.schedule behind `cached` tokens (which only its costs depend on). Throws
-/// Error where a device of the program has no worker.
+/// The schedule of choice.schedule. Throws Error where a device of the program has no worker.
 Schedule make_schedule(const RunFile& file, const TaskGraph& graph, const Choice& choice);
 
 /// One line a worker, as Schedule.text of the Python package writes it (without barriers).

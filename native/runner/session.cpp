@@ -16,7 +16,6 @@ namespace doubleweave::runner {
 
 namespace {
 
-constexpr size_t kKept = 8;  // prepared runs
 const std::string kInputIds = "input_ids";
 
 std::vector<size_t> cache_rows(const RunFile& file) {
@@ -68,7 +67,21 @@ Session::Session(const std::filesystem::path& folder, const RunFile& file, Wish 
   }
 }
 
-size_t Session::kv_bytes_peak() const { return cache_.peak_bytes(); }
+size_t Session::kv_bytes_peak() const {
+  // An NPU that reads the whole cache in every run takes all of it, whatever is in use.
+  const bool is_whole =
+      std::any_of(file_.segments.begin(), file_.segments.end(), [](const Segment& segment) {
+        return std::any_of(segment.inputs.begin(), segment.inputs.end(), [](const auto& shape) {
+          return shape.size() == 3 && !has(shape, kRows) && !has(shape, kCached);
+        });
+      });
+  if (!is_whole) {
+    return cache_.peak_bytes();
+  }
+  const std::vector<size_t> rows = cache_rows(file_);
+  return static_cast<size_t>(file_.max_context) *
+         std::accumulate(rows.begin(), rows.end(), size_t{0});
+}
 
 std::span<const float> Session::append(std::span<const int64_t> ids, Timeline* timeline) {
   if (ids.empty()) {
@@ -124,9 +137,6 @@ Prepared& Session::prepare(int num_tokens) {
   std::vector<Task> tasks = tasks_of(*made, loaded);
   made->execution = std::make_unique<Execution>(std::move(loaded), regions(*made), std::move(tasks),
                                                 made->schedule.workers, made->choice.threads);
-  while (prepared_.size() >= kKept) {
-    prepared_.erase(std::prev(prepared_.end()));  // decoding, of one token, stays
-  }
   return *(prepared_[num_tokens] = std::move(made));
 }
 
@@ -143,14 +153,21 @@ std::string Session::method_of(const Prepared& prepared, int call, int chunk) co
   return segment.is_static ? segment.name + "@" + std::to_string(rows) : segment.name;
 }
 
-// Methods load on every core at once: packing weights is most of it.
+// Methods load on every core at once, since packing weights is most of it; but those of a backend
+// that cannot do that load one behind the other.
 void Session::load(const Prepared& prepared) {
   std::map<std::string, int> groups;
   for (size_t task = 0; task < prepared.graph.size(); ++task) {
     const int call = prepared.graph.call_of[task];
     const std::string method = method_of(prepared, call, prepared.graph.chunk_of[task]);
-    if (!instances_.contains({method, 0})) {
-      groups[method] = file_.segments[file_.calls[call].segment].group;
+    if (instances_.contains({method, 0})) {
+      continue;
+    }
+    const Segment& segment = file_.segments[file_.calls[call].segment];
+    if (segment.loads_alone) {
+      instances_[{method, 0}] = program_.load(method, {.workspace_group = segment.group});
+    } else {
+      groups[method] = segment.group;
     }
   }
   const std::vector<std::pair<std::string, int>> todo(groups.begin(), groups.end());
@@ -169,13 +186,12 @@ void Session::load(const Prepared& prepared) {
       }
     }
   };
-  std::vector<std::thread> helpers;
-  for (int i = 1; i < max_threads(); ++i) {
-    helpers.emplace_back(work);
-  }
-  work();
-  for (std::thread& helper : helpers) {
-    helper.join();
+  {
+    std::vector<std::jthread> helpers;
+    for (int i = 1; i < max_threads(); ++i) {
+      helpers.emplace_back(work);
+    }
+    work();
   }
   if (failed) {
     std::rethrow_exception(failed);
@@ -260,15 +276,14 @@ Binding Session::bind(const Prepared& prepared, int value_index, const std::vect
   return binding;
 }
 
-std::vector<Region> Session::regions(Prepared& prepared) const {
+std::vector<Region> Session::regions(Prepared& prepared) {
   std::vector<Region> found;
   for (size_t id = 0; id < prepared.buffers->num_buffers(); ++id) {
     found.emplace_back(prepared.buffers->data(id), prepared.buffers->bytes(id));
   }
   for (const Value& value : file_.values) {
     if (value.kind == Kind::kInput) {
-      auto& memory = value.name == kInputIds ? prepared.input_ids
-                                             : const_cast<std::vector<int64_t>&>(positions_);
+      auto& memory = value.name == kInputIds ? prepared.input_ids : positions_;
       found.emplace_back(memory.data(), memory.size() * sizeof(int64_t));
     }
   }

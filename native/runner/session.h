@@ -47,10 +47,8 @@ class Session {
   /// What the last append ran by.
   const Prepared& last() const { return *last_; }
 
-  /// How a prompt of that many tokens runs; nothing is loaded for it.
-  Prepared plan(int num_tokens) const;
-
  private:
+  Prepared plan(int num_tokens) const;
   Prepared& prepare(int num_tokens);
   void load(const Prepared& prepared);
   Instance* instance(const std::string& method, int copy);
@@ -59,7 +57,7 @@ class Session {
   std::vector<Task> tasks_of(const Prepared& prepared, std::vector<Instance*>& loaded);
   Binding bind(const Prepared& prepared, int value, const std::vector<int32_t>& shape, int chunk,
                int rows, int first) const;
-  std::vector<Region> regions(Prepared& prepared) const;
+  std::vector<Region> regions(Prepared& prepared);
 
   const RunFile& file_;
   Wish wish_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <map>
 #include <utility>
 
@@ -57,30 +58,40 @@ const std::array<std::string, 256>& letters_of_bytes() {
   return kTable;
 }
 
-// Characters that no composing changes, and that compose with nothing before them: most letters.
-bool is_composed(uint32_t c) {
-  constexpr std::array<std::pair<uint32_t, uint32_t>, 9> kRanges{{{0x0, 0x2FF},
-                                                                  {0x400, 0x482},
-                                                                  {0x48A, 0x52F},
-                                                                  {0x2002, 0x20CF},
+struct Composing {
+  uint32_t first;
+  uint32_t last;
+  int combining_class;
+  bool passes;
+};
 
-                                                                  {0x3041, 0x3096},
-                                                                  {0x30A1, 0x30FA},
-                                                                  {0x4E00, 0x9FFF},
-                                                                  {0xAC00, 0xD7A3},
-                                                                  {0x1F300, 0x1FAFF}}};
-  return std::any_of(kRanges.begin(), kRanges.end(),
-                     [&](const auto& range) { return c >= range.first && c <= range.second; });
-}
-
-std::string only_composed(std::string text, bool is_ascii_alone, const std::string& form) {
+// Unicode's quick check for NFC: whether a text surely is composed (it may be one and fail).
+bool is_composed(const std::string& text) {
+  static constexpr Composing kTable[] = {
+#include "nfc_table.inc"
+  };
+  int before = 0;
   for (const std::string_view character : characters(text)) {
     const uint32_t c = code_point(character);
-    if (is_ascii_alone ? c >= 0x80 : !is_composed(c)) {
-      throw Error("the tokenizer puts texts into Unicode's " + form +
-                  ", which is not done here for '" + std::string(character) +
-                  "'; give the prompt as token ids");
+    const auto* found =
+        std::upper_bound(std::begin(kTable), std::end(kTable), c,
+                         [](uint32_t number, const Composing& row) { return number < row.first; });
+    const bool is_listed = found != std::begin(kTable) && c <= found[-1].last;
+    const int combining_class = is_listed ? found[-1].combining_class : 0;
+    if ((is_listed && !found[-1].passes) || (combining_class != 0 && combining_class < before)) {
+      return false;
     }
+    before = combining_class;
+  }
+  return true;
+}
+
+std::string only_composed(std::string text, const std::string& form) {
+  const bool is_ascii = std::all_of(text.begin(), text.end(),
+                                    [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+  if (!is_ascii && !(form == "NFC" && is_composed(text))) {
+    throw Error("prompt: the tokenizer puts texts into Unicode's " + form +
+                ", which this one may not be in and which is not done here; give it as token ids");
   }
   return text;
 }
@@ -97,20 +108,47 @@ std::string stripped(std::string text, bool left, bool right) {
   return text;
 }
 
-std::vector<std::string> split(const Regex& pattern, const std::string& piece, bool keeps_matches) {
-  std::vector<std::string> pieces;
+// As tokenizers' Split: what becomes of the matches, and of the text between them.
+std::vector<std::string> split(const Regex& pattern, const std::string& piece,
+                               const std::string& behavior, bool is_inverted) {
+  struct Span {
+    size_t begin;
+    size_t end;
+    bool is_match;
+  };
+  std::vector<Span> spans;
   size_t at = 0;
   for (const auto& [begin, end] : pattern.find(piece)) {
     if (begin > at) {
-      pieces.push_back(piece.substr(at, begin - at));
+      spans.push_back({at, begin, is_inverted});
     }
-    if (keeps_matches) {
-      pieces.push_back(piece.substr(begin, end - begin));
+    if (end > begin) {
+      spans.push_back({begin, end, !is_inverted});
     }
     at = end;
   }
   if (at < piece.size()) {
-    pieces.push_back(piece.substr(at));
+    spans.push_back({at, piece.size(), is_inverted});
+  }
+  std::vector<Span> kept;
+  for (size_t i = 0; i < spans.size(); ++i) {
+    const Span& span = spans[i];
+    const bool after_other = i > 0 && !spans[i - 1].is_match;
+    if (behavior == "Removed" && span.is_match) {
+      continue;
+    }
+    if (!kept.empty() &&
+        ((behavior == "MergedWithPrevious" && span.is_match && after_other) ||
+         (behavior == "MergedWithNext" && !span.is_match && spans[i - 1].is_match) ||
+         (behavior == "Contiguous" && span.is_match == spans[i - 1].is_match))) {
+      kept.back().end = span.end;
+    } else {
+      kept.push_back(span);
+    }
+  }
+  std::vector<std::string> pieces;
+  for (const Span& span : kept) {
+    pieces.push_back(piece.substr(span.begin, span.end - span.begin));
   }
   return pieces;
 }
@@ -123,7 +161,7 @@ Cut byte_level(const Json& step) {
       piece = " " + piece;
     }
     std::vector<std::string> pieces =
-        splits ? split(pattern, piece, true) : std::vector<std::string>{piece};
+        splits ? split(pattern, piece, "Isolated", false) : std::vector<std::string>{piece};
     for (std::string& one : pieces) {
       std::string letters;
       for (const char byte : one) {
@@ -139,6 +177,9 @@ Cut metaspace(const Json& step) {
   const std::string mark = step.value("replacement", kMetaspace);
   const std::string scheme = step.value("prepend_scheme", "always");
   const bool splits = step.value("split", true);
+  if (characters(mark).size() != 1) {
+    refuse("pre-tokenizer Metaspace with replacement", mark);
+  }
   return [mark, scheme, splits, space = Regex(" ")](std::string piece, bool is_first) {
     piece = replaced(space, piece, mark);
     if ((scheme == "always" || (scheme == "first" && is_first)) && !piece.starts_with(mark)) {
@@ -233,10 +274,7 @@ Decode metaspace_decoder(const Json& step) {
   return [strips, mark = Regex(Regex::literal(step.value("replacement", kMetaspace)))](
              std::vector<std::string> tokens) {
     for (size_t i = 0; i < tokens.size(); ++i) {
-      tokens[i] = replaced(mark, tokens[i], " ");
-      if (i == 0 && strips && tokens[i].starts_with(' ')) {
-        tokens[i].erase(0, 1);
-      }
+      tokens[i] = replaced(mark, tokens[i], i == 0 && strips ? "" : " ");
     }
     return tokens;
   };
@@ -275,18 +313,16 @@ Normalize normalizer_of(const Json& step) {
                std::string text) { return stripped(std::move(text), left, right); };
   }
   if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD") {
-    return [type](std::string text) { return only_composed(std::move(text), type != "NFC", type); };
+    return [type](std::string text) { return only_composed(std::move(text), type); };
   }
-  if (type == "Precompiled") {  // SentencePiece's map of characters, mostly NFKC: ASCII stays
+  if (type == "Precompiled") {  // SentencePiece's map of characters: what is printed in ASCII stays
     return [](std::string text) {
-      for (const char c : text) {
-        if (static_cast<unsigned char>(c) < 0x20) {
-          throw Error(
-              "the tokenizer maps control characters, which is not done here; give the "
-              "prompt as token ids");
-        }
+      if (std::any_of(text.begin(), text.end(), [](char c) { return c < 0x20 || c > 0x7E; })) {
+        throw Error(
+            "prompt: the tokenizer maps characters, which is done here for printed ASCII "
+            "alone; give it as token ids");
       }
-      return only_composed(std::move(text), true, "NFKC");
+      return text;
     };
   }
   refuse("normalizer", type);
@@ -323,17 +359,21 @@ Cut pre_tokenizer_of(const Json& step) {
     return metaspace(step);
   }
   if (type == "Digits") {
-    return [pattern = Regex(step.at("individual_digits").get<bool>() ? R"(\p{N})" : R"(\p{N}+)")](
-               std::string piece, bool) { return split(pattern, piece, true); };
+    const bool is_each = step.at("individual_digits");
+    return [pattern = Regex(is_each ? R"(\p{N})" : R"(\p{N}+)")](std::string piece, bool) {
+      return split(pattern, piece, "Isolated", false);
+    };
   }
   if (type == "Split") {
     const std::string behavior = step.at("behavior");
-    if ((behavior != "Isolated" && behavior != "Removed") || step.value("invert", false)) {
-      refuse("pre-tokenizer Split with behavior",
-             behavior + (step.value("invert", false) ? ", inverted" : ""));
+    constexpr std::array<const char*, 5> kBehaviors{"Removed", "Isolated", "MergedWithPrevious",
+                                                    "MergedWithNext", "Contiguous"};
+    if (std::find(kBehaviors.begin(), kBehaviors.end(), behavior) == kBehaviors.end()) {
+      refuse("pre-tokenizer Split with behavior", behavior);
     }
-    return [pattern = pattern_of(step.at("pattern")), keeps = behavior == "Isolated"](
-               std::string piece, bool) { return split(pattern, piece, keeps); };
+    return
+        [pattern = pattern_of(step.at("pattern")), behavior, inverts = step.value("invert", false)](
+            std::string piece, bool) { return split(pattern, piece, behavior, inverts); };
   }
   refuse("pre-tokenizer", type);
 }

@@ -52,6 +52,11 @@ void Tokenizer::read(const Json& data) {
   decode_ = decoder_of(member(data, "decoder"));
   read_added(member(data, "added_tokens"));
   read_around(member(data, "post_processor"));
+  for (const char* option : {"truncation", "padding"}) {
+    if (!member(data, option).is_null()) {
+      throw Error(std::string(option) + ",");
+    }
+  }
 }
 
 void Tokenizer::read_added(const Json& tokens) {
@@ -61,15 +66,16 @@ void Tokenizer::read_added(const Json& tokens) {
     if (item.value("single_word", false)) {
       throw Error("added tokens that are single words,");
     }
+    check_id(token.id);
     if (token.id >= static_cast<int64_t>(texts_.size())) {
       texts_.resize(static_cast<size_t>(token.id) + 1);
     }
-    texts_[static_cast<size_t>(token.id)] = token.text;
     if (token.is_special) {
       special_.insert(token.id);
     }
     const bool is_normalized = item.value("normalized", false);
     const std::string found = is_normalized ? normalize_(token.text) : token.text;
+    texts_[static_cast<size_t>(token.id)] = found;
     if (!found.empty()) {
       (is_normalized ? normalized_ : raw_).emplace(found, std::move(token));
     }
@@ -106,7 +112,8 @@ void Tokenizer::read_around(const Json& step) {
 template <typename Rest>
 void Tokenizer::cut_out(const AddedTokens& tokens, std::string_view text, std::vector<int64_t>& ids,
                         Rest rest) const {
-  static const Regex kSpaces(R"(\s+)");
+  static const Regex kSpacesBehind(R"(\s+\z)");
+  static const Regex kSpacesBefore(R"(\A\s+)");
   std::set<char> firsts;
   for (const auto& [content, token] : tokens) {
     firsts.insert(content[0]);
@@ -117,9 +124,10 @@ void Tokenizer::cut_out(const AddedTokens& tokens, std::string_view text, std::v
     size_t length = 0;
     if (firsts.contains(text[at])) {
       for (const auto& [content, token] : tokens) {
-        if (content.size() > length && text.substr(at).starts_with(content)) {
+        if (text.substr(at).starts_with(content)) {  // longer ones come first
           found = &token;
           length = content.size();
+          break;
         }
       }
     }
@@ -129,9 +137,8 @@ void Tokenizer::cut_out(const AddedTokens& tokens, std::string_view text, std::v
     }
     std::string_view between = text.substr(begin, at - begin);
     if (found->strips_left) {
-      const auto spaces = kSpaces.find(between);
-      if (!spaces.empty() && spaces.back().second == between.size()) {
-        between = between.substr(0, spaces.back().first);
+      if (const auto spaces = kSpacesBehind.find(between); !spaces.empty()) {
+        between = between.substr(0, spaces.front().first);
       }
     }
     if (!between.empty()) {
@@ -140,8 +147,7 @@ void Tokenizer::cut_out(const AddedTokens& tokens, std::string_view text, std::v
     ids.push_back(found->id);
     at += length;
     if (found->strips_right) {
-      const auto spaces = kSpaces.find(text.substr(at));
-      if (!spaces.empty() && spaces.front().first == 0) {
+      if (const auto spaces = kSpacesBefore.find(text.substr(at)); !spaces.empty()) {
         at += spaces.front().second;
       }
     }

@@ -25,7 +25,10 @@ std::string byte_token(unsigned char byte) {
 
 class Ids {
  public:
-  void add(std::string text, int64_t id) { ids_.emplace(std::move(text), id); }
+  void add(std::string text, int64_t id) {
+    check_id(id);
+    ids_.emplace(std::move(text), id);
+  }
 
   std::optional<int64_t> of(const std::string& text) const {
     const auto found = ids_.find(text);
@@ -294,6 +297,13 @@ class Unigrams final : public Vocabulary {
 };
 
 }  // namespace
+
+void check_id(int64_t id) {
+  constexpr int64_t kMost = int64_t{1} << 24;
+  if (id < 0 || id >= kMost) {
+    throw Error("a token with id " + std::to_string(id) + ",");
+  }
+}
 
 std::unique_ptr<Vocabulary> read_vocabulary(const Json& model) {
   const std::string type = model.value("type", model.contains("merges") ? "BPE" : "");

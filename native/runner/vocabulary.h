@@ -18,6 +18,9 @@ class Vocabulary {
   virtual std::vector<std::string> texts() const = 0;
 };
 
+/// Throws Error unless a token may have this id.
+void check_id(int64_t id);
+
 /// Throws Error that names what there is no model for.
 std::unique_ptr<Vocabulary> read_vocabulary(const nlohmann::json& model);
 

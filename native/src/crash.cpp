@@ -23,7 +23,8 @@ constexpr std::array<std::pair<int, const char*>, 5> kSignals{{
     {SIGABRT, "abort"},
 }};
 
-thread_local const char* method_here = nullptr;
+// Read in a handler, where the first use of one of another model might allocate.
+[[gnu::tls_model("initial-exec")]] thread_local const char* method_here = nullptr;
 std::atomic<int> errors_to{-1};
 std::atomic<int> exit_with{0};
 
@@ -60,7 +61,7 @@ void on_crash(int signal) {
     sentence.add(method_here);
     sentence.add("'");
   } else {
-    sentence.add("a library's own thread");
+    sentence.add("the program, outside any method,");
   }
   sentence.add(" crashed (");
   for (const auto& [number, name] : kSignals) {
@@ -68,7 +69,9 @@ void on_crash(int signal) {
       sentence.add(name);
     }
   }
-  sentence.add("); compile the program again, or keep the method's segment on the CPU\n");
+  sentence.add(method_here == nullptr
+                   ? ")\n"
+                   : "); compile the program again, or keep the method's segment on the CPU\n");
   sentence.write_to(errors_to);
   ::_exit(exit_with);
 }

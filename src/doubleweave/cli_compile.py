@@ -126,7 +126,7 @@ def _compile(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     with progress_bar() as progress:
         manifest = compile_llm(
-            args.source or args.checkpoint,
+            args.checkpoint if args.source is None else args.source,
             args.out,
             backend=args.backend,
             quantize=args.quantize,

@@ -223,6 +223,9 @@ def _prepare(args: argparse.Namespace) -> None:
     folder, found = _language_model(args.program)
     profile = find_profile(folder, found, args.profile)
     threads = threads_of(args.threads, profile)
+    cpu = profile.devices.get("cpu")
+    if args.threads is None and cpu is not None and cpu.workers is not None:
+        threads = min(threads, cpu.workers)  # a device of its own takes none of them
     if not profile.decisions or profile.threads != threads:
         chosen = decisions(found.split, profile, threads, found.model.max_context)
         profile = replace(profile, threads=threads, decisions=chosen)

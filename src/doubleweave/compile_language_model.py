@@ -86,9 +86,11 @@ def compile_llm(
         keep_from_downloading()
         to_qnn = QnnOptions(check_soc(soc or ""), recipe, keep or {}, calibrate, emulate)
     if backend == "openvino":
-        from doubleweave.openvino_sdk import check_device
+        from doubleweave.openvino_sdk import check_device, check_nncf
 
         device = check_device(device or "CPU")
+        if recipe != "none":
+            check_nncf()
     from doubleweave.models.model import Model
 
     report("loading the model", 0, 1)

@@ -11,14 +11,11 @@ from pathlib import Path
 
 from doubleweave import _native
 from doubleweave.errors import ProgramError
-from doubleweave.ir import Split
+from doubleweave.ir import LOADS_ALONE, Split
 from doubleweave.manifest import PROGRAM_FILE
 from doubleweave.native_output import captured
 from doubleweave.qnn_report import refusal
 from doubleweave.scratch import groups
-
-# Backends that must not load two methods at once: Qualcomm's libraries set up what methods share without a lock.
-_ONE_AT_A_TIME = ("qnn",)
 
 
 class Instances:
@@ -32,7 +29,7 @@ class Instances:
             method: shared.get(segment.name, -1) for segment in split.segments for method in segment.methods()
         }
         self._alone = frozenset(
-            method for segment in split.segments_of(*_ONE_AT_A_TIME) for method in segment.methods()
+            method for segment in split.segments_of(*LOADS_ALONE) for method in segment.methods()
         )
         self._loaded: dict[tuple[str, int], _native.Instance] = {}
         self.turns = _native.Turns()  # of calls from several threads that use a common method

@@ -21,6 +21,8 @@ from doubleweave.sizes import Shape as Shape
 from doubleweave.sizes import Size
 
 ROWS, CACHED = "T", "S"
+# Backends that must not load two methods at once: Qualcomm's libraries set up what methods share without a lock.
+LOADS_ALONE = ("qnn",)
 NPU_BACKENDS = frozenset({"qnn", "openvino"})  # of devices with workers of their own
 
 ITEM_BYTES = {

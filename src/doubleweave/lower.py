@@ -29,6 +29,8 @@ from doubleweave.transform import transform_segments
 
 BACKENDS = {xnnpack.NAME: xnnpack, portable.NAME: portable, qnn.NAME: qnn, openvino.NAME: openvino}
 
+_OTHER_WAY = "compile it for XNNPACK: --backend xnnpack --shape static"
+
 Progress = Callable[[str], None]
 
 
@@ -175,11 +177,14 @@ def _lower_all(
                 is_shared=job.is_shared,
             )
         except LowerError as error:
-            if segment.backend != qnn.NAME:
+            if segment.backend not in NPU_BACKENDS:
                 raise
-            raise LowerError(
-                f"segment {job}: {error}; keep it on the CPU: --keep {segment.name}=cpu"
-            ) from error
+            way_out = (
+                f"keep it on the CPU: --keep {segment.name}=cpu"
+                if segment.backend == qnn.NAME
+                else _OTHER_WAY
+            )
+            raise LowerError(f"segment {job}: {error}; {way_out}") from error
         except Exception as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
             missing = re.search(r"Missing out variants: {'aten::(\w+)'", first)

@@ -55,6 +55,14 @@ def load_openvino(*, in_float32: bool = False) -> None:
         os.environ.setdefault(_MOST_ISA, "AVX512_CORE_VNNI")
 
 
+def check_nncf() -> None:
+    """Raises BackendError where NNCF, which quantizes for OpenVINO, is not installed."""
+    if importlib.util.find_spec("nncf") is None:
+        raise BackendError(
+            f"nncf, which makes 8-bit weights, is not installed; {_INSTALL}, or use --quantize none"
+        )
+
+
 @cache
 def available_devices() -> tuple[str, ...]:
     """The devices that OpenVINO finds on this machine, such as CPU; raises BackendError.

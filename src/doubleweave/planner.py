@@ -163,7 +163,7 @@ def candidates(split: Split, num_tokens: int, profile: Profile, threads: int) ->
         for name in MAKERS:
             for choice in (
                 *_with_workers(split, name, threads, chunk),
-                *_apart(split, name, profile, chunk),
+                *_apart(split, name, profile, threads, chunk),
             ):
                 if _too_many(split, choice, profile):
                     continue
@@ -199,13 +199,15 @@ def _with_workers(split: Split, name: str, threads: int, chunk: int) -> Iterator
         yield default_choice(split, name, count, None, chunk)
 
 
-def _apart(split: Split, name: str, profile: Profile, chunk: int) -> Iterator[Choice]:
+def _apart(split: Split, name: str, profile: Profile, threads: int, chunk: int) -> Iterator[Choice]:
     """A worker a device, the CPU's with all of its threads: for devices that share no cores with it."""
     devices = tuple(dict.fromkeys(segment.device for segment in split.segments))
     cpu = profile.devices.get("cpu")
     if name in ("sequential", "wavefront") or len(devices) < 2 or cpu is None or cpu.workers is None:
         return
-    yield default_choice(split, name, len(devices), devices, chunk)._replace(threads=cpu.workers)
+    yield default_choice(split, name, len(devices), devices, chunk)._replace(
+        threads=min(cpu.workers, threads)
+    )
 
 
 def plan(

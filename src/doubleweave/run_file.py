@@ -8,6 +8,7 @@ schedule and to bind it; doubleweave-run (native/runner) does that. It knows not
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ import numpy as np
 
 from doubleweave.choice import chunk_shape
 from doubleweave.errors import InputError
-from doubleweave.ir import NPU_BACKENDS, Dynamic, Segment, Split, Static
+from doubleweave.ir import LOADS_ALONE, NPU_BACKENDS, Dynamic, Segment, Split, Static
 from doubleweave.manifest import RUN_FILE, Manifest, ModelInfo
 from doubleweave.profile import Profile, uses_cache
 from doubleweave.scratch import blocks, groups, num_groups
 from doubleweave.tasks import Pattern, has_instance_per_worker, pattern_of
 from doubleweave.text import render_chat
 
-VERSION = 1
+VERSION = 2
 # Chunks on their way at once: eight at most, or two a worker of a wavefront.
 _MOST_LANES = 16
 # Where estimates are taken; the run time goes along straight lines between them.
@@ -32,7 +33,12 @@ _PROMPT = "doubleweave:prompt"
 
 def write_run_file(folder: Path, manifest: Manifest, profile: Profile) -> None:
     """Write run.json into a language model's folder."""
-    (folder / RUN_FILE).write_text(json.dumps(run_dict(manifest, profile)) + "\n")
+    temporary = folder / f".{RUN_FILE}.part"
+    try:
+        temporary.write_text(json.dumps(run_dict(manifest, profile)) + "\n")
+        temporary.replace(folder / RUN_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
@@ -43,6 +49,7 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
     values = {value.name: value for value in split.values}
     per_worker = {call.segment: has_instance_per_worker(split, i) for i, call in enumerate(split.calls)}
     slots = pattern_of(split, "last", 1).slots
+    counts = sorted({1, profile.threads or 1, *(decision.choice.threads for decision in profile.decisions)})
     return {
         "format": "doubleweave-run",
         "version": VERSION,
@@ -61,10 +68,11 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
                 "device": segment.device,
                 "is_static": isinstance(segment.shape, Static),
                 "per_worker": per_worker[segment.name],
+                "loads_alone": segment.backend in LOADS_ALONE,
                 "group": groups(split).get(segment.name, -1),
                 "inputs": [_shape(port.shape) for port in segment.inputs],
                 "outputs": [_shape(port.shape) for port in segment.outputs],
-                "times": _times(segment, profile),
+                "times": _times(segment, profile, counts),
             }
             for segment in split.segments
         ],
@@ -92,17 +100,25 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
     }
 
 
-def _chat(model: ModelInfo) -> list[str] | None:
-    """What the chat template puts before and behind a prompt; None for none, or for one that does not keep it."""
+def _chat(model: ModelInfo) -> dict[str, Any] | bool:
+    """What the chat template puts before and behind a prompt, and whether it strips that of white space; False for no
+    template, True for one that does more than that."""
     if model.chat_template is None:
-        return None
+        return False
+
+    def parts(prompt: str, shown: str) -> list[str]:
+        messages = [{"role": "user", "content": prompt}]
+        return render_chat(model.chat_template or "", messages, model.special_tokens).split(shown)
+
     try:
-        parts = render_chat(
-            model.chat_template, [{"role": "user", "content": _PROMPT}], model.special_tokens
-        ).split(_PROMPT)
+        plain = parts(_PROMPT, _PROMPT)
+        spaced = f" \n{_PROMPT}\t\n"
+        as_it_is, stripped = parts(spaced, spaced), parts(spaced, _PROMPT)
     except InputError:
-        return None
-    return parts if len(parts) == 2 else None
+        return True
+    if len(plain) == 2 and plain in (as_it_is, stripped):
+        return {"before": plain[0], "behind": plain[1], "strips": plain != as_it_is}
+    return True
 
 
 def _shape(shape: tuple[int | str, ...]) -> list[int | str]:
@@ -118,7 +134,7 @@ def _pattern(pattern: Pattern) -> dict[str, Any]:
     }
 
 
-def _times(segment: Segment, profile: Profile) -> list[dict[str, Any]]:
+def _times(segment: Segment, profile: Profile, counts: Sequence[int]) -> list[dict[str, Any]]:
     """Microseconds by rows and cached tokens, a table a number of threads."""
     if measured := profile.segments.get(segment.name):
         return [
@@ -133,16 +149,22 @@ def _times(segment: Segment, profile: Profile) -> list[dict[str, Any]]:
         ]
     rows = segment.shape.sizes if isinstance(segment.shape, Static) else _rows_of(segment.shape)
     cached = _CACHED if uses_cache(segment) else (0,)
-    us = [
-        profile.time_us(segment, np.full(len(cached), count, float), np.array(cached, float), 1).tolist()
-        for count in rows
+
+    def table(threads: int) -> list[list[float]]:
+        before = np.array(cached, float)
+        return [
+            profile.time_us(segment, np.full(len(cached), n, float), before, threads).tolist() for n in rows
+        ]
+
+    return [
+        {"threads": count, "rows": list(rows), "cached": list(cached), "us": table(count), "repeated": []}
+        for count in counts
     ]
-    return [{"threads": 1, "rows": list(rows), "cached": list(cached), "us": us, "repeated": []}]
 
 
 def _rows_of(shape: Dynamic) -> tuple[int, ...]:
     most = shape.range("T").high
-    return tuple(sorted({1, min(32, most), most}))
+    return tuple(sorted({*(n for n in (1, 4, 8, 16, 32, 64) if n < most), most}))
 
 
 def _costs(split: Split, profile: Profile) -> dict[str, Any]:

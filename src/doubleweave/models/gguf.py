@@ -30,11 +30,11 @@ def _examine(path: Path) -> tuple[str, tuple[str, str] | None]:
     """The architecture, and the first tensor of a type that cannot be read, with the type."""
     from gguf import GGUFReader
 
+    known = _readable()
     try:
         reader = GGUFReader(path)
         field = reader.fields["general.architecture"]
         types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
-        known = _readable()
         unread = next(((name, kind) for name, kind in types.items() if kind not in known), None)
         return str(field.contents()), unread
     except Exception as error:

@@ -6,7 +6,8 @@ transformers' Llama has.
 
 from __future__ import annotations
 
-import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,16 @@ def load(path: Path, params: Path | None = None, tokenizer: Path | None = None) 
     beside = path.parent / TOKENIZER
     if tokenizer is None and beside.exists():
         tokenizer = beside
-    tensors = _tensors(path)
-    found = read_params(params or path.parent / PARAMS, {k: tuple(v.shape) for k, v in tensors.items()})
+    _check_whole(path)
+    tensors, known = _read(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    is_tied = _is_tied(tensors)
+    found = read_params(params or path.parent / PARAMS, shapes, known, is_tied=is_tied)
     _check_tensors(found, tensors, path)
     text = None if tokenizer is None else _tokenizer_for(found, tokenizer)
     return Model(
         name=path.stem,
-        module=_module(found, tensors),
+        module=_module(found, tensors, is_tied),
         max_context=found.max_seq_len,
         vocab_size=found.vocab_size,
         eos_token_ids=() if text is None else text.eos_token_ids,
@@ -77,10 +81,20 @@ def checkpoint_in(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _check_whole(path: Path) -> None:
+    """SourceError for one part of a model in parts, consolidated.00.pth beside consolidated.01.pth."""
+    found = re.fullmatch(r"(.*\.)\d\d", path.stem)
+    parts = sorted(path.parent.glob(f"{found[1]}[0-9][0-9]{path.suffix}")) if found else []
+    if len(parts) > 1:
+        raise SourceError(f"{path}: is one of {len(parts)} parts of a model; use its Hugging Face folder")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, and llama2.c's model_args, which say what its params.json may leave out."""
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        # A file from before torch 1.6 is no archive, which could be mapped.
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise SourceError(
             f"{path}: is not a whole checkpoint of tensors alone ({reason}); fetch it again"
@@ -96,7 +110,16 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise SourceError(
             f"{path}: found {first}, expected a checkpoint in Meta's layout (with tok_embeddings.weight)"
         )
-    return {name: value for name, value in tensors.items() if not name.startswith(_TABLES)}
+    known = found.get("model_args")
+    return (
+        {name: value for name, value in tensors.items() if not name.startswith(_TABLES)},
+        known if isinstance(known, dict) else {},
+    )
+
+
+def _is_tied(tensors: Mapping[str, Tensor]) -> bool:
+    embedding = tensors["tok_embeddings.weight"]
+    return torch.equal(tensors.get("output.weight", embedding), embedding)
 
 
 def _check_tensors(params: LlamaParams, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -129,14 +152,14 @@ def _tokenizer_for(params: LlamaParams, path: Path) -> LlamaTokenizer:
     return text
 
 
-def _module(params: LlamaParams, tensors: Mapping[str, Tensor]) -> torch.nn.Module:
+def _module(params: LlamaParams, tensors: Mapping[str, Tensor], is_tied: bool) -> torch.nn.Module:
     from doubleweave.models.hugging_face import quiet
 
     with quiet():
         import transformers
 
         typed: Any = transformers  # its types leave out what configurations share
-        state, is_tied = _renamed(params, tensors)
+        state = _renamed(params, tensors, is_tied)
         config = typed.LlamaConfig(
             hidden_size=params.dim,
             intermediate_size=params.hidden_dim,
@@ -163,23 +186,23 @@ def _module(params: LlamaParams, tensors: Mapping[str, Tensor]) -> torch.nn.Modu
     return found
 
 
-def _renamed(params: LlamaParams, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """transformers' state dict in float32, and whether the output is the embedding."""
+def _renamed(params: LlamaParams, tensors: Mapping[str, Tensor], is_tied: bool) -> dict[str, Tensor]:
+    """transformers' state dict in float32."""
     embedding = tensors["tok_embeddings.weight"]
-    output = tensors.get("output.weight", embedding)
-    is_tied = torch.equal(output, embedding)
     state = {
         "model.embed_tokens.weight": embedding.float(),
         "model.norm.weight": tensors["norm.weight"].float(),
     }
-    state["lm_head.weight"] = state["model.embed_tokens.weight"] if is_tied else output.float()
+    state["lm_head.weight"] = (
+        state["model.embed_tokens.weight"] if is_tied else tensors["output.weight"].float()
+    )
     for layer in range(params.n_layers):
         for name, new in _NAMES.items():
             weight = tensors[f"layers.{layer}.{name}"].float()
             if name.startswith(("attention.wq", "attention.wk")):
                 weight = _halves(weight, params.head_dim)
             state[f"model.layers.{layer}.{new}"] = weight
-    return state, is_tied
+    return state
 
 
 def _halves(weight: Tensor, width: int) -> Tensor:

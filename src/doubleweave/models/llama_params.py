@@ -10,7 +10,8 @@ from typing import Any
 
 from doubleweave.errors import SourceError
 
-_DEFAULT_CONTEXT = 2048  # of Meta's reference code, where max_seq_len is missing
+_ROPE_THETA_3 = 500000.0
+_INFINITE = float("inf")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -55,14 +56,19 @@ class LlamaParams:
         }
 
 
-def read_params(path: Path, found: Shapes) -> LlamaParams:
-    """Read the file; sizes that it leaves open are those of the tensors `found`. Raises SourceError."""
-    given = _Given(path)
+def read_params(path: Path, found: Shapes, known: Mapping[str, Any], *, is_tied: bool) -> LlamaParams:
+    """Read the file; sizes that it leaves open are those of the tensors `found`, and what else it leaves open is in
+    `known`, what the checkpoint says of itself. `is_tied`: the output is the embedding. Raises SourceError."""
+    given = _Given(path, known)
     dim, n_heads = given.whole("dim"), given.whole("n_heads")
     n_kv_heads = given.whole("n_kv_heads", n_heads)
     for name, whole, part in (("n_heads", dim, n_heads), ("n_kv_heads", n_heads, n_kv_heads)):
         if whole % part:
             raise SourceError(f"{path}: {name} is {part}, expected a divisor of {whole}")
+    if dim // n_heads % 2:
+        raise SourceError(
+            f"{path}: dim {dim} over n_heads {n_heads} is {dim // n_heads}, expected an even number"
+        )
     rows = found["tok_embeddings.weight"][0]
     return LlamaParams(
         path,
@@ -74,33 +80,33 @@ def read_params(path: Path, found: Shapes) -> LlamaParams:
         _hidden_dim(given, dim, found),
         given.number("norm_eps", 1e-5),
         given.number("rope_theta", 10000.0),
-        given.whole("max_seq_len", _DEFAULT_CONTEXT),
-        _rope_scaling(given),
+        given.whole("max_seq_len", _trained_context(given)),
+        _rope_scaling(given, is_tied),
     )
 
 
 class _Given:
     """The file's numbers, checked; one that is missing or null has its default."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, known: Mapping[str, Any]) -> None:
         self.path = path
         try:
             values = json.loads(path.read_text())
         except FileNotFoundError:
             raise SourceError(f"{path}: no such file: name the checkpoint's params.json (-p)") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SourceError(f"{path}: cannot be read as JSON ({error})") from None
         if not isinstance(values, dict):
             raise SourceError(
                 f"{path}: found a JSON {type(values).__name__}, expected an object with dim, n_layers and n_heads"
             )
-        self.values = values
+        self.values = {**known, **{name: value for name, value in values.items() if value is not None}}
 
     def number(self, name: str, default: float) -> float:
         value = self.values.get(name)
         if value is None:
             return default
-        if type(value) not in (int, float) or not value > 0:
+        if type(value) not in (int, float) or not 0 < value < _INFINITE:
             raise SourceError(f"{self.path}: {name} is {value!r}, expected a number above 0")
         return float(value)
 
@@ -125,17 +131,22 @@ def _hidden_dim(given: _Given, dim: int, found: Shapes) -> int:
     return -(-hidden // multiple) * multiple
 
 
-def _rope_scaling(given: _Given) -> dict[str, Any] | None:
+def _trained_context(given: _Given) -> int:
+    """What the released models of these parameters were trained for; Meta's own files do not say it."""
+    if given.values.get("use_scaled_rope"):
+        return 131072  # Llama 3.1 and 3.2
+    if given.number("rope_theta", 10000.0) == _ROPE_THETA_3:
+        return 8192
+    return 4096 if given.number("norm_eps", 1e-5) == 1e-5 else 2048  # Llama 2, and 1
+
+
+def _rope_scaling(given: _Given, is_tied: bool) -> dict[str, Any] | None:
+    """Meta's code has one factor for a release: 8 for Llama 3.1, and 32 for the small ones of 3.2, which are tied."""
     if not given.values.get("use_scaled_rope"):
         return None
-    if given.values.get("rope_scale_factor") is None:
-        raise SourceError(
-            f"{given.path}: use_scaled_rope is true, but rope_scale_factor is missing; add it (8 for Llama 3.1, 32 for "
-            "3.2)"
-        )
     return {
         "rope_type": "llama3",
-        "factor": given.number("rope_scale_factor", 1.0),
+        "factor": given.number("rope_scale_factor", 32.0 if is_tied else 8.0),
         "low_freq_factor": 1.0,
         "high_freq_factor": given.number("high_freq_factor", 4.0),
         "original_max_position_embeddings": 8192,

@@ -103,7 +103,7 @@ def _from_sentencepiece(data: bytes) -> LlamaTokenizer | None:
         return None
     trainer, rules, pieces = model.trainer_spec, model.normalizer_spec, list(model.pieces)
     special = {piece.piece for piece in pieces if piece.type == _CONTROL}
-    if not pieces or trainer.model_type not in (_UNIGRAM, _BPE) or trainer.bos_piece not in special:
+    if not pieces or trainer.model_type not in (_UNIGRAM, _BPE):
         return None
     if trainer.model_type == _UNIGRAM:
         vocabulary = [(piece.piece, piece.score) for piece in pieces]
@@ -134,8 +134,10 @@ def _from_sentencepiece(data: bytes) -> LlamaTokenizer | None:
             if piece.type in (_CONTROL, _USER_DEFINED)
         ]
     )
-    _begin_with(tokenizer, trainer.bos_piece)
-    return LlamaTokenizer(tokenizer, (trainer.eos_id,), trainer.bos_piece, trainer.eos_piece)
+    if trainer.bos_piece in special:
+        _begin_with(tokenizer, trainer.bos_piece)
+    ends = (trainer.eos_id,) if trainer.eos_piece in special else ()
+    return LlamaTokenizer(tokenizer, ends, trainer.bos_piece, trainer.eos_piece)
 
 
 def _normalizers(rules: Any) -> list[Any]:
@@ -146,7 +148,7 @@ def _normalizers(rules: Any) -> list[Any]:
     if rules.precompiled_charsmap:
         found.append(normalizers.Precompiled(rules.precompiled_charsmap))
     if rules.remove_extra_whitespaces:
-        found += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        found += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if rules.add_dummy_prefix:
         found.append(normalizers.Prepend("▁"))
     return [*found, normalizers.Replace(" ", "▁")]
