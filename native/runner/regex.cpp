@@ -24,7 +24,7 @@ bool has_counted_plus(const std::string& pattern) {
 }
 
 // "^" inside brackets, or after a backslash, is no anchor; neither is "$" after one.
-bool is_negated_class(const std::string& pattern, std::string_view other) {
+bool is_no_anchor(const std::string& pattern, std::string_view other) {
   if (other != "^" && other != "$") {
     return false;
   }
@@ -41,7 +41,7 @@ bool is_negated_class(const std::string& pattern, std::string_view other) {
 Regex::Regex(const std::string& pattern) {
   // PCRE2 would read these otherwise than Oniguruma, which tokenizer.json is written for.
   for (const char* other : {"&&", "\\h", "^", "$"}) {
-    if (pattern.find(other) != std::string::npos && !is_negated_class(pattern, other)) {
+    if (pattern.find(other) != std::string::npos && !is_no_anchor(pattern, other)) {
       throw Error("pattern " + pattern + " (" + other + " means another thing in PCRE2),");
     }
   }
