@@ -99,6 +99,13 @@ def toy_static_program(toy_static_dir: Path) -> Any:
     return doubleweave.open(toy_static_dir)
 
 
+@pytest.fixture(scope="session")
+def third_party() -> str:
+    """The folder of sources that a build of doubleweave-run has fetched already, "" for none."""
+    found = (Path(__file__).parents[1] / "build").glob("*/third_party/pytorch_tokenizers-*/")
+    return str(next(found, ""))
+
+
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run the command line in this process; returns (exit code, stdout, stderr)."""

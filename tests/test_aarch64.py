@@ -18,13 +18,12 @@ QEMU = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu", "max,sme=off")
 
 
 @pytest.fixture(scope="module")
-def build():
+def build(third_party):
     """The build folder; it stays between runs, so that only what changed is built again."""
     folder = ROOT / "build" / "aarch64"
-    third_party = next((ROOT / "build").glob("*/third_party/pytorch_tokenizers-*/"), "")
     done = subprocess.run(
         [ROOT / "tests" / "build_aarch64", folder],
-        env={**os.environ, "PYTHON": sys.executable, "THIRD_PARTY": str(third_party)},
+        env={**os.environ, "PYTHON": sys.executable, "THIRD_PARTY": third_party},
         capture_output=True,
         text=True,
         check=False,

@@ -180,25 +180,14 @@ def write(path, kind):
     return module
 
 
-def greedy(module, count):
-    ids = list(PROMPT)
-    with torch.no_grad():
-        while len(ids) < len(PROMPT) + count:
-            ids.append(int(module(torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[len(PROMPT) :]
-
-
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_compiled_program_gives_the_tokens_of_the_dequantized_weights(tmp_path, kind):
     import doubleweave as dw
 
     module = write(tmp_path / f"{kind}.gguf", kind)
     dw.compile_llm(tmp_path / f"{kind}.gguf", tmp_path / "out", quantize="none")
-    session = dw.open(tmp_path / "out").session()
-    ids = [int(session.append(PROMPT).argmax())]
-    while len(ids) < 16:
-        ids.append(int(session.append([ids[-1]]).argmax()))
-    assert ids == greedy(module, 16)
+    ids = toys.greedy(dw.open(tmp_path / "out").session(), PROMPT, 16)
+    assert ids == toys.greedy_in_torch(module, PROMPT, 16)
     assert len(set(ids)) > 3, "a text of one token alone says little"
 
 

@@ -168,9 +168,7 @@ def test_prompts_of_every_length_and_the_end_of_the_context(folder, tmp_path):
         path.write_text(json.dumps(ids))
         found = report(folder, "--token-ids", path, "-n", 3)
         session.reset()
-        expected = [int(session.append(ids).argmax())]
-        while len(expected) < 3 and session.length < session.max_context:
-            expected.append(int(session.append(expected[-1:]).argmax()))
+        expected = toys.greedy(session, ids, 3)
         assert found["token_ids"] == [i for i in expected if i != toys.EOS_ID][: len(found["token_ids"])]
         if tokens == toys.MAX_CONTEXT:
             assert (found["new_tokens"], found["finish"]) == (1, "context")

@@ -15,10 +15,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def runner():
+def runner(third_party):
     build = ROOT / "build" / "sanitized"
     bin = Path(sys.executable).parent
-    third_party = next((ROOT / "build").glob("*/third_party/pytorch_tokenizers-*/"), "")
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
     configure = [
         *(bin / "cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={bin / 'ninja'}"),

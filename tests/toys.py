@@ -152,6 +152,25 @@ def model(**changes: Any) -> Any:
     )
 
 
+def greedy(session: Any, token_ids: list[int], count: int) -> list[int]:
+    """The tokens that a session gives behind a prompt, end tokens and all."""
+    found = [int(session.append(token_ids).argmax())]
+    while len(found) < count and session.length < session.max_context:
+        found.append(int(session.append(found[-1:]).argmax()))
+    return found
+
+
+def greedy_in_torch(module: Any, token_ids: list[int], count: int) -> list[int]:
+    """The same of a transformers module, without a cache."""
+    import torch
+
+    ids = list(token_ids)
+    with torch.no_grad():
+        while len(ids) < len(token_ids) + count:
+            ids.append(int(module(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(token_ids) :]
+
+
 def save_hugging_face(folder: Path) -> Path:
     """Write the toy as a folder in Hugging Face's layout: config, safetensors, tokenizer."""
     from transformers import PreTrainedTokenizerFast

@@ -1,7 +1,6 @@
 #include "choice.h"
 
 #include <algorithm>
-#include <array>
 #include <utility>
 
 #include "doubleweave/error.h"
@@ -10,8 +9,6 @@ namespace doubleweave::runner {
 
 namespace {
 
-constexpr std::array<const char*, 6> kSchedules{"auto",      "sequential",   "lockstep",
-                                                "pipelined", "out_of_order", "wavefront"};
 constexpr int kInFlight = 8;
 constexpr int kLeastRows = 32;
 constexpr int kCallRows = 8;
@@ -104,10 +101,10 @@ std::vector<int> fixed_sizes(int num_tokens, const std::vector<int>& sizes) {
 }  // namespace
 
 void check_wish(const RunFile& file, const Wish& wish) {
-  if (std::find(kSchedules.begin(), kSchedules.end(), wish.schedule) == kSchedules.end()) {
-    std::string known;
+  if (wish.schedule != "auto" && !is_schedule(wish.schedule)) {
+    std::string known = "auto";
     for (const char* name : kSchedules) {
-      known += (known.empty() ? "" : ", ") + std::string(name);
+      known += std::string(", ") + name;
     }
     throw Error("schedule: found '" + wish.schedule + "', expected one of " + known);
   }

@@ -25,7 +25,7 @@ struct Wish {
   int threads = 1;  // in all
 };
 
-/// Throws Error for a schedule or a device that does not exist, a chunk below 1, and what "auto"
+/// Throws Error for a schedule or a device that does not exist, and what "auto"
 /// chooses by itself.
 void check_wish(const RunFile& file, const Wish& wish);
 

@@ -1,7 +1,6 @@
 #include "run_file.h"
 
 #include <algorithm>
-#include <array>
 #include <fstream>
 #include <functional>
 #include <map>
@@ -122,12 +121,6 @@ void check_calls(const std::vector<int>& calls, const std::vector<int>& blocks) 
       std::all_of(blocks.begin(), blocks.end(),
                   [&](int block) { return std::binary_search(calls.begin(), calls.end(), block); }),
       "a pattern lacks a block");
-}
-
-bool is_schedule(const std::string& name) {
-  constexpr std::array<const char*, 5> kNames{"sequential", "lockstep", "pipelined", "out_of_order",
-                                              "wavefront"};
-  return std::find(kNames.begin(), kNames.end(), name) != kNames.end();
 }
 
 // Nothing that is computed from these may overflow, or take for ever.
@@ -259,6 +252,10 @@ RunFile parse(const Json& data) {
 }
 
 }  // namespace
+
+bool is_schedule(const std::string& name) {
+  return std::find(kSchedules.begin(), kSchedules.end(), name) != kSchedules.end();
+}
 
 RunFile read_run_file(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "run.json";

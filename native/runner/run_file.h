@@ -3,6 +3,7 @@
 // Plain data; every index in it is checked when it is read.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -17,6 +18,10 @@ constexpr int32_t kRows = -1;
 constexpr int32_t kCached = -2;
 /// The device of a worker that runs the tasks of every device.
 inline const std::string kAny = "any";
+
+inline constexpr std::array<const char*, 5> kSchedules{"sequential", "lockstep", "pipelined",
+                                                       "out_of_order", "wavefront"};
+bool is_schedule(const std::string& name);
 
 enum class Kind { kInput, kChunk, kCache, kOutput };
 

@@ -46,10 +46,12 @@ double repeated_share(const TimeTable& times, double cached) {
   return times.repeated[j] + along * (times.repeated[next] - times.repeated[j]);
 }
 
-const TimeTable& times_of(const Segment& segment, int threads) {
-  return *std::min_element(segment.times.begin(), segment.times.end(), [&](auto& a, auto& b) {
-    return std::pair(std::abs(a.threads - threads), a.threads) <
-           std::pair(std::abs(b.threads - threads), b.threads);
+// The one whose number is nearest to the wanted one; of two, the smaller.
+template <typename Item>
+const Item& nearest(const std::vector<Item>& items, int Item::* number, int wanted) {
+  return *std::min_element(items.begin(), items.end(), [&](const Item& a, const Item& b) {
+    return std::pair(std::abs(a.*number - wanted), a.*number) <
+           std::pair(std::abs(b.*number - wanted), b.*number);
   });
 }
 
@@ -121,10 +123,8 @@ class Maker {
       const Call& call = file_.calls[graph_.call_of[task]];
       const Chunk& chunk = graph_.chunks[graph_.chunk_of[task]];
       const Segment& segment = segment_of(task);
-      const TimeTable& times = times_of(segment, choice_.threads);
-      const int rows = call.last_row       ? 1
-                       : segment.is_static ? chunk.compiled_size
-                                           : chunk.num_tokens;
+      const TimeTable& times = nearest(segment.times, &TimeTable::threads, choice_.threads);
+      const int rows = rows_of(file_, call, chunk);
       const double ns = time_us(times, rows, chunk.start) * 1e3;
       duration_ns_.push_back(static_cast<int64_t>(std::nearbyint(ns)));
       repeated_.push_back(repeated_share(times, chunk.start));
@@ -156,14 +156,10 @@ class Maker {
     if (file_.contention.empty()) {
       return;
     }
-    const int workers = static_cast<int>(choice_.workers.size());
-    const auto& nearest =
-        *std::min_element(file_.contention.begin(), file_.contention.end(), [&](auto& a, auto& b) {
-          return std::pair(std::abs(a.workers - workers), a.workers) <
-                 std::pair(std::abs(b.workers - workers), b.workers);
-        });
+    const runner::Contention& found = nearest(file_.contention, &runner::Contention::workers,
+                                              static_cast<int>(choice_.workers.size()));
     for (size_t a = 0; a < devices; ++a) {
-      std::copy(nearest.shares[a].begin(), nearest.shares[a].end(),
+      std::copy(found.shares[a].begin(), found.shares[a].end(),
                 contention_.begin() + static_cast<ptrdiff_t>(a * devices));
     }
   }

@@ -140,16 +140,9 @@ Prepared& Session::prepare(int num_tokens) {
   return *(prepared_[num_tokens] = std::move(made));
 }
 
-int Session::rows_of(const Call& call, const Chunk& chunk) const {
-  if (call.last_row) {
-    return 1;
-  }
-  return file_.segments[call.segment].is_static ? chunk.compiled_size : chunk.num_tokens;
-}
-
 std::string Session::method_of(const Prepared& prepared, int call, int chunk) const {
   const Segment& segment = file_.segments[file_.calls[call].segment];
-  const int rows = rows_of(file_.calls[call], prepared.graph.chunks[chunk]);
+  const int rows = rows_of(file_, file_.calls[call], prepared.graph.chunks[chunk]);
   return segment.is_static ? segment.name + "@" + std::to_string(rows) : segment.name;
 }
 
@@ -225,7 +218,7 @@ std::vector<Task> Session::tasks_of(const Prepared& prepared, std::vector<Instan
     const Call& call = file_.calls[call_index];
     const Segment& segment = file_.segments[call.segment];
     const Chunk& chunk = graph.chunks[chunk_index];
-    const int rows = rows_of(call, chunk);
+    const int rows = rows_of(file_, call, chunk);
     Instance* used = instance(method_of(prepared, call_index, chunk_index),
                               segment.per_worker ? worker_of[number] : 0);
     const auto [place, is_new] = numbers.emplace(used, static_cast<int>(loaded.size()));

@@ -53,7 +53,6 @@ class Session {
   void load(const Prepared& prepared);
   Instance* instance(const std::string& method, int copy);
   std::string method_of(const Prepared& prepared, int call, int chunk) const;
-  int rows_of(const Call& call, const Chunk& chunk) const;
   std::vector<Task> tasks_of(const Prepared& prepared, std::vector<Instance*>& loaded);
   Binding bind(const Prepared& prepared, int value, const std::vector<int32_t>& shape, int chunk,
                int rows, int first) const;

@@ -72,6 +72,13 @@ std::string TaskGraph::name(const RunFile& file, int task) const {
          std::to_string(chunk.num_tokens) + "@" + std::to_string(chunk.compiled_size);
 }
 
+int rows_of(const RunFile& file, const Call& call, const Chunk& chunk) {
+  if (call.last_row) {
+    return 1;
+  }
+  return file.segments[call.segment].is_static ? chunk.compiled_size : chunk.num_tokens;
+}
+
 TaskGraph build_graph(const RunFile& file, const Choice& choice, std::vector<Chunk> chunks) {
   const int count = static_cast<int>(chunks.size());
   TaskGraph graph{};

@@ -29,6 +29,9 @@ struct TaskGraph {
   std::string name(const RunFile& file, int task) const;
 };
 
+/// How many rows of a chunk a call computes.
+int rows_of(const RunFile& file, const Call& call, const Chunk& chunk);
+
 TaskGraph build_graph(const RunFile& file, const Choice& choice, std::vector<Chunk> chunks);
 
 }  // namespace doubleweave::runner

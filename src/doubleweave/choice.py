@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from doubleweave.chunks import Chunk, cut
 from doubleweave.errors import InputError
-from doubleweave.ir import Dynamic, Split, Static, most_rows
+from doubleweave.ir import NPU_BACKENDS, Dynamic, Split, Static, most_rows
 from doubleweave.makers import MAKERS
 from doubleweave.schedule import ANY
 from doubleweave.tasks import TaskGraph, Want, build
@@ -79,6 +79,11 @@ def default_workers(split: Split, schedule: str, threads: int) -> tuple[str, ...
         return devices * (2 if schedule == "lockstep" else threads)
     more = ("cpu",) * (threads - len(devices)) if "cpu" in devices and schedule != "lockstep" else ()
     return (*devices, *more)
+
+
+def overlapping_schedule(split: Split) -> str:
+    """The schedule of several chunks where none was planned: a wavefront, and out of order with an NPU."""
+    return "out_of_order" if split.segments_of(*NPU_BACKENDS) else "wavefront"
 
 
 def chunk_shape(split: Split) -> Static | Dynamic:

@@ -16,7 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from doubleweave.cli_common import EXIT_ERROR, add_schedule_options, open_quietly, print_json, workers_of
+from doubleweave.cli_common import (
+    EXIT_ERROR,
+    add_program,
+    add_schedule_options,
+    open_quietly,
+    print_json,
+    workers_of,
+)
 from doubleweave.cli_compile import add_compile, add_doctor
 from doubleweave.cli_predict import add_commands
 from doubleweave.errors import DoubleweaveError, InputError
@@ -85,10 +92,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_program(p: argparse.ArgumentParser) -> None:
-    p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
-
-
 def _add_trace_option(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--trace",
@@ -102,7 +105,7 @@ def _add_trace_option(p: argparse.ArgumentParser) -> None:
 
 def _add_run(commands: Any) -> None:
     p = commands.add_parser("run", help="generate text", description="Generate text from a prompt.")
-    _add_program(p)
+    add_program(p)
     p.add_argument("-p", "--prompt", metavar="PROMPT", help="the prompt; - reads it from standard input")
     p.add_argument("--token-ids", metavar="FILE", help="the prompt as a JSON list of token ids")
     p.add_argument("-n", "--num", type=int, default=128, metavar="NUM", help="most new tokens (default 128)")
@@ -123,7 +126,7 @@ def _add_inspect(commands: Any) -> None:
     p = commands.add_parser(
         "inspect", help="show a program's segments", description="Show every segment of a program."
     )
-    _add_program(p)
+    add_program(p)
     p.add_argument(
         "--calls", action="store_true", help="also list every call with the values it reads and writes"
     )
@@ -153,7 +156,7 @@ def _add_bench(commands: Any) -> None:
     p = commands.add_parser(
         "bench", help="measure speed", description="Measure prefill and decode: medians and spread over runs."
     )
-    _add_program(p)
+    add_program(p)
     p.add_argument("--prompt-len", type=int, default=512, metavar="N", help="prompt tokens (default 512)")
     p.add_argument("--gen", type=int, default=64, metavar="N", help="tokens to decode (default 64)")
     p.add_argument("--token-ids", metavar="FILE", help="the prompt as a JSON list (instead of --prompt-len)")
@@ -168,7 +171,7 @@ def _add_score(commands: Any) -> None:
     p = commands.add_parser(
         "score", help="perplexity of a text", description="Perplexity of a text, through the prefill path."
     )
-    _add_program(p)
+    add_program(p)
     p.add_argument("file", metavar="FILE", help="a text file")
     add_schedule_options(p)
     p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")

@@ -19,6 +19,18 @@ EXIT_ERROR = 2
 _KEPT: list[object] = []  # to the end of the process
 
 
+def add_program(p: argparse.ArgumentParser) -> None:
+    p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
+
+
+def add_profile_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--profile",
+        metavar="P",
+        help="a .toml file or a shipped name such as sm8650 (default: the program's own)",
+    )
+
+
 def add_schedule_options(p: argparse.ArgumentParser) -> None:
     """Options of everything that runs or predicts a run."""
     p.add_argument(
@@ -37,11 +49,7 @@ def add_schedule_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--chunk", type=int, metavar="N", help="the most tokens of a chunk (default: the program's)"
     )
-    p.add_argument(
-        "--profile",
-        metavar="P",
-        help="a .toml file or a shipped name such as sm8650 (default: the program's own)",
-    )
+    add_profile_option(p)
 
 
 def workers_of(args: argparse.Namespace) -> tuple[str, ...] | None:

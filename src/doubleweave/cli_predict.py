@@ -7,7 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from doubleweave.cli_common import add_schedule_options, open_quietly, print_json, progress_bar, workers_of
+from doubleweave.cli_common import (
+    add_profile_option,
+    add_program,
+    add_schedule_options,
+    open_quietly,
+    print_json,
+    progress_bar,
+    workers_of,
+)
 from doubleweave.errors import InputError
 from doubleweave.manifest import RUN_FILE
 
@@ -35,7 +43,7 @@ def _add_profile(commands: Any) -> None:
         description="Measure every method of a program on this machine, plan with it, and try the plan's fastest ways "
         "to run a prompt: what --schedule auto then uses. Run it while nothing else runs; it takes some minutes.",
     )
-    p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
+    add_program(p)
     p.add_argument("-o", "--out", metavar="FILE", help="the profile to write (default: DIR/profile.toml)")
     p.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each measurement (default 5)")
     p.add_argument(
@@ -93,7 +101,7 @@ def _add_simulate(commands: Any) -> None:
         help="predict a run",
         description="Predict when every task of a prefill would run, on a profile; needs neither torch nor ExecuTorch.",
     )
-    p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
+    add_program(p)
     p.add_argument("--prompt-len", type=int, metavar="N", help=f"prompt tokens (default {_PROMPT})")
     add_schedule_options(p)
     p.add_argument("--trace", metavar="FILE", help="write it as .json (ui.perfetto.dev), .svg or .png")
@@ -179,18 +187,14 @@ def _add_plan(commands: Any) -> None:
         description="Simulate every way to run a prompt (chunks, schedule, workers, threads) and say which is fastest, "
         "and what limits it.",
     )
-    p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
+    add_program(p)
     p.add_argument(
         "--prompt-len",
         metavar="N[,N…]",
         help=f"prompt tokens, one or several lengths (default {_PROMPT})",
     )
     p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the profile's)")
-    p.add_argument(
-        "--profile",
-        metavar="P",
-        help="a .toml file or a shipped name such as sm8650 (default: the program's own)",
-    )
+    add_profile_option(p)
     p.add_argument("--all", action="store_true", help="list every candidate (default: the fastest ten)")
     _add_json(p)
     p.set_defaults(command=_plan)
@@ -204,12 +208,8 @@ def _add_prepare(commands: Any) -> None:
         "a profile: costs, and what --schedule auto does there. compile writes one for a generic machine, profile for "
         "this one.",
     )
-    p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
-    p.add_argument(
-        "--profile",
-        metavar="P",
-        help="a .toml file or a shipped name such as sm8650 (default: the program's own)",
-    )
+    add_program(p)
+    add_profile_option(p)
     p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the profile's)")
     _add_json(p)
     p.set_defaults(command=_prepare)

@@ -29,7 +29,11 @@ from doubleweave.transform import transform_segments
 
 BACKENDS = {xnnpack.NAME: xnnpack, portable.NAME: portable, qnn.NAME: qnn, openvino.NAME: openvino}
 
-_OTHER_WAY = "compile it for XNNPACK: --backend xnnpack --shape static"
+# What to do with a segment that a backend refuses.
+_WAYS_OUT = {
+    qnn.NAME: "keep it on the CPU: --keep {}=cpu",
+    openvino.NAME: "compile it for XNNPACK: --backend xnnpack --shape static",
+}
 
 Progress = Callable[[str], None]
 
@@ -177,13 +181,9 @@ def _lower_all(
                 is_shared=job.is_shared,
             )
         except LowerError as error:
-            if segment.backend not in NPU_BACKENDS:
+            if segment.backend not in _WAYS_OUT:
                 raise
-            way_out = (
-                f"keep it on the CPU: --keep {segment.name}=cpu"
-                if segment.backend == qnn.NAME
-                else _OTHER_WAY
-            )
+            way_out = _WAYS_OUT[segment.backend].format(segment.name)
             raise LowerError(f"segment {job}: {error}; {way_out}") from error
         except Exception as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""

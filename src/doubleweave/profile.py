@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from doubleweave.choice import Choice, default_choice
+from doubleweave.choice import Choice, default_choice, overlapping_schedule
 from doubleweave.costs import Costs
 from doubleweave.errors import InputError
 from doubleweave.estimate import Device, estimate_us, weight_format
-from doubleweave.ir import CACHED, NPU_BACKENDS, Segment, Split, Static
+from doubleweave.ir import CACHED, Segment, Split, Static
 from doubleweave.tasks import TaskGraph
 
 FloatArray = npt.NDArray[np.float64]
@@ -153,8 +153,7 @@ class Profile:
         if self.decisions and self.threads == threads:
             found = next((d for d in self.decisions if num_tokens <= d.tokens), self.decisions[-1])
             return found.choice
-        overlapping = "out_of_order" if split.segments_of(*NPU_BACKENDS) else "wavefront"
-        wave = default_choice(split, overlapping, threads)
+        wave = default_choice(split, overlapping_schedule(split), threads)
         return (
             wave
             if num_tokens > wave.chunk // 2 and threads > 1

@@ -11,6 +11,7 @@ from doubleweave.choice import Choice
 from doubleweave.errors import InputError
 from doubleweave.estimate import Device
 from doubleweave.profile import Decision, Measured, Profile
+from doubleweave.whole_file import written_whole
 
 
 def profile_dict(profile: Profile) -> dict[str, Any]:
@@ -203,9 +204,5 @@ def write_profile(profile: Profile, path: Path) -> None:
     """Write a TOML file, in one piece: under another name beside it first."""
     import tomli_w
 
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    with written_whole(path) as temporary:
         temporary.write_text(tomli_w.dumps(profile_dict(profile)))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from doubleweave.choice import chunk_shape
+from doubleweave.choice import chunk_shape, overlapping_schedule
 from doubleweave.errors import InputError
-from doubleweave.ir import LOADS_ALONE, NPU_BACKENDS, Dynamic, Segment, Split, Static
+from doubleweave.ir import LOADS_ALONE, Dynamic, Segment, Split, Static, most_rows
 from doubleweave.manifest import RUN_FILE, Manifest, ModelInfo
 from doubleweave.profile import Profile, uses_cache
 from doubleweave.scratch import blocks, groups, num_groups
 from doubleweave.tasks import Pattern, has_instance_per_worker, pattern_of
 from doubleweave.text import render_chat
+from doubleweave.whole_file import written_whole
 
 VERSION = 2
 # Chunks on their way at once: eight at most, or two a worker of a wavefront.
@@ -33,12 +34,8 @@ _PROMPT = "doubleweave:prompt"
 
 def write_run_file(folder: Path, manifest: Manifest, profile: Profile) -> None:
     """Write run.json into a language model's folder."""
-    temporary = folder / f".{RUN_FILE}.part"
-    try:
+    with written_whole(folder / RUN_FILE) as temporary:
         temporary.write_text(json.dumps(run_dict(manifest, profile)) + "\n")
-        temporary.replace(folder / RUN_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
@@ -46,7 +43,7 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
     split, model = manifest.split, manifest.model
     assert model is not None
     shape = chunk_shape(split)
-    values = {value.name: value for value in split.values}
+    shared = groups(split)
     per_worker = {call.segment: has_instance_per_worker(split, i) for i, call in enumerate(split.calls)}
     slots = pattern_of(split, "last", 1).slots
     counts = sorted({1, profile.threads or 1, *(decision.choice.threads for decision in profile.decisions)})
@@ -59,8 +56,8 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
         "eos_token_ids": list(model.eos_token_ids),
         "chat": _chat(model),
         "sizes": list(shape.sizes) if isinstance(shape, Static) else [],
-        "most_rows": max(shape.sizes) if isinstance(shape, Static) else shape.range("T").high,
-        "overlapping": "out_of_order" if split.segments_of(*NPU_BACKENDS) else "wavefront",
+        "most_rows": most_rows(shape),
+        "overlapping": overlapping_schedule(split),
         "values": [[value.name, value.kind, value.row_bytes] for value in split.values],
         "segments": [
             {
@@ -69,9 +66,9 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
                 "is_static": isinstance(segment.shape, Static),
                 "per_worker": per_worker[segment.name],
                 "loads_alone": segment.backend in LOADS_ALONE,
-                "group": groups(split).get(segment.name, -1),
-                "inputs": [_shape(port.shape) for port in segment.inputs],
-                "outputs": [_shape(port.shape) for port in segment.outputs],
+                "group": shared.get(segment.name, -1),
+                "inputs": [list(port.shape) for port in segment.inputs],
+                "outputs": [list(port.shape) for port in segment.outputs],
                 "times": _times(segment, profile, counts),
             }
             for segment in split.segments
@@ -88,7 +85,7 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
         ],
         "slots": slots.of,
         "slot_row_bytes": list(slots.row_bytes),
-        "output": next(name for name in values if values[name].kind == "output"),
+        "output": next(value.name for value in split.values if value.kind == "output"),
         "patterns": [_pattern(pattern_of(split, "last", lanes)) for lanes in range(1, _MOST_LANES + 1)],
         "blocks": blocks(split),
         "groups": num_groups(split),
@@ -119,10 +116,6 @@ def _chat(model: ModelInfo) -> dict[str, Any] | bool:
     if len(plain) == 2 and plain in (as_it_is, stripped):
         return {"before": plain[0], "behind": plain[1], "strips": plain != as_it_is}
     return True
-
-
-def _shape(shape: tuple[int | str, ...]) -> list[int | str]:
-    return list(shape)
 
 
 def _pattern(pattern: Pattern) -> dict[str, Any]:
@@ -163,7 +156,7 @@ def _times(segment: Segment, profile: Profile, counts: Sequence[int]) -> list[di
 
 
 def _rows_of(shape: Dynamic) -> tuple[int, ...]:
-    most = shape.range("T").high
+    most = most_rows(shape)
     return tuple(sorted({*(n for n in (1, 4, 8, 16, 32, 64) if n < most), most}))
 
 

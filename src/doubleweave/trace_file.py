@@ -9,6 +9,7 @@ from doubleweave.chrome_trace import from_chrome, to_chrome
 from doubleweave.errors import InputError
 from doubleweave.picture import draw
 from doubleweave.timeline import Timeline
+from doubleweave.whole_file import written_whole
 
 _EXTENSIONS = (".json", ".svg", ".png")
 
@@ -27,15 +28,11 @@ def check_path(path: Path) -> None:
 def write_trace(timeline: Timeline, path: Path) -> None:
     """Write it in one piece: under another name beside it first. Raises InputError as `check_path`, OSError."""
     check_path(path)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
+    with written_whole(path) as temporary:
         if path.suffix == ".json":
             temporary.write_text(json.dumps(to_chrome(timeline)))
         else:
             draw(timeline, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_trace(path: Path) -> Timeline:

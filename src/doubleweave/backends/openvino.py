@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from doubleweave.backends.lowered import Lowered
+from doubleweave.backends.lowered import Lowered, left_over
 from doubleweave.backends.placing import fits, placed
 from doubleweave.backends.plain_rotary import replace_rotary
 from doubleweave.errors import LowerError
@@ -48,9 +48,7 @@ def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, reci
         lambda: _to_edge({name: _compressed(program, recipe) for name, program in exported.items()}, target)
     )
     for name in exported:
-        nodes = edge.exported_program(name).graph.nodes
-        targets = {str(node.target) for node in nodes if node.op == "call_function"}
-        if left := sorted(t for t in targets if "getitem" not in t and "call_delegate" not in t):
+        if left := left_over(edge.exported_program(name)):
             raise LowerError(f"OpenVINO does not take {', '.join(left)}")
     return Lowered(edge)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from doubleweave.backends.lowered import Lowered
+from doubleweave.backends.lowered import Lowered, left_over
 from doubleweave.backends.plain_rotary import replace_rotary
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.native_output import captured
@@ -81,7 +81,7 @@ def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, reci
         reason = refusal(getattr(error, "printed", "")) or (str(error).strip() or repr(error)).splitlines()[0]
         raise LowerError(f"QNN refuses it ({reason})") from error
     for name in exported:
-        if left := _left_over(edge.exported_program(name)):
+        if left := left_over(edge.exported_program(name)):
             reason = refusal(printed)
             raise LowerError(f"QNN does not take {', '.join(left)}{f' ({reason})' if reason else ''}")
         for module in edge.exported_program(name).graph_module.children():
@@ -154,12 +154,6 @@ def _with_report(specs: list[Any]) -> list[Any]:
         option.log_level = QnnExecuTorchLogLevel.kLogLevelInfo
         asked.append(CompileSpec(spec.key, option_to_flatbuffer(option)))
     return asked
-
-
-def _left_over(program: torch.export.ExportedProgram) -> list[str]:
-    """The operators that no delegate took."""
-    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    return sorted({target for target in targets if "getitem" not in target and "call_delegate" not in target})
 
 
 def compile_specs(soc: str, *, share_weights: bool) -> list[Any]:
