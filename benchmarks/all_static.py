@@ -16,12 +16,12 @@ from typing import Any
 from common import Prompts, compiled, finish, note, parser, run, spread, table
 
 import doubleweave as dw
-from doubleweave import manifest
-from doubleweave.choice import chunk_shape
-from doubleweave.chunks import cut
-from doubleweave.find_profile import find_profile
-from doubleweave.ir import Split, whole_cache
-from doubleweave.planner import plan
+from doubleweave.ir import manifest
+from doubleweave.ir.split import Split, whole_cache
+from doubleweave.predict.find_profile import find_profile
+from doubleweave.predict.planner import plan
+from doubleweave.schedule.choice import chunk_shape
+from doubleweave.schedule.chunks import cut
 
 CONTEXTS = (1024, 4096)
 LENGTHS = (100, 300, 1000)

@@ -16,10 +16,10 @@ from common import Prompts, finish, note, parser, program_folder, run, spread, t
 from own_profile import own_profile
 
 import doubleweave as dw
-from doubleweave.choice import default_choice
-from doubleweave.makers import MAKERS
-from doubleweave.planner import simulate
-from doubleweave.session import Session
+from doubleweave.predict.planner import simulate
+from doubleweave.runtime.llm.session import Session
+from doubleweave.schedule.choice import default_choice
+from doubleweave.schedule.makers import MAKERS
 
 GRID = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 SLOWER = 1.03

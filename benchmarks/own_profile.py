@@ -8,8 +8,8 @@ from pathlib import Path
 
 from common import DOUBLEWEAVE, BenchmarkError, note
 
-from doubleweave.find_profile import PROFILE_FILE, find_profile
-from doubleweave.manifest import read
+from doubleweave.ir.manifest import read
+from doubleweave.predict.find_profile import PROFILE_FILE, find_profile
 
 
 def own_profile(folder: Path, threads: int, *options: str) -> None:

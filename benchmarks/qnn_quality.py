@@ -21,13 +21,13 @@ from common import BenchmarkError, compiled, finish, note, parser, run, table, t
 from torch import Tensor
 
 import doubleweave as dw
-from doubleweave.backends.qnn_compile import QnnOptions
-from doubleweave.eager import run_chunks
-from doubleweave.ir import Static
-from doubleweave.models import load
-from doubleweave.policy import DEFAULT_SIZES
-from doubleweave.quantized_llm import Options, quantized_llm
-from doubleweave.split import TorchSplit
+from doubleweave.compiler.backends.qnn.compile import QnnOptions
+from doubleweave.compiler.pipeline_llm import Options, quantized_llm
+from doubleweave.compiler.policy import DEFAULT_SIZES
+from doubleweave.compiler.split.eager import run_chunks
+from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.ir.split import FixedSizes
+from doubleweave.sources import load
 
 TEXT = Path(__file__).parents[1] / "tests" / "data" / "essay.txt"
 CHUNK = max(DEFAULT_SIZES)
@@ -112,7 +112,7 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-SIZES = Static(DEFAULT_SIZES)
+SIZES = FixedSizes(DEFAULT_SIZES)
 
 
 def quietly(what: str, done: int, total: int) -> None:

@@ -19,10 +19,10 @@ from common import Prompts, compiled, finish, note, parser, run, table, target
 from own_profile import own_profile
 
 import doubleweave as dw
-from doubleweave.costs import Costs, lower_bound_ns
-from doubleweave.planner import hidden_share, simulate
-from doubleweave.session import Session
-from doubleweave.waits import waits_of
+from doubleweave.measure.waits import waits_of
+from doubleweave.predict.planner import hidden_share, simulate
+from doubleweave.runtime.llm.session import Session
+from doubleweave.schedule.costs import Costs, lower_bound_ns
 
 EFFICIENCY = {"out_of_order": 0.90, "wavefront": 0.93}
 AT = (1024, 4096)

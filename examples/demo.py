@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from doubleweave.cli import main
+from doubleweave.cli.main import main
 
 FOLDER = Path("programs/smollm2")
 PROMPT = """\

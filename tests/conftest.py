@@ -109,7 +109,7 @@ def third_party() -> str:
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run the command line in this process; returns (exit code, stdout, stderr)."""
-    from doubleweave.cli import main
+    from doubleweave.cli.main import main
 
     def run(*argv: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -101,7 +101,7 @@ def toy_modules() -> dict[str, torch.nn.Module]:
 
 @functools.cache
 def toy_program(folder: Path) -> Path:
-    import doubleweave.ops  # noqa: F401 (defines the operators)
+    import doubleweave.compiler.graph.ops  # noqa: F401 (defines the operators)
 
     rows = torch.export.Dim("T", min=1, max=128)
     keys = torch.export.Dim("S", min=1, max=4096)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import doubleweave as dw
-from doubleweave.policy import resolve
+from doubleweave.compiler.policy import resolve
 
 WIDTH = 4
 MOST_ROWS = 12

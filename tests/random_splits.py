@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from doubleweave.chunks import Chunk
-from doubleweave.costs import Costs
-from doubleweave.ir import Call, Function, Port, Segment, Split, Static, Value, rows
-from doubleweave.schedule import BARRIER, Schedule
-from doubleweave.tasks import TaskGraph, build
+from doubleweave.ir.split import Call, FixedSizes, Function, Port, Segment, Split, Value, rows
+from doubleweave.schedule.chunks import Chunk
+from doubleweave.schedule.costs import Costs
+from doubleweave.schedule.schedule import BARRIER, Schedule
+from doubleweave.schedule.task_graph import TaskGraph, build
 
 DEVICES = ("npu", "cpu", "gpu")
 _ROW = ("float32", (1, "T", 4))
@@ -40,7 +40,7 @@ def splits(draw: Any) -> Split:
             name=f"segment_{index}",
             device=draw(st.sampled_from(devices)),
             backend="xnnpack",
-            shape=draw(st.sampled_from([rows(1, 8), Static((1, 4, 8))])),
+            shape=draw(st.sampled_from([rows(1, 8), FixedSizes((1, 4, 8))])),
             inputs=tuple(
                 Port(f"in{i}", "float32", (1, "S" if name in caches else "T", 4))
                 for i, name in enumerate([*reads, *seen])

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import doubleweave
-from doubleweave import arrays
 from doubleweave.errors import InputError
-from doubleweave.runner import Runner
+from doubleweave.runtime.module import arrays
+from doubleweave.runtime.module.runner import Runner
 
 pytestmark = pytest.mark.executorch
 
@@ -470,8 +470,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import doubleweave
-from doubleweave import arrays
-from doubleweave.runner import Runner
+from doubleweave.runtime.module import arrays
+from doubleweave.runtime.module.runner import Runner
 
 jax.config.update("jax_enable_x64", True)
 program = doubleweave.open(sys.argv[1])

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 import toys
-from doubleweave.calibration import MOST_CHUNKS, MOST_TOKENS, calibration_chunks
+from doubleweave.compiler.quantize.calibration import MOST_CHUNKS, MOST_TOKENS, calibration_chunks
 from doubleweave.errors import InputError
 
 pytestmark = pytest.mark.executorch

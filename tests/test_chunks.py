@@ -7,13 +7,13 @@ from itertools import combinations_with_replacement
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubleweave.chunks import _CALL_ROWS, Chunk, cut
-from doubleweave.ir import Static, rows
+from doubleweave.ir.split import FixedSizes, rows
+from doubleweave.schedule.chunks import _CALL_ROWS, Chunk, cut
 
 LENGTHS = st.integers(1, 1500)
 SIZES = st.lists(st.integers(1, 128), min_size=1, max_size=4, unique=True).map(tuple)
 BOUNDED = st.builds(rows, st.just(1), st.integers(1, 200))
-ANY_SHAPE = st.one_of(BOUNDED, st.builds(Static, SIZES))
+ANY_SHAPE = st.one_of(BOUNDED, st.builds(FixedSizes, SIZES))
 
 
 @given(LENGTHS, ANY_SHAPE, st.integers(1, 8))
@@ -28,7 +28,7 @@ def test_chunks_cover_the_prompt_exactly_once(num_tokens, shape, num_workers):
 
 @given(LENGTHS, SIZES, st.integers(1, 8))
 def test_fixed_chunks_have_an_allowed_size_and_only_the_last_is_padded(num_tokens, sizes, num_workers):
-    chunks = cut(num_tokens, Static(sizes), num_workers)
+    chunks = cut(num_tokens, FixedSizes(sizes), num_workers)
     assert {chunk.compiled_size for chunk in chunks} <= set(sizes)
     assert all(chunk.num_tokens == chunk.compiled_size for chunk in chunks[:-1])
     assert chunks[-1].num_tokens <= chunks[-1].compiled_size
@@ -62,10 +62,10 @@ def test_fixed_sizes_are_the_cheapest_sequence(data, sizes):
         for sequence in combinations_with_replacement(sizes, count)
         if sum(sequence) >= num_tokens
     )
-    assert cost(chunk.compiled_size for chunk in cut(num_tokens, Static(tuple(sizes)))) == cheapest
+    assert cost(chunk.compiled_size for chunk in cut(num_tokens, FixedSizes(tuple(sizes)))) == cheapest
 
 
 def test_known_cuts():
-    assert cut(1, Static((1, 32, 128))) == (Chunk(0, 1, 1),)
-    assert cut(33, Static((1, 32, 128))) == (Chunk(0, 32, 32), Chunk(32, 1, 1))
+    assert cut(1, FixedSizes((1, 32, 128))) == (Chunk(0, 1, 1),)
+    assert cut(33, FixedSizes((1, 32, 128))) == (Chunk(0, 32, 32), Chunk(32, 1, 1))
     assert cut(300, rows(1, 128)) == (Chunk(0, 100, 100), Chunk(100, 100, 100), Chunk(200, 100, 100))

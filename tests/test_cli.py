@@ -16,7 +16,7 @@ import sys
 import pytest
 
 import toys
-from doubleweave.choice import SCHEDULES
+from doubleweave.schedule.choice import SCHEDULES
 
 COMMANDS = ("compile", "run", "inspect", "bench", "score", "profile", "simulate", "plan", "trace")
 
@@ -345,8 +345,8 @@ def test_a_terminal_that_cannot_show_the_text(toy_program_dir):
 
 INTERRUPTED = """
 import os, signal, sys
-from doubleweave.cli import main
-from doubleweave.session import Session
+from doubleweave.cli.main import main
+from doubleweave.runtime.llm.session import Session
 real, calls = Session.append, []
 def append(self, *args, **kwargs):
     calls.append(1)

@@ -8,10 +8,10 @@ import shutil
 import pytest
 
 import toys
-from doubleweave.choice import SCHEDULES
-from doubleweave.find_profile import PROFILE_FILE
-from doubleweave.profile_file import read_profile
-from doubleweave.trace_file import read_trace
+from doubleweave.predict.find_profile import PROFILE_FILE
+from doubleweave.predict.profile_file import read_profile
+from doubleweave.schedule.choice import SCHEDULES
+from doubleweave.timeline.trace_file import read_trace
 
 pytestmark = pytest.mark.executorch
 
@@ -25,7 +25,7 @@ def last_json(out):
 @pytest.fixture(scope="module")
 def measured(toy_program_dir, tmp_path_factory):
     """The toy program with a profile of this machine."""
-    from doubleweave.cli import main
+    from doubleweave.cli.main import main
 
     folder = tmp_path_factory.mktemp("measured") / "toy"
     shutil.copytree(toy_program_dir, folder)

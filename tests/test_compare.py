@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from doubleweave.compare import compare, comparison_dict, comparison_text
 from doubleweave.errors import InputError
-from doubleweave.timeline import Event, Timeline
+from doubleweave.timeline.compare import compare, comparison_dict, comparison_text
+from doubleweave.timeline.timeline import Event, Timeline
 
 MS = 1_000_000
 

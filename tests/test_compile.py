@@ -105,7 +105,7 @@ def test_a_program_folder_with_other_files_keeps_them(refused, source, toy_copy)
 @pytest.fixture
 def quick_lowering(monkeypatch):
     """Lowering replaced by writing some bytes, for tests of what happens around it."""
-    from doubleweave import lower
+    from doubleweave.compiler.lower import lower
 
     def write(torch_split, path, progress):
         path.write_bytes(bytes(300_000))
@@ -157,7 +157,7 @@ def _fail(graph_module, weights, segment, size, *, is_shared):
 
 def test_a_failing_segment_is_named(monkeypatch, tmp_path):
     import doubleweave
-    from doubleweave import lower
+    from doubleweave.compiler.lower import lower
 
     monkeypatch.setattr(lower, "lower_graph", _fail)
     with pytest.raises(

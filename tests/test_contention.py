@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toys
-from doubleweave.chunks import cut
-from doubleweave.contention import Ran, fit
-from doubleweave.costs import Costs
-from doubleweave.ir import rows
-from doubleweave.makers import make
-from doubleweave.schedule import parse
-from doubleweave.simulate import times
-from doubleweave.tasks import build
-from doubleweave.verify import verify
-from doubleweave.waits import waits_of
+from doubleweave.ir.split import rows
+from doubleweave.measure.contention import Ran, fit
+from doubleweave.measure.waits import waits_of
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.costs import Costs
+from doubleweave.schedule.makers import make
+from doubleweave.schedule.schedule import parse
+from doubleweave.schedule.simulate import times
+from doubleweave.schedule.task_graph import build
+from doubleweave.schedule.verify import verify
 
 
 def simulated(contention, seed: int, workers=("npu", "cpu", "cpu")) -> Ran:

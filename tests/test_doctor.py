@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from doubleweave import doctor
+from doubleweave.cli import doctor
 from doubleweave.errors import BackendError
-from doubleweave.qnn_sdk import INSTALL, SOCS, Sdk
+from doubleweave.vendors.qnn_sdk import INSTALL, SOCS, Sdk
 
 
 def test_a_found_sdk_is_described(monkeypatch, tmp_path):

@@ -7,17 +7,17 @@ import hashlib
 import pytest
 
 import toys
-from doubleweave.ir import Dynamic, Static, rows
+from doubleweave.ir.split import FixedSizes, SizeRanges, rows
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.executorch
 
 
 def split_of(recipe, shape):
-    from doubleweave.export import export_llm, owned_modules
-    from doubleweave.lower import prepare
-    from doubleweave.quantize import quantize
-    from doubleweave.split_llm import default_policy, split_llm
+    from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+    from doubleweave.compiler.lower.lower import prepare
+    from doubleweave.compiler.quantize.weights import quantize
+    from doubleweave.compiler.split.split_llm import default_policy, split_llm
 
     module = toys.module()
     split = split_llm(
@@ -33,8 +33,8 @@ def split_of(recipe, shape):
 
 def filled(template, weights):
     """(payloads, named data, buffers) as bytes of a template over weights, keys renamed as the writer does."""
-    from doubleweave.emit import encode
-    from doubleweave.pte import _KEY
+    from doubleweave.compiler.lower.pte_file import _KEY
+    from doubleweave.compiler.lower.templates import encode
 
     named, keys = {}, {}
     for key, source in template.named.items():
@@ -48,14 +48,14 @@ def filled(template, weights):
 
 @pytest.mark.parametrize(
     ("recipe", "shape"),
-    [("none", rows(1, 8)), ("8da8w", rows(1, 8)), ("8da4w", rows(1, 8)), ("8da8w", Static((8,)))],
+    [("none", rows(1, 8)), ("8da8w", rows(1, 8)), ("8da4w", rows(1, 8)), ("8da8w", FixedSizes((8,)))],
 )
 def test_a_filled_template_is_the_layer_lowered_directly(recipe, shape):
-    from doubleweave.emit import Constant
-    from doubleweave.lower import lower_graph
+    from doubleweave.compiler.lower.lower import lower_graph
+    from doubleweave.compiler.lower.templates import Constant
 
     split = split_of(recipe, shape)
-    size = None if isinstance(shape, Dynamic) else 8
+    size = None if isinstance(shape, SizeRanges) else 8
     first, second = split.split.segment("block_1"), split.split.segment("block_2")
     assert first.structure == second.structure
     graph = split.graphs[first.structure]
@@ -73,10 +73,10 @@ def two_linears(biases):
     """A split segment of two linears with biases, whose weights are random and whose biases are given."""
     from torch import fx
 
-    from doubleweave.ir import Port, Segment
+    from doubleweave.ir.split import Port, Segment
 
     port = Port("in0", "float32", (1, "T", 8))
-    segment = Segment("two", "cpu", "xnnpack", Static((2,)), (port,), (port,), "two")
+    segment = Segment("two", "cpu", "xnnpack", FixedSizes((2,)), (port,), (port,), "two")
     generator = torch.Generator().manual_seed(len(biases[0]) + int(biases[0].sum()))
     first, second = (torch.randn(8, 8, generator=generator) for _ in range(2))
     weights = (first, biases[0], second, biases[1])
@@ -92,7 +92,7 @@ def two_linears(biases):
 
 
 def test_a_layer_with_zero_biases_stands_for_layers_with_others():
-    from doubleweave.lower import lower_graph
+    from doubleweave.compiler.lower.lower import lower_graph
 
     graph, zeros, segment = two_linears((torch.zeros(8), torch.zeros(8)))
     template = lower_graph(graph, zeros, segment, {"m": 2}, is_shared=True)[2]
@@ -101,7 +101,7 @@ def test_a_layer_with_zero_biases_stands_for_layers_with_others():
 
 
 def test_numbers_of_tiny_tensors_belong_to_the_structure():
-    from doubleweave.split import structure
+    from doubleweave.compiler.split.pieces import structure
 
     def digest(tiny, large):
         graph, weights, segment = two_linears((torch.zeros(8), torch.zeros(8)))
@@ -113,7 +113,7 @@ def test_numbers_of_tiny_tensors_belong_to_the_structure():
 
 
 def test_layers_differ_only_in_their_weights():
-    from doubleweave.lower import jobs
+    from doubleweave.compiler.lower.lower import jobs
 
     split = split_of("none", rows(1, 8))
     lowered = {job.segment.name for job in jobs(split.split)}
@@ -122,7 +122,7 @@ def test_layers_differ_only_in_their_weights():
 
 
 def test_made_up_weights_look_like_the_real_ones():
-    from doubleweave.emit import made_up_weights
+    from doubleweave.compiler.lower.templates import made_up_weights
 
     real = (
         torch.randn(8, 32),
@@ -152,7 +152,7 @@ def test_made_up_weights_look_like_the_real_ones():
     ],
 )
 def test_encodings(encoding, tensor, data):
-    from doubleweave.emit import Constant, encode
+    from doubleweave.compiler.lower.templates import Constant, encode
 
     weights = (torch.tensor(tensor, dtype=torch.int8),)
     assert encode(Constant(0, encoding), weights) == data

@@ -9,8 +9,8 @@ import pytest
 
 import toys
 from doubleweave.errors import InputError
-from doubleweave.estimate import Device, estimate_us, weight_format
-from doubleweave.ir import Port, Traffic, rows
+from doubleweave.ir.split import Port, Traffic, rows
+from doubleweave.predict.estimate import Device, estimate_us, weight_format
 
 # 1,000 operations and 1,000 bytes a microsecond of one worker; half of it reached in products.
 DEVICE = Device(10.0, 5.0, 1.0, {"int8": 1.0, "float32": 1.0}, 0.5)

@@ -8,7 +8,9 @@ import pytest
 
 import toys
 from doubleweave.errors import InputError
-from doubleweave.find_profile import (
+from doubleweave.ir.manifest import Manifest
+from doubleweave.ir.split import FixedSizes, rows
+from doubleweave.predict.find_profile import (
     GENERIC,
     PROFILE_FILE,
     find_profile,
@@ -17,10 +19,8 @@ from doubleweave.find_profile import (
     shipped_names,
     this_machine,
 )
-from doubleweave.ir import Static, rows
-from doubleweave.manifest import Manifest
-from doubleweave.profile import Profile
-from doubleweave.profile_file import write_profile
+from doubleweave.predict.profile import Profile
+from doubleweave.predict.profile_file import write_profile
 
 
 def manifest(**model) -> Manifest:
@@ -84,7 +84,7 @@ def test_a_programs_digest_tells_shapes_and_devices_apart():
         toys.split(1, rows(1, 8)),
         toys.split(2, rows(1, 8)),
         toys.split(1, rows(1, 16)),
-        toys.split(1, Static((1, 8))),
+        toys.split(1, FixedSizes((1, 8))),
         toys.split(1, rows(1, 8), static_device="npu"),
     ]
     assert len({program_id(split) for split in splits}) == len(splits)

@@ -194,7 +194,7 @@ def test_the_compiled_program_gives_the_tokens_of_the_dequantized_weights(tmp_pa
 def test_a_type_that_cannot_be_read_is_named_with_those_that_can(tmp_path):
     import gguf
 
-    from doubleweave.models import load
+    from doubleweave.sources import load
 
     writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "llama")
     writer.add_tensor("x", np.zeros((2, 40), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_1)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubleweave.errors import InputError
-from doubleweave.interface import Interface, Parameter, parameters_of
-from doubleweave.trees import Tree, TreeError, flatten
+from doubleweave.ir.interface import Interface, Parameter, parameters_of
+from doubleweave.ir.trees import Tree, TreeError, flatten
 
 X, Y, Z = np.zeros(1), np.ones(2), np.full(3, 3.0)
 TENSOR = Tree("tensor")

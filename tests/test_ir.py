@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
-from doubleweave.ir import ITEM_BYTES, Split, Static, Value, rows
+from doubleweave.ir.split import ITEM_BYTES, FixedSizes, Split, Value, rows
 
 SHAPES = st.one_of(
     st.builds(rows, st.just(1), st.integers(1, 64), st.integers(0, 64)),
-    st.lists(st.integers(1, 64), min_size=1, max_size=3, unique=True).map(lambda s: Static(tuple(sorted(s)))),
+    st.lists(st.integers(1, 64), min_size=1, max_size=3, unique=True).map(
+        lambda s: FixedSizes(tuple(sorted(s)))
+    ),
 )
 
 
@@ -32,7 +34,7 @@ def test_every_value_has_one_writer_or_is_an_input(num_layers, shape):
 
 
 def test_methods_are_named_by_size():
-    assert toys.split(1, Static((1, 8))).segment("block_0").methods() == {"block_0@1": 1, "block_0@8": 8}
+    assert toys.split(1, FixedSizes((1, 8))).segment("block_0").methods() == {"block_0@1": 1, "block_0@8": 8}
     assert toys.split(1, rows(1, 8)).segment("block_0").methods() == {"block_0": None}
 
 
@@ -42,7 +44,7 @@ def test_row_bytes_counts_numbers_alone(dtype):
 
 
 def test_prints_one_line_a_call(golden):
-    golden("split.txt", str(toys.split(1, Static((1, 8)))))
+    golden("split.txt", str(toys.split(1, FixedSizes((1, 8)))))
 
 
 @pytest.mark.parametrize("key", ["segments", "functions"])

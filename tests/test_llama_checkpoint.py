@@ -38,7 +38,7 @@ def checkpoint(tmp_path, state):
 
 
 def load(*args, **kwargs):
-    from doubleweave.models import load
+    from doubleweave.sources import load
 
     return load(*args, **kwargs)
 
@@ -178,7 +178,7 @@ def test_the_compiled_program_gives_metas_tokens(tmp_path, checkpoint, state):
 def test_sentencepiece_gives_its_own_ids(tmp_path, options):
     import sentencepiece
 
-    from doubleweave.models.tokenizer_file import read_tokenizer
+    from doubleweave.sources.tokenizer_file import read_tokenizer
 
     path = meta_llama.save_sentencepiece(tmp_path / "tokenizer.model", **options)
     own = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -193,7 +193,7 @@ def test_sentencepiece_gives_its_own_ids(tmp_path, options):
 
 def test_tiktoken_gives_its_own_ids(tmp_path):
     tiktoken = pytest.importorskip("tiktoken")
-    from doubleweave.models.tokenizer_file import read_tokenizer
+    from doubleweave.sources.tokenizer_file import read_tokenizer
 
     path = meta_llama.save_tiktoken(tmp_path / "tokenizer.model", 500)
     ranks = {

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toys
-from doubleweave.chunks import cut
-from doubleweave.costs import Costs, lower_bound_ns
 from doubleweave.errors import InputError, ScheduleError
-from doubleweave.ir import rows
-from doubleweave.makers import MAKERS, make
-from doubleweave.schedule import BARRIER
-from doubleweave.simulate import times
-from doubleweave.tasks import build
-from doubleweave.verify import verify
+from doubleweave.ir.split import rows
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.costs import Costs, lower_bound_ns
+from doubleweave.schedule.makers import MAKERS, make
+from doubleweave.schedule.schedule import BARRIER
+from doubleweave.schedule.simulate import times
+from doubleweave.schedule.task_graph import build
+from doubleweave.schedule.verify import verify
 from random_splits import Case, cases
 
 names = st.sampled_from(sorted(MAKERS))

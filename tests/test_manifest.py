@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
-from doubleweave import manifest
 from doubleweave.errors import ProgramError
-from doubleweave.ir import rows
-from doubleweave.manifest import MANIFEST_FILE, PROGRAM_FILE, Manifest
+from doubleweave.ir import manifest
+from doubleweave.ir.manifest import MANIFEST_FILE, PROGRAM_FILE, Manifest
+from doubleweave.ir.split import rows
 
 PROGRAM = bytes(range(256)) * 8
 

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import test_plan
+from doubleweave.cli.show_memory import memory_of, of_plan, table
 from doubleweave.errors import InputError
-from doubleweave.interface import Interface, Parameter
-from doubleweave.ir import Call, Dynamic, Function, Port, Range, Segment, Split, Static, Value
-from doubleweave.manifest import Manifest, ModelInfo
-from doubleweave.memory import memory_of, of_plan, table
-from doubleweave.trees import Tree
+from doubleweave.ir.interface import Interface, Parameter
+from doubleweave.ir.manifest import Manifest, ModelInfo
+from doubleweave.ir.split import Call, FixedSizes, Function, Port, Range, Segment, SizeRanges, Split, Value
+from doubleweave.ir.trees import Tree
 
 TENSOR = Tree("tensor")
 
@@ -54,7 +54,7 @@ def test_a_chain_in_words():
     row = test_plan.ROW
     split = test_plan.chain(
         test_plan.segment("first", test_plan.DYNAMIC, [row], [row]),
-        test_plan.segment("second", Static((4,)), [row], [row]),
+        test_plan.segment("second", FixedSizes((4,)), [row], [row]),
     )
     memory = memory_of(manifest(split), None, {"T": 6})
     assert [row.value for row in memory.rows[:3]] == ["x", "y0", "y1"]
@@ -91,7 +91,7 @@ def test_many_readers_are_shortened():
 
 
 def two_symbols():
-    shape = Dynamic((Range("m", 2, 9), Range("S", "m", 20)))
+    shape = SizeRanges((Range("m", 2, 9), Range("S", "m", 20)))
     ports = (Port("in0", "int64", ("m", 3)), Port("in1", "int64", ("S",)))
     values = (
         Value("a", "int64", ("m", 3), "input"),

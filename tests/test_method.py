@@ -7,7 +7,7 @@ import pytest
 
 import toys
 from doubleweave.errors import InputError
-from doubleweave.ir import rows
+from doubleweave.ir.split import rows
 
 pytestmark = pytest.mark.executorch
 
@@ -44,8 +44,8 @@ def as_tuple(result):
 @pytest.fixture(scope="module")
 def eager(toy_program):
     """The same segments in eager torch, by name."""
-    from doubleweave.export import export_llm, owned_modules
-    from doubleweave.split_llm import default_policy, split_llm
+    from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+    from doubleweave.compiler.split.split_llm import default_policy, split_llm
 
     module = toys.module()
     return split_llm(

@@ -45,7 +45,7 @@ def check_is_the_toy(model, tmp_path):
 
 
 def test_hugging_face_folder(folder, tmp_path):
-    from doubleweave.models import load
+    from doubleweave.sources import load
 
     model = load(folder)
     assert model.name == folder.name
@@ -53,7 +53,7 @@ def test_hugging_face_folder(folder, tmp_path):
 
 
 def test_gguf_file(gguf_file, tmp_path):
-    from doubleweave.models import load
+    from doubleweave.sources import load
 
     model = load(str(gguf_file))
     assert model.name == "toy"
@@ -61,7 +61,7 @@ def test_gguf_file(gguf_file, tmp_path):
 
 
 def refuses(source, message):
-    from doubleweave.models import load
+    from doubleweave.sources import load
 
     with pytest.raises(SourceError, match=message) as error:
         load(source)
@@ -126,7 +126,7 @@ def test_missing_weights(folder, tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_can_be_loaded(folder, tmp_path):
-    from doubleweave.models import load
+    from doubleweave.sources import load
 
     copy = shutil.copytree(folder, tmp_path / "copy")
     for path in copy.glob("*token*"):

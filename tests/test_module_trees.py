@@ -20,7 +20,7 @@ from torch.export import Dim  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 import doubleweave as dw  # noqa: E402
-from doubleweave.manifest import PROGRAM_FILE  # noqa: E402
+from doubleweave.ir.manifest import PROGRAM_FILE  # noqa: E402
 
 pytestmark = pytest.mark.executorch
 

@@ -91,7 +91,7 @@ def test_more_threads_per_worker(program):
 
 def test_base_moves_addresses_and_sizes(program):
     """One decode step of attention over a cache, prepared once: the projections append at row `base`."""
-    from doubleweave.ops import attention_reference
+    from doubleweave.compiler.graph.ops import attention_reference
 
     row = KV_HEADS * HEAD_DIM
     cache = _native.KvCache([row * 4] * 2, max_tokens=40)

@@ -36,7 +36,7 @@ def one_thread():
 @pytest.mark.parametrize(("num_rows", "num_keys"), [(1, 1), (5, 9), (128, 128), (1, 4096), (3, 300)])
 @pytest.mark.parametrize("num_threads", [1, _native.max_threads()])
 def test_attention_method(program, num_rows, num_keys, num_threads):
-    from doubleweave.ops import attention_reference
+    from doubleweave.compiler.graph.ops import attention_reference
 
     _native.set_intra_op_threads(num_threads)
     q, k, v = (
@@ -61,7 +61,7 @@ def test_attention_refuses_more_queries_than_keys(program):
 
 @pytest.mark.parametrize("num_rows", [1, 7])
 def test_rotary_method(program, num_rows):
-    from doubleweave.ops import rotary_reference
+    from doubleweave.compiler.graph.ops import rotary_reference
 
     x, cos, sin = rows_of(num_rows, HEADS * HEAD_DIM), *(rows_of(num_rows, HEAD_DIM, s) for s in (1, 2))
     out = np.empty_like(x)

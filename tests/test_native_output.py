@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from doubleweave.native_output import captured
+from doubleweave.vendors.printed_output import captured
 
 
 def test_both_outputs_are_caught(capfd):
@@ -36,7 +36,7 @@ def test_an_error_carries_what_was_printed(capfd):
 def test_after_silence_nothing_is_said():
     script = """
 import os
-from doubleweave.native_output import silence_errors
+from doubleweave.vendors.printed_output import silence_errors
 os.write(2, b"before")
 silence_errors()
 os.write(2, b"after")

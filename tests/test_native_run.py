@@ -15,7 +15,7 @@ import pytest
 
 import meta_llama
 import toys
-from doubleweave import manifest
+from doubleweave.ir import manifest
 
 pytestmark = pytest.mark.executorch
 
@@ -92,9 +92,9 @@ def test_the_same_tokens_by_every_schedule(folder, ids_file, schedule):
 @pytest.fixture(scope="module", params=["measured", "estimated"])
 def prepared(request, folder, tmp_path_factory):
     """A profile of made-up times, contention and hand-overs, and a copy of the program with its run.json."""
-    from doubleweave.estimate import Device
-    from doubleweave.profile import Measured, Profile
-    from doubleweave.run_file import write_run_file
+    from doubleweave.predict.estimate import Device
+    from doubleweave.predict.profile import Measured, Profile
+    from doubleweave.predict.run_file import write_run_file
 
     copy = Path(shutil.copytree(folder, tmp_path_factory.mktemp("prepared") / "program"))
     found, dice = manifest.read(copy), random.Random(5)
@@ -125,11 +125,11 @@ def prepared(request, folder, tmp_path_factory):
 @pytest.mark.parametrize("schedule", SCHEDULES[1:])
 @pytest.mark.parametrize("tokens", [1, 31, 33, 77])
 def test_the_same_schedule_as_the_package_makes(folder, prepared, schedule, threads, tokens):
-    from doubleweave.choice import chunks_of, default_choice, graph_of
-    from doubleweave.makers import make
-    from doubleweave.schedule import parse
-    from doubleweave.simulate import times
-    from doubleweave.verify import verify
+    from doubleweave.schedule.choice import chunks_of, default_choice, graph_of
+    from doubleweave.schedule.makers import make
+    from doubleweave.schedule.schedule import parse
+    from doubleweave.schedule.simulate import times
+    from doubleweave.schedule.verify import verify
 
     profile, copy = prepared
     path = copy / "ids.json"
@@ -175,7 +175,7 @@ def test_prompts_of_every_length_and_the_end_of_the_context(folder, tmp_path):
 
 
 def test_a_trace_compares_with_the_packages_own(folder, ids_file, tmp_path, cli):
-    from doubleweave.trace_file import read_trace
+    from doubleweave.timeline.trace_file import read_trace
 
     options = ("--token-ids", ids_file, "-n", 1, "--schedule", "pipelined")
     own, given = tmp_path / "own.json", tmp_path / "native.json"
@@ -198,7 +198,7 @@ def test_a_trace_compares_with_the_packages_own(folder, ids_file, tmp_path, cli)
 @pytest.fixture(scope="module")
 def tokenizer_files(tmp_path_factory, toy_program_dir):
     """Folders with a run.json and a tokenizer.json of every kind."""
-    from doubleweave.models.tokenizer_file import read_tokenizer
+    from doubleweave.sources.tokenizer_file import read_tokenizer
 
     made = tmp_path_factory.mktemp("tokenizers")
     options = {
@@ -364,8 +364,8 @@ def test_line_ends_on_standard_input_are_those_of_python(toy_program_dir):
 def test_chat_templates_that_strip_the_prompt(toy_copy, content):
     """Llama 3's and Gemma's do, SmolLM2's does not."""
     import doubleweave as dw
-    from doubleweave.find_profile import find_profile
-    from doubleweave.run_file import write_run_file
+    from doubleweave.predict.find_profile import find_profile
+    from doubleweave.predict.run_file import write_run_file
 
     found = manifest.read(toy_copy)
     template = "{% for message in messages %}<|user|>{{ " + content + " }}<|end|>{% endfor %}<|assistant|>"
@@ -376,8 +376,8 @@ def test_chat_templates_that_strip_the_prompt(toy_copy, content):
 
 
 def test_chat_templates_that_do_more_are_refused(toy_copy):
-    from doubleweave.find_profile import find_profile
-    from doubleweave.run_file import write_run_file
+    from doubleweave.predict.find_profile import find_profile
+    from doubleweave.predict.run_file import write_run_file
 
     found = manifest.read(toy_copy)
     for template in ("{{ messages[0]['content'] | upper }}", "{{ raise_exception('no') }}"):

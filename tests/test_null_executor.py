@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 _native = pytest.importorskip("doubleweave._native")
 
 import toys  # noqa: E402
-from doubleweave.chunks import cut  # noqa: E402
 from doubleweave.errors import ScheduleError  # noqa: E402
-from doubleweave.execution import Memory, bind  # noqa: E402
-from doubleweave.ir import rows  # noqa: E402
-from doubleweave.makers import MAKERS, make  # noqa: E402
-from doubleweave.schedule import BARRIER  # noqa: E402
-from doubleweave.tasks import build  # noqa: E402
-from doubleweave.verify import verify  # noqa: E402
+from doubleweave.ir.split import rows  # noqa: E402
+from doubleweave.runtime.llm.bind import Memory, bind  # noqa: E402
+from doubleweave.schedule.chunks import cut  # noqa: E402
+from doubleweave.schedule.makers import MAKERS, make  # noqa: E402
+from doubleweave.schedule.schedule import BARRIER  # noqa: E402
+from doubleweave.schedule.task_graph import build  # noqa: E402
+from doubleweave.schedule.verify import verify  # noqa: E402
 from random_splits import Case, cases, mutate  # noqa: E402
 
 pytestmark = pytest.mark.executorch

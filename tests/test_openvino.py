@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import toys
-from doubleweave import openvino_sdk
 from doubleweave.errors import BackendError, PolicyError
+from doubleweave.vendors import openvino_sdk
 
 pytestmark = [
     pytest.mark.executorch,
@@ -63,7 +63,7 @@ print(json.dumps(found))
 
 
 def test_the_manifest_shows_the_delegate(float32_dir, cli):
-    from doubleweave import manifest
+    from doubleweave.ir import manifest
 
     split = manifest.read(float32_dir).split
     found = split.segments_of("openvino")

@@ -11,10 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubleweave.errors import InputError
-from doubleweave.interface import Interface
-from doubleweave.ir import Call, Dynamic, Function, Port, Range, Segment, Split, State, Static, Value
-from doubleweave.plan import Plan, make, symbols_of
-from doubleweave.trees import Tree
+from doubleweave.ir.interface import Interface
+from doubleweave.ir.split import (
+    Call,
+    FixedSizes,
+    Function,
+    Port,
+    Range,
+    Segment,
+    SizeRanges,
+    Split,
+    State,
+    Value,
+)
+from doubleweave.ir.trees import Tree
+from doubleweave.schedule.module_plan import Plan, make, symbols_of
 
 PRIME = 10007  # values stay below it, so that every dtype holds them and sums are exact
 MOST = 40
@@ -193,8 +204,8 @@ class Maker:
         sizes = tuple(self.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True)))
         if has_state:
             sizes = tuple(dict.fromkeys((1, *sizes)))
-        dynamic = Dynamic((Range("T", 1, MOST),))
-        shape = self.draw(st.sampled_from([Static(sizes), dynamic])) if may_be_chunked else dynamic
+        dynamic = SizeRanges((Range("T", 1, MOST),))
+        shape = self.draw(st.sampled_from([FixedSizes(sizes), dynamic])) if may_be_chunked else dynamic
         state = (Port("state", "int64", (1,)),) if has_state else ()
         inputs = tuple(Port(f"in{i}", value.dtype, value.shape) for i, value in enumerate(reads))
         outputs = tuple(self.port(f"out{i}") for i in range(num_writes))
@@ -225,7 +236,7 @@ class Maker:
                 written = f"{name}v{len(calls)}.{number}"
                 if port.name == "state":
                     written = f"{states[-1]}.next"
-                    if isinstance(segment.shape, Dynamic):  # in chunks nothing else may see it
+                    if isinstance(segment.shape, SizeRanges):  # in chunks nothing else may see it
                         small.extend([*states[-1:], written])
                 else:
                     (has_rows if rows_axis(port.shape) is not None else small).append(written)
@@ -239,7 +250,7 @@ class Maker:
                 f"s{'x' * len(self.segments)}",
                 "npu",
                 "xnnpack",
-                Dynamic((Range("T", 1, MOST),)),
+                SizeRanges((Range("T", 1, MOST),)),
                 (Port("in0", values[read].dtype, values[read].shape),),
                 (Port("out0", port.dtype, port.shape),),
                 "",
@@ -388,7 +399,7 @@ def chain(*segments, shape=("T", 3)):
 
 
 ROW = ("T", 3)
-DYNAMIC = Dynamic((Range("T", 1, MOST),))
+DYNAMIC = SizeRanges((Range("T", 1, MOST),))
 
 
 def test_a_chain_needs_two_buffers():
@@ -401,7 +412,7 @@ def test_a_chain_needs_two_buffers():
 
 
 def test_chunks_of_rows_that_lie_together_are_not_copied():
-    split = chain(segment("s", Static((4, 8)), [ROW], [ROW]))
+    split = chain(segment("s", FixedSizes((4, 8)), [ROW], [ROW]))
     plan = plan_of(split, example(split.main, 20))
     assert [step.method for step in plan.steps] == ["s@8", "s@8", "s@4"]
     assert [step.chunk for step in plan.steps] == [0, 1, 2]
@@ -413,7 +424,7 @@ def test_chunks_of_rows_that_lie_together_are_not_copied():
 
 
 def test_only_the_last_chunk_is_padded_and_copied():
-    split = chain(segment("s", Static((4, 8)), [ROW], [ROW]))
+    split = chain(segment("s", FixedSizes((4, 8)), [ROW], [ROW]))
     plan = plan_of(split, example(split.main, 11))
     assert [step.method for step in plan.steps] == ["s@8", "", "s@4", ""]
     into, out_of = plan.steps[1].copy, plan.steps[3].copy
@@ -425,7 +436,7 @@ def test_only_the_last_chunk_is_padded_and_copied():
 
 def test_rows_along_an_inner_axis_are_gathered_block_by_block():
     shape = (2, "T", 3)
-    split = chain(segment("s", Static((4,)), [shape], [shape]), shape=shape)
+    split = chain(segment("s", FixedSizes((4,)), [shape], [shape]), shape=shape)
     plan = plan_of(split, example(split.main, 6))
     into = plan.steps[0].copy
     assert (into.num_blocks, into.source_stride, into.target_stride) == (2, 6 * 24, 4 * 24)
@@ -507,7 +518,7 @@ def test_a_state_that_is_returned_stays_as_it_was_then(outputs):
     ("rows", "methods"), [(1, ["@1"]), (4, ["@4"]), (6, ["@4", "@1", "@1"]), (12, ["@4"] * 3)]
 )
 def test_chunks_with_a_state_add_up_without_padding(rows, methods):
-    segments, inner = counter(Static((1, 4)), outputs=("x",))
+    segments, inner = counter(FixedSizes((1, 4)), outputs=("x",))
     plan = plan_of(Split(segments, (inner,)), example(inner, rows))
     steps = [step for step in plan.steps if step.copy is None]
     assert [step.method for step in steps] == [f"sums{m}" for m in methods]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import toys
-from doubleweave.choice import Choice
+from doubleweave.cli.show_plan import chunks_text, forecast_dict, plan_dict, plan_text
 from doubleweave.errors import InputError
-from doubleweave.estimate import Device
-from doubleweave.ir import Static, rows
-from doubleweave.planner import (
+from doubleweave.ir.split import FixedSizes, rows
+from doubleweave.predict.estimate import Device
+from doubleweave.predict.planner import (
     candidates,
     choice_of,
     decisions,
@@ -22,9 +22,9 @@ from doubleweave.planner import (
     plan,
     simulate,
 )
-from doubleweave.planner_report import chunks_text, forecast_dict, plan_dict, plan_text
-from doubleweave.profile import Decision, Measured, Profile
-from doubleweave.schedule import Schedule
+from doubleweave.predict.profile import Decision, Measured, Profile
+from doubleweave.schedule.choice import Choice
+from doubleweave.schedule.schedule import Schedule
 
 
 def profile(block_us=100.0, attention_us=50.0, speed_up=1.5, **changes) -> Profile:
@@ -104,7 +104,7 @@ def test_no_more_workers_than_a_device_can_run():
 
 
 def test_candidates_differ_in_chunks_schedules_workers_and_threads():
-    static = toys.split(4, Static((1, 8, 32)))
+    static = toys.split(4, FixedSizes((1, 8, 32)))
     for split, sizes in ((SPLIT, {32, 16}), (static, {32, 8, 1})):
         tried = list(candidates(split, 100, profile(), 4))
         assert {choice.chunk for choice in tried} == sizes

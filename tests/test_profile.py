@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
-from doubleweave.choice import Choice, default_choice
-from doubleweave.chunks import cut
 from doubleweave.errors import InputError
-from doubleweave.estimate import Device
-from doubleweave.ir import Static, rows
-from doubleweave.profile import Decision, Measured, Profile
-from doubleweave.tasks import build
+from doubleweave.ir.split import FixedSizes, rows
+from doubleweave.predict.estimate import Device
+from doubleweave.predict.profile import Decision, Measured, Profile
+from doubleweave.schedule.choice import Choice, default_choice
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.task_graph import build
 
 TABLE = Measured((10, 20), (0, 100), ((1.0, 3.0), (2.0, 8.0)))
 
@@ -85,7 +85,7 @@ def test_costs_place_each_chunk_behind_those_before_it():
 
 
 def test_static_segments_cost_their_compiled_size_and_the_head_one_row():
-    shape = Static((1, 8))
+    shape = FixedSizes((1, 8))
     graph = graph_of(5, shape)
     growing = {1: Measured((0, 8), (0,), ((0.0,), (8.0,)))}
     names = [segment.name for segment in graph.split.segments]
@@ -148,7 +148,7 @@ def test_auto_without_decisions_for_so_many_threads_goes_by_a_rule():
 
 
 def test_without_decisions_a_real_npu_runs_out_of_order_and_its_stand_in_as_a_wavefront():
-    split = toys.split(2, Static((1, 8)), static_device="npu")
+    split = toys.split(2, FixedSizes((1, 8)), static_device="npu")
     plain = Profile("p", "measured")
     assert plain.choose(split, 100, 2).schedule == "wavefront"
     on_npu = replace(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from doubleweave.choice import Choice
 from doubleweave.errors import InputError
-from doubleweave.estimate import Device
-from doubleweave.profile import Decision, Measured, Profile
-from doubleweave.profile_file import parse_profile, profile_dict, read_profile, write_profile
+from doubleweave.predict.estimate import Device
+from doubleweave.predict.profile import Decision, Measured, Profile
+from doubleweave.predict.profile_file import parse_profile, profile_dict, read_profile, write_profile
+from doubleweave.schedule.choice import Choice
 
 FULL = Profile(
     name="all of it",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import toys
 from doubleweave.errors import LowerError
-from doubleweave.ir import rows
+from doubleweave.ir.split import rows
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.executorch
@@ -21,10 +21,10 @@ def raw(tensor) -> bytes:
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory):
     """(path, split, module) of a program of embedding and head, which share their weight."""
-    from doubleweave.export import export_llm, owned_modules
-    from doubleweave.lower import lower_graph, prepare
-    from doubleweave.pte import ProgramWriter
-    from doubleweave.split_llm import default_policy, split_llm
+    from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+    from doubleweave.compiler.lower.lower import lower_graph, prepare
+    from doubleweave.compiler.lower.pte_file import ProgramWriter
+    from doubleweave.compiler.split.split_llm import default_policy, split_llm
 
     module = toys.module(tied=True, num_layers=1)
     split = prepare(
@@ -93,7 +93,7 @@ def test_every_weight_of_the_toy_is_in_its_program_once(toy_program_dir, toy_sta
 
 
 def test_equal_data_is_kept_once():
-    from doubleweave.pte import _Data
+    from doubleweave.compiler.lower.pte_file import _Data
 
     data = _Data()
     pieces = [data.add(piece) for piece in (b"one", b"two" * 100, b"one", b"", b"two" * 100, b"")]
@@ -103,7 +103,7 @@ def test_equal_data_is_kept_once():
 
 @given(st.data())
 def test_pieces_are_aligned_and_do_not_overlap(data):
-    from doubleweave.pte import _layout, _padded
+    from doubleweave.compiler.lower.pte_file import _layout, _padded
 
     pieces = data.draw(st.lists(st.binary(max_size=400), min_size=1, max_size=8))
     order = data.draw(st.permutations(range(len(pieces))))
@@ -128,7 +128,7 @@ def test_pieces_are_aligned_and_do_not_overlap(data):
 def test_a_file_that_cannot_be_written(path, message):
     from pathlib import Path
 
-    from doubleweave.pte import ProgramWriter
+    from doubleweave.compiler.lower.pte_file import ProgramWriter
 
     writer = ProgramWriter()
     writer._data.add(bytes(200_000))

@@ -74,45 +74,45 @@ def imported_at_the_top(path: Path) -> set[str]:
 
 
 PLAIN = [
-    "choice",
-    "chrome_trace",
-    "chunks",
-    "compare",
-    "contention",
-    "costs",
+    "cli.show_memory",
+    "cli.show_profile",
     "errors",
-    "estimate",
-    "find_profile",
-    "interface",
-    "ir",
-    "makers",
-    "manifest",
-    "memory",
-    "plan",
-    "planner",
-    "profile",
-    "profile_file",
-    "profile_report",
-    "sampling",
-    "schedule",
-    "scratch",
-    "simulate",
-    "sizes",
-    "slots",
-    "task_timeline",
-    "tasks",
-    "text",
-    "timeline",
-    "trace_file",
-    "trees",
-    "verify",
-    "waits",
+    "ir.interface",
+    "ir.manifest",
+    "ir.sizes",
+    "ir.split",
+    "ir.trees",
+    "measure.contention",
+    "measure.waits",
+    "predict.estimate",
+    "predict.find_profile",
+    "predict.planner",
+    "predict.profile",
+    "predict.profile_file",
+    "runtime.llm.sampling",
+    "runtime.llm.text",
+    "schedule.buffer_slots",
+    "schedule.choice",
+    "schedule.chunks",
+    "schedule.costs",
+    "schedule.makers",
+    "schedule.module_plan",
+    "schedule.schedule",
+    "schedule.scratch_groups",
+    "schedule.simulate",
+    "schedule.task_graph",
+    "schedule.verify",
+    "timeline.chrome_format",
+    "timeline.compare",
+    "timeline.from_tasks",
+    "timeline.timeline",
+    "timeline.trace_file",
 ]
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_pure_modules_import_neither_torch_nor_the_native_module(name):
-    path = Path(doubleweave.__file__).with_name(f"{name}.py")
+    path = Path(doubleweave.__file__).parent / f"{name.replace('.', '/')}.py"
     assert not imported_at_the_top(path) & {*COMPILE_TIME, "_native"}
 
 
@@ -129,7 +129,7 @@ print(json.dumps(found))
 
 COMMANDS = """
 import json, sys
-from doubleweave.cli import main
+from doubleweave.cli.main import main
 folder, text = sys.argv[1:]
 assert main(["run", folder, "-p", "hi", "-n", "3", "--trace", "--json"]) == 0
 assert main(["inspect", folder, "--json"]) == 0
@@ -172,7 +172,7 @@ PREDICT = """
 import sys
 for absent in ("doubleweave._native", "executorch", "torch", "transformers"):
     sys.modules[absent] = None
-from doubleweave.cli import main
+from doubleweave.cli.main import main
 folder, trace = sys.argv[1:]
 for profile in ("generic", "sm8650"):
     wanted = ["--profile", profile, "--prompt-len", "200", "--json"]

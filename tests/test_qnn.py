@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 import toys
-from doubleweave import manifest
 from doubleweave.errors import BackendError, LowerError, PolicyError, ProgramError
-from doubleweave.ir import Static
+from doubleweave.ir import manifest
+from doubleweave.ir.split import FixedSizes
 
 pytestmark = pytest.mark.executorch
 
@@ -28,7 +28,7 @@ SIZES = (1, 8)
 
 
 def sdk_or_skip():
-    from doubleweave.qnn_sdk import find_sdk
+    from doubleweave.vendors.qnn_sdk import find_sdk
 
     try:
         return find_sdk()
@@ -74,11 +74,11 @@ def contexts_of(folder):
     script = """
 import json, sys
 from pathlib import Path
-from doubleweave.qnn_sdk import load_sdk
+from doubleweave.vendors.qnn_sdk import load_sdk
 import torch
 from executorch.exir._serialize._program import deserialize_pte_binary
 load_sdk()
-from doubleweave.backends.qnn import graphs_of
+from doubleweave.compiler.backends.qnn.lower import graphs_of
 program = deserialize_pte_binary(Path(sys.argv[1]).read_bytes()).program
 found = {}
 for plan in program.execution_plan:
@@ -127,11 +127,11 @@ def eager_reference(ids_file, **options):
     """The same quantized segments, in eager torch."""
     import tempfile
 
-    from doubleweave.backends.qnn_compile import QnnOptions
-    from doubleweave.quantized_llm import Options, quantized_llm
+    from doubleweave.compiler.backends.qnn.compile import QnnOptions
+    from doubleweave.compiler.pipeline_llm import Options, quantized_llm
 
     qnn = QnnOptions("SM8650", "16a8w", calibrate=ids_file, emulate=True)
-    options = Options("16a8w", Static(SIZES), toys.MAX_CONTEXT, to_qnn=qnn, **options)
+    options = Options("16a8w", FixedSizes(SIZES), toys.MAX_CONTEXT, to_qnn=qnn, **options)
     with tempfile.TemporaryDirectory() as folder:
         return quantized_llm(toys.model(num_layers=2), options, Path(folder), lambda *step: None)
 
@@ -140,7 +140,7 @@ def test_the_emulator_gives_the_quantized_references_tokens(programs, ids_file):
     import torch
 
     import doubleweave
-    from doubleweave.eager import run_eager
+    from doubleweave.compiler.split.eager import run_eager
 
     program = doubleweave.open(programs(emulate=True))
     ids = list(np.random.default_rng(1).integers(0, toys.VOCAB_SIZE, 13))  # two chunks
@@ -209,7 +209,7 @@ class FrozenDict(dict):
 
 def refuse(monkeypatch, reason):
     """Let QNN refuse every segment but for the first."""
-    from doubleweave.backends import qnn
+    from doubleweave.compiler.backends import qnn
 
     lower = qnn._to_edge
 
@@ -238,7 +238,7 @@ def test_what_the_htp_refuses_is_named_with_its_segment_and_the_way_out(tmp_path
 
 
 def test_a_compiler_that_crashes_leaves_an_error_and_nothing_half_written(tmp_path, ids_file, monkeypatch):
-    from doubleweave.backends import qnn
+    from doubleweave.compiler.backends import qnn
 
     sdk_or_skip()
     monkeypatch.setattr(qnn, "_to_edge", lambda exported, target: os.kill(os.getpid(), signal.SIGKILL))
@@ -312,7 +312,7 @@ def test_torch_can_be_imported_behind_qualcomms_libraries(programs):
 
 
 def test_inspect_says_which_build_it_is(programs):
-    from doubleweave.report import inspect_dict, inspect_table
+    from doubleweave.cli.show_program import inspect_dict, inspect_table
 
     chip, emulated = (manifest.read(programs(**options)) for options in ({}, {"emulate": True}))
     build = {"soc": "SM8650", "build": "chip", "contexts": 4, "most_contexts": 50}
@@ -353,7 +353,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, options, sentence
 
 
 def test_recipes_go_by_the_last_pattern_that_matches():
-    from doubleweave.backends.qnn_quantize import recipes_of
+    from doubleweave.compiler.backends.qnn.quantize import recipes_of
 
     names = ["block_0", "block_1", "lm_head"]
     found = recipes_of(names, "16a4w", {"block_*": "16a8w", "block_1": "cpu"})
@@ -367,19 +367,19 @@ def test_recipes_go_by_the_last_pattern_that_matches():
 def test_rewriting_for_qnn_changes_no_numbers():
     import torch
 
-    from doubleweave.backends import qnn
-    from doubleweave.eager import run_eager
-    from doubleweave.export import export_llm, owned_modules
-    from doubleweave.ir import Static
-    from doubleweave.split_llm import default_policy, split_llm
-    from doubleweave.transform import transform_segments
+    from doubleweave.compiler.backends import qnn
+    from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+    from doubleweave.compiler.split.eager import run_eager
+    from doubleweave.compiler.split.split_llm import default_policy, split_llm
+    from doubleweave.compiler.split.transform import transform_segments
+    from doubleweave.ir.split import FixedSizes
 
     module = toys.module()
     graph = export_llm(module, 8)
     split = split_llm(
         graph,
         owned_modules(module),
-        default_policy(Static((1, 8))),
+        default_policy(FixedSizes((1, 8))),
         last_row=frozenset({"lm_head"}),
         max_context=toys.MAX_CONTEXT,
         backend="xnnpack",

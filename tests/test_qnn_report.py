@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from doubleweave.ir import Traffic
-from doubleweave.qnn_report import refusal, traffic
+from doubleweave.ir.split import Traffic
+from doubleweave.vendors.qnn_messages import refusal, traffic
 
 SDK_2_47 = """Starting stage: Completion
 ====== DDR bandwidth summary ======

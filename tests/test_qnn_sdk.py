@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from doubleweave import qnn_sdk
 from doubleweave.errors import BackendError
+from doubleweave.vendors import qnn_sdk
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import toys
 from doubleweave.errors import PolicyError
-from doubleweave.ir import rows
+from doubleweave.ir.split import rows
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.executorch
@@ -28,7 +28,7 @@ def weights(draw):
 
 @given(weights())
 def test_int8_moves_a_weight_by_half_a_step_at_most(weight):
-    from doubleweave.quantize import int8_per_channel
+    from doubleweave.compiler.quantize.weights import int8_per_channel
 
     values, scales, zero_points = int8_per_channel(weight)
     assert (values.dtype, scales.dtype, zero_points.dtype) == (torch.int8, torch.float32, torch.int64)
@@ -44,7 +44,7 @@ def test_int8_moves_a_weight_by_half_a_step_at_most(weight):
 
 @given(weights())
 def test_int4_moves_a_weight_by_little_and_less_than_plain_rounding(weight):
-    from doubleweave.quantize import GROUP_SIZE, int4_per_group
+    from doubleweave.compiler.quantize.weights import GROUP_SIZE, int4_per_group
 
     values, scales, zero_points = int4_per_group(weight)
     assert (values.dtype, scales.dtype, zero_points.dtype) == (torch.int8, torch.float32, torch.int32)
@@ -65,9 +65,9 @@ def test_int4_moves_a_weight_by_little_and_less_than_plain_rounding(weight):
 
 
 def split_of(recipe):
-    from doubleweave.export import export_llm, owned_modules
-    from doubleweave.quantize import quantize
-    from doubleweave.split_llm import default_policy, split_llm
+    from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+    from doubleweave.compiler.quantize.weights import quantize
+    from doubleweave.compiler.split.split_llm import default_policy, split_llm
 
     module = toys.module()
     graph = export_llm(module, 32)
@@ -86,7 +86,7 @@ def split_of(recipe):
 @pytest.mark.parametrize("recipe", ["8da8w", "8da4w"])
 def test_compiled_program_agrees_with_the_split_in_eager_torch(recipe, request):
     import doubleweave
-    from doubleweave.eager import run_eager
+    from doubleweave.compiler.split.eager import run_eager
 
     program = doubleweave.open(request.getfixturevalue(f"toy_{recipe}_dir"))
     assert program.manifest.model.quantize == recipe
@@ -122,7 +122,7 @@ def test_none_changes_nothing():
 @pytest.mark.parametrize("recipe", ["", "int8", "8DA8W", "q4_0"])
 def test_unknown_recipes(recipe, tmp_path):
     import doubleweave
-    from doubleweave.quantize import quantize
+    from doubleweave.compiler.quantize.weights import quantize
 
     message = f"quantize: found '{recipe}', expected one of 8da8w, 8da4w, none"
     with pytest.raises(PolicyError, match=message):

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import doubleweave as dw
-from doubleweave import lower
-from doubleweave.sizes import shape_of
+from doubleweave.compiler.lower import lower
+from doubleweave.ir.sizes import shape_of
 from random_modules import Case, cases
 
 pytestmark = pytest.mark.executorch

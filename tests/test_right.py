@@ -14,8 +14,8 @@ pytest.importorskip("torch")
 import torch
 
 import doubleweave as dw
-from doubleweave.models import load
-from doubleweave.score import score
+from doubleweave.measure.perplexity import score
+from doubleweave.sources import load
 
 pytestmark = [pytest.mark.executorch, pytest.mark.model]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from doubleweave.errors import InputError
-from doubleweave.sampling import Sampler, Sampling
+from doubleweave.runtime.llm.sampling import Sampler, Sampling
 
 LOGITS = hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(-50, 50, width=32))
 # For the draws to be compared with the argmax there must be one.

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
-from doubleweave.chunks import cut
 from doubleweave.errors import ScheduleError
-from doubleweave.ir import rows
-from doubleweave.makers import MAKERS, make
-from doubleweave.schedule import BARRIER, Schedule, parse, without_barriers
-from doubleweave.tasks import build
+from doubleweave.ir.split import rows
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.makers import MAKERS, make
+from doubleweave.schedule.schedule import BARRIER, Schedule, parse, without_barriers
+from doubleweave.schedule.task_graph import build
 from random_splits import Case, cases
 
 
@@ -29,9 +29,9 @@ def test_text_is_one_line_a_worker(golden):
 
 
 def test_mixed_sizes_are_named_in_full():
-    from doubleweave.ir import Static
+    from doubleweave.ir.split import FixedSizes
 
-    shape = Static((1, 4, 8))
+    shape = FixedSizes((1, 4, 8))
     graph = build(toys.split(1, shape), cut(11, shape), "last")
     assert [graph.name(t).partition("/")[2] for t in range(0, len(graph), 3)][:2] == ["0+8@8", "8+3@4"]
 

@@ -8,12 +8,12 @@ from itertools import combinations, pairwise
 import pytest
 
 import toys
-from doubleweave import scratch
-from doubleweave.chunks import cut
-from doubleweave.ir import rows
-from doubleweave.makers import make
-from doubleweave.tasks import TaskGraph, build
-from doubleweave.verify import verify
+from doubleweave.ir.split import rows
+from doubleweave.schedule import scratch_groups
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.makers import make
+from doubleweave.schedule.task_graph import TaskGraph, build
+from doubleweave.schedule.verify import verify
 
 
 def ended_before(graph: TaskGraph, workers: tuple[tuple[int, ...], ...]) -> list[set[int]]:
@@ -32,8 +32,8 @@ def ended_before(graph: TaskGraph, workers: tuple[tuple[int, ...], ...]) -> list
 @pytest.mark.parametrize("num_chunks", [2, 5, 6])
 def test_two_workers_never_meet_in_a_group(num_layers, num_chunks):
     split = toys.split(num_layers, rows(1, 8))
-    groups = scratch.groups(split)
-    assert num_layers % scratch.num_groups(split) == 0
+    groups = scratch_groups.groups(split)
+    assert num_layers % scratch_groups.num_groups(split) == 0
     graph = build(split, cut(8 * num_chunks, rows(1, 8)), "last", 2, abreast=2)
     verified = verify(make("wavefront", graph, ("any", "any"), toys.unit_costs(graph)), graph)
     ended = ended_before(graph, verified.workers)
@@ -41,7 +41,7 @@ def test_two_workers_never_meet_in_a_group(num_layers, num_chunks):
     for number, task in enumerate(graph.tasks):
         if (group := groups.get(split.calls[task.call].segment)) is not None:
             by_group.setdefault(group, []).append(number)
-    assert len(by_group) == scratch.num_groups(split)
+    assert len(by_group) == scratch_groups.num_groups(split)
     for tasks in by_group.values():
         for a, b in combinations(tasks, 2):
             assert a in ended[b] or b in ended[a], (graph.name(a), graph.name(b))
@@ -50,8 +50,8 @@ def test_two_workers_never_meet_in_a_group(num_layers, num_chunks):
 @pytest.mark.parametrize("num_layers", [1, 2, 5, 7, 11, 30, 32])
 def test_neighbours_are_in_different_groups(num_layers):
     split = toys.split(num_layers, rows(1, 8))
-    groups = scratch.groups(split)
+    groups = scratch_groups.groups(split)
     assert len(groups) == num_layers
-    numbers = [groups[split.calls[call].segment] for call in scratch.blocks(split)]
+    numbers = [groups[split.calls[call].segment] for call in scratch_groups.blocks(split)]
     assert all(a != b for a, b in pairwise(numbers))
-    assert set(numbers) == set(range(scratch.num_groups(split)))
+    assert set(numbers) == set(range(scratch_groups.num_groups(split)))

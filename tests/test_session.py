@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toys
-from doubleweave.choice import SCHEDULES
 from doubleweave.errors import InputError
+from doubleweave.schedule.choice import SCHEDULES
 
 pytestmark = pytest.mark.executorch
 

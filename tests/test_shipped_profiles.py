@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import toys
-from doubleweave.chunks import cut
 from doubleweave.errors import InputError
-from doubleweave.find_profile import GENERIC, shipped, shipped_names
-from doubleweave.ir import Segment, Static
-from doubleweave.profile import Profile
-from doubleweave.profile_file import parse_profile, profile_dict
-from doubleweave.tasks import TaskGraph, build
+from doubleweave.ir.split import FixedSizes, Segment
+from doubleweave.predict.find_profile import GENERIC, shipped, shipped_names
+from doubleweave.predict.profile import Profile
+from doubleweave.predict.profile_file import parse_profile, profile_dict
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.task_graph import TaskGraph, build
 
 MACHINES = [name for name in shipped_names() if name != GENERIC]
 WEIGHTS = ("int4", "int8", "float16", "float32")
@@ -43,14 +43,14 @@ def stated(profile: Profile) -> list[tuple[str, float]]:
 
 
 def toy_graph() -> TaskGraph:
-    shape = Static((1, 4, 8))
+    shape = FixedSizes((1, 4, 8))
     return build(toys.split(2, shape, static_device="npu"), cut(30, shape), "last")
 
 
 def block(num_weights: int, weights: str) -> Segment:
     """A segment for the NPU with that many weights in that format."""
     size = {"int4": 0.5, "int8": 1.0}[weights]
-    found = toys.split(1, Static((1024,)), static_device="npu").segment("block_0")
+    found = toys.split(1, FixedSizes((1024,)), static_device="npu").segment("block_0")
     return replace(found, weight_bytes=int(num_weights * size))
 
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
-from doubleweave.chunks import cut
-from doubleweave.costs import Costs, lower_bound_ns
 from doubleweave.errors import ScheduleError
-from doubleweave.ir import rows
-from doubleweave.schedule import parse
-from doubleweave.simulate import times
-from doubleweave.tasks import TaskGraph, build
+from doubleweave.ir.split import rows
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.costs import Costs, lower_bound_ns
+from doubleweave.schedule.schedule import parse
+from doubleweave.schedule.simulate import times
+from doubleweave.schedule.task_graph import TaskGraph, build
 
 # One chunk: embed_tokens, block_0, attention_0, block_1, lm_head, each waiting for the one before.
 ONE = [10, 20, 30, 40, 50]
@@ -151,11 +151,11 @@ for absent in ("torch", "executorch", "doubleweave._native"):
     sys.modules[absent] = None
 sys.path.insert(0, sys.argv[1])
 import toys
-from doubleweave.chunks import cut
-from doubleweave.ir import rows
-from doubleweave.makers import make
-from doubleweave.simulate import times
-from doubleweave.tasks import build
+from doubleweave.schedule.chunks import cut
+from doubleweave.ir.split import rows
+from doubleweave.schedule.makers import make
+from doubleweave.schedule.simulate import times
+from doubleweave.schedule.task_graph import build
 graph = build(toys.split(30, rows(1, 8), static_device="npu"), cut(8 * 4000, rows(1, 8)), "last", 8)
 costs = toys.unit_costs(graph)
 start, end = times(graph, make("out_of_order", graph, ("npu", "cpu"), costs), costs)

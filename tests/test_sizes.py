@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubleweave.sizes import evaluate, num_elements, shape_of, solve, symbols, text
+from doubleweave.ir.sizes import evaluate, num_elements, shape_of, solve, symbols, text
 
 NAMES = ("T", "S", "m", "k", "x_0")
 # What torch's symbolic shapes print.

@@ -7,13 +7,13 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from doubleweave.eager import run_eager  # noqa: E402
+from doubleweave.compiler.graph.export_llm import export_llm, owned_modules  # noqa: E402
+from doubleweave.compiler.graph.ops import attention_reference, rotary_reference  # noqa: E402
+from doubleweave.compiler.split.eager import run_eager  # noqa: E402
+from doubleweave.compiler.split.pieces import TorchSplit  # noqa: E402
+from doubleweave.compiler.split.split_llm import default_policy, split_llm  # noqa: E402
 from doubleweave.errors import InputError, SplitError  # noqa: E402
-from doubleweave.export import export_llm, owned_modules  # noqa: E402
-from doubleweave.ir import Dynamic, Static, rows  # noqa: E402
-from doubleweave.ops import attention_reference, rotary_reference  # noqa: E402
-from doubleweave.split import TorchSplit  # noqa: E402
-from doubleweave.split_llm import default_policy, split_llm  # noqa: E402
+from doubleweave.ir.split import FixedSizes, SizeRanges, rows  # noqa: E402
 
 pytestmark = pytest.mark.executorch
 
@@ -74,7 +74,7 @@ def make_model(family: str) -> torch.nn.Module:
     return model
 
 
-def split(model: torch.nn.Module, shape: Static | Dynamic | None = None) -> TorchSplit:
+def split(model: torch.nn.Module, shape: FixedSizes | SizeRanges | None = None) -> TorchSplit:
     return split_llm(
         export_llm(model, 128),
         owned_modules(model),
@@ -108,7 +108,7 @@ def test_family_has_one_static_segment_more_than_layers(family: str) -> None:
     attention = [segment for segment in parts.segments if segment.name.startswith("attention")]
     assert len(attention) == FAMILIES[family][2]
     assert sum(len(list(parts.calls_of(segment.name))) for segment in attention) == 3
-    assert all(isinstance(segment.shape, Dynamic) for segment in attention)
+    assert all(isinstance(segment.shape, SizeRanges) for segment in attention)
 
 
 def test_layers_share_one_structure() -> None:

@@ -9,12 +9,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import toys  # noqa: E402
-from doubleweave.eager import run_eager  # noqa: E402
+from doubleweave.compiler.graph.export_llm import export_llm, owned_modules  # noqa: E402
+from doubleweave.compiler.graph.static_attention import MASK, inline_attention  # noqa: E402
+from doubleweave.compiler.split.eager import run_eager  # noqa: E402
+from doubleweave.compiler.split.split_llm import default_policy, split_llm  # noqa: E402
 from doubleweave.errors import PolicyError  # noqa: E402
-from doubleweave.export import export_llm, owned_modules  # noqa: E402
-from doubleweave.ir import Static, whole_cache  # noqa: E402
-from doubleweave.split_llm import default_policy, split_llm  # noqa: E402
-from doubleweave.static_attention import MASK, inline_attention  # noqa: E402
+from doubleweave.ir.split import FixedSizes, whole_cache  # noqa: E402
 from test_split import FAMILIES, make_model  # noqa: E402
 
 pytestmark = pytest.mark.executorch
@@ -31,7 +31,7 @@ def split_of(module, attention: str):
     return split_llm(
         graph,
         owners,
-        default_policy(Static((1, 8))),
+        default_policy(FixedSizes((1, 8))),
         last_row=frozenset({"lm_head"}),
         max_context=CONTEXT,
         backend="xnnpack",

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
-from doubleweave.chunks import cut
-from doubleweave.ir import Static, rows
-from doubleweave.tasks import Task, TaskGraph, build, has_instance_per_worker, needed
+from doubleweave.ir.split import FixedSizes, rows
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.task_graph import Task, TaskGraph, build, has_instance_per_worker, needed
 
 
 @st.composite
 def graphs(draw) -> TaskGraph:
-    shape = draw(st.sampled_from([rows(1, 8), Static((1, 4, 8)), Static((8,))]))
+    shape = draw(st.sampled_from([rows(1, 8), FixedSizes((1, 4, 8)), FixedSizes((8,))]))
     split = toys.split(draw(st.integers(1, 3)), shape)
     chunks = cut(draw(st.integers(1, 40)), shape, draw(st.integers(1, 3)))
     return build(split, chunks, draw(st.sampled_from(["last", "all"])), draw(st.integers(1, 4)))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import toys
 from doubleweave.errors import InputError, ProgramError
-from doubleweave.text import Stream, Text
+from doubleweave.runtime.llm.text import Stream, Text
 
 TEXTS = st.text(st.sampled_from("abc é€😀\n"), max_size=20)
 STOPS = st.text(st.sampled_from("abc é€"), min_size=1, max_size=4)

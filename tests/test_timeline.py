@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubleweave.timeline import Event, Timeline, format_table
+from doubleweave.timeline.timeline import Event, Timeline, format_table
 
 MS = 1_000_000
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 import toys
-from doubleweave.chrome_trace import from_chrome, to_chrome
-from doubleweave.chunks import cut
 from doubleweave.errors import InputError
-from doubleweave.ir import rows
-from doubleweave.makers import make
-from doubleweave.simulate import times
-from doubleweave.task_timeline import timeline_of
-from doubleweave.tasks import build
-from doubleweave.timeline import Timeline
-from doubleweave.trace_file import check_path, read_trace, write_trace
+from doubleweave.ir.split import rows
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.makers import make
+from doubleweave.schedule.simulate import times
+from doubleweave.schedule.task_graph import build
+from doubleweave.timeline.chrome_format import from_chrome, to_chrome
+from doubleweave.timeline.from_tasks import timeline_of
+from doubleweave.timeline.timeline import Timeline
+from doubleweave.timeline.trace_file import check_path, read_trace, write_trace
 
 
 def run(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubleweave.trees import Tree, TreeError, build, describe, flatten, match
+from doubleweave.ir.trees import Tree, TreeError, build, describe, flatten, match
 
 
 class Pair(NamedTuple):

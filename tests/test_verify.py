@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toys
-from doubleweave.chunks import cut
 from doubleweave.errors import ScheduleError
-from doubleweave.ir import rows
-from doubleweave.makers import MAKERS, make
-from doubleweave.schedule import ANY, BARRIER, Schedule, parse
-from doubleweave.tasks import TaskGraph, build
-from doubleweave.verify import verify
+from doubleweave.ir.split import rows
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.makers import MAKERS, make
+from doubleweave.schedule.schedule import ANY, BARRIER, Schedule, parse
+from doubleweave.schedule.task_graph import TaskGraph, build
+from doubleweave.schedule.verify import verify
 from random_splits import Case, cases, mutate
 
 names = st.sampled_from(sorted(MAKERS))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import toys
-from doubleweave import watch
-from doubleweave.chunks import cut
-from doubleweave.ir import rows
-from doubleweave.makers import make
-from doubleweave.tasks import build
-from doubleweave.verify import verify
+from doubleweave.ir.split import rows
+from doubleweave.runtime.llm import chunk_progress
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.makers import make
+from doubleweave.schedule.task_graph import build
+from doubleweave.schedule.verify import verify
 
 pytestmark = pytest.mark.executorch
 
@@ -43,9 +43,9 @@ class SlowExecution:
 def test_every_chunk_of_a_slow_run_is_told_of(monkeypatch):
     graph = build(toys.split(2, rows(1, 8)), cut(24, rows(1, 8)), "last", 1)
     verified = verify(make("sequential", graph, ("any",), toys.unit_costs(graph)), graph)
-    monkeypatch.setattr(watch, "_PERIOD_S", 0.001)
+    monkeypatch.setattr(chunk_progress, "_PERIOD_S", 0.001)
     execution, told = SlowExecution(len(graph)), []
-    with watch.watching(execution, verified, lambda done, total: told.append((done, total))):
+    with chunk_progress.watching(execution, verified, lambda done, total: told.append((done, total))):
         while execution.finished < execution.num_tasks:
             time.sleep(0.001)
     assert told == [(1, 3), (2, 3), (3, 3)]

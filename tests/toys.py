@@ -12,10 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from doubleweave.costs import Costs
-from doubleweave.ir import Call, Dynamic, Function, Port, Segment, Split, Static, Value, most_rows, rows
-from doubleweave.manifest import ModelInfo
-from doubleweave.tasks import TaskGraph
+from doubleweave.ir.manifest import ModelInfo
+from doubleweave.ir.split import (
+    Call,
+    FixedSizes,
+    Function,
+    Port,
+    Segment,
+    SizeRanges,
+    Split,
+    Value,
+    most_rows,
+    rows,
+)
+from doubleweave.schedule.costs import Costs
+from doubleweave.schedule.task_graph import TaskGraph
 
 NAME = "toy"
 END = "<|end|>"
@@ -60,7 +71,7 @@ def unit_costs(graph: TaskGraph) -> Costs:
     return Costs(np.full(len(graph), 1000))
 
 
-def split(num_layers: int, shape: Static | Dynamic, static_device: str = "cpu") -> Split:
+def split(num_layers: int, shape: FixedSizes | SizeRanges, static_device: str = "cpu") -> Split:
     """The split of a decoder, written by hand: what the compiler makes of a Llama, without compiling it."""
     hidden = ("float32", (1, "T", 8))
     ids = ("int64", (1, "T"))
@@ -85,7 +96,7 @@ def split(num_layers: int, shape: Static | Dynamic, static_device: str = "cpu") 
             reads = (f"q_{layer}", f"k_{layer}", f"v_{layer}")
             calls.append(Call(f"attention_{layer}", "attention", reads, (f"attended_{layer}",)))
             values.append(Value(f"attended_{layer}", *hidden, "chunk"))
-    head = Static(tuple(sorted({1, *shape.sizes}))) if isinstance(shape, Static) else shape
+    head = FixedSizes(tuple(sorted({1, *shape.sizes}))) if isinstance(shape, FixedSizes) else shape
     segments += [attention, _segment("lm_head", head, [hidden], [logits], 8192)]
     calls.append(Call("lm_head", "lm_head", (carried,), ("logits",), "last"))
     values.append(Value("logits", *logits, "output"))
@@ -138,7 +149,7 @@ def module(*, tied: bool = False, num_layers: int = NUM_LAYERS, seed: int = 0) -
 
 def model(**changes: Any) -> Any:
     """The toy as a loaded `doubleweave.models.model.Model`."""
-    from doubleweave.models.model import Model
+    from doubleweave.sources.model import Model
 
     return Model(
         name=NAME,

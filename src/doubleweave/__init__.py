@@ -10,8 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from doubleweave.compile_language_model import compile_llm
-    from doubleweave.compile_module import compile
+    from doubleweave.compiler.compile_llm import compile_llm
+    from doubleweave.compiler.compile_module import compile
+    from doubleweave.compiler.policy import Dynamic, Static
     from doubleweave.errors import (
         BackendError,
         DoubleweaveError,
@@ -24,16 +25,15 @@ if TYPE_CHECKING:
         SourceError,
         SplitError,
     )
-    from doubleweave.futures import Result
-    from doubleweave.generate import Generation
-    from doubleweave.method import Method
-    from doubleweave.module_program import ModuleProgram, ModuleSession
-    from doubleweave.policy import Dynamic, Static
-    from doubleweave.program import Program, open
-    from doubleweave.sampling import Sampling
-    from doubleweave.session import Session
-    from doubleweave.states import States
-    from doubleweave.timeline import Timeline
+    from doubleweave.runtime.llm.generate import Generation
+    from doubleweave.runtime.llm.program import Program, open
+    from doubleweave.runtime.llm.sampling import Sampling
+    from doubleweave.runtime.llm.session import Session
+    from doubleweave.runtime.module.method import Method
+    from doubleweave.runtime.module.program import ModuleProgram, ModuleSession
+    from doubleweave.runtime.module.states import States
+    from doubleweave.runtime.module.submit import Result
+    from doubleweave.timeline.timeline import Timeline
 
 __version__ = "0.1.0"
 
@@ -66,21 +66,21 @@ __all__ = [
 ]
 
 _HOME = {
-    "Dynamic": "policy",
-    "Generation": "generate",
-    "Method": "method",
-    "ModuleProgram": "module_program",
-    "ModuleSession": "module_program",
-    "Program": "program",
-    "Result": "futures",
-    "Sampling": "sampling",
-    "Session": "session",
-    "States": "states",
-    "Static": "policy",
-    "Timeline": "timeline",
-    "compile": "compile_module",
-    "compile_llm": "compile_language_model",
-    "open": "program",
+    "Dynamic": "compiler.policy",
+    "Generation": "runtime.llm.generate",
+    "Method": "runtime.module.method",
+    "ModuleProgram": "runtime.module.program",
+    "ModuleSession": "runtime.module.program",
+    "Program": "runtime.llm.program",
+    "Result": "runtime.module.submit",
+    "Sampling": "runtime.llm.sampling",
+    "Session": "runtime.llm.session",
+    "States": "runtime.module.states",
+    "Static": "compiler.policy",
+    "Timeline": "timeline.timeline",
+    "compile": "compiler.compile_module",
+    "compile_llm": "compiler.compile_llm",
+    "open": "runtime.llm.program",
 }
 
 

@@ -1,0 +1,4 @@
+"""The command line: parse, one call, show the result.
+
+Imports everything; imported by nothing.
+"""

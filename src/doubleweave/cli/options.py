@@ -1,0 +1,92 @@
+"""What the commands share: options, progress bars, the JSON line, opening a program."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from doubleweave.vendors.printed_output import silence_errors
+
+if TYPE_CHECKING:
+    from doubleweave.runtime.llm.program import Program
+
+EXIT_ERROR = 2
+_KEPT: list[object] = []  # to the end of the process
+
+
+def add_program(p: argparse.ArgumentParser) -> None:
+    p.add_argument("program", metavar="DIR", help="a program folder made by doubleweave compile")
+
+
+def add_profile_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--profile",
+        metavar="P",
+        help="a .toml file or a shipped name such as sm8650 (default: the program's own)",
+    )
+
+
+def add_schedule_options(p: argparse.ArgumentParser) -> None:
+    """Options of everything that runs or predicts a run."""
+    p.add_argument(
+        "--schedule",
+        default="auto",
+        help="auto (default): what plan chooses; sequential: one task at a time, every thread in it; lockstep: two "
+        "chunks, a barrier a step; pipelined: in order, as soon as inputs are ready; out_of_order: critical path "
+        "first; wavefront: each worker takes chunks of its own",
+    )
+    p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the machine's cores)")
+    p.add_argument(
+        "--workers",
+        metavar="D,D",
+        help="the workers' devices, such as npu,cpu or any,any (default: by the schedule)",
+    )
+    p.add_argument(
+        "--chunk", type=int, metavar="N", help="the most tokens of a chunk (default: the program's)"
+    )
+    add_profile_option(p)
+
+
+def workers_of(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """The devices that --workers names."""
+    return None if args.workers is None else tuple(args.workers.split(","))
+
+
+def print_json(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    if args.json:
+        print(json.dumps(report))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal alone, gone at the end: what else is on stderr is an error, in one line."""
+    from tqdm import tqdm
+
+    bar_format = "{desc:<34} {bar:24} {n_fmt}/{total_fmt} [{elapsed}]"
+    with tqdm(total=1, bar_format=bar_format, file=sys.stderr, disable=None, leave=False) as bar:
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description_str(what)
+
+        yield progress
+
+
+def open_quietly(folder: str) -> Program:
+    """Open a program for a command. Qualcomm's libraries run inside the process, so a crash of theirs ends it: with a
+    sentence. And they report every context that they let go: that comes later than anything of ours, and reaches
+    nobody."""
+    from doubleweave._native import say_crashes
+    from doubleweave.runtime.llm.program import open_llm
+
+    program = open_llm(folder)
+    if program.split.segments_of("qnn"):
+        say_crashes(EXIT_ERROR)
+        _KEPT.append(program)
+        atexit.register(silence_errors)
+    return program

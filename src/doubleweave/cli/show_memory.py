@@ -1,0 +1,157 @@
+"""The memory of a run, value by value: who writes it, who reads it, how many bytes, when it is freed.
+
+For `inspect --memory` and docs/memory.md. Everything is read off the plan that a run follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from doubleweave.errors import InputError
+from doubleweave.ir.manifest import Manifest
+from doubleweave.ir.sizes import evaluate, shape_of
+from doubleweave.schedule import module_plan as _plan
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.module_plan import Plan
+from doubleweave.schedule.task_graph import TaskGraph, build
+from doubleweave.timeline.timeline import format_table
+
+_PROMPT_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Row:
+    """One value. `owner` says whose memory it is in: "caller", "session", or "run, buffer 3"."""
+
+    value: str
+    owner: str
+    num_bytes: int
+    writer: str
+    readers: tuple[str, ...]
+    freed: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Rows in the order of their writers. `buffer_bytes` is what the run's buffers take, `peak_bytes` the most of
+    them that holds values at one time, which no plan can be below."""
+
+    rows: tuple[Row, ...]
+    buffer_bytes: int
+    peak_bytes: int
+
+
+def memory_of(manifest: Manifest, num_tokens: int | None, sizes: dict[str, int]) -> Memory:
+    """The memory of a prefill of `num_tokens`, or of a module's run with these sizes of its symbols.
+
+    Raises InputError for a number out of range, or of the other kind of program.
+    """
+    if manifest.model is not None:
+        if sizes:
+            raise InputError("size: this is a language model; give --prompt-len")
+        tokens = _PROMPT_TOKENS if num_tokens is None else num_tokens
+        if not 1 <= tokens <= manifest.model.max_context:
+            raise InputError(f"prompt-len: found {tokens}, expected 1 to {manifest.model.max_context}")
+        shape = next(s.shape for s in manifest.split.segments if s.name.startswith("block"))
+        return of_tasks(build(manifest.split, cut(tokens, shape), "last"))
+    main = manifest.split.main
+    if num_tokens is not None:
+        raise InputError("prompt-len: this is no language model; give --size SYMBOL=N")
+    known = {r.symbol: r.high for r in main.ranges}
+    for symbol, number in sizes.items():
+        found = next((r for r in main.ranges if r.symbol == symbol), None)
+        if found is None:
+            names = ", ".join(known) or "(none)"
+            raise InputError(f"size: found dim {symbol!r}, expected one of this program's: {names}")
+        if not evaluate(found.low, known) <= number <= found.high:
+            raise InputError(f"size: found {symbol} = {number}, expected {found.low} to {found.high}")
+        known[symbol] = number
+    inputs = [(value.dtype, shape_of(value.shape, known)) for value in main.inputs]
+    return of_plan(_plan.make(manifest.split, main, manifest.name, inputs))
+
+
+def of_plan(plan: Plan) -> Memory:
+    """The memory of a module's run."""
+    names = [step.name + (f"/{step.chunk}" if step.chunk else "") for step in plan.steps]
+    names = [f"{n} (copy)" if s.copy is not None else n for n, s in zip(names, plan.steps, strict=True)]
+    owners = {"input": "caller", "output": "caller", "state": "session"}
+    rows = []
+    for index, tensor in enumerate(plan.tensors):
+        last = plan.last_use(index)
+        if last is None:
+            continue
+        is_buffer = tensor.place == "buffer"
+        rows.append(
+            Row(
+                value=tensor.name + (f" ({tensor.number})" if tensor.place == "state" else ""),
+                owner=f"run, buffer {tensor.number}" if is_buffer else owners[tensor.place],
+                num_bytes=tensor.num_bytes,
+                writer=names[tensor.writers[0]] if tensor.writers else tensor.place,
+                readers=tuple(names[reader] for reader in sorted(set(tensor.readers))),
+                freed=f"after {names[last]}" if is_buffer else f"by the {owners[tensor.place]}",
+            )
+        )
+    return Memory(tuple(rows), sum(plan.buffer_bytes), plan.peak_bytes())
+
+
+def of_tasks(graph: TaskGraph) -> Memory:
+    """The memory of a language model's prefill, chunk behind chunk; the cache apart, which grows by the token."""
+    split = graph.split
+    values = {value.name: value for value in split.values}
+    readers: dict[tuple[str, int], list[int]] = {}
+    for index, task in enumerate(graph.tasks):
+        for name in split.calls[task.call].reads:
+            readers.setdefault((name, task.chunk), []).append(index)
+    rows, spans = [], []
+    for index, task in enumerate(graph.tasks):
+        call = split.calls[task.call]
+        chunk = graph.chunks[task.chunk]
+        for name in call.writes:
+            value = values[name]
+            reading = readers.get((name, task.chunk), [])
+            is_cache = value.kind == "cache"
+            if is_cache:
+                owner, freed = "session, cache", "by truncate or reset"
+            else:
+                owner = f"run, buffer {graph.buffer(name, task.chunk)}"
+                freed = (
+                    "by the session"
+                    if value.kind == "output"
+                    else f"after {graph.name(max(reading, default=index))}"
+                )
+            count = (1 if call.rows == "last" else chunk.num_tokens) * value.row_bytes
+            if not is_cache:
+                spans.append((index, max(reading, default=len(graph.tasks)), count))
+            rows.append(
+                Row(
+                    f"{name}/{task.chunk}",
+                    owner,
+                    count,
+                    graph.name(index),
+                    tuple(map(graph.name, reading)) + (("attention of later chunks",) if is_cache else ()),
+                    freed,
+                )
+            )
+    peak = max(
+        (sum(size for begin, end, size in spans if begin <= step <= end) for step in range(len(graph.tasks))),
+        default=0,
+    )
+    return Memory(tuple(rows), sum(graph.buffer_bytes), peak)
+
+
+def table(memory: Memory) -> str:
+    """One row a value, and the totals."""
+    rows = [["value", "owner", "bytes", "written by", "read by", "freed"]]
+    rows += [
+        [row.value, row.owner, str(row.num_bytes), row.writer, _short(row.readers), row.freed]
+        for row in memory.rows
+    ]
+    return (
+        format_table(rows)
+        + f"\nbuffers of the run: {memory.buffer_bytes} bytes; the most in use at one time: {memory.peak_bytes} bytes"
+    )
+
+
+def _short(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, … {len(names) - 1} more"

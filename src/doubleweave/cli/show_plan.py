@@ -1,0 +1,84 @@
+"""Forecasts and plans as text for people and as plain data for --json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from doubleweave.predict.planner import Forecast, Plan
+from doubleweave.timeline.timeline import format_table
+
+
+def plan_dict(found: Plan) -> dict[str, Any]:
+    return {
+        "prompt_tokens": found.num_tokens,
+        **forecast_dict(found.chosen),
+        "candidates": [forecast_dict(item) for item in found.candidates],
+    }
+
+
+def forecast_text(found: Forecast) -> str:
+    """One simulated run in a few lines."""
+    busy = ", ".join(
+        f"{device} {seconds * 1e3:.1f}" for device, seconds in zip(found.workers, found.busy_s, strict=True)
+    )
+    return "\n".join(
+        [
+            f"{found.schedule} on {','.join(found.workers)}, each with {found.threads} "
+            f"thread{'s' if found.threads > 1 else ''}; chunks {chunks_text(found.chunks)}",
+            f"makespan {found.makespan_s * 1e3:.1f} ms; lower bound {found.lower_bound_s * 1e3:.1f} ms "
+            f"({found.bound}); overlap efficiency {found.overlap_efficiency:.3f}",
+            f"busy ms: {busy}; busiest device: {found.bottleneck}; CPU time hidden behind another worker: "
+            f"{found.hidden:.0%}",
+        ]
+    )
+
+
+def forecast_dict(item: Forecast) -> dict[str, Any]:
+    return {**asdict(item), "chunks": [list(chunk) for chunk in item.chunks]}
+
+
+def plan_text(found: Plan, limit: int = 10) -> str:
+    """What was chosen and why: a sentence, and the candidates as a table."""
+    chosen = found.chosen
+    plain = next((c for c in found.candidates if c.schedule == "sequential"), None)
+    rows = [
+        ["schedule", "workers", "threads", "chunks", "ms", "efficiency", "bound", "busiest", "CPU hidden"]
+    ]
+    for item in found.candidates[:limit]:
+        rows.append(
+            [
+                ("* " if item is chosen or item == chosen else "  ") + item.schedule,
+                ",".join(item.workers),
+                str(item.threads),
+                chunks_text(item.chunks),
+                f"{item.makespan_s * 1e3:.1f}",
+                f"{item.overlap_efficiency:.2f}",
+                item.bound,
+                item.bottleneck,
+                f"{item.hidden:.0%}",
+            ]
+        )
+    more = len(found.candidates) - limit
+    against = ""
+    if plain is not None and plain != chosen:
+        against = f", {plain.makespan_s / chosen.makespan_s:.2f} times as fast as the fastest sequential run"
+    lines = [
+        f"{found.num_tokens:,} tokens: {chosen.schedule} on {','.join(chosen.workers)}, chunks "
+        f"{chunks_text(chosen.chunks)}: {chosen.makespan_s * 1e3:.1f} ms{against}; limited by its {chosen.bound}",
+        format_table(rows),
+    ]
+    return "\n".join([*lines, *([f"  … and {more} slower ones"] if more > 0 else [])])
+
+
+def chunks_text(chunks: Sequence[Sequence[int]]) -> str:
+    """Runs of equal chunks: "7x128 1x104@128"."""
+    parts: list[list[Any]] = []
+    for _, tokens, size in chunks:
+        text = str(tokens) if tokens == size else f"{tokens}@{size}"
+        if parts and parts[-1][1] == text:
+            parts[-1][0] += 1
+        else:
+            parts.append([1, text])
+    return " ".join(f"{count}x{text}" for count, text in parts)

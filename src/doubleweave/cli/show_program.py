@@ -1,0 +1,223 @@
+"""Reports as plain dictionaries (for --json) and as text. It computes nothing that was not measured."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from doubleweave.ir.manifest import TOKENIZER_FILE, Manifest
+from doubleweave.ir.sizes import text
+from doubleweave.ir.split import FixedSizes, Segment, Split
+from doubleweave.runtime.llm.generate import Generation
+from doubleweave.timeline.timeline import format_table
+from doubleweave.vendors.qnn_sdk import MOST_CONTEXTS
+
+
+def compile_summary(out: str, manifest: Manifest, seconds: float) -> dict[str, Any]:
+    return {
+        "program": out,
+        "model": manifest.name,
+        "quantize": None if manifest.model is None else manifest.model.quantize,
+        "segments": len(manifest.split.segments),
+        "calls": len(manifest.split.calls),
+        "methods": sum(len(segment.methods()) for segment in manifest.split.segments),
+        "program_bytes": manifest.program_bytes,
+        "tokenizer": (Path(out) / TOKENIZER_FILE).exists(),
+        "seconds": seconds,
+        "peak_memory_bytes": _peak_memory_bytes(),
+        "snr_db": {s.name: s.snr_db for s in manifest.split.segments if s.snr_db is not None},
+    }
+
+
+def _peak_memory_bytes() -> int:
+    """The largest resident size of this process, or of one of its children, so far."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(one).ru_maxrss for one in who) * 1024  # Linux counts KiB
+
+
+_SHOWN = 5  # segments with the worst signal-to-noise ratio
+_POOR_DB = 20.0
+
+
+def quality_lines(manifest: Manifest) -> list[str]:
+    """The segments that quantization with fixed scales hurts most, and what to do about them."""
+    found = [(s.snr_db, s) for s in manifest.split.segments if s.snr_db is not None]
+    if not found:
+        return []
+    found.sort(key=lambda pair: pair[0])
+    lines = ["signal to noise against float32, on the calibration text, worst first:"]
+    lines += [
+        f"  {segment.name:12} {decibels:5.1f} dB  {segment.recipe}" for decibels, segment in found[:_SHOWN]
+    ]
+    if len(found) > _SHOWN:
+        lines.append(f"  … {len(found) - _SHOWN} more, up to {found[-1][0]:.1f} dB")
+    worst_db, worst = found[0]
+    if worst_db < _POOR_DB:
+        better = "cpu" if worst.recipe == "16a8w" else "16a8w"
+        lines.append(f"hint: --keep {worst.name}={better} compiles the worst one with less noise")
+    return lines
+
+
+def qnn_build(split: Split) -> dict[str, Any] | None:
+    """Of a program with segments for QNN: the chip, what the build is for, its contexts and how many a process may
+    hold."""
+    found = split.segments_of("qnn")
+    if not found:
+        return None
+    is_shared = any(segment.contexts < len(segment.methods()) for segment in found)
+    return {
+        "soc": found[0].target,
+        "build": "chip" if is_shared else "emulator",
+        "contexts": sum(segment.contexts for segment in found),
+        "most_contexts": MOST_CONTEXTS,
+    }
+
+
+def _qnn_lines(split: Split) -> list[str]:
+    build = qnn_build(split)
+    if build is None:
+        return []
+    how = {
+        "chip": "the methods of a segment share one context, and so their weights; the emulator cannot run that",
+        "emulator": "every method has a context of its own, with its own weights",
+    }[build["build"]]
+    over = " (too many for the chip)" if build["contexts"] > MOST_CONTEXTS else ""
+    return [
+        f"QNN: built for the {build['build']}, {build['soc']}: {how}",
+        f"{build['contexts']} contexts{over}, of about {MOST_CONTEXTS} that a process on the chip may hold",
+    ]
+
+
+def inspect_dict(manifest: Manifest) -> dict[str, Any]:
+    model = manifest.model
+    about: dict[str, Any] = {"model": manifest.name, "program_bytes": manifest.program_bytes}
+    if model is not None:
+        about.update(quantize=model.quantize, max_context=model.max_context)
+    else:
+        about.update(
+            functions=[
+                {
+                    "name": function.name,
+                    "inputs": {v.name: f"{v.dtype}{text(v.shape)}" for v in function.inputs},
+                    "outputs": [f"{v.dtype}{text(v.shape)}" for v in map(function.value, function.outputs)],
+                    "ranges": {r.symbol: [r.low, r.high] for r in function.ranges},
+                }
+                for function in manifest.split.functions
+            ],
+            states={v.name: f"{v.dtype}{text(v.shape)}" for v in manifest.split.states},
+        )
+    about["qnn"] = qnn_build(manifest.split)
+    about["segments"] = [
+        {
+            "name": segment.name,
+            "device": segment.device,
+            "backend": segment.backend,
+            "shape": shape_text(segment),
+            "methods": list(segment.methods()),
+            "operators": segment.num_operators,
+            "delegated": segment.num_delegated,
+            "weight_bytes": segment.weight_bytes,
+            "recipe": segment.recipe,
+            "snr_db": segment.snr_db,
+            "contexts": segment.contexts,
+            "traffic": [item._asdict() for item in segment.traffic],
+            "rows": segment.rows,
+            "calls": sum(1 for _ in manifest.split.calls_of(segment.name)),
+        }
+        for segment in manifest.split.segments
+    ]
+    return about
+
+
+def inspect_table(manifest: Manifest) -> str:
+    """One row a segment; weight bytes of a segment are those it reads, shared ones included."""
+    rows = [["segment", "device", "backend", "shape", "delegated", "weights KiB", "calls"]]
+    for segment in manifest.split.segments:
+        share = f"{segment.num_delegated}/{segment.num_operators}"
+        calls = sum(1 for _ in manifest.split.calls_of(segment.name))
+        rows.append(
+            [
+                segment.name,
+                segment.device,
+                segment.backend,
+                shape_text(segment),
+                share,
+                f"{segment.weight_bytes / 1024:.1f}",
+                str(calls),
+            ]
+        )
+    model = manifest.model
+    about = "" if model is None else f" {model.quantize}, context {model.max_context},"
+    head = f"{manifest.name},{about} program {manifest.program_bytes / 2**20:.1f} MiB"
+    parts = [head + "\n" + format_table(rows), *_qnn_lines(manifest.split)]
+    if model is None:
+        parts += [_module_lines(manifest)]
+    return "\n".join(parts)
+
+
+def _module_lines(manifest: Manifest) -> str:
+    """Functions with what they take and give, states, and how rows of chunked segments were shown independent."""
+    lines = []
+    for function in manifest.split.functions:
+        inputs = ", ".join(f"{v.name}: {v.dtype}{text(v.shape)}" for v in function.inputs)
+        outputs = ", ".join(f"{v.dtype}{text(v.shape)}" for v in map(function.value, function.outputs))
+        ranges = "".join(f", {r.symbol} in {r.low}..{r.high}" for r in function.ranges)
+        lines.append(f"{function.name or manifest.name}({inputs}) -> {outputs}{ranges}")
+    lines += [f"state {v.name}: {v.dtype}{text(v.shape)}" for v in manifest.split.states]
+    lines += [
+        f"rows of {segment.name}: {segment.rows}" for segment in manifest.split.segments if segment.rows
+    ]
+    return "\n".join(lines)
+
+
+def shape_text(segment: Segment) -> str:
+    shape = segment.shape
+    if isinstance(shape, FixedSizes):
+        return "static " + ",".join(map(str, shape.sizes)) if shape.sizes else "static"
+    return "dynamic " + ", ".join(f"{r.symbol} {r.low}..{r.high}" for r in shape.ranges)
+
+
+def generation_dict(result: Generation) -> dict[str, Any]:
+    return {**asdict(result), "token_ids": list(result.token_ids)}
+
+
+def generation_lines(result: Generation) -> list[str]:
+    decode = "-" if result.decode_tok_per_s is None else f"{result.decode_tok_per_s:.1f}"
+    return [
+        f"prompt {result.prompt_tokens} tokens, {result.new_tokens} new; ended by {result.finish}",
+        f"first token after {result.ttft_s * 1000:.0f} ms; prefill {result.prefill_tok_per_s:.0f} tokens/s, "
+        f"decode {decode} tokens/s",
+        f"schedule {result.schedule}, {result.threads} threads; KV cache peak {result.kv_bytes_peak / 2**20:.1f} MiB",
+    ]
+
+
+def overlap_lines(result: dict[str, Any]) -> list[str]:
+    """How near the workers came to what no schedule can be below."""
+    if result["overlap_efficiency"] is None:
+        return []
+    busy = ", ".join(f"{seconds * 1e3:.1f}" for seconds in result["busy_s"])
+    return [
+        f"overlap efficiency {result['overlap_efficiency']:.3f}: lower bound {result['lower_bound_s'] * 1e3:.1f} ms, "
+        f"makespan {result['makespan_s'] * 1e3:.1f} ms; workers busy {busy} ms"
+    ]
+
+
+def bench_lines(result: dict[str, Any]) -> list[str]:
+    def row(name: str, key: str) -> list[str]:
+        return [name, *(f"{result[key + suffix]:.1f}" for suffix in ("", "_min", "_max"))]
+
+    rows = [["", "median", "min", "max"], row("prefill tokens/s", "prefill_tok_per_s")]
+    if result["decode_tok_per_s"] is not None:
+        rows.append(row("decode tokens/s", "decode_tok_per_s"))
+    return [
+        f"{result['prompt_tokens']} prompt tokens in {len(result['chunks'])} chunks, {result['new_tokens']} decoded, "
+        f"{result['runs']} runs; schedule {result['schedule']} on {','.join(result['workers'])}, "
+        f"{result['threads']} threads",
+        format_table(rows),
+        *overlap_lines(result),
+        f"prefill makespan {result['makespan_s'] * 1000:.1f} ms, first token after "
+        f"{result['ttft_s'] * 1000:.1f} ms; KV cache {result['kv_bytes_peak'] / 2**20:.1f} MiB, "
+        f"buffers {result['buffer_bytes'] / 2**20:.1f} MiB",
+    ]

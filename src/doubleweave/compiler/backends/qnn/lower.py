@@ -1,0 +1,171 @@
+"""The QNN backend: Qualcomm's HTP, the NPU of Snapdragons. Fixed sizes, quantized; on x86 an emulator runs it.
+
+Rewrites what QNN takes as one operator into that operator, and lowers a quantized segment to one context binary
+through ExecuTorch's partitioner. It knows nothing of models, calibration or schedules.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from doubleweave.compiler.backends.lowered import Lowered, left_over
+from doubleweave.compiler.backends.plain_rotary import replace_rotary
+from doubleweave.compiler.graph.simplify import insert, is_call, nodes_of
+from doubleweave.compiler.split.transform import Convert, copy_graph, over_empty_weights
+from doubleweave.errors import LowerError, PolicyError
+from doubleweave.vendors.printed_output import captured
+from doubleweave.vendors.qnn_messages import refusal, traffic
+from doubleweave.vendors.qnn_sdk import SOCS, load_sdk
+
+NAME = "qnn"
+
+aten = torch.ops.aten
+
+
+def check_soc(soc: str) -> str:
+    """The SoC's name as Qualcomm writes it; PolicyError for one that is not known."""
+    if soc.upper() not in SOCS:
+        raise PolicyError(f"soc: found {soc!r}, expected one of {', '.join(SOCS)}")
+    return soc.upper()
+
+
+def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
+    """Rewrite a structure for QNN: RMSNorm as one operator, rotary embedding in operators that QNN has.
+
+    Sizes of rows are left to be worked out (-1), so that the graph serves every size.
+    """
+    graph = copy_graph(graph_module)
+    replace_rotary(graph)
+    for node in nodes_of(graph):
+        if is_call(node, aten.mul.Tensor) and (found := _match_rms_norm(node)) is not None:
+            x, weight, eps = found
+            with graph.inserting_before(node):
+                fused = insert(
+                    graph, aten.rms_norm.default, x, list(weight.meta["val"].shape), weight, eps, like=node
+                )
+            node.replace_all_uses_with(fused)
+    graph.eliminate_dead_code()
+    return over_empty_weights(graph), lambda weights: weights
+
+
+def _match_rms_norm(node: Any) -> tuple[Any, Any, float] | None:
+    """(x, weight, eps) of weight * (x * rsqrt(mean(x², -1) + eps))."""
+    for weight, normed in (node.args[:2], node.args[1::-1]):
+        if not (isinstance(weight, fx.Node) and weight.op == "get_attr" and is_call(normed, aten.mul.Tensor)):
+            continue
+        for x, inverse in (normed.args[:2], normed.args[1::-1]):
+            if not is_call(inverse, aten.rsqrt.default) or not is_call(inverse.args[0], aten.add.Tensor):
+                continue
+            mean, eps = inverse.args[0].args[:2]
+            if not is_call(mean, aten.mean.dim) or list(mean.args[1]) != [-1] or not isinstance(eps, float):
+                continue
+            square = mean.args[0]
+            if is_call(square, aten.pow.Tensor_Scalar) and square.args[0] is x and square.args[1] == 2:
+                return x, weight, eps
+    return None
+
+
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, recipe: str = "") -> Lowered:
+    """Lower quantized, exported segments, by method, to one QNN delegate each, for a SoC, the target.
+
+    Several methods are graphs of one context and share their weights. It takes the steps of ExecuTorch's
+    to_edge_transform_and_lower_to_qnn, for programs that are exported already. Raises LowerError with QNN's reason.
+    """
+    load_sdk()
+    try:
+        edge, printed = captured(lambda: _to_edge(exported, target))
+    except Exception as error:
+        reason = refusal(getattr(error, "printed", "")) or (str(error).strip() or repr(error)).splitlines()[0]
+        raise LowerError(f"QNN refuses it ({reason})") from error
+    for name in exported:
+        if left := left_over(edge.exported_program(name)):
+            reason = refusal(printed)
+            raise LowerError(f"QNN does not take {', '.join(left)}{f' ({reason})' if reason else ''}")
+        for module in edge.exported_program(name).graph_module.children():
+            _check_graphs(module, list(exported))
+    reported = traffic(printed)
+    return Lowered(edge, dict(zip(exported, reported, strict=True)) if len(reported) == len(exported) else {})
+
+
+def _to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> Any:
+    from executorch.backends.qualcomm._passes.qnn_pass_manager import get_qnn_pass_manager_cls
+    from executorch.backends.qualcomm.partition.qnn_partitioner import QnnPartitioner
+    from executorch.backends.qualcomm.serialization.qc_schema import QnnExecuTorchBackendType
+    from executorch.backends.qualcomm.utils.qnn_manager_lifecycle import QnnManagerContext
+    from executorch.backends.qualcomm.utils.utils import qnn_edge_config
+    from executorch.exir import to_edge_transform_and_lower
+
+    specs = compile_specs(target, share_weights=len(exported) > 1)
+    asked = _with_report(specs)
+    programs, transforms = {}, {}
+    for name, program in exported.items():
+        passes = get_qnn_pass_manager_cls(QnnExecuTorchBackendType.kHtpBackend)()
+        programs[name] = passes.transform_for_export_pipeline(program)
+        transforms[name] = passes.get_to_edge_transform_passes(program, compiler_specs=asked)
+    with QnnManagerContext(dict.fromkeys(exported, asked)):
+        edge = to_edge_transform_and_lower(
+            programs,
+            transform_passes=transforms,
+            partitioner={name: [QnnPartitioner(asked)] for name in exported},
+            compile_config=qnn_edge_config(),
+        )
+    for name in exported:
+        for module in edge.exported_program(name).graph_module.children():
+            module._compile_specs = specs  # what the run time reads: it need not talk
+    return edge
+
+
+def _check_graphs(module: Any, methods: list[str]) -> None:
+    """Read a compiled context back: it must hold the graph of every method. LowerError if it does not."""
+    found, _ = captured(lambda: graphs_of(module.compile_specs[0].value, module.processed_bytes))
+    if sorted(found) != sorted(methods):
+        raise LowerError(
+            f"the compiled context holds the graphs {', '.join(found) or 'none'}, expected {methods}"
+        )
+
+
+def graphs_of(compile_spec: bytes, context: bytes) -> list[str]:
+    """The names of the graphs in a context binary; LowerError where it cannot be read."""
+    from executorch.backends.qualcomm.python.PyQnnManagerAdaptor import QnnManager
+
+    manager = QnnManager(bytes(compile_spec), bytes(context))
+    if manager.InitBackend().value or manager.InitContextCache().value:
+        raise LowerError("a context that QNN has compiled cannot be read back")
+    names: list[str] = manager.GetGraphNames()
+    manager.Destroy()
+    return names
+
+
+def _with_report(specs: list[Any]) -> list[Any]:
+    """The same with the compiler as talkative as its report on memory takes (from SDK 2.51 on)."""
+    from executorch.backends.qualcomm.serialization.qc_schema import QnnExecuTorchLogLevel
+    from executorch.backends.qualcomm.serialization.qc_schema_serialize import (
+        flatbuffer_to_option,
+        option_to_flatbuffer,
+    )
+    from executorch.exir.backend.compile_spec_schema import CompileSpec
+
+    asked = []
+    for spec in specs:
+        option = flatbuffer_to_option(spec.value)
+        option.log_level = QnnExecuTorchLogLevel.kLogLevelInfo
+        asked.append(CompileSpec(spec.key, option_to_flatbuffer(option)))
+    return asked
+
+
+def compile_specs(soc: str, *, share_weights: bool) -> list[Any]:
+    """What ExecuTorch's partitioner needs to know: the SoC, and whether graphs of one context share weights."""
+    from executorch.backends.qualcomm.utils.utils import (
+        generate_htp_compiler_spec,
+        generate_qnn_executorch_compiler_spec,
+        get_soc_to_chipset_map,
+    )
+
+    specs: list[Any] = generate_qnn_executorch_compiler_spec(
+        soc_model=get_soc_to_chipset_map()[soc],
+        backend_options=generate_htp_compiler_spec(use_fp16=False, use_weight_sharing=share_weights),
+    )
+    return specs

@@ -1,0 +1,150 @@
+"""Quantize segments as QNN takes it: fixed scales, found on real inputs, by ExecuTorch's own quantizer.
+
+Every segment gets observers; the split runs in eager torch over a text with them in it, so each segment sees its
+true inputs; then the observers become quantize and dequantize operators. The result runs in eager torch as well: the
+numeric reference of a QNN program.
+
+The recipes are named by bits: 16a8w is 16-bit activations and 8-bit weights, one scale an output feature.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from doubleweave.compiler.backends.export_segment import export_segment
+from doubleweave.compiler.backends.qnn import lower as qnn
+from doubleweave.compiler.graph.ops import attention_reference
+from doubleweave.compiler.quiet import quiet
+from doubleweave.compiler.split.eager import run_chunks
+from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.compiler.split.transform import transform_segments
+from doubleweave.errors import LowerError, PolicyError
+from doubleweave.ir.split import Segment, SizeRanges
+
+RECIPES = ("16a8w", "16a4w", "8a8w")
+
+
+def recipes_of(names: Sequence[str], recipe: str, keep: Mapping[str, str]) -> dict[str, str]:
+    """The recipe of each segment: that of the last pattern of `keep` that it matches, else `recipe`.
+
+    `keep` may also say "cpu". Raises PolicyError for an unknown recipe, and for a pattern that no segment matches.
+    """
+    if recipe not in RECIPES:
+        raise PolicyError(f"quantize: found {recipe!r}, expected one of {', '.join(RECIPES)} for qnn")
+    if unknown := sorted(set(keep.values()) - {*RECIPES, "cpu"}):
+        raise PolicyError(f"keep: found {unknown[0]!r}, expected one of {', '.join(RECIPES)}, cpu")
+    chosen = dict.fromkeys(names, recipe)
+    for pattern, other in keep.items():
+        matching = fnmatch.filter(names, pattern)
+        if not matching:
+            raise PolicyError(
+                f"keep: {pattern!r} matches no segment; expected {names[0]} to {names[-1]} or a pattern (block_*)"
+            )
+        chosen.update(dict.fromkeys(matching, other))
+    return chosen
+
+
+def quantize(
+    torch_split: TorchSplit,
+    recipes: Mapping[str, str],
+    soc: str,
+    chunks: Sequence[Tensor],
+    progress: Callable[[str], None],
+) -> TorchSplit:
+    """Quantize the named segments; `chunks` are token ids int64 [1, T] of one text, all of one size.
+
+    Raises LowerError for a segment that cannot be quantized.
+    """
+    prepared_split = transform_segments(torch_split, qnn.prepare, frozenset(recipes))
+    modules_observed: dict[str, Any] = {}
+    for name, recipe in recipes.items():
+        segment = prepared_split.split.segment(name)
+        modules_observed[name] = observed(prepared_split, segment, recipe, soc, chunks[0].shape[1])
+        progress(f"prepared {name}")
+    modules = {s.name: prepared_split.module(s) for s in prepared_split.split.segments}
+    modules.update(modules_observed)
+    for number, _ in enumerate(run_chunks(prepared_split, chunks, modules)):
+        progress(f"calibrated on chunk {number + 1} of {len(chunks)}")
+    return _replaced(
+        prepared_split, {name: converted(name, found) for name, found in modules_observed.items()}
+    )
+
+
+def observed(torch_split: TorchSplit, segment: Segment, recipe: str, soc: str, size: int) -> Any:
+    """The segment as a module with observers, exported for `size` rows, or for its range of sizes where it has one."""
+    from executorch.backends.qualcomm.quantizer.quantizer import QnnQuantizer, QuantDtype
+    from executorch.backends.qualcomm.utils.utils import get_soc_to_chipset_map
+    from torchao.quantization.pt2e import MinMaxObserver
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+    with quiet():  # without Qualcomm's whole SDK it cannot check its own rules, and warns of that
+        quantizer = QnnQuantizer(soc_model=get_soc_to_chipset_map()[soc])
+    quantizer.set_default_quant_config(
+        getattr(QuantDtype, f"use_{recipe}"), is_linear_per_channel=True, act_observer=MinMaxObserver
+    )
+    if isinstance(segment.shape, SizeRanges):
+        # Only exported does attention have as many keys as it is given: in the model's graph they are the chunk's.
+        plain = {torch.ops.doubleweave.attention.default: attention_reference}
+        exported = export_segment(torch_split.module(segment), segment, None).run_decompositions(plain)
+    else:
+        exported = export_segment(torch_split.module(segment), segment, size)
+    try:
+        with quiet():
+            return prepare_pt2e(exported.module(check_guards=False), quantizer)
+    except Exception as error:
+        raise LowerError(f"segment {segment.name}: QNN cannot quantize it ({error})") from error
+
+
+def converted(name: str, observed: Any) -> fx.GraphModule:
+    """The module with what its observers found as scales."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    try:
+        with quiet():
+            converted: fx.GraphModule = convert_pt2e(observed)
+    except Exception as error:
+        raise LowerError(f"segment {name}: QNN cannot quantize it ({error})") from error
+    return converted
+
+
+def _replaced(torch_split: TorchSplit, modules: Mapping[str, fx.GraphModule]) -> TorchSplit:
+    """The split with these modules as segments: a structure each, for their scales are part of their graphs."""
+    graphs, weights, segments = {}, {}, []
+    for segment in torch_split.split.segments:
+        structure = segment.structure
+        if segment.name in modules:
+            structure = hashlib.sha256(f"{segment.structure} {segment.name}".encode()).hexdigest()[:16]
+            graphs[structure], weights[segment.name] = _as_structure(modules[segment.name])
+        else:
+            graphs[structure] = torch_split.graphs[structure]
+            weights[segment.name] = torch_split.weights[segment.name]
+        segments.append(replace(segment, structure=structure))
+    return TorchSplit(replace(torch_split.split, segments=tuple(segments)), graphs, weights)
+
+
+def _as_structure(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
+    """The module's graph with its tensors as "w0", "w1", …, and the tensors."""
+    tensors: dict[str, Tensor] = {}
+    graph = fx.Graph()
+    copied: dict[Any, Any] = {}
+    graph.output(graph.graph_copy(module.graph, copied))
+    for old, new in copied.items():
+        new.meta = dict(old.meta)
+        if new.op == "get_attr":
+            found = module
+            for part in str(old.target).split("."):
+                found = getattr(found, part)
+            assert isinstance(found, Tensor)
+            tensors.setdefault(str(old.target), found.detach())
+            new.target = f"w{list(tensors).index(str(old.target))}"
+    root = torch.nn.Module()
+    for index, tensor in enumerate(tensors.values()):
+        root.register_buffer(f"w{index}", tensor)
+    return fx.GraphModule(root, graph), tuple(tensors.values())

@@ -1,0 +1,114 @@
+"""The XNNPACK backend: the default on every CPU, and the stand-in for an NPU where there is none.
+
+Rewrites what XNNPACK's partitioner would leave outside its delegate, and says which partitioner and
+compile options to use. It knows nothing of models or schedules.
+"""
+
+from __future__ import annotations
+
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+import torch
+from torch import fx
+
+from doubleweave.compiler.backends.lowered import Lowered
+from doubleweave.compiler.graph.simplify import insert, is_call, nodes_of
+from doubleweave.compiler.split.transform import Convert, Weights, copy_graph, over_empty_weights
+
+NAME = "xnnpack"
+
+aten = torch.ops.aten
+
+
+def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
+    """Rewrite a structure for XNNPACK; returns the graph and what it does to a segment's weights.
+
+    RMSNorm's mean over the last dim is not delegated and would cut the segment in two; as a linear onto
+    one feature with the weights 1/n it is.
+    """
+    graph = copy_graph(graph_module)
+    num_weights = len({node.target for node in graph.nodes if node.op == "get_attr"})
+    added: list[int] = []
+    for node in nodes_of(graph):
+        if not (is_call(node, aten.mean.dim) and list(node.args[1]) == [-1] and len(node.args) > 2):
+            continue
+        if not node.args[2] or node.meta["val"].dtype != torch.float32:
+            continue
+        width = int(node.args[0].meta["val"].shape[-1])
+        if width not in added:
+            added.append(width)
+        with graph.inserting_before(node):
+            ones = graph.get_attr(f"w{num_weights + added.index(width)}")
+            ones.meta["val"] = node.meta["val"].fake_mode.from_tensor(
+                torch.empty(1, width), static_shapes=True
+            )
+            mean = insert(graph, aten.linear.default, node.args[0], ones, like=node)
+        node.replace_all_uses_with(mean)
+        graph.erase_node(node)
+
+    def convert(weights: Weights) -> Weights:
+        return (*weights, *(torch.full((1, width), 1.0 / width) for width in added))
+
+    return over_empty_weights(graph), convert
+
+
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str = "", recipe: str = "") -> Lowered:
+    """Lower to XNNPACK's delegates. There is one target, any CPU; the graphs say how they are quantized."""
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    edge = to_edge_transform_and_lower(
+        exported,
+        partitioner=[partitioner()],
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+    )
+    return Lowered(edge)
+
+
+def partitioner() -> object:
+    """XNNPACK's partitioner, so that it makes the fewest delegates.
+
+    XnnpackPartitioner alone cuts a quantized block in two (and with the dynamically quantized one listed
+    first, as is usual, gives each linear a delegate of its own); what passes between delegates costs memory
+    and time. Here all that XNNPACK takes at one level is one delegate.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from torch.fx.passes.infra.partitioner import Partition
+
+    class LevelPartitioner(XnnpackPartitioner):  # type: ignore[misc]
+        def generate_partitions(self, ep: Any) -> list[Any]:
+            groups = self.get_matched_nodes_from_configs(ep)
+            levels = _levels(ep.graph_module.graph, groups)
+            if levels is None:
+                found: list[Any] = super().generate_partitions(ep)
+                return found
+            by_level: dict[int, list[Any]] = {}
+            for group, level in zip(groups, levels, strict=True):
+                by_level.setdefault(level, []).extend(group)
+            return [Partition(id=level, nodes=nodes) for level, nodes in sorted(by_level.items())]
+
+    return LevelPartitioner()
+
+
+def _levels(graph: fx.Graph, groups: list[list[Any]]) -> list[int] | None:
+    """The level of each group: how many nodes outside all groups lie on the way to it, at most.
+
+    Groups of one level can be one delegate without a cycle. None when the groups themselves form one.
+    """
+    group_of = {node: number for number, group in enumerate(groups) for node in group}
+    units = [*groups, *([node] for node in graph.nodes if node not in group_of)]
+    unit_of = {node: number for number, unit in enumerate(units) for node in unit}
+    inputs = [
+        {unit_of[source] for node in unit for source in node.all_input_nodes} - {number}
+        for number, unit in enumerate(units)
+    ]
+    try:
+        order = list(TopologicalSorter(dict(enumerate(inputs))).static_order())
+    except CycleError:
+        return None
+    levels = [0] * len(units)
+    for unit in order:
+        outside = unit >= len(groups)
+        computed = [u for u in inputs[unit] if any(node.op == "call_function" for node in units[u])]
+        levels[unit] = max((levels[u] + (u >= len(groups) and not outside) for u in computed), default=0)
+    return levels[: len(groups)]

@@ -1,0 +1,134 @@
+"""Export a Hugging Face causal language model to one graph in which attention is one node a layer.
+
+No model is taken apart: transformers' `AttentionInterface` lets us register an attention function that
+calls our opaque op, and `AttentionMaskInterface` one that makes no mask. This module knows nothing of
+segments, quantization or backends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
+from doubleweave.compiler.graph.simplify import simplify
+from doubleweave.errors import SplitError
+
+_ATTENTION = "doubleweave"
+_EXAMPLE_ROWS = 33
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention function: query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D]."""
+    if kwargs.get("s_aux") is not None:
+        raise SplitError(
+            f"{type(module).__name__} has attention sinks (s_aux): expected plain softmax attention; "
+            "models with sinks are not supported yet"
+        )
+    if not getattr(module, "is_causal", True):
+        raise SplitError(
+            f"{type(module).__name__} is not causal: expected a decoder-only language model; "
+            "encoders have no cache to grow"
+        )
+    num_heads, num_kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]
+    scale = head_dim**-0.5 if scaling is None else float(scaling)
+    out = torch.ops.doubleweave.attention(
+        _token_major(query),
+        _token_major(key),
+        _token_major(value),
+        num_heads,
+        num_kv_heads,
+        scale,
+        int(sliding_window or 0),
+        float(softcap or 0.0),
+    )
+    return out.view(1, query.shape[2], num_heads, -1), None
+
+
+def _token_major(x_BHTD: torch.Tensor) -> torch.Tensor:
+    return x_BHTD.transpose(1, 2).reshape(x_BHTD.shape[0], x_BHTD.shape[2], -1)
+
+
+class _Logits(nn.Module):
+    """A causal language model as a function of (input_ids [1, T], position_ids [1, T]) -> logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).logits
+        return logits
+
+
+def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
+    """Export `model` for chunks of 1 to `max_rows` tokens and simplify the graph.
+
+    The graph takes input_ids and position_ids (int64 [1, T]) and returns logits (float32 [1, T, vocab]).
+    Raises SplitError when the model does not go through transformers' attention interface.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(_ATTENTION, _attention)
+    AttentionMaskInterface.register(_ATTENTION, lambda *args, **kwargs: None)
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(_ATTENTION)
+        example = torch.zeros(1, _EXAMPLE_ROWS, dtype=torch.long)
+        positions = torch.arange(example.shape[1]).unsqueeze(0)
+        # Of a range such as 1 to 2 torch.export makes several dims.
+        rows = torch.export.Dim("T", min=1, max=max(_EXAMPLE_ROWS, max_rows))
+        with torch.no_grad():
+            exported = torch.export.export(
+                _Logits(model), (example, positions), dynamic_shapes=({1: rows}, {1: rows}), strict=False
+            )
+    except SplitError:
+        raise
+    except Exception as error:
+        raise SplitError(
+            f"{type(model).__name__}: torch.export cannot export it for 1 to {max_rows} tokens "
+            f"({str(error).strip().splitlines()[0]}); expected a decoder without data-dependent control flow"
+        ) from error
+    finally:
+        model.set_attn_implementation(before)
+    graph_module = exported.module()
+    assert isinstance(graph_module, fx.GraphModule)
+    simplify(graph_module)
+    attention = torch.ops.doubleweave.attention.default
+    if not any(node.target is attention for node in graph_module.graph.nodes):
+        raise SplitError(
+            f"{type(model).__name__} has no call of transformers' attention interface: expected a decoder "
+            "whose attention goes through ALL_ATTENTION_FUNCTIONS; this architecture is not supported"
+        )
+    return graph_module
+
+
+def owned_modules(model: Any) -> dict[str, str]:
+    """The modules that become segments of their own: qualified name (in the exported graph) -> segment.
+
+    Found by role, not by name: input embeddings, output embeddings, rotary tables.
+    """
+    names = {id(module): f"model.{name}" for name, module in model.named_modules()}
+    owners = {names[id(model.get_input_embeddings())]: "embed_tokens"}
+    owners |= {
+        names[id(module)]: "rotary"
+        for module in model.modules()
+        if type(module).__name__.endswith("RotaryEmbedding") and id(module) in names
+    }
+    owners[names[id(model.get_output_embeddings())]] = "lm_head"
+    return owners

@@ -1,0 +1,4 @@
+"""Segments to methods, methods to one .pte file.
+
+Imports compiler.backends and ir; knows nothing of sources or schedules.
+"""

@@ -1,0 +1,148 @@
+"""Lowered methods as templates: what a structure compiles to, apart from its weights.
+
+Layers of a model differ in their weights alone, so each structure is lowered once, over made-up weights,
+and its template is filled with each layer's own: the weights' digests are the keys under which the
+program stores them, and keys of equal length replace one another in the delegate's payload. That makes
+compile time flat in depth. `pte.py` writes filled templates to a file.
+
+It knows nothing of models or devices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from doubleweave.compiler.split.pieces import SMALL_BYTES
+from doubleweave.ir.split import Traffic
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    data: bytes = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return data
+
+
+def _bfloat16(tensor: Tensor) -> bytes:
+    return raw_bytes(tensor.to(torch.bfloat16))
+
+
+def _nibbles(tensor: Tensor) -> bytes:
+    """Two 4-bit weights a byte, offset by 8, the even one low: XNNPACK's qc4w layout."""
+    offset = (tensor.contiguous().view(-1).to(torch.int16) + 8).to(torch.uint8)
+    offset = torch.nn.functional.pad(offset, (0, offset.numel() % 2))
+    return raw_bytes(offset[1::2] << 4 | offset[::2])
+
+
+_ENCODINGS: dict[str, Callable[[Tensor], bytes]] = {
+    "raw": raw_bytes,
+    "bfloat16": _bfloat16,
+    "nibbles": _nibbles,
+}
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Bytes in a program that come from weight `index` of the segment, in some encoding."""
+
+    index: int
+    encoding: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """A lowered method without its weights.
+
+    `plan` is ExecuTorch's ExecutionPlan; `payloads` the delegates' processed bytes; `named` and `buffers`
+    say where each named datum and each constant buffer comes from (bytes: the same in every layer).
+    `is_complete`: every weight was found again, so that others can take its place (a backend may also keep them
+    in another layout, such as a convolution's). `traffic` is what the backend's compiler says of its memory.
+    """
+
+    plan: object
+    payloads: tuple[bytes, ...]
+    named: dict[str, Constant | bytes]
+    buffers: tuple[Constant | bytes, ...]
+    num_operators: int
+    num_delegated: int
+    is_complete: bool
+    traffic: Traffic | None = None
+
+
+def encode(source: Constant | bytes, weights: tuple[Tensor, ...]) -> bytes:
+    """The bytes a template's constant has over these weights."""
+    return source if isinstance(source, bytes) else _ENCODINGS[source.encoding](weights[source.index])
+
+
+def made_up_weights(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Random tensors, all different, of the same shapes and dtypes, by which a template's weights are found.
+
+    What a backend looks at stays as it is: zero points are kept, 4-bit values stay in range, scales above
+    zero. Tensors of less than 16 bytes are kept too: their bytes could be met by chance, so they are part
+    of the structure (split.py).
+    """
+    generator = torch.Generator().manual_seed(20260)
+    result = []
+    for tensor in weights:
+        if tensor.numel() * tensor.element_size() < SMALL_BYTES:
+            result.append(tensor)
+        elif tensor.dtype == torch.int8:
+            low, high = (-8, 8) if int(tensor.min()) >= -8 and int(tensor.max()) < 8 else (-127, 128)
+            result.append(torch.randint(low, high, tensor.shape, dtype=torch.int8, generator=generator))
+        elif tensor.is_floating_point():
+            made_up = torch.rand(tensor.shape, generator=generator) + 0.5
+            result.append(made_up.to(torch.bfloat16).to(tensor.dtype))
+        else:
+            result.append(tensor)
+    return tuple(result)
+
+
+def make_templates(
+    program: Any, named_data: Any, weights: tuple[Tensor, ...], made_up: frozenset[int]
+) -> dict[str, Template]:
+    """Turn emitted methods (exir's Program, its NamedDataStoreOutput) into templates, by the method's name.
+
+    `made_up` lists the weights whose numbers are not the segment's own.
+    """
+    by_digest: dict[bytes, Constant | bytes] = {}
+    for index, tensor in enumerate(weights):
+        for encoding, to_bytes in _ENCODINGS.items():
+            if encoding == "raw" or (encoding == "bfloat16") == tensor.is_floating_point():
+                by_digest.setdefault(hashlib.sha256(to_bytes(tensor)).digest(), Constant(index, encoding))
+    _check_distinct([weights[index] for index in sorted(made_up)])
+
+    def origin(data: bytes) -> Constant | bytes:
+        return by_digest.get(hashlib.sha256(data).digest(), data)
+
+    named: dict[str, Constant | bytes] = {}
+    if named_data is not None:
+        for key, entry in named_data.pte_data.items():
+            named[key] = origin(bytes(named_data.buffers[entry.buffer_index]))
+    buffers = tuple(origin(bytes(buffer.storage)) for buffer in program.constant_buffer)
+    payloads = tuple(bytes(item.data) for item in program.backend_delegate_data)
+    sources = [*named.values(), *buffers]
+    found = {source.index for source in sources if isinstance(source, Constant)}
+    rest = [source for source in sources if isinstance(source, bytes)]
+    is_complete = not made_up or (made_up <= found and not any(map(_may_be_weights, rest)))
+    return {
+        plan.name: Template(plan, payloads, named, buffers, 0, 0, is_complete)
+        for plan in program.execution_plan
+    }
+
+
+def _may_be_weights(data: bytes) -> bool:
+    """Whether bytes in a program may be weights in another form: not if they are few or all the same number."""
+    return len(data) >= 4 * SMALL_BYTES and data != data[:4] * (len(data) // 4)
+
+
+def _check_distinct(weights: Sequence[Tensor]) -> None:
+    digests = [
+        hashlib.sha256(raw_bytes(t)).digest()
+        for t in weights
+        if t.any() and t.numel() * t.element_size() >= SMALL_BYTES
+    ]
+    assert len(set(digests)) == len(digests), "made-up weights must differ"

@@ -1,0 +1,78 @@
+"""The program folder on disk: made beside its place and renamed into it, so that nothing half-written is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from doubleweave.errors import LowerError
+from doubleweave.ir.manifest import MANIFEST_FILE, PROGRAM_FILE, RUN_FILE, STATE_FILE, TOKENIZER_FILE
+
+# Gets (what is being done, steps done, steps in all).
+Progress = Callable[[str, int, int], None]
+
+
+def check_target(folder: Path, option: str = "-o") -> None:
+    """Raises LowerError unless the folder may be written; `option` is what gives another one."""
+    if folder.exists() and not folder.is_dir():
+        raise LowerError(f"{folder}: is a file, expected a folder to write; choose another one with {option}")
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # The whole folder is replaced, so nothing that is not ours may be in it.
+    ours = {PROGRAM_FILE, MANIFEST_FILE, TOKENIZER_FILE, STATE_FILE, RUN_FILE}
+    if found and (PROGRAM_FILE not in found or found - ours):
+        raise LowerError(
+            f"{folder}: is a folder with other files in it, expected an empty or missing folder or an older "
+            f"program; choose another one with {option}"
+        )
+
+
+@contextlib.contextmanager
+def made_beside(folder: Path, option: str = "-o") -> Iterator[Path]:
+    """A temporary folder to fill, which then takes the place of `folder`; gone without a trace on an error."""
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
+    except OSError as error:
+        raise LowerError(
+            f"{folder}: cannot be made: {error.strerror}; choose another folder with {option}"
+        ) from error
+    try:
+        yield temporary
+        _replace(temporary, folder)
+    except OSError as error:
+        raise LowerError(
+            f"{folder}: cannot be written: {error.strerror}; choose another folder with {option}"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    """Put the finished directory in its place; an older program goes only once the new one is there."""
+    os.chmod(temporary, 0o777 & ~_umask())
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.absolute().parent)) / "program"
+    try:
+        folder.rename(old)
+    except OSError:
+        old.parent.rmdir()
+        raise
+    try:
+        temporary.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,165 @@
+"""Quantize the linears of a split: 8-bit dynamic activations with 8-bit or 4-bit weights.
+
+Works on a structure's graph once and on each segment's weights. It knows nothing of backends: it writes
+the quantize and dequantize operators of PyTorch's `quantized_decomposed` namespace, which backends read,
+and which run in eager torch as well (the numeric reference of a quantized program).
+
+The recipes are named as in torchao: 8da8w is int8 weights with one scale an output feature, 8da4w int4
+weights with one scale for each 32 input features. Both take int8 activations, asymmetric, one scale a
+token, chosen at run time. The head keeps 8 bits in 8da4w, as llama.cpp's Q4_0 does.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.ao.quantization.fx._decomposed
+from torch import Tensor, fx
+
+from doubleweave.compiler.graph.simplify import insert, is_call, nodes_of
+from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.compiler.split.transform import (
+    Convert,
+    Weights,
+    copy_graph,
+    over_empty_weights,
+    transform_segments,
+)
+from doubleweave.errors import PolicyError
+
+RECIPES = ("8da8w", "8da4w", "none")
+GROUP_SIZE = 32
+_SCALE_STEPS = (7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5)
+_LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
+KEEP_8_BIT = frozenset({"lm_head"})
+
+aten = torch.ops.aten
+qd = torch.ops.quantized_decomposed
+
+
+def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
+    """Quantize every linear of every segment; raises PolicyError for a recipe that does not exist."""
+    if recipe not in RECIPES:
+        raise PolicyError(f"quantize: found {recipe!r}, expected one of {', '.join(RECIPES)}")
+    if recipe == "none":
+        return torch_split
+    names = frozenset(s.name for s in torch_split.split.segments)
+    if recipe == "8da8w":
+        return transform_segments(torch_split, lambda graph: _quantize_graph(graph, bits=8), names)
+    wide = transform_segments(torch_split, lambda graph: _quantize_graph(graph, bits=8), names & KEEP_8_BIT)
+    return transform_segments(wide, lambda graph: _quantize_graph(graph, bits=4), names - KEEP_8_BIT)
+
+
+def int8_per_channel(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """float32 [N, K] -> (int8 [N, K] in -127 … 127, scales float32 [N], zero points int64 [N])."""
+    scales = (weight.abs().amax(dim=1) / 127).clamp(min=_LEAST_SCALE)
+    rounded = torch.round(weight / scales.unsqueeze(1)).clamp(-127, 127).to(torch.int8)
+    return rounded, scales, torch.zeros(len(scales), dtype=torch.int64)
+
+
+def int4_per_group(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """float32 [N, K] -> (int8 [N, K] in -8 … 7, scales float32 [N, K/32], zero points int32 [N, K/32]).
+
+    Each group takes, of a few scales around its largest magnitude, the one with the least squared error;
+    scales are rounded to bfloat16, the type in which XNNPACK keeps them.
+    """
+    groups = weight.view(weight.shape[0], -1, GROUP_SIZE)
+    largest = groups.abs().amax(dim=2, keepdim=True)
+    best_error = torch.full_like(largest, torch.inf)
+    best_scales = torch.empty_like(largest)
+    for steps in _SCALE_STEPS:
+        scales = (largest / steps).clamp(min=_LEAST_SCALE).to(torch.bfloat16).to(torch.float32)
+        rounded = torch.round(groups / scales).clamp(-8, 7)
+        error = (rounded * scales - groups).square().sum(dim=2, keepdim=True)
+        best_scales = torch.where(error < best_error, scales, best_scales)
+        best_error = torch.minimum(error, best_error)
+    rounded = torch.round(groups / best_scales).clamp(-8, 7).to(torch.int8).view(weight.shape)
+    scales = best_scales.squeeze(2)
+    return rounded, scales, torch.zeros(scales.shape, dtype=torch.int32)
+
+
+def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphModule, Convert]:
+    graph = copy_graph(graph_module)
+    quantized: dict[int, int] = {}  # weight index -> bits
+    activations: dict[Any, Any] = {}
+    for node in nodes_of(graph):
+        if not is_call(node, aten.linear.default) or node.args[1].op != "get_attr":
+            continue
+        source, weight = node.args[:2]
+        index = int(weight.target[1:])
+        width = int(weight.meta["val"].shape[1])
+        # A width that groups do not divide keeps 8 bits: XNNPACK's 4-bit kernels take whole groups.
+        quantized[index] = bits if bits == 8 or width % GROUP_SIZE == 0 else 8
+        with graph.inserting_before(node):
+            if source not in activations:
+                activations[source] = _dynamic_activation(graph, source)
+            dequantized = _dequantized_weight(graph, weight, quantized[index])
+        node.args = (activations[source], dequantized, *node.args[2:])
+    return _renumber(graph, quantized)
+
+
+def _dynamic_activation(graph: fx.Graph, x: Any) -> Any:
+    chosen = insert(graph, qd.choose_qparams_per_token_asymmetric.default, x, torch.int8, like=x)
+    scale = insert(graph, operator.getitem, chosen, 0, like=x)
+    zero_point = insert(graph, operator.getitem, chosen, 1, like=x)
+    int8 = insert(graph, qd.quantize_per_token.default, x, scale, zero_point, -128, 127, torch.int8, like=x)
+    return insert(
+        graph,
+        qd.dequantize_per_token.default,
+        int8,
+        scale,
+        zero_point,
+        -128,
+        127,
+        torch.int8,
+        torch.float32,
+        like=x,
+    )
+
+
+def _dequantized_weight(graph: fx.Graph, weight: Any, bits: int) -> Any:
+    parts = [graph.get_attr(f"{weight.target}.{part}") for part in ("values", "scales", "zero_points")]
+    converted = _CONVERT[bits](torch.ones(weight.meta["val"].shape))
+    mode = weight.meta["val"].fake_mode
+    for part, tensor in zip(parts, converted, strict=True):
+        part.meta["val"] = mode.from_tensor(tensor, static_shapes=True)
+    if bits == 8:
+        return insert(graph, qd.dequantize_per_channel.default, *parts, 0, -127, 127, torch.int8, like=weight)
+    return insert(
+        graph,
+        qd.dequantize_per_channel_group.default,
+        *parts,
+        -8,
+        7,
+        torch.int8,
+        GROUP_SIZE,
+        torch.float32,
+        like=weight,
+    )
+
+
+_CONVERT = {8: int8_per_channel, 4: int4_per_group}
+
+
+def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, Convert]:
+    """Name the buffers "w0", "w1", … again, in the order in which the new graph reads them."""
+    graph.eliminate_dead_code()
+    order: list[str] = []
+    for node in nodes_of(graph):
+        if node.op == "get_attr":
+            if node.target not in order:
+                order.append(node.target)
+            node.target = f"w{order.index(node.target)}"
+
+    def convert(weights: Weights) -> Weights:
+        parts: dict[str, Tensor] = {}
+        for index, tensor in enumerate(weights):
+            parts[f"w{index}"] = tensor
+            if index in quantized:
+                names = (f"w{index}.{part}" for part in ("values", "scales", "zero_points"))
+                parts.update(zip(names, _CONVERT[quantized[index]](tensor), strict=True))
+        return tuple(parts[name] for name in order)
+
+    return over_empty_weights(graph), convert

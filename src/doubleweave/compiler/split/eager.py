@@ -1,0 +1,74 @@
+"""Run a language model's split in eager torch, chunk behind chunk: the numeric reference of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.errors import InputError
+from doubleweave.ir.split import CACHED, Port
+
+
+def run_eager(torch_split: TorchSplit, input_ids: Tensor, chunk: int | None = None) -> Tensor:
+    """Run the split in eager torch, chunk behind chunk, with a growing cache: the numeric reference.
+
+    input_ids int64 [1, T] -> logits float32 [1, T, vocab]. `chunk` None takes the prompt in one piece.
+    Raises InputError for a batch larger than 1.
+    """
+    if input_ids.ndim != 2 or input_ids.shape[0] != 1:
+        raise InputError(
+            f"input_ids has shape {list(input_ids.shape)}: expected [1, T]; the cache holds the tokens of one "
+            "sequence, so run a batch as several sessions"
+        )
+    return torch.cat(
+        list(run_chunks(torch_split, torch.split(input_ids, chunk or input_ids.shape[1], dim=1))), dim=1
+    )
+
+
+def run_chunks(
+    torch_split: TorchSplit,
+    chunks: Iterable[Tensor],
+    modules: Mapping[str, Callable[..., Any]] | None = None,
+) -> Iterator[Tensor]:
+    """The logits [1, T, vocab] of each chunk of one sequence, token ids int64 [1, T], as they get done.
+
+    `modules` are the segments to run, by name, in place of the split's own.
+    """
+    run = modules or {s.name: torch_split.module(s.name) for s in torch_split.split.segments}
+    kinds = {value.name: value.kind for value in torch_split.split.values}
+    output = next(name for name, kind in kinds.items() if kind == "output")
+    cache: dict[str, Tensor] = {}
+    start = 0
+    for input_ids in chunks:
+        end = start + input_ids.shape[1]
+        env = {"input_ids": input_ids, "position_ids": torch.arange(start, end)[None]}
+        start = end
+        for call in torch_split.split.calls:
+            ports = torch_split.split.segment(call.segment).inputs
+            read = [
+                _cached(cache.get(name), port) if kinds[name] == "cache" else env[name]
+                for name, port in zip(call.reads, ports, strict=True)
+            ]
+            with torch.no_grad():
+                written = run[call.segment](*read)
+            for name, result in zip(call.writes, written, strict=True):
+                if kinds[name] == "cache":
+                    cache[name] = torch.cat((cache[name], result), 1) if name in cache else result
+                else:
+                    env[name] = result
+        yield env[output]
+
+
+def _cached(rows: Tensor | None, port: Port) -> Tensor:
+    """The rows that a call sees: those there are or, where it takes a cache of fixed length, zeros behind them."""
+    if CACHED in port.shape:
+        assert rows is not None
+        return rows
+    whole = torch.zeros([int(size) for size in port.shape], dtype=getattr(torch, port.dtype))
+    if rows is not None:
+        whole[:, : rows.shape[1]] = rows
+    return whole

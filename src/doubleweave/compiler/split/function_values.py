@@ -1,0 +1,124 @@
+"""The values of one function: a name and a shape for every tensor that crosses the edge of a piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from doubleweave.compiler.split.call_sizes import Variant
+from doubleweave.compiler.split.pieces import Piece, output_node
+from doubleweave.compiler.trace.trace_data import Trace
+from doubleweave.ir.split import Call, Function, Port, Range, State, Value
+
+aten = torch.ops.aten
+
+
+def own_outputs(traced: Trace) -> None:
+    """Let segments compute what is returned, kept as a state, or handed to a named module and is only a weight."""
+    graph = traced.graph_module.graph
+    output = output_node(graph)
+    for node in (output, *traced.calls):
+        given: Any = node.args[0]
+        arguments = [_clone(graph, value, node) if value.op == "get_attr" else value for value in given]
+        node.args = (type(given)(arguments), *node.args[1:])
+
+
+def _clone(graph: fx.Graph, node: fx.Node, before: fx.Node) -> fx.Node:
+    with graph.inserting_before(before):
+        clone = graph.call_function(aten.clone.default, (node,))
+    clone.meta["val"] = node.meta["val"]
+    return clone
+
+
+class Values:
+    """The values of one function, by name and by node."""
+
+    def __init__(self, variant: Variant, traced: Trace) -> None:
+        self.variant, self.traced = variant, traced
+        self.values: dict[str, Value] = {}
+        self.name_of: dict[fx.Node, str] = {}
+        self.ranges = traced.ranges
+        graph = traced.graph_module.graph
+        self.results: list[fx.Node] = list(output_node(graph).args[0])  # type: ignore[arg-type]
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        for node, leaf in zip(placeholders, traced.leaves, strict=False):
+            self._add(node, leaf.path, "input")
+        owner = f"{variant.match.name}." if variant.match.name else ""
+        self.next_of: dict[str, str] = {}
+        for node, state in zip(placeholders[len(traced.leaves) :], traced.states, strict=True):
+            self._add(node, owner + state, "state")
+            self.next_of[owner + state] = f"{owner}{state}.next"
+        num_results = len(self.results) - len(traced.states)
+        self.outputs = self.results[:num_results]
+        for node, state in zip(self.results[num_results:], tuple(self.next_of), strict=True):
+            # Something that has a name already (an argument, another state's next value) is copied by the run.
+            self._add(node, self.next_of[state], "chunk")
+            self.next_of[state] = self.name_of[node]
+
+    def _add(self, node: fx.Node, name: str, kind: Any) -> None:
+        if node in self.name_of:
+            return
+        while name in self.values:
+            name += "'"
+        self.name_of[node] = name
+        self.values[name] = self._value(name, node.meta["val"], kind)
+
+    def _value(self, name: str, tensor: Tensor, kind: Any) -> Value:
+        shape = tuple(self.traced.size(size) for size in tensor.shape)
+        return Value(name, str(tensor.dtype).removeprefix("torch."), shape, kind)
+
+    def name_writes(self, piece: Piece, name: str) -> None:
+        crossing = [node for node in piece.writes if node not in self.name_of]
+        for index, node in enumerate(crossing):
+            suffix = f".{index}" if len(crossing) > 1 else ""
+            self._add(node, name + suffix, "output" if node in self.outputs else "chunk")
+
+    def port(self, node: fx.Node) -> Port:
+        value = self.values[self.name_of[node]]
+        return Port(value.name, value.dtype, value.shape)
+
+    def call(self, piece: Piece, name: str, callee: str) -> Call:
+        """A call of a named module, with a value for each of its results, read or not."""
+        boundary = piece.nodes[0]
+        results: list[Tensor] = boundary.meta["val"]
+        writes = []
+        for index, tensor in enumerate(results):
+            stem = f"{name}.{index}" if len(results) > 1 else name
+            readers = [n for n in piece.nodes[1:] if n.args[0] is boundary and n.args[1] == index]
+            is_output = any(node in self.outputs for node in readers)
+            named = [self.name_of[node] for node in readers if node in self.name_of]
+            if named:
+                stem = named[0]
+            else:
+                while stem in self.values:
+                    stem += "'"
+                self.values[stem] = self._value(stem, tensor, "output" if is_output else "chunk")
+            for node in readers:
+                self.name_of[node] = stem
+            writes.append(stem)
+        reads = tuple(self.name_of[node] for node in boundary.args[0])  # type: ignore[union-attr,index]
+        return Call(name, callee, reads, tuple(writes), callee="function")
+
+    def segment_call(self, piece: Piece, name: str, segment: str) -> Call:
+        reads = tuple(self.name_of[node] for node in piece.reads)
+        return Call(name, segment, reads, tuple(self.name_of[node] for node in piece.writes))
+
+    def first_values(self, module: nn.Module) -> dict[str, Tensor]:
+        return {
+            name: module.get_buffer(state).detach().clone()
+            for name, state in zip(self.next_of, self.traced.states, strict=True)
+        }
+
+    def function(self, calls: Sequence[Call]) -> Function:
+        return Function(
+            name=self.variant.name,
+            calls=tuple(calls),
+            values=tuple(self.values.values()),
+            outputs=tuple(self.name_of[node] for node in self.outputs),
+            ranges=tuple(Range(*r) for r in self.ranges),
+            states=tuple(State(*pair) for pair in self.next_of.items()),
+            interface=self.traced.interface,
+        )

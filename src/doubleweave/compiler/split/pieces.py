@@ -1,0 +1,251 @@
+"""Split an exported graph into pieces: what is compiled as one segment, or is one call of a named module.
+
+The level of a node is the largest level of its inputs, plus one where an edge leaves a piece that has an owner.
+Nodes of one (level, owner) form a piece, so modules on different devices never merge. A piece's own graph reads
+its weights from buffers; pieces of one structure share one graph and differ in their weights alone.
+
+This module knows nothing of language models, policies, quantization or backends: what it needs is who owns a node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from doubleweave.errors import SplitError
+from doubleweave.ir.split import Port, Segment, Split
+
+SMALL_BYTES = (
+    16  # tensors of fewer bytes cannot be told apart by their bytes (emit.py): part of the structure
+)
+
+
+@dataclass(frozen=True)
+class TorchSplit:
+    """A Split with what compiling it needs: a graph per structure, tensors per segment.
+
+    A structure's GraphModule takes the segment's inputs and reads its weights from buffers "w0", "w1", …;
+    `weights[segment]` holds that segment's own tensors in this order.
+    """
+
+    split: Split
+    graphs: dict[str, fx.GraphModule]
+    weights: dict[str, tuple[Tensor, ...]]
+
+    def module(self, segment: Segment | str) -> fx.GraphModule:
+        """The segment as a module with its own weights (structures are shared, so this is a copy)."""
+        found = self.split.segment(segment) if isinstance(segment, str) else segment
+        return with_weights(self.graphs[found.structure].graph, self.weights[found.name])
+
+
+def with_weights(graph: fx.Graph, weights: tuple[Tensor, ...]) -> fx.GraphModule:
+    """A structure's graph over these weights."""
+    root = torch.nn.Module()
+    for index, tensor in enumerate(weights):
+        root.register_buffer(f"w{index}", tensor)
+    return fx.GraphModule(root, graph)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Nodes of one (level, owner), in the graph's order; `reads` and `writes` are the nodes at its edge."""
+
+    level: int
+    owner: str
+    nodes: tuple[fx.Node, ...]
+    reads: tuple[fx.Node, ...]
+    writes: tuple[fx.Node, ...]
+
+
+# In a node's meta:
+IN_ORDER = "in_order"  # it runs after those before it that are so marked (they share a state)
+PAST = "past"  # of a placeholder: the node whose rows of earlier chunks it stands for, and to whose piece it belongs
+
+
+def is_tensor(node: Any) -> bool:
+    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
+
+
+def output_node(graph: fx.Graph) -> fx.Node:
+    found: fx.Node = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return found
+
+
+def cut_pieces(
+    graph: fx.Graph, owner_of: Callable[[fx.Node], str], absorbing: frozenset[str] = frozenset()
+) -> list[Piece]:
+    """Cut a graph into pieces, in an order that can run.
+
+    `owner_of` names the owner of a node, "" for none. Nodes without one that read nothing but what an owner in
+    `absorbing` computes join it (what follows the head of a language model).
+    """
+    keys = _keys(graph, owner_of, absorbing)
+    nodes: dict[tuple[int, str], list[fx.Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if node in keys and _is_computation(node):
+            nodes[keys[node]].append(node)
+    # At one level, nodes without an owner feed those with one.
+    order = sorted(nodes, key=lambda key: (key[0], key[1] != "", key[1]))
+    pieces = []
+    for key in order:
+        members = set(nodes[key])
+        writes = tuple(
+            node
+            for node in nodes[key]
+            if is_tensor(node)
+            and any(u.op == "output" or (_is_computation(u) and u not in members) for u in _users(node))
+        )
+        pieces.append(Piece(*key, tuple(nodes[key]), tuple(_reads(nodes[key], members)), writes))
+    return pieces
+
+
+def _is_computation(node: fx.Node) -> bool:
+    """Whether a node computes tensors (one or several); sizes are computed again where they are needed."""
+    value = node.meta.get("val")
+    if node.op != "call_function":
+        return False
+    return isinstance(value, Tensor) or (
+        isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value)
+    )
+
+
+def _keys(
+    graph: fx.Graph, owner_of: Callable[[fx.Node], str], absorbing: frozenset[str]
+) -> dict[fx.Node, tuple[int, str]]:
+    keys: dict[fx.Node, tuple[int, str]] = {}
+    before: fx.Node | None = None
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        sources = (source.meta.get(PAST, source) for source in node.all_input_nodes)
+        inputs = [keys[source] for source in sources if source in keys]
+        if node.meta.get(IN_ORDER):
+            inputs += [keys[before]] if before is not None else []
+            before = node
+        if not _is_computation(node):
+            if inputs:  # a size: it comes from where its tensor does
+                keys[node] = max(inputs)
+            continue
+        if node.target is operator.getitem:
+            keys[node] = keys[node.args[0]]
+            continue
+        owner = owner_of(node)
+        if not owner and inputs and len({name for _, name in inputs}) == 1 and inputs[0][1] in absorbing:
+            owner = inputs[0][1]
+        keys[node] = max((level + (name not in ("", owner)) for level, name in inputs), default=0), owner
+    return keys
+
+
+def _users(node: fx.Node) -> list[fx.Node]:
+    """Users of a tensor, and of sizes taken from it."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        found += [user] if user.op == "output" or _is_computation(user) else _users(user)
+    return found
+
+
+def _reads(nodes: Sequence[fx.Node], members: set[fx.Node]) -> list[fx.Node]:
+    reads: list[fx.Node] = []
+
+    def add(tensor: Any) -> None:
+        if tensor.op != "get_attr" and tensor not in members and tensor not in reads:
+            reads.append(tensor)
+
+    sizes: list[fx.Node] = []
+    for node in nodes:
+        for source in node.all_input_nodes:
+            if is_tensor(source):
+                add(source)
+            elif source not in members:
+                sizes.append(source)
+    while sizes:
+        size = sizes.pop(0)
+        if _same_size(size, reads) is None:
+            for source in size.all_input_nodes:
+                if is_tensor(source):
+                    add(source)
+                elif source not in members:
+                    sizes.append(source)
+    return reads
+
+
+def _same_size(size: fx.Node, tensors: Sequence[fx.Node]) -> tuple[fx.Node, int] | None:
+    """(tensor, axis) that has this size."""
+    for tensor in tensors:
+        for axis, found in enumerate(tensor.meta["val"].shape):
+            if str(found) == str(size.meta["val"]):
+                return tensor, axis
+    return None
+
+
+def extract(
+    piece: Piece, reads: Sequence[fx.Node], constant: Callable[[fx.Node], Tensor]
+) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
+    """Copy a piece into a graph of its own, with its weights.
+
+    `reads` are its inputs in order (those of the piece, perhaps in another one). Sizes are taken again from
+    the inputs.
+    """
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    weights: list[fx.Node] = []
+    for index, node in enumerate(reads):
+        copied[node] = graph.placeholder(f"in{index}")
+        copied[node].meta["val"] = node.meta["val"]
+
+    def copy(node: fx.Node) -> fx.Node:
+        result = graph.node_copy(node, resolve)
+        result.name = graph._graph_namespace.create_name(getattr(node.target, "__name__", "op"), result)
+        return result
+
+    def size_of(node: fx.Node) -> fx.Node:
+        found = _same_size(node, reads)
+        if found is None:
+            for source in node.all_input_nodes:
+                resolve(source)
+            return copy(node)
+        tensor, axis = found
+        result = graph.call_function(torch.ops.aten.sym_size.int, (copied[tensor], axis))
+        result.meta["val"] = node.meta["val"]
+        return result
+
+    def resolve(node: fx.Node) -> fx.Node:
+        if node not in copied:
+            if node.op == "get_attr":
+                copied[node] = graph.get_attr(f"w{len(weights)}")
+                copied[node].meta["val"] = node.meta["val"]
+                weights.append(node)
+            elif not _is_computation(node):
+                copied[node] = size_of(node)
+            else:
+                raise SplitError(f"{node.name} is needed by a segment that does not read it")
+        return copied[node]
+
+    for node in piece.nodes:
+        for source in node.all_input_nodes:
+            resolve(source)
+        copied[node] = copy(node)
+    graph.output(tuple(copied[node] for node in piece.writes))
+    graph.eliminate_dead_code()
+    tensors = tuple(constant(node) for node in weights)
+    return with_weights(graph, tensors), tensors
+
+
+def structure(graph: fx.Graph, weights: tuple[Tensor, ...], ports: tuple[Port, ...]) -> str:
+    """A digest of everything but the numbers of weights of 16 bytes and more."""
+    numbers = [w.tolist() if w.numel() * w.element_size() < SMALL_BYTES else None for w in weights]
+    lines = [str([(p.dtype, p.shape) for p in ports]), str([(w.dtype, tuple(w.shape)) for w in weights])]
+    lines.append(str(numbers))
+    index = {node: number for number, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        target = node.target if isinstance(node.target, str) else str(node.target)
+        args = fx.map_arg((node.args, node.kwargs), lambda n: f"%{index[n]}")
+        lines.append(f"{node.op} {target} {args}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -1,0 +1,180 @@
+"""Show that the rows of a segment do not depend on one another, so that it may run chunk by chunk.
+
+First from the graph: the axis of the rows is followed through every operator, and an operator that mixes rows, or
+that is not known to keep them apart, is a reason to refuse. Then in numbers: the segment over all rows at once against
+the same rows chunk by chunk, the last chunk padded. A segment with state is checked in numbers alone, in order and
+never padded: what one row does to the state is meant to reach the rows behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, fx
+
+from doubleweave.compiler.split.row_rules import Axis, Follower, MixesRows, UnknownOperator
+from doubleweave.errors import SplitError
+from doubleweave.ir.sizes import shape_of
+from doubleweave.ir.split import ROWS, Port
+
+PROVEN = "shown from the graph, and checked in numbers"
+CHECKED = "checked in numbers"
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A segment that is to run chunk by chunk.
+
+    `are_states` and `are_updates` mark the inputs and outputs that are a state before and after.
+    """
+
+    graph_module: fx.GraphModule
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
+    are_states: Sequence[bool]
+    are_updates: Sequence[bool]
+
+
+def check(name: str, graph: Graph, sizes: Sequence[int]) -> str:
+    """PROVEN or CHECKED; raises SplitError where rows are not independent."""
+    for port, is_update in zip(graph.outputs, graph.are_updates, strict=True):
+        if port.shape.count(ROWS) != 1 and not is_update:
+            raise SplitError(
+                f"{name!r}: its result {port.name} has shape {list(port.shape)}, expected one axis of {ROWS} rows, as "
+                "many as go in: it cannot run chunk by chunk; make it Dynamic"
+            )
+    has_state = any(graph.are_states) or any(graph.are_updates)
+    if has_state:
+        if 1 not in sizes:
+            raise SplitError(
+                f"{name!r}: has state, which padding must not reach, so that chunks must add up exactly: expected 1 "
+                f"among its sizes, found {', '.join(map(str, sizes))}"
+            )
+    else:
+        _prove(name, graph)
+    problem = _compare(graph, sizes)
+    if problem is not None:
+        raise SplitError(
+            f"{name!r}: chunk by chunk it gives other numbers than at once ({problem}): its rows depend on one "
+            "another; make it Dynamic"
+        )
+    return CHECKED if has_state else PROVEN
+
+
+def _prove(name: str, graph: Graph) -> None:
+    rows: dict[fx.Node, Axis] = {}
+    nodes = graph.graph_module.graph.nodes
+    for node, port in zip((n for n in nodes if n.op == "placeholder"), graph.inputs, strict=True):
+        rows[node] = port.shape.index(ROWS) if ROWS in port.shape else None
+    symbol = next(node.meta["val"].shape[axis].node.expr for node, axis in rows.items() if axis is not None)
+    follow = Follower(rows, symbol)
+    try:
+        for node in nodes:
+            if node.op == "get_attr":
+                rows[node] = None
+            elif node.op == "call_function":
+                follow.node(node)
+    except UnknownOperator as error:
+        raise SplitError(
+            f"{name!r}: cannot show that its rows are independent (they are not followed through {error}), so it "
+            "cannot run chunk by chunk; make it Dynamic"
+        ) from None
+    except MixesRows as error:
+        raise SplitError(
+            f"{name!r}: its rows depend on one another ({error}), so it cannot be cut there; cut another axis, or make "
+            "it Dynamic"
+        ) from None
+
+
+def _compare(graph: Graph, sizes: Sequence[int]) -> str | None:
+    """What differs between all rows at once and chunk by chunk; None when nothing does."""
+    generator = torch.Generator().manual_seed(20261)
+    for size, make in product(sizes, (_random, _large, _uneven)):
+        total = size + max(1, size // 2)
+        whole = [make(port, total, generator) for port in graph.inputs]
+        chunks = [size, *([1] * (total - size) if any(graph.are_states) else [size])]
+        try:
+            with torch.no_grad():
+                wanted = graph.graph_module(*whole)
+                found = _chunk_by_chunk(graph, whole, chunks)
+        except Exception as error:
+            return f"it cannot be tried: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        for port, a, b in zip(graph.outputs, wanted, found, strict=True):
+            largest = float(a.abs().max()) if a.is_floating_point() and a.numel() else 0.0
+            difference = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+            if not difference <= _TOLERANCE * max(1.0, largest):
+                return f"{port.name} by {difference:.2g} with {total} rows in chunks of {size}"
+    return None
+
+
+def _random(port: Port, rows: int, generator: torch.Generator) -> Tensor:
+    shape = shape_of(port.shape, {ROWS: rows})
+    dtype = getattr(torch, port.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)  # small: they may be indices
+
+
+def _large(port: Port, rows: int, generator: torch.Generator) -> Tensor:
+    tensor = _random(port, rows, generator)
+    return 100 * tensor if tensor.is_floating_point() else tensor
+
+
+def _uneven(port: Port, rows: int, generator: torch.Generator) -> Tensor:
+    """Small numbers, but large ones in the last row: a rare case of one row must not show in another."""
+    tensor = _random(port, rows, generator)
+    if ROWS in port.shape and tensor.is_floating_point():
+        tensor.select(port.shape.index(ROWS), -1).mul_(1000)
+    return tensor
+
+
+def _chunk_by_chunk(graph: Graph, whole: Sequence[Tensor], chunks: Sequence[int]) -> list[Tensor]:
+    inputs, outputs, are_states, are_updates = (
+        graph.inputs,
+        graph.outputs,
+        graph.are_states,
+        graph.are_updates,
+    )
+    states = [tensor for tensor, is_state in zip(whole, are_states, strict=True) if is_state]
+    parts: list[list[Tensor]] = [[] for _ in outputs]
+    start = 0
+    for size in chunks:
+        given = iter(states)
+        args = [
+            next(given) if is_state else _chunk(tensor, port, start, size)
+            for tensor, port, is_state in zip(whole, inputs, are_states, strict=True)
+        ]
+        results = graph.graph_module(*args)
+        states = [result for result, is_update in zip(results, are_updates, strict=True) if is_update]
+        total = max(
+            t.shape[p.shape.index(ROWS)] for t, p in zip(whole, inputs, strict=True) if ROWS in p.shape
+        )
+        rows = min(size, total - start)
+        for part, result, port, is_update in zip(parts, results, outputs, are_updates, strict=True):
+            if is_update:
+                part[:] = [result]
+            else:
+                part.append(result.narrow(port.shape.index(ROWS), 0, rows))
+        start += size
+    return [
+        part[0] if is_update else torch.cat(part, port.shape.index(ROWS))
+        for part, port, is_update in zip(parts, outputs, are_updates, strict=True)
+    ]
+
+
+def _chunk(tensor: Tensor, port: Port, start: int, size: int) -> Tensor:
+    """Rows start … start + size, zeros behind the last one."""
+    if ROWS not in port.shape:
+        return tensor
+    axis = port.shape.index(ROWS)
+    rows = tensor.narrow(axis, start, min(size, tensor.shape[axis] - start))
+    missing = size - rows.shape[axis]
+    if not missing:
+        return rows
+    shape = list(rows.shape)
+    shape[axis] = missing
+    return torch.cat((rows, torch.zeros(shape, dtype=rows.dtype)), axis)

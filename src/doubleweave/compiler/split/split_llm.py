@@ -1,0 +1,251 @@
+"""Split a language model: its values get names by layer, K and V become cache, attention is one segment.
+
+Every value is [1, T, …], rows of one sequence. What is a piece is decided in split.py; here are the names and
+kinds that running chunk behind chunk needs. Where attention is inlined (static_attention.py), the pieces that append to
+the cache read what the chunks before left in it, all its rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim
+
+from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
+from doubleweave.compiler.graph.simplify import constant
+from doubleweave.compiler.graph.static_attention import WIDTH
+from doubleweave.compiler.policy import DEFAULT_SIZES, Policy, Rule, operator_rules
+from doubleweave.compiler.policy import Dynamic as DynamicRule
+from doubleweave.compiler.policy import Static as StaticRule
+from doubleweave.compiler.split.pieces import (
+    PAST,
+    Piece,
+    TorchSplit,
+    cut_pieces,
+    extract,
+    is_tensor,
+    output_node,
+    structure,
+)
+from doubleweave.errors import SplitError
+from doubleweave.ir.split import (
+    CACHED,
+    ROWS,
+    Call,
+    FixedSizes,
+    Function,
+    Port,
+    Segment,
+    Shape,
+    SizeRanges,
+    Split,
+    Value,
+    most_rows,
+    rows,
+)
+
+ATTENTION = torch.ops.doubleweave.attention.default
+_HEAD = "lm_head"
+
+
+def split_llm(
+    graph_module: fx.GraphModule,
+    owners: Mapping[str, str],
+    policy: Policy,
+    *,
+    last_row: frozenset[str] = frozenset(),
+    max_context: int,
+    backend: str,
+) -> TorchSplit:
+    """Split a simplified graph by a policy such as `default_policy` gives: one rule for everything (""), one for
+    the attention operator.
+
+    `owners` maps qualified module names to segment names; `last_row` names the segments of which
+    generation wants the last row only. Raises SplitError where a value cannot be at a segment's edge.
+    """
+    graph = graph_module.graph
+    rule, attention_rule = policy[""], operator_rules(policy)[ATTENTION]
+    shape = _rows_of(rule)
+    found = {_owner(node, owners) for node in graph.nodes if node.op == "call_function"}
+    if missing := set(owners.values()) - found:
+        raise SplitError(f"no operator of the exported graph belongs to {sorted(missing)}")
+    pieces = cut_pieces(graph, lambda node: _owner(node, owners), frozenset({_HEAD}))
+    names = _names(pieces)
+    values = _Values(graph, pieces, names)
+    segments: dict[str, Segment] = {}
+    graphs: dict[str, fx.GraphModule] = {}
+    weights: dict[str, tuple[Tensor, ...]] = {}
+    calls: list[Call] = []
+    attention_of: dict[str, str] = {}
+    for piece, call_name in zip(pieces, names, strict=True):
+        is_attention = piece.nodes[0].target is ATTENTION
+        reads: list[Any] = list(piece.nodes[0].args[:3]) if is_attention else list(piece.reads)
+        piece_graph, tensors = extract(piece, reads, lambda node: constant(graph_module, node))
+        inputs = tuple(values.port(node, f"in{i}", is_attention and i > 0) for i, node in enumerate(reads))
+        outputs = tuple(values.port(node, f"out{i}", False) for i, node in enumerate(piece.writes))
+        digest = structure(piece_graph.graph, tensors, inputs)
+        name = call_name
+        if is_attention:
+            # Attention has no weights: equal parameters are one segment, called once a layer.
+            name = attention_of.setdefault(digest, _attention_name(piece, segments))
+        if name not in segments:
+            segments[name] = Segment(
+                name=name,
+                device=attention_rule.device if is_attention else rule.device,
+                backend="portable" if is_attention else backend,
+                shape=_shape(name, is_attention, shape, last_row, max_context),
+                inputs=inputs,
+                outputs=outputs,
+                structure=digest,
+                linear_weights=sum(map(_num_weights, piece.nodes)),
+                attended_width=sum(node.meta.get(WIDTH, 0) for node in reads),
+            )
+            weights[name] = tensors
+            graphs.setdefault(digest, piece_graph)
+        row_kind: Any = "last" if name in last_row else "all"
+        calls.append(
+            Call(
+                call_name,
+                name,
+                tuple(values.name_of[node] for node in reads),
+                tuple(values.name_of[node] for node in piece.writes),
+                row_kind,
+            )
+        )
+    everything = tuple(values.values.values())
+    outputs_of = tuple(value.name for value in everything if value.kind == "output")
+    main = Function("", tuple(calls), everything, outputs_of)
+    return TorchSplit(Split(tuple(segments.values()), (main,)), graphs, weights)
+
+
+def default_policy(shape: FixedSizes | SizeRanges, attention_device: str = "cpu") -> Policy:
+    """Attention is a boundary and dynamic; everything else has this shape, fixed sizes on the NPU."""
+    arguments = ("input_ids", "position_ids")
+    rule: Rule
+    if isinstance(shape, FixedSizes):
+        rule = StaticRule(device="npu", chunk=dict.fromkeys(arguments, 1), sizes=shape.sizes)
+    else:
+        dim = Dim(ROWS, min=1, max=most_rows(shape))
+        rule = DynamicRule({name: {1: dim} for name in arguments}, device="cpu")
+    return {"": rule, ATTENTION: DynamicRule(device=attention_device)}
+
+
+def _rows_of(rule: Rule) -> FixedSizes | SizeRanges:
+    """The shape that a rule gives the rows of a chunk."""
+    if isinstance(rule, StaticRule):
+        return FixedSizes(tuple(sorted(rule.sizes or DEFAULT_SIZES)))
+    dim = rule.dims["input_ids"][1]
+    return rows(dim.min, dim.max)
+
+
+def _shape(
+    name: str, is_attention: bool, static: FixedSizes | SizeRanges, last_row: frozenset[str], max_context: int
+) -> FixedSizes | SizeRanges:
+    if is_attention:
+        return rows(1, most_rows(static), max_context)
+    if isinstance(static, FixedSizes) and name in last_row:
+        return FixedSizes(tuple(sorted({1, *static.sizes})))
+    return static
+
+
+def _attention_name(piece: Piece, segments: Mapping[str, Segment]) -> str:
+    window = piece.nodes[0].args[6]
+    name = f"attention_window{window}" if window else "attention"
+    taken = sum(existing == name or existing.startswith(f"{name}.") for existing in segments)
+    return f"{name}.{taken}" if taken else name
+
+
+def _num_weights(node: fx.Node) -> int:
+    """The weights of a linear, 0 for any other operator."""
+    if node.target is not torch.ops.aten.linear.default:
+        return 0
+    weight: Any = node.args[1]
+    return int(weight.meta["val"].numel())
+
+
+def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:
+    if node.target is ATTENTION:
+        return f"attention/{node.name}"  # each its own piece
+    for path, _ in node.meta.get("nn_module_stack", {}).values():
+        # A module called twice is listed as name@1.
+        if (name := owners.get(re.sub(r"@\d+", "", path))) is not None:
+            return name
+    return ""
+
+
+def _names(pieces: Sequence[Piece]) -> list[str]:
+    stems = [piece.owner.partition("/")[0] or "block" for piece in pieces]
+    total = Counter(stems)
+    count: Counter[str] = Counter()
+    names = []
+    for stem in stems:
+        is_numbered = stem in ("block", "attention") or total[stem] > 1
+        names.append(f"{stem}_{count[stem]}" if is_numbered else stem)
+        count[stem] += 1
+    return names
+
+
+class _Values:
+    """The values between pieces, by name and by node."""
+
+    def __init__(self, graph: fx.Graph, pieces: Sequence[Piece], names: Sequence[str]) -> None:
+        self.values: dict[str, Value] = {}
+        self.name_of: dict[fx.Node, str] = {}
+        self.symbol: str | None = None
+        outputs = [node for node in output_node(graph).all_input_nodes if is_tensor(node)]
+        pasts = [node for node in graph.nodes if PAST in node.meta]
+        for node in graph.nodes:
+            if node.op == "placeholder" and node.users and node not in pasts:
+                self._add(node, str(node.target), "input")
+        attentions = [node for node in graph.nodes if node.target is ATTENTION]
+        for layer, attention in enumerate(attentions):
+            for arg, letter in zip(attention.args[:3], "qkv", strict=True):
+                self._add_once(arg, f"{letter}_{layer}", "chunk" if letter == "q" else "cache")
+        for node in pasts:
+            name = str(node.target).removeprefix("past_")
+            self._add_once(node.meta[PAST], name, "cache")
+            self.name_of[node] = name
+        for piece, name in zip(pieces, names, strict=True):
+            crossing = [node for node in piece.writes if node not in self.name_of]
+            for index, node in enumerate(crossing):
+                suffix = f".{index}" if len(crossing) > 1 else ""
+                self._add(node, f"{name}{suffix}", "output" if node in outputs else "chunk")
+
+    def _add_once(self, node: fx.Node, name: str, kind: Any) -> None:
+        if node in self.name_of:
+            letter, _, layer = name.partition("_")
+            raise SplitError(f"attention {layer} shares its {letter} with another one")
+        self._add(node, name, kind)
+
+    def _add(self, node: fx.Node, name: str, kind: Any) -> None:
+        tensor = node.meta["val"]
+        self.values[name] = Value(name, str(tensor.dtype).removeprefix("torch."), self._shape(node), kind)
+        self.name_of[node] = name
+
+    def _shape(self, node: fx.Node) -> Shape:
+        sizes: list[int | str] = []
+        for size in node.meta["val"].shape:
+            if isinstance(size, int):
+                sizes.append(size)
+                continue
+            self.symbol = self.symbol or str(size)
+            sizes.append(ROWS if str(size) == self.symbol else f"?{size}")
+        shape = tuple(sizes)
+        if shape[0] != 1 or shape.count(ROWS) != 1 or shape[1] != ROWS:
+            raise SplitError(
+                f"value {node.name} has shape {list(shape)}: expected [1, T, …] (one sequence, token-major); "
+                "a segment's edge cannot be there"
+            )
+        return shape
+
+    def port(self, node: fx.Node, name: str, is_cache: bool) -> Port:
+        value = self.values[self.name_of[node]]
+        if PAST in node.meta:
+            return Port(name, value.dtype, tuple(map(int, node.meta["val"].shape)))
+        shape = tuple(CACHED if size == ROWS and is_cache else size for size in value.shape)
+        return Port(name, value.dtype, shape)

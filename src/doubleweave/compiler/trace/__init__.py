@@ -1,0 +1,4 @@
+"""Any nn.Module to one functional graph with the named modules as nodes.
+
+Imports compiler.graph and ir; knows nothing of segments or backends.
+"""

@@ -1,0 +1,158 @@
+"""The interface of a callable piece: its parameters and what it returns, as plain data.
+
+It binds a call's arguments as Python would, and checks them against what was compiled. It knows nothing of
+shapes or of memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from doubleweave.errors import InputError
+from doubleweave.ir.trees import Tree, TreeError, build, flatten, match
+
+_KINDS = {kind.name: kind for kind in inspect._ParameterKind}
+
+
+class _NotGiven:
+    def __repr__(self) -> str:
+        return "..."
+
+
+_NOT_GIVEN = _NotGiven()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of `forward`. `tree` is None where nothing was given when it was compiled and the default is
+    no constant; `default` is the default where it is a constant."""
+
+    name: str
+    kind: str
+    tree: Tree | None
+    default: Tree | None = None
+
+    @property
+    def has_default(self) -> bool:
+        return self.default is not None or self.tree is None
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Parameters and the tree of what is returned; tensors are numbered in the order of both."""
+
+    parameters: tuple[Parameter, ...]
+    returns: Tree
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "parameters": [
+                {
+                    "name": p.name,
+                    "kind": p.kind,
+                    "tree": None if p.tree is None else p.tree.to_dict(),
+                    "default": None if p.default is None else p.default.to_dict(),
+                }
+                for p in self.parameters
+            ],
+            "returns": self.returns.to_dict(),
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Interface:
+        """Parse what `to_dict` made; KeyError, TypeError or ValueError on anything else."""
+        parameters = []
+        for item in data["parameters"]:
+            if item["kind"] not in _KINDS:
+                raise ValueError(f"parameter kind {item['kind']!r}")
+            trees = {
+                key: None if item[key] is None else Tree.from_dict(item[key]) for key in ("tree", "default")
+            }
+            parameters.append(Parameter(item["name"], item["kind"], trees["tree"], trees["default"]))
+        return Interface(tuple(parameters), Tree.from_dict(data["returns"]))
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The path of each input tensor: "x", "mask", "cfg.scale", "xs[1]"."""
+        return tuple(path for p in self.parameters if p.tree is not None for path in p.tree.paths(p.name))
+
+    def signature(self) -> inspect.Signature:
+        """A Python signature, with the module's own defaults where they are constants."""
+        parameters = []
+        seen_default = False
+        for p in self.parameters:
+            default: Any = inspect.Parameter.empty
+            if p.has_default:
+                default = _NOT_GIVEN if p.default is None else p.default.value
+            elif seen_default and p.kind in ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD"):
+                default = _NOT_GIVEN  # required all the same: Python wants a default behind one
+            seen_default = seen_default or default is not inspect.Parameter.empty
+            parameters.append(inspect.Parameter(p.name, _KINDS[p.kind], default=default))
+        return inspect.Signature(parameters)
+
+    def bind(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The input tensors of a call. Raises InputError naming the argument that does not fit."""
+        signature = self.signature()
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InputError(f"{name}: {error}; expected {name}{signature}") from None
+        bound.apply_defaults()
+        tensors: list[Any] = []
+        for p in self.parameters:
+            value = bound.arguments[p.name]
+            if p.tree is not None and value is _NOT_GIVEN:
+                raise InputError(
+                    f"{name}: missing a required argument: {p.name!r}; expected {name}{signature}"
+                )
+            if p.tree is None:
+                if value is not _NOT_GIVEN:
+                    raise InputError(
+                        f"{name}: {p.name} was given, but not when the module was compiled: leave it out, or "
+                        "compile with it"
+                    )
+                continue
+            try:
+                tensors += match(p.tree, value, p.name)
+            except TreeError as error:
+                raise InputError(f"{name}, {error}") from None
+        return tensors
+
+    def result(self, tensors: Iterator[Any]) -> Any:
+        return build(self.returns, tensors)
+
+
+def parameters_of(
+    forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Parameter, ...], list[Any]]:
+    """The parameters of a function as called, and the tensors given.
+
+    Raises TypeError when the arguments do not fit the function, TreeError for one that no tree holds.
+    """
+    signature = inspect.signature(forward)
+    bound = signature.bind(*args, **kwargs)
+    parameters, tensors = [], []
+    for name, parameter in signature.parameters.items():
+        default: Tree | None = None
+        tree: Tree | None
+        if parameter.default is not inspect.Parameter.empty:
+            default = _constant(parameter.default)
+        if name in bound.arguments or parameter.default is inspect.Parameter.empty:
+            empty: Any = () if parameter.kind is inspect.Parameter.VAR_POSITIONAL else {}
+            tree, leaves = flatten(bound.arguments.get(name, empty), name)
+            tensors += leaves
+        else:
+            tree, leaves = default, []
+        parameters.append(Parameter(name, parameter.kind.name, tree, default))
+    return tuple(parameters), tensors
+
+
+def _constant(value: Any) -> Tree | None:
+    try:
+        tree, leaves = flatten(value, "")
+    except TreeError:
+        return None
+    return tree if not leaves and tree.kind == "constant" else None

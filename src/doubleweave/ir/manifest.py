@@ -1,0 +1,249 @@
+"""manifest.json: what a program directory says about itself.
+
+Read without torch. Unknown keys, another version, or a program file with another digest are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from doubleweave.errors import ProgramError
+from doubleweave.ir.sizes import symbols
+from doubleweave.ir.split import ITEM_BYTES, FixedSizes, Function, Split
+
+FORMAT = "doubleweave-program"
+VERSION = 2
+PROGRAM_FILE = "program.pte"
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+STATE_FILE = "state.bin"
+RUN_FILE = "run.json"  # run_file.py
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What generating text needs to know of the model."""
+
+    vocab_size: int
+    max_context: int
+    eos_token_ids: tuple[int, ...]
+    chat_template: str | None
+    special_tokens: dict[str, str]
+    quantize: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`model` is there for a language model, `name` says what else was compiled. state.bin holds the first values
+    of the states, in the order of the functions that own them; its digest is "" where there are none."""
+
+    name: str
+    model: ModelInfo | None
+    split: Split
+    program_sha256: str
+    program_bytes: int
+    state_sha256: str
+    made_with: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        data = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "program_sha256": self.program_sha256,
+            "program_bytes": self.program_bytes,
+            "state_sha256": self.state_sha256,
+            "made_with": self.made_with,
+            "model": None
+            if self.model is None
+            else {**asdict(self.model), "eos_token_ids": list(self.model.eos_token_ids)},
+            "split": self.split.to_dict(),
+        }
+        (folder / MANIFEST_FILE).write_text(json.dumps(data, indent=1) + "\n")
+
+
+def read(folder: Path) -> Manifest:
+    """Read and check a program directory's manifest and program file.
+
+    Raises ProgramError that names the file, what is wrong with it, and what to do.
+    """
+    path = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        raise ProgramError(
+            f"{folder}: no such program folder; make one with: doubleweave compile SOURCE -o {folder}"
+        )
+    manifest = _parse(path)
+    _check_program(folder / PROGRAM_FILE, manifest)
+    if manifest.state_sha256:
+        _check_digest(folder / STATE_FILE, manifest.state_sha256)
+    return manifest
+
+
+def _parse(path: Path) -> Manifest:
+    again = "compile the program again"
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ProgramError(f"{path}: missing; expected a folder made by doubleweave compile") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ProgramError(f"{path}: is not JSON ({error}); {again}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ProgramError(
+            f"{path}: is not a {FORMAT} manifest; expected a folder made by doubleweave compile"
+        )
+    if data.get("version") != VERSION:
+        raise ProgramError(f"{path}: found version {data.get('version')!r}, expected {VERSION}; {again}")
+    expected = {"format", "version", *(field.name for field in fields(Manifest))}
+    _check_keys(path, data, expected, "")
+    if data["model"] is not None:
+        _check_keys(path, data["model"], {field.name for field in fields(ModelInfo)}, "model.")
+    try:
+        model = None
+        if data["model"] is not None:
+            model = ModelInfo(**{**data["model"], "eos_token_ids": tuple(data["model"]["eos_token_ids"])})
+        split = Split.from_dict(data["split"])
+        _check_keys(path, data["split"], {field.name for field in fields(Split)}, "split.")
+        manifest = Manifest(
+            data["name"],
+            model,
+            split,
+            data["program_sha256"],
+            data["program_bytes"],
+            data["state_sha256"],
+            dict(data["made_with"]),
+        )
+        if not _conforms(manifest, Manifest):
+            raise TypeError("a value is of another type than expected")
+        if problem := _inconsistency(manifest):
+            raise ValueError(problem)
+        return manifest
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ProgramError(f"{path}: does not describe a program ({error}); {again}") from None
+
+
+def _check_keys(path: Path, data: Any, expected: set[str], where: str) -> None:
+    found = set(data) if isinstance(data, dict) else set()
+    if unknown := sorted(found - expected):
+        raise ProgramError(
+            f"{path}: found unknown key {where + unknown[0]!r}, expected only "
+            f"{', '.join(sorted(expected))}; compile the program again"
+        )
+    if missing := sorted(expected - found):
+        raise ProgramError(f"{path}: key {where + missing[0]!r} is missing; compile the program again")
+
+
+def _conforms(value: Any, kind: Any) -> bool:
+    """Whether a value is what a type annotation says, all the way down."""
+    if kind is Any:
+        return True
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in args
+    if origin in (Union, UnionType):
+        return any(_conforms(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_conforms(item, args[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_conforms(item, args[1]) for item in value.values())
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return type(value) is kind and all(_conforms(getattr(value, name), hints[name]) for name in hints)
+    if hasattr(kind, "_fields"):  # a named tuple
+        hints = get_type_hints(kind)
+        return type(value) is kind and all(_conforms(getattr(value, name), hints[name]) for name in hints)
+    return type(value) is kind
+
+
+def _inconsistency(manifest: Manifest) -> str | None:
+    """What in the manifest does not fit together, or None."""
+    split = manifest.split
+    if not split.functions:
+        return "there is no function"
+    for function in split.functions:
+        if problem := _function_problem(split, function):
+            return problem
+    for segment in split.segments:
+        shape = segment.shape
+        if isinstance(shape, FixedSizes):
+            is_empty = min(shape.sizes, default=1) < 1
+        else:
+            is_empty = any(isinstance(r.low, int) and not 1 <= r.low <= r.high for r in shape.ranges)
+        if is_empty:
+            return f"segment {segment.name} has no rows"
+    model = manifest.model
+    if model is not None and (model.max_context < 1 or model.vocab_size < 1):
+        return "the context or the vocabulary is empty"
+    if model is None and any(function.interface is None for function in split.functions):
+        return "a function has no interface"
+    return None
+
+
+def _function_problem(split: Split, function: Function) -> str | None:
+    segments = {segment.name: segment for segment in split.segments}
+    # A function calls only later ones, so that none calls itself.
+    later = split.functions[split.functions.index(function) + 1 :]
+    functions = {other.name: other for other in later}
+    values = {value.name: value for value in function.values}
+    for call in function.calls:
+        if not values.keys() >= {*call.reads, *call.writes}:
+            return f"call {call.name} names a value that is not there"
+        if call.callee == "segment" and call.segment in segments:
+            segment = segments[call.segment]
+            expected = len(segment.inputs), len(segment.outputs)
+        elif call.callee == "function" and call.segment in functions:
+            callee = functions[call.segment]
+            expected = len(callee.inputs), len(callee.outputs)
+        else:
+            return f"call {call.name} names a segment that is not there"
+        if (len(call.reads), len(call.writes)) != expected:
+            return f"call {call.name} reads or writes another number of values than {call.segment} does"
+    written = [name for call in function.calls for name in call.writes]
+    if sorted(written) != sorted(
+        value.name for value in values.values() if value.kind not in ("input", "state")
+    ):
+        return "a value has no writer or several"
+    named = {*function.outputs, *(name for state in function.states for name in state)}
+    if len(values) != len(function.values) or not named <= set(values):
+        return f"function {function.name!r} names a value that is not there, or one twice"
+    if any(value.dtype not in ITEM_BYTES or value.row_bytes < 1 for value in values.values()):
+        return "a value has an unknown dtype or no bytes"
+    known = {found.symbol for found in function.ranges}
+    for value in values.values() if function.interface is not None else ():
+        if not all(symbols(size) <= known for size in value.shape):
+            return f"value {value.name} has a size that nothing gives"
+    return None
+
+
+def _check_program(path: Path, manifest: Manifest) -> None:
+    try:
+        size = path.stat().st_size
+        if size != manifest.program_bytes:
+            raise ProgramError(
+                f"{path}: found {size} bytes, the manifest says {manifest.program_bytes}: the file is truncated or "
+                "of another program; compile it again"
+            )
+    except OSError as error:
+        raise ProgramError(f"{path}: cannot be read ({error.strerror}); compile the program again") from None
+    _check_digest(path, manifest.program_sha256)
+
+
+def _check_digest(path: Path, expected: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            digest = (
+                hashlib.file_digest(file, "sha256").hexdigest()
+                if hasattr(hashlib, "file_digest")
+                else (hashlib.sha256(file.read()).hexdigest())
+            )
+    except OSError as error:
+        raise ProgramError(f"{path}: cannot be read ({error.strerror}); compile the program again") from None
+    if digest != expected:
+        raise ProgramError(
+            f"{path}: its SHA-256 is {digest[:12]}…, the manifest says {expected[:12]}…: the file was "
+            "changed or damaged; compile it again"
+        )

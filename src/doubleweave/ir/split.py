@@ -1,0 +1,414 @@
+"""The split: segments, calls and values, the whole model as a small frozen graph.
+
+Plain data that prints, parses (`Split.from_dict(split.to_dict())`) and diffs. It knows nothing of torch or
+ExecuTorch: it is what the compiler hands to the run time.
+
+Sizes in shapes are numbers, symbols or expressions of symbols (sizes.py). In a language model "T" is the rows of
+the chunk at hand and "S" the rows of the cache up to and including that chunk; in any other module the symbols
+are those of its function, and "T" is the dim along which a chunked segment is cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+from doubleweave.ir.interface import Interface
+from doubleweave.ir.sizes import Shape as Shape
+from doubleweave.ir.sizes import Size
+
+ROWS, CACHED = "T", "S"
+# Backends that must not load two methods at once: Qualcomm's libraries set up what methods share without a lock.
+LOADS_ALONE = ("qnn",)
+NPU_BACKENDS = frozenset({"qnn", "openvino"})  # of devices with workers of their own
+
+ITEM_BYTES = {
+    "float32": 4,
+    "float64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+
+
+class Range(NamedTuple):
+    """A symbol and the sizes it may have, both ends included; `low` may be another symbol."""
+
+    symbol: str
+    low: Size
+    high: int
+
+
+@dataclass(frozen=True)
+class FixedSizes:
+    """Fixed sizes, as an NPU compiles them: one method a size of "T", to which a chunk is padded up.
+
+    No sizes: there is no "T", every size is fixed, and there is one method.
+    """
+
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SizeRanges:
+    """One method for every size in the ranges of its symbols."""
+
+    ranges: tuple[Range, ...]
+
+    def range(self, symbol: str) -> Range:
+        """The range of a symbol; KeyError when the shape does not have it."""
+        for found in self.ranges:
+            if found.symbol == symbol:
+                return found
+        raise KeyError(symbol)
+
+
+def rows(low: int, high: int, max_cached: int = 0) -> SizeRanges:
+    """The shape of a language model's segments: `low` to `high` rows, a cache of up to `max_cached`."""
+    cached = (Range(CACHED, ROWS, max_cached),) if max_cached else ()
+    return SizeRanges((Range(ROWS, low, high), *cached))
+
+
+def whole_cache(port: Port) -> int:
+    """The rows of a port that takes a cache of fixed length, all of it; 0 for any other port."""
+    is_fixed = len(port.shape) == 3 and all(isinstance(size, int) for size in port.shape)
+    return int(port.shape[1]) if is_fixed else 0
+
+
+def most_rows(shape: FixedSizes | SizeRanges) -> int:
+    """The most rows that one call takes."""
+    return max(shape.sizes) if isinstance(shape, FixedSizes) else shape.range(ROWS).high
+
+
+class Traffic(NamedTuple):
+    """Bytes between the device's own memory and the system's in one run of the method of `size` rows, as its compiler
+    counts them; `spilled` and `filled` are those of them for values that its own memory had no room for."""
+
+    size: int
+    read: int
+    written: int
+    spilled: int
+    filled: int
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a segment."""
+
+    name: str
+    dtype: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of the model compiled once.
+
+    `structure` names what it computes without its weights: equal structures differ in weights alone. `target` is
+    the chip that its backend compiles it for, "" where that makes no difference. `recipe` is how it is quantized where
+    scales are fixed beforehand, `snr_db` its signal-to-noise ratio against float32 in decibels. `contexts` counts QNN's
+    context binaries: fewer than methods where methods of several sizes share one, and so their weights. `traffic` is
+    what the method of each size moves, where the backend's compiler says so. `linear_weights` counts a language model's
+    multiply-adds with weights for each row (0: not counted). `attended_width`, where attention is
+    inlined, is its multiply-adds for each row and each row of the cache: widths of queries and outputs of all layers.
+    `num_delegated` of `num_operators` operators run in the backend's delegate, the others in ExecuTorch's
+    CPU kernels (both are 0 until the segment is lowered). `rows` says how a segment that is run chunk by chunk was
+    shown to have independent rows.
+    """
+
+    name: str
+    device: str
+    backend: str
+    shape: FixedSizes | SizeRanges
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    structure: str
+    target: str = ""
+    recipe: str = ""
+    snr_db: float | None = None
+    contexts: int = 0
+    traffic: tuple[Traffic, ...] = ()
+    linear_weights: int = 0
+    attended_width: int = 0
+    weight_bytes: int = 0
+    num_operators: int = 0
+    num_delegated: int = 0
+    rows: str = ""
+
+    def methods(self) -> dict[str, int | None]:
+        """Method names in the program, each with its fixed size of "T" or None where it has none."""
+        if isinstance(self.shape, FixedSizes) and self.shape.sizes:
+            return {f"{self.name}@{size}": size for size in self.shape.sizes}
+        return {self.name: None}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that passes between calls; one writer.
+
+    kind "input" comes from outside, "chunk" lives for one chunk (for one run, in a module that is not cut into
+    chunks as a whole), "cache" gets the rows of every chunk (its readers see all rows up to their own chunk),
+    "output" is read from outside, "state" belongs to the session and is what the run before left.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
+    kind: Literal["input", "chunk", "cache", "output", "state"]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, that is of one token."""
+        return math.prod(size for size in self.shape if isinstance(size, int)) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a segment, or of a function: the values it reads (in port order) and writes.
+
+    rows "last" means that only the last row of a chunk is of interest when text is generated.
+    """
+
+    name: str
+    segment: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    rows: Literal["all", "last"] = "all"
+    callee: Literal["segment", "function"] = "segment"
+
+
+class State(NamedTuple):
+    """A tensor of the session: the value it has when its function begins, and the one it takes when it ends."""
+
+    value: str
+    next: str
+
+
+@dataclass(frozen=True)
+class Function:
+    """Calls (in an order that can run) and values: the model, or a nested module that the policy names.
+
+    Its symbols are its own: a call of a function gives them the sizes of what it reads. `outputs` are values in
+    the order of the interface, and may be inputs or the same value twice.
+    """
+
+    name: str
+    calls: tuple[Call, ...]
+    values: tuple[Value, ...]
+    outputs: tuple[str, ...]
+    ranges: tuple[Range, ...] = ()
+    states: tuple[State, ...] = ()
+    interface: Interface | None = None
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The values that come from outside, in the order of the interface."""
+        return tuple(value for value in self.values if value.kind == "input")
+
+    def value(self, name: str) -> Value:
+        return next(value for value in self.values if value.name == name)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Segments and functions; the first function is the whole model."""
+
+    segments: tuple[Segment, ...]
+    functions: tuple[Function, ...]
+
+    @property
+    def main(self) -> Function:
+        return self.functions[0]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The calls of the whole model."""
+        return self.main.calls
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """The values of the whole model."""
+        return self.main.values
+
+    @cached_property
+    def _by_name(self) -> dict[str, Segment]:
+        return {segment.name: segment for segment in self.segments}
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.segments, self.functions))
+
+    def __hash__(self) -> int:  # computed once: what depends on a split alone is cached by it
+        return self._hash
+
+    def segment(self, name: str) -> Segment:
+        return self._by_name[name]
+
+    def segments_of(self, *backends: str) -> tuple[Segment, ...]:
+        return tuple(segment for segment in self.segments if segment.backend in backends)
+
+    def function(self, name: str) -> Function:
+        return next(function for function in self.functions if function.name == name)
+
+    @property
+    def states(self) -> tuple[Value, ...]:
+        """The states of all functions, each once, in the order of state.bin."""
+        found: dict[str, Value] = {}
+        for function in self.functions:
+            for state in function.states:
+                found.setdefault(state.value, function.value(state.value))
+        return tuple(found.values())
+
+    def calls_of(self, segment: str) -> Iterator[Call]:
+        return (
+            call
+            for function in self.functions
+            for call in function.calls
+            if call.segment == segment and call.callee == "segment"
+        )
+
+    def writer(self) -> dict[str, int]:
+        """The index of the call that writes each value of the model; its inputs have none."""
+        return {name: index for index, call in enumerate(self.calls) for name in call.writes}
+
+    def __str__(self) -> str:
+        return "\n\n".join(self._text(function) for function in self.functions)
+
+    def _text(self, function: Function) -> str:
+        lines = []
+        if len(self.functions) > 1:
+            inputs = ", ".join(value.name for value in function.inputs)
+            lines.append(f"{function.name or 'program'}({inputs}) -> {', '.join(function.outputs)}:")
+        for call in function.calls:
+            where = call.segment
+            if call.callee == "segment":
+                segment = self.segment(call.segment)
+                where += f"{shape_text(segment.shape)} {segment.device}"
+            tail = "" if call.rows == "all" else f" rows={call.rows}"
+            lines.append(f"{', '.join(call.writes)} = {call.name}[{where}]({', '.join(call.reads)}){tail}")
+        lines += [f"{state.value} becomes {state.next}" for state in function.states]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "segments": [_segment_to_dict(segment) for segment in self.segments],
+            "functions": [_function_to_dict(function) for function in self.functions],
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Split:
+        """Parse what `to_dict` made; KeyError, TypeError or ValueError on anything else."""
+        return Split(
+            segments=tuple(_segment_from_dict(item) for item in data["segments"]),
+            functions=tuple(_function_from_dict(item) for item in data["functions"]),
+        )
+
+
+def shape_text(shape: FixedSizes | SizeRanges) -> str:
+    """The sizes behind a segment's name: "@1,32", "@1..128", "@m=1..10,k=2..8", "" where all are fixed."""
+    if isinstance(shape, FixedSizes):
+        return "@" + ",".join(map(str, shape.sizes)) if shape.sizes else ""
+    if shape.ranges and shape.ranges[0].symbol == ROWS:
+        return f"@{shape.ranges[0].low}..{shape.ranges[0].high}"
+    return "@" + ",".join(f"{r.symbol}={r.low}..{r.high}" for r in shape.ranges)
+
+
+def _function_to_dict(function: Function) -> dict[str, Any]:
+    return {
+        "name": function.name,
+        "calls": [
+            {
+                "name": c.name,
+                "segment": c.segment,
+                "reads": list(c.reads),
+                "writes": list(c.writes),
+                "rows": c.rows,
+                "callee": c.callee,
+            }
+            for c in function.calls
+        ],
+        "values": [
+            {"name": v.name, "dtype": v.dtype, "shape": list(v.shape), "kind": v.kind}
+            for v in function.values
+        ],
+        "outputs": list(function.outputs),
+        "ranges": [list(item) for item in function.ranges],
+        "states": [list(item) for item in function.states],
+        "interface": None if function.interface is None else function.interface.to_dict(),
+    }
+
+
+def _function_from_dict(data: dict[str, Any]) -> Function:
+    interface = data["interface"]
+    return Function(
+        **{
+            **data,
+            "calls": tuple(
+                Call(**{**item, "reads": tuple(item["reads"]), "writes": tuple(item["writes"])})
+                for item in data["calls"]
+            ),
+            "values": tuple(Value(**{**item, "shape": tuple(item["shape"])}) for item in data["values"]),
+            "outputs": tuple(data["outputs"]),
+            "ranges": tuple(Range(*item) for item in data["ranges"]),
+            "states": tuple(State(*item) for item in data["states"]),
+            "interface": None if interface is None else Interface.from_dict(interface),
+        }
+    )
+
+
+def _segment_to_dict(segment: Segment) -> dict[str, Any]:
+    shape = segment.shape
+    return {
+        "name": segment.name,
+        "device": segment.device,
+        "backend": segment.backend,
+        "shape": {"static": list(shape.sizes)}
+        if isinstance(shape, FixedSizes)
+        else {"dynamic": [list(item) for item in shape.ranges]},
+        "inputs": [_port_to_list(port) for port in segment.inputs],
+        "outputs": [_port_to_list(port) for port in segment.outputs],
+        "structure": segment.structure,
+        "target": segment.target,
+        "recipe": segment.recipe,
+        "snr_db": segment.snr_db,
+        "contexts": segment.contexts,
+        "linear_weights": segment.linear_weights,
+        "attended_width": segment.attended_width,
+        "traffic": [list(item) for item in segment.traffic],
+        "weight_bytes": segment.weight_bytes,
+        "num_operators": segment.num_operators,
+        "num_delegated": segment.num_delegated,
+        "rows": segment.rows,
+    }
+
+
+def _segment_from_dict(data: dict[str, Any]) -> Segment:
+    shape = data["shape"]
+    return Segment(
+        **{
+            **data,
+            "shape": FixedSizes(tuple(shape["static"]))
+            if "static" in shape
+            else SizeRanges(tuple(Range(*item) for item in shape["dynamic"])),
+            "traffic": tuple(Traffic(*item) for item in data.get("traffic", ())),
+            "inputs": tuple(_port_from_list(item) for item in data["inputs"]),
+            "outputs": tuple(_port_from_list(item) for item in data["outputs"]),
+        }
+    )
+
+
+def _port_to_list(port: Port) -> list[Any]:
+    return [port.name, port.dtype, list(port.shape)]
+
+
+def _port_from_list(data: list[Any]) -> Port:
+    name, dtype, shape = data
+    return Port(name, dtype, tuple(shape))

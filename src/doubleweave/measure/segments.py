@@ -1,0 +1,285 @@
+"""Measure a program on this machine: every method's time by rows, by cached tokens and by threads; hand-overs; how
+much workers slow each other down. Nothing else should run meanwhile.
+
+Methods run in their turn, as in a prefill, so that each finds the caches as its neighbours left them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from doubleweave.errors import InputError
+from doubleweave.ir.split import FixedSizes, most_rows
+from doubleweave.measure.contention import Ran, fit
+from doubleweave.measure.waits import waits_of
+from doubleweave.predict.find_profile import GENERIC, program_id, this_machine
+from doubleweave.predict.profile import Measured, Profile, uses_cache
+from doubleweave.runtime.llm.program import Program
+from doubleweave.runtime.llm.session import Recorded, Session, TokenIds
+from doubleweave.runtime.threads import threads_or_all
+from doubleweave.schedule.choice import Choice, chunk_shape, default_choice
+from doubleweave.schedule.costs import Costs
+from doubleweave.schedule.schedule import ANY, Schedule
+from doubleweave.schedule.task_graph import TaskGraph
+
+Progress = Callable[[str, int, int], None]
+# By segment and rows, then by cached tokens: microseconds.
+Samples = dict[tuple[str, int], dict[int, list[float]]]
+
+_ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_CACHED = (0, 256, 1024, 2048, 4096)
+_RUNS_TOGETHER = 7
+_PROMPT = 1024
+
+
+def measure(
+    program: Program,
+    *,
+    runs: int = 5,
+    max_cached: int = _CACHED[-1],
+    threads: int | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Profile:
+    """Measure with `runs` runs each, caches of up to `max_cached` tokens, methods on one thread and on `threads` (by
+    default the machine's cores), workers by twos, fours, … up to all. The profile has no decisions yet (`planner.py`).
+
+    Raises InputError for numbers that make no sense.
+    """
+    if runs < 1 or max_cached < 0:
+        raise InputError(
+            f"profile: found {runs} runs and {max_cached} cached tokens, expected at least 1 run and 0 tokens"
+        )
+    threads = threads_or_all(threads)
+    counts, workers = sorted({1, threads}), worker_counts(threads)
+    shape = chunk_shape(program.split)
+    sizes = shape.sizes if isinstance(shape, FixedSizes) else _rows(most_rows(shape))
+    limit = max(0, min(max_cached, program.model.max_context - 2 * max(sizes)))
+    depths = sorted({min(cached, limit) for cached in _CACHED}, reverse=True)
+    total = (runs + 1) * len(counts) * len(depths) + len(workers)
+    done = 0
+
+    def step(what: str) -> None:
+        nonlocal done
+        progress(what, done, total)
+        done += 1
+
+    ids = np.random.default_rng(0).integers(0, program.model.vocab_size, limit + 2 * max(sizes))
+    session = program.session("wavefront", threads, profile=GENERIC)
+    samples: dict[int, Samples] = {count: defaultdict(lambda: defaultdict(list)) for count in counts}
+    repeats: dict[int, Samples] = {count: defaultdict(lambda: defaultdict(list)) for count in counts}
+    # A machine's speed drifts: rounds go over everything, so that each number is a median over all the time.
+    for number in range(runs + 1):
+        for count in counts:
+            _fill(program, session, ids[:limit], threads)
+            for cached in depths:
+                step(f"{count} threads, {cached} cached, round {number}/{runs}")
+                session.use(default_choice(program.split, "sequential", count))
+                for rows in sizes:
+                    # The first round loads methods and touches memory.
+                    _sample(session, ids, rows, cached, samples[count] if number else None)
+                session.use(_pairwise_choice(program, count), _pairwise)
+                _sample_repeats(session, ids, max(sizes), cached, repeats[count] if number else None)
+    profile = Profile(
+        name=f"{program.manifest.name} on {this_machine()}",
+        kind="measured",
+        machine=this_machine(),
+        program=program_id(program.split),
+        segments=_fitted(program, samples, repeats),
+    )
+    for count in workers:
+        step(f"{count} workers")
+        profile = _with_workers(program, profile, ids, count, threads)
+    progress("done", total, total)
+    return profile
+
+
+def worker_counts(most: int) -> tuple[int, ...]:
+    """2, 4, … and `most`; none where that is 1."""
+    return tuple(sorted({*(2**i for i in range(1, most.bit_length()) if 2**i <= most), most} - {1}))
+
+
+def _rows(most: int) -> tuple[int, ...]:
+    return tuple(sorted({most, *(rows for rows in _ROWS if rows < most)}))
+
+
+def _fill(program: Program, session: Session, ids: TokenIds, threads: int) -> None:
+    """Fill the cache in the quickest way."""
+    session.use(default_choice(program.split, "wavefront", threads))
+    session.reset()
+    if len(ids):
+        session.append(ids)
+
+
+def _sample(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples | None) -> None:
+    """Run one chunk behind `cached` tokens and note each call's microseconds."""
+    session.truncate(cached)
+    recorded = _run(session, ids[cached : cached + rows])
+    if found is None:
+        return
+    graph = recorded.verified.graph
+    took = (recorded.end_ns - recorded.start_ns) / 1e3
+    for task, us in enumerate(took.tolist()):
+        call = graph.split.calls[graph.call_of[task]]
+        computed = 1 if call.rows == "last" else rows
+        found[call.segment, computed][cached].append(us)
+
+
+def _sample_repeats(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples | None) -> None:
+    """Run two chunks behind `cached` tokens, each call for one and then for the other, and note the second's
+    microseconds."""
+    session.truncate(cached)
+    if cached + 2 * rows > session.max_context:
+        return
+    recorded = _run(session, ids[cached : cached + 2 * rows])
+    if found is None:
+        return
+    graph = recorded.verified.graph
+    (tasks,) = recorded.verified.workers
+    for before, task in pairwise(tasks):
+        call = graph.split.calls[graph.call_of[task]]
+        if graph.call_of[before] == graph.call_of[task] and call.rows == "all":
+            us = (recorded.end_ns[task] - recorded.start_ns[task]) / 1e3
+            found[call.segment, rows][cached].append(float(us))
+
+
+def _pairwise_choice(program: Program, threads: int) -> Choice:
+    one = default_choice(program.split, "sequential", threads)
+    return one._replace(schedule="pairwise", in_flight=2)
+
+
+def _pairwise(graph: TaskGraph, workers: Sequence[str], costs: Costs) -> Schedule:
+    """On one worker, each call for every chunk before the next call."""
+    order = np.lexsort((graph.chunk_of, graph.call_of)).tolist()
+    return Schedule("pairwise", tuple(workers), (tuple(order),))
+
+
+def _run(session: Session, ids: TokenIds) -> Recorded:
+    session.append(ids, record=True)
+    assert session.recorded is not None
+    return session.recorded
+
+
+def _fitted(
+    program: Program, samples: Mapping[int, Samples], repeats: Mapping[int, Samples]
+) -> dict[str, dict[int, Measured]]:
+    result: dict[str, dict[int, Measured]] = defaultdict(dict)
+    for threads, found in samples.items():
+        for segment in program.split.segments:
+            points = {
+                rows: by_cached for (name, rows), by_cached in sorted(found.items()) if name == segment.name
+            }
+            if points:
+                measured = _table(points, uses_cache(segment))
+                if uses_cache(segment):
+                    repeated = repeats[threads].get((segment.name, measured.rows[-1]), {})
+                    measured = replace(measured, repeated=_repeated(measured, repeated))
+                result[segment.name][threads] = measured
+    return dict(result)
+
+
+def _repeated(measured: Measured, found: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
+    """By cached tokens, the share of a call's time that it takes after the same call for the chunk before."""
+    if not set(measured.cached) <= set(found):
+        return ()
+    rows = measured.rows[-1]
+    # The second chunk has the first one in its cache.
+    usual = measured.time_us(
+        np.full(len(measured.cached), float(rows)), np.array(measured.cached, float) + rows
+    )
+    took = [statistics.median(found[cached]) for cached in measured.cached]
+    return tuple(round(min(1.0, us / at), 4) for us, at in zip(took, usual.tolist(), strict=True))
+
+
+def _table(points: Mapping[int, Mapping[int, Sequence[float]]], uses_cache: bool) -> Measured:
+    """Medians of times by rows and by cached tokens; where the cache is not read, of all of them."""
+    cached = sorted(next(iter(points.values()))) if uses_cache else [0]
+    us, spread, misfit = [], [], []
+    for by_cached in points.values():
+        every = [value for values in by_cached.values() for value in values]
+        columns = [by_cached[at] for at in cached] if uses_cache else [every]
+        us.append(tuple(round(statistics.median(values), 3) for values in columns))
+        spread.append(round(statistics.median(_spread(values) for values in columns), 4))
+        misfit.append(round(_misfit(cached, us[-1]), 4))
+    return Measured(tuple(points), tuple(cached), tuple(us), tuple(spread), tuple(misfit))
+
+
+def _misfit(at: Sequence[int], values: Sequence[float]) -> float:
+    """How far, at most, an inner value lies from the line between its neighbours, over itself."""
+    return max(
+        (
+            abs(np.interp(at[i], [at[i - 1], at[i + 1]], [values[i - 1], values[i + 1]]) / values[i] - 1)
+            for i in range(1, len(at) - 1)
+        ),
+        default=0.0,
+    )
+
+
+def _spread(values: Sequence[float]) -> float:
+    low, high = np.percentile(values, [25, 75])
+    return float(high - low) / 2 / statistics.median(values)
+
+
+def _with_workers(program: Program, profile: Profile, ids: TokenIds, count: int, threads: int) -> Profile:
+    """Add what workers cost each other, from runs of several schedules on `count` workers."""
+    devices = {segment.device for segment in program.split.segments}
+    schedules = ["wavefront", *(["out_of_order"] if 1 < len(devices) <= count else [])]
+    runs: list[Ran] = []
+    hand_overs: dict[tuple[str, str], list[int]] = defaultdict(list)
+    same_worker: list[int] = []
+    session = program.session("sequential", threads, profile=GENERIC)
+    for name in schedules:
+        choice = default_choice(program.split, name, count)
+        alone: list[Recorded] = []
+        together: list[Recorded] = []
+        for number in range(_RUNS_TOGETHER + 1):
+            for kept, how in (
+                (alone, choice._replace(schedule="sequential", workers=(ANY,), in_flight=1)),
+                (together, choice),
+            ):
+                session.use(how)
+                session.reset()
+                recorded = _run(session, ids[:_PROMPT])
+                if number:
+                    kept.append(recorded)
+        alone, together = _faster_half(alone), _faster_half(together)
+        runs += _ran(alone, together)
+        for recorded in together:
+            waits = waits_of(recorded.verified, recorded.start_ns, recorded.end_ns)
+            same_worker += waits.same_worker
+            for pair, values in waits.hand_overs.items():
+                hand_overs[pair] += values
+    found = {pair: round(value, 4) for pair, value in fit(runs).items()}
+    return replace(
+        profile,
+        contention={**profile.contention, count: found},
+        hand_over_us={
+            pair: round(statistics.median(values) / 1e3, 3) for pair, values in sorted(hand_overs.items())
+        },
+        same_worker_us=round(statistics.median(same_worker) / 1e3, 3),
+    )
+
+
+def _faster_half(runs: Sequence[Recorded]) -> list[Recorded]:
+    """What else goes on in a machine only adds time, to some runs much."""
+    return sorted(runs, key=lambda run: int(run.end_ns.max()))[: (len(runs) + 1) // 2]
+
+
+def _ran(alone: Sequence[Recorded], together: Sequence[Recorded]) -> list[Ran]:
+    """Runs on several workers beside the same tasks' median times, one at a time, in the same rounds."""
+    alone_ns = np.median([run.end_ns - run.start_ns for run in alone], axis=0).astype(np.int64)
+    graph = together[0].verified.graph
+    assert graph.chunks == alone[0].verified.graph.chunks
+    devices = [graph.devices[call] for call in graph.call_of.tolist()]
+    found = []
+    for run in together:
+        workers = np.zeros(len(graph), np.int64)
+        for worker, tasks in enumerate(run.verified.workers):
+            workers[list(tasks)] = worker
+        found.append(Ran(devices, workers, run.start_ns, run.end_ns, alone_ns))
+    return found

@@ -1,0 +1,208 @@
+"""Profiles as TOML files and as plain data, and back: written by `doubleweave profile`, or by hand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from doubleweave.errors import InputError
+from doubleweave.files import written_whole
+from doubleweave.predict.estimate import Device
+from doubleweave.predict.profile import Decision, Measured, Profile
+from doubleweave.schedule.choice import Choice
+
+
+def profile_dict(profile: Profile) -> dict[str, Any]:
+    """The profile as plain data, ready for TOML or JSON; `parse_profile` reads it back."""
+    data: dict[str, Any] = {"name": profile.name, "kind": profile.kind}
+    for key in ("machine", "program", "threads", "same_worker_us"):
+        if getattr(profile, key):
+            data[key] = getattr(profile, key)
+    if profile.sources:
+        data["sources"] = list(profile.sources)
+    if profile.devices:
+        data["device"] = {name: device.to_dict() for name, device in profile.devices.items()}
+    if profile.hand_over_us:
+        data["hand_over_us"] = _by_device(profile.hand_over_us)
+    if profile.contention:
+        data["contention"] = {
+            f"workers_{count}": _by_device(pairs) for count, pairs in profile.contention.items()
+        }
+    if profile.segments:
+        data["segment"] = {
+            name: {
+                f"threads_{threads}": {
+                    key: [list(row) for row in value] if key == "us" else list(value)
+                    for key, value in vars(measured).items()
+                }
+                for threads, measured in by_threads.items()
+            }
+            for name, by_threads in profile.segments.items()
+        }
+    if profile.decisions:
+        data["decision"] = [
+            {
+                "tokens": d.tokens,
+                **d.choice._asdict(),
+                "workers": list(d.choice.workers),
+                "makespan_s": d.makespan_s,
+            }
+            for d in profile.decisions
+        ]
+    return data
+
+
+def _by_device(pairs: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:
+    data: dict[str, dict[str, float]] = {}
+    for (a, b), value in pairs.items():
+        data.setdefault(a, {})[b] = value
+    return data
+
+
+def parse_profile(data: Mapping[str, Any], where: str) -> Profile:
+    """Parse what `profile_dict` gives; raises InputError that names the key that is wrong, missing or unknown."""
+    known = {
+        f.removesuffix("s") if f in ("devices", "segments", "decisions") else f
+        for f in Profile.__annotations__
+    }
+    _check_keys(data, known - {"weights"}, {"name", "kind"}, where)
+    segments = {
+        name: {
+            _count(key, "threads_", f"{where}, segment {name}"): _measured(
+                table, f"{where}, segment {name}, {key}"
+            )
+            for key, table in _table(by_threads, f"{where}, segment {name}").items()
+        }
+        for name, by_threads in _table(data.get("segment", {}), f"{where}, segment").items()
+    }
+    contention = _table(data.get("contention", {}), f"{where}, contention")
+    devices = {
+        name: Device.parse(table, f"{where}, device {name}")
+        for name, table in _table(data.get("device", {}), f"{where}, device").items()
+    }
+    return Profile(
+        name=str(data["name"]),
+        kind=str(data["kind"]),
+        devices=devices,
+        segments=segments,
+        hand_over_us=_pairs(data, "hand_over_us", where),
+        contention={
+            _count(key, "workers_", f"{where}, contention"): _pairs(contention, key, f"{where}, contention")
+            for key in contention
+        },
+        same_worker_us=_number(data.get("same_worker_us", 0.0), f"{where}, same_worker_us"),
+        sources=tuple(map(str, data.get("sources", ()))),
+        machine=str(data.get("machine", "")),
+        program=str(data.get("program", "")),
+        threads=int(_number(data.get("threads", 0), f"{where}, threads")),
+        decisions=tuple(_decision(item, f"{where}, decision") for item in data.get("decision", ())),
+    )
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: found {value!r}, expected a table")
+    return value
+
+
+def _check_keys(data: Mapping[str, Any], known: set[str], needed: set[str], where: str) -> None:
+    if unknown := sorted(set(data) - known):
+        raise InputError(f"{where}: found key {unknown[0]!r}, expected one of {', '.join(sorted(known))}")
+    if missing := sorted(needed - set(data)):
+        raise InputError(f"{where}: key {missing[0]!r} is missing")
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e18:
+        raise InputError(f"{where}: found {value!r}, expected a number, 0 or more")
+    return float(value)
+
+
+def _count(key: str, prefix: str, where: str) -> int:
+    """The number at the end of a table's name, such as threads_2."""
+    digits = key.removeprefix(prefix)
+    if digits == key or not digits.isascii() or not digits.isdigit() or int(digits) < 1:
+        raise InputError(f"{where}: found table {key!r}, expected {prefix}1, {prefix}2, …")
+    return int(digits)
+
+
+def _pairs(data: Mapping[str, Any], key: str, where: str) -> dict[tuple[str, str], float]:
+    return {
+        (a, b): _number(value, f"{where}, {key}.{a}.{b}")
+        for a, row in _table(data.get(key, {}), f"{where}, {key}").items()
+        for b, value in _table(row, f"{where}, {key}.{a}").items()
+    }
+
+
+def _measured(data: Any, where: str) -> Measured:
+    table = _table(data, where)
+    _check_keys(table, set(Measured.__annotations__), {"rows", "cached", "us"}, where)
+    columns = {key: _numbers(table[key], f"{where}, {key}") for key in table if key != "us"}
+    rows, cached = columns["rows"], columns["cached"]
+    for key, points, least in (("rows", rows, 1), ("cached", cached, 0)):
+        if not points or list(points) != sorted(set(points)) or points[0] < least:
+            raise InputError(
+                f"{where}, {key}: found {list(points)}, expected numbers that rise from {least} or more"
+            )
+    us = table["us"]
+    if not isinstance(us, list) or len(us) != len(rows):
+        raise InputError(f"{where}, us: expected {len(rows)} lists of numbers, one for each of rows")
+    lists = tuple(_numbers(values, f"{where}, us") for values in us)
+    for row in lists:
+        _check_length(row, {len(cached)}, f"{where}, us")
+    for key, points in (("spread", rows), ("misfit", rows), ("repeated", cached)):
+        _check_length(columns.get(key, ()), {0, len(points)}, f"{where}, {key}")
+    return Measured(
+        tuple(map(int, rows)),
+        tuple(map(int, cached)),
+        lists,
+        columns.get("spread", ()),
+        columns.get("misfit", ()),
+        columns.get("repeated", ()),
+    )
+
+
+def _check_length(values: tuple[float, ...], allowed: set[int], where: str) -> None:
+    if len(values) not in allowed:
+        raise InputError(f"{where}: found {len(values)} numbers, expected {max(allowed)}")
+
+
+def _numbers(values: Any, where: str) -> tuple[float, ...]:
+    if not isinstance(values, list):
+        raise InputError(f"{where}: found {values!r}, expected a list of numbers")
+    return tuple(_number(value, where) for value in values)
+
+
+def _decision(data: Any, where: str) -> Decision:
+    table = _table(data, where)
+    keys = {"tokens", "makespan_s", *Choice._fields}
+    _check_keys(table, keys, keys, where)
+    choice = {key: table[key] for key in Choice._fields} | {"workers": tuple(table["workers"])}
+    return Decision(int(table["tokens"]), Choice(**choice), float(table["makespan_s"]))
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a TOML file; raises InputError where it is missing, no TOML or no profile."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        data = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a profile ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(
+            f"{path}: is no TOML ({error}); profiles are written by doubleweave profile"
+        ) from None
+    return parse_profile(data, str(path))
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write a TOML file, in one piece: under another name beside it first."""
+    import tomli_w
+
+    with written_whole(path) as temporary:
+        temporary.write_text(tomli_w.dumps(profile_dict(profile)))

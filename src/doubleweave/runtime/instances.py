@@ -1,0 +1,94 @@
+"""Loaded methods of one program, as few as the schedules in use need.
+
+It knows nothing of schedules: it loads what it is asked for, once.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from doubleweave import _native
+from doubleweave.errors import ProgramError
+from doubleweave.ir.manifest import PROGRAM_FILE
+from doubleweave.ir.split import LOADS_ALONE, Split
+from doubleweave.schedule.scratch_groups import groups
+from doubleweave.vendors.printed_output import captured
+from doubleweave.vendors.qnn_messages import refusal
+
+
+class Instances:
+    """Instances by (method, copy). Copy 0 serves all workers, one at a time; further copies of a method
+    without weights let several workers run it at once."""
+
+    def __init__(self, program: _native.Program, split: Split) -> None:
+        self._program = program
+        shared = groups(split)
+        self._groups = {
+            method: shared.get(segment.name, -1) for segment in split.segments for method in segment.methods()
+        }
+        self._alone = frozenset(
+            method for segment in split.segments_of(*LOADS_ALONE) for method in segment.methods()
+        )
+        self._loaded: dict[tuple[str, int], _native.Instance] = {}
+        self.turns = _native.Turns()  # of calls from several threads that use a common method
+        self._loading = threading.Lock()
+
+    def get(self, method: str, copy: int = 0) -> _native.Instance:
+        """Load the method on first use; raises ProgramError when the program does not have it."""
+        key = (method, copy)
+        if key not in self._loaded:
+            self._loaded[key] = self._load_alone(method) if method in self._alone else self._load(method)
+        return self._loaded[key]
+
+    def load_all(self, methods: list[str]) -> None:
+        """Load several at once: packing weights is most of it, and it runs without the GIL."""
+        with self._loading:
+            todo = [method for method in dict.fromkeys(methods) if (method, 0) not in self._loaded]
+            for method in self._alone.intersection(todo):
+                self._loaded[method, 0] = self._load_alone(method)
+            todo = [method for method in todo if method not in self._alone]
+            if not todo:
+                return
+            with ThreadPoolExecutor(max_workers=_native.max_threads()) as pool:
+                for method, instance in zip(todo, pool.map(self._load, todo), strict=True):
+                    self._loaded[method, 0] = instance
+
+    def _load_alone(self, method: str) -> _native.Instance:
+        """Load a method of a backend that talks while it loads; what it says is of interest where it fails."""
+        try:
+            return captured(lambda: self._load(method))[0]
+        except ProgramError as error:
+            reason = refusal(getattr(error, "printed", ""))
+            why = f" ({reason})" if reason else ""
+            raise ProgramError(
+                f"{error}{why}: the context is damaged or of another SDK; compile it again"
+            ) from error
+
+    def _load(self, method: str) -> _native.Instance:
+        try:
+            return self._program.load(method, self._groups.get(method, -1))
+        except _native.Error as error:
+            raise ProgramError(f"{self._program.path}: {error}") from error
+
+    def trim(self) -> None:
+        """Let go of the program file's pages: of the embedding table, a prefill touches many."""
+        self._program.trim()
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+
+def open_instances(folder: Path, split: Split) -> Instances:
+    """Open a folder's program file; raises ProgramError where it does not have the methods of the split."""
+    try:
+        program = _native.Program(str(folder / PROGRAM_FILE))
+    except _native.Error as error:
+        raise ProgramError(f"{error}; compile the program again") from error
+    wanted = {name for segment in split.segments for name in segment.methods()}
+    if missing := sorted(wanted - set(program.method_names)):
+        raise ProgramError(
+            f"{folder}: method {missing[0]!r} of the manifest is not in the program; compile it again"
+        )
+    return Instances(program, split)

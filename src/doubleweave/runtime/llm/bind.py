@@ -1,0 +1,126 @@
+"""Bind a scheduled task graph to memory and loaded methods: what the native executor replays.
+
+It knows nothing of prompts or sampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from doubleweave import _native
+from doubleweave.errors import ScheduleError
+from doubleweave.ir.split import Call, FixedSizes, Port, Shape
+from doubleweave.runtime.instances import Instances
+from doubleweave.schedule.chunks import Chunk
+from doubleweave.schedule.task_graph import has_instance_per_worker
+from doubleweave.schedule.verify import Verified
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The regions of a session: values that live for a chunk, inputs by name, cache entries by name."""
+
+    chunk_buffers: tuple[_native.Region, ...]
+    inputs: dict[str, _native.Region]
+    cache: dict[str, _native.Region]
+
+
+class Binder:
+    """Builds one native Execution from a verified schedule, memory and instances."""
+
+    def __init__(self, verified: Verified, memory: Memory, instances: Instances, all_rows: bool) -> None:
+        self.verified = verified
+        self.graph = verified.graph
+        self.all_rows = all_rows
+        self.instances = instances
+        self.segments = {segment.name: segment for segment in self.graph.split.segments}
+        self.values = {value.name: value for value in self.graph.split.values}
+        self.regions = [*memory.chunk_buffers, *memory.inputs.values(), *memory.cache.values()]
+        names = [*memory.inputs, *memory.cache]
+        self.region_of = {name: len(memory.chunk_buffers) + i for i, name in enumerate(names)}
+        self.used: dict[tuple[str, int], int] = {}
+        self.loaded: list[_native.Instance] = []
+
+    def build(self) -> _native.Execution:
+        self.instances.load_all([self._method(task.call, task.chunk) for task in self.graph.tasks])
+        workers = self.verified.workers
+        worker_of = {task: worker for worker, tasks in enumerate(workers) for task in tasks}
+        tasks = [self._task(number, worker_of[number]) for number in range(len(self.graph))]
+        threads = self.verified.schedule.threads
+        return _native.Execution(self.loaded, self.regions, tasks, list(map(list, workers)), threads)
+
+    def _rows(self, call: Call, chunk: Chunk) -> tuple[int, int]:
+        """(first row, number of rows) of the chunk that the call computes."""
+        if call.rows == "last" and not self.all_rows:
+            return chunk.num_tokens - 1, 1
+        static = isinstance(self.segments[call.segment].shape, FixedSizes)
+        return 0, chunk.compiled_size if static else chunk.num_tokens
+
+    def _method(self, call_index: int, chunk_index: int) -> str:
+        call = self.graph.split.calls[call_index]
+        _, rows = self._rows(call, self.graph.chunks[chunk_index])
+        static = isinstance(self.segments[call.segment].shape, FixedSizes)
+        return f"{call.segment}@{rows}" if static else call.segment
+
+    def _task(self, number: int, worker: int) -> _native.Task:
+        task = self.graph.tasks[number]
+        call = self.graph.split.calls[task.call]
+        segment = self.segments[call.segment]
+        chunk = self.graph.chunks[task.chunk]
+        first, rows = self._rows(call, chunk)
+        copy = worker if has_instance_per_worker(self.graph.split, task.call) else 0
+        return _native.Task(
+            self._instance(self._method(task.call, task.chunk), copy),
+            [
+                self._binding(name, port, task.chunk, chunk, rows, first)
+                for name, port in zip(call.reads, segment.inputs, strict=True)
+            ],
+            [
+                self._binding(name, port, task.chunk, chunk, rows, 0)
+                for name, port in zip(call.writes, segment.outputs, strict=True)
+            ],
+            list(self.verified.after[number]),
+            number,
+        )
+
+    def _instance(self, method: str, copy: int) -> int:
+        key = (method, copy)
+        if key not in self.used:
+            self.used[key] = len(self.loaded)
+            self.loaded.append(self.instances.get(method, copy))
+        return self.used[key]
+
+    def _binding(
+        self, name: str, port: Port, chunk_index: int, chunk: Chunk, rows: int, first: int
+    ) -> _native.Binding:
+        value = self.values[name]
+        row_bytes = value.row_bytes
+        if value.kind in ("input", "cache"):
+            region = self.region_of[name]
+            if "S" in port.shape:
+                sizes = _sizes(port.shape, rows, chunk.start + chunk.num_tokens)
+                return _native.Binding(region, sizes, 0, 0, port.shape.index("S"))
+            if "T" not in port.shape:  # the whole cache
+                return _native.Binding(region, _sizes(port.shape, rows, 0), 0, 0)
+            # Token ids are this run's own; positions and cache rows go on behind the cached tokens.
+            moves = 0 if name == "input_ids" else row_bytes
+            offset = (chunk.start + first) * row_bytes
+            return _native.Binding(region, _sizes(port.shape, rows, 0), offset, moves)
+        buffer = self.graph.buffer(name, chunk_index)
+        return _native.Binding(buffer, _sizes(port.shape, rows, 0), first * row_bytes)
+
+
+def _sizes(shape: Shape, rows: int, cached: int) -> list[int]:
+    return [rows if s == "T" else cached if s == "S" else int(s) for s in shape]
+
+
+def bind(verified: Verified, memory: Memory, instances: Instances, *, all_rows: bool) -> _native.Execution:
+    """Build the native execution. `all_rows`: the head computes every row, not just the last one.
+
+    Raises ScheduleError for a schedule that did not go through `verify`.
+    """
+    if not isinstance(verified, Verified):
+        raise ScheduleError(
+            f"schedule: found a {type(verified).__name__}, expected what verify gives; verify it first"
+        )
+    return Binder(verified, memory, instances, all_rows).build()

@@ -1,0 +1,110 @@
+"""Generate text: feed a prompt to a session, sample, feed back, until an end token.
+
+It knows nothing of schedules or methods.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from doubleweave.errors import InputError
+from doubleweave.runtime.llm.sampling import Sampler, Sampling
+from doubleweave.runtime.llm.session import Session, TokenIds
+from doubleweave.runtime.llm.text import Stream, Text
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came out, and how fast. `text` is None when the program has no tokenizer.
+
+    `prefill_tok_per_s` is the prompt over the time to the first token, from when the prompt is given;
+    `decode_tok_per_s` counts the tokens after the first.
+    """
+
+    text: str | None
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    new_tokens: int
+    ttft_s: float
+    prefill_tok_per_s: float
+    decode_tok_per_s: float | None
+    kv_bytes_peak: int
+    schedule: str
+    threads: int
+    finish: str
+
+
+def generate(
+    session: Session, token_ids: TokenIds, max_new_tokens: int, sampling: Sampling, *, record: bool = False
+) -> Iterator[int]:
+    """Yield new tokens; the end token itself is not given out. Errors are those of `Session.append`."""
+    if max_new_tokens < 1:
+        raise InputError(f"number of new tokens: found {max_new_tokens}, expected at least 1")
+    sampler = Sampler(sampling)
+    ends = set(session.model.eos_token_ids)
+    logits = session.append(token_ids, record=record)
+    for count in range(max_new_tokens):
+        token = sampler(logits)
+        if token in ends:
+            return
+        yield token
+        if count + 1 < max_new_tokens and session.length < session.max_context:
+            logits = session.append([token])
+        else:
+            return
+
+
+def run(
+    session: Session,
+    token_ids: TokenIds,
+    max_new_tokens: int,
+    sampling: Sampling,
+    text: Text | None,
+    stop: Sequence[str] = (),
+    on_text: Callable[[str], None] | None = None,
+    record: bool = False,
+) -> Generation:
+    """Generate to the end and measure; `on_text` gets the text piece by piece (none without `text`)."""
+    stream = None if text is None else Stream(text, stop)
+    start = time.perf_counter()
+    first = last = None
+    ids: list[int] = []
+    finish = "length"
+    tokens = generate(session, token_ids, max_new_tokens, sampling, record=record)
+    pieces: list[str] = []
+    for token in tokens:
+        last = time.perf_counter()
+        first = first or last
+        ids.append(token)
+        if stream is not None:
+            pieces.append(stream.push(token))
+            if on_text is not None:
+                on_text(pieces[-1])
+            if stream.stopped:
+                finish = "stop"
+                break
+    end = time.perf_counter()
+    if finish == "length" and len(ids) < max_new_tokens:
+        finish = "end" if session.length < session.max_context else "context"
+    if stream is not None:
+        pieces.append(stream.finish())
+        if on_text is not None:
+            on_text(pieces[-1])
+    ttft = (first or end) - start
+    decode_s = (last or end) - (first or end)
+    num_prompt = len(token_ids)
+    return Generation(
+        text="".join(pieces) if stream is not None else None,
+        token_ids=tuple(ids),
+        prompt_tokens=num_prompt,
+        new_tokens=len(ids),
+        ttft_s=ttft,
+        prefill_tok_per_s=num_prompt / ttft,
+        decode_tok_per_s=(len(ids) - 1) / decode_s if len(ids) > 1 and decode_s > 0 else None,
+        kv_bytes_peak=session.kv_bytes_peak,
+        schedule=session.schedule,
+        threads=session.threads,
+        finish=finish,
+    )

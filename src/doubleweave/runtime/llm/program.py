@@ -1,0 +1,151 @@
+"""A compiled program, opened: its methods one by one, and sessions over all of them. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from doubleweave.errors import InputError, ProgramError
+from doubleweave.ir import manifest
+from doubleweave.ir.split import Split
+from doubleweave.predict.find_profile import find_profile
+from doubleweave.runtime.instances import open_instances
+from doubleweave.runtime.llm.generate import Generation, generate, run
+from doubleweave.runtime.llm.sampling import Sampling
+from doubleweave.runtime.llm.session import Session, TokenIds
+from doubleweave.runtime.llm.text import Text
+from doubleweave.runtime.module.method import Method, segment_functions
+from doubleweave.runtime.module.program import ModuleProgram
+from doubleweave.runtime.module.runner import Runner
+from doubleweave.runtime.module.states import States
+from doubleweave.runtime.module.submit import Workers
+from doubleweave.schedule.choice import AUTO
+from doubleweave.vendors.openvino_sdk import load_openvino
+from doubleweave.vendors.qnn_sdk import is_host, load_sdk
+
+
+class Program:
+    """A program directory: `methods`, `session()`, `generate()`."""
+
+    def __init__(self, folder: Path, found: manifest.Manifest) -> None:
+        self.folder = folder
+        self.manifest = found
+        assert found.model is not None
+        self.model = found.model
+        if found.split.segments_of("qnn"):
+            _check_emulated(found.split)
+            load_sdk()
+        if on_openvino := found.split.segments_of("openvino"):
+            load_openvino(in_float32=all(segment.recipe == "none" for segment in on_openvino))
+        self.instances = open_instances(folder, found.split)
+        workers = Workers()
+        runner = Runner(found.split, self.instances, States(found.split, folder / manifest.STATE_FILE))
+        self.methods = {
+            name: Method(name, function, runner, workers)
+            for name, function in segment_functions(found.split.segments).items()
+        }
+
+    @property
+    def split(self) -> Split:
+        return self.manifest.split
+
+    @cached_property
+    def text(self) -> Text:
+        """The tokenizer and chat template; raises ProgramError when the program has none."""
+        return Text(self.folder / manifest.TOKENIZER_FILE, self.model)
+
+    def text_for(self, stop: Sequence[str]) -> Text | None:
+        """`text`, or None for a program without a tokenizer; ProgramError if stop texts need one."""
+        has_tokenizer = (self.folder / manifest.TOKENIZER_FILE).exists()
+        return self.text if has_tokenizer or stop else None
+
+    def session(
+        self,
+        schedule: str = AUTO,
+        threads: int | None = None,
+        *,
+        workers: Sequence[str] | None = None,
+        chunk: int | None = None,
+        profile: str | None = None,
+    ) -> Session:
+        """A new session with an empty cache.
+
+        `threads` defaults to the machine's cores, `workers` (their devices, such as ("npu", "cpu")) to what the
+        schedule takes by itself, `chunk` (the most tokens of a chunk) to the program's; `profile` is a TOML file or the
+        name of one that comes with the package, by default the program's own.
+
+        Raises InputError for a schedule that does not exist, a profile that does not fit, more threads than cores, or
+        another number above 1 than loaded programs use.
+        """
+        return Session(
+            self.manifest,
+            self.instances,
+            find_profile(self.folder, self.manifest, profile),
+            schedule,
+            threads,
+            None if workers is None else tuple(workers),
+            chunk,
+        )
+
+    def stream(
+        self, session: Session, token_ids: TokenIds, max_new_tokens: int, sampling: Sampling | None = None
+    ) -> Iterator[int]:
+        """Append a prompt to a session and yield new tokens until an end token or `max_new_tokens`."""
+        return generate(session, token_ids, max_new_tokens, sampling or Sampling())
+
+    def generate(
+        self,
+        prompt: str | TokenIds,
+        max_new_tokens: int = 128,
+        *,
+        session: Session | None = None,
+        raw: bool = False,
+        stop: tuple[str, ...] = (),
+        **sampling: Any,
+    ) -> Generation:
+        """Generate from a text or from token ids and return the Generation (text, token_ids, rates).
+
+        `raw` leaves the chat template out; `sampling` takes temperature, top_p and seed (greedy without).
+        """
+        try:
+            chosen = Sampling(**sampling)
+        except TypeError:
+            raise InputError(
+                f"generate: found argument {sorted(sampling)[0]!r}, expected temperature, top_p or seed"
+            ) from None
+        session = session or self.session()
+        ids = self.text.encode(prompt, raw=raw) if isinstance(prompt, str) else prompt
+        return run(session, ids, max_new_tokens, chosen, self.text_for(stop), stop)
+
+
+def open(folder: str | Path) -> Program | ModuleProgram:
+    """Open a program folder: a Program for a language model, a ModuleProgram for any other module.
+
+    Raises ProgramError when it is missing or damaged.
+    """
+    path = Path(folder)
+    found = manifest.read(path)
+    return ModuleProgram(path, found) if found.model is None else Program(path, found)
+
+
+def open_llm(folder: str | Path) -> Program:
+    """Open a language model's program; raises ProgramError for any other."""
+    found = open(folder)
+    if not isinstance(found, Program):
+        raise ProgramError(
+            f"{folder}: is the program of module {found.name}, expected a language model's; call it from Python "
+            "with doubleweave.open"
+        )
+    return found
+
+
+def _check_emulated(split: Split) -> None:
+    """ProgramError for a chip's build where there is only the emulator."""
+    shared = next((s for s in split.segments_of("qnn") if s.contexts < len(s.methods())), None)
+    if shared is not None and is_host():
+        raise ProgramError(
+            f"the program is compiled for the chip {shared.target}: the methods of {shared.name} share one context, "
+            "which the emulator on this machine cannot run; compile it with --emulate to run it here"
+        )

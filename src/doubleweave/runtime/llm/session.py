@@ -1,0 +1,279 @@
+"""A session: one sequence of tokens with its KV cache, fed turn by turn.
+
+It knows nothing of text or sampling; `generate.py` does.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from doubleweave import _native
+from doubleweave.errors import InputError, RunError
+from doubleweave.ir.manifest import Manifest
+from doubleweave.ir.split import most_rows, whole_cache
+from doubleweave.predict.profile import Profile
+from doubleweave.runtime.instances import Instances
+from doubleweave.runtime.llm.bind import Memory, bind
+from doubleweave.runtime.llm.chunk_progress import OnChunk, watching
+from doubleweave.runtime.threads import threads_or_all
+from doubleweave.schedule.choice import (
+    AUTO,
+    Choice,
+    check_schedule,
+    chunk_shape,
+    chunks_of,
+    default_choice,
+    graph_of,
+)
+from doubleweave.schedule.makers import Maker, make
+from doubleweave.schedule.task_graph import TaskGraph, Want
+from doubleweave.schedule.verify import Verified, verify
+from doubleweave.timeline.from_tasks import timeline_of
+from doubleweave.timeline.timeline import Timeline
+
+FloatArray = npt.NDArray[np.float32]
+TokenIds = Sequence[int] | npt.NDArray[np.integer]
+
+# How many chunks a scoring run takes at once: each holds its own logits.
+_SCORE_CHUNKS = 4
+_KEPT_EXECUTIONS = 8
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    choice: Choice
+    graph: TaskGraph
+    verified: Verified
+    execution: _native.Execution
+    buffers: _native.Buffers
+    input_ids: npt.NDArray[np.int64]
+
+
+class Recorded(NamedTuple):
+    """A run that was recorded: task t ran from `start_ns[t]` to `end_ns[t]`, behind `cached` tokens."""
+
+    choice: Choice
+    verified: Verified
+    start_ns: npt.NDArray[np.int64]
+    end_ns: npt.NDArray[np.int64]
+    num_tokens: int
+    cached: int
+
+
+class Session:
+    """Token ids go in, logits come out; the cache stays between calls.
+
+    Made by `Program.session`. Not thread safe; several sessions of one program are independent, but must
+    not run at the same time (they share the loaded methods).
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        instances: Instances,
+        profile: Profile,
+        schedule: str,
+        threads: int | None,
+        workers: tuple[str, ...] | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        check_schedule(schedule, workers, chunk)
+        self.manifest = manifest
+        assert manifest.model is not None
+        self.model = manifest.model
+        self._instances = instances
+        self.profile = profile
+        self.schedule = schedule
+        self.threads = threads = threads_or_all(threads)
+        self.recorded: Recorded | None = None
+        self.on_chunk: OnChunk | None = None  # told of every chunk that is done while a run goes on
+        split = manifest.split
+        self._fixed = None if schedule == AUTO else default_choice(split, schedule, threads, workers, chunk)
+        self._most_rows = most_rows(chunk_shape(split))
+        cached = [value for value in split.values if value.kind == "cache"]
+        max_context = self.model.max_context
+        self._cache = _native.KvCache([value.row_bytes for value in cached], max_context, self._most_rows)
+        self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
+        is_whole = any(whole_cache(port) for segment in split.segments for port in segment.inputs)
+        self._whole_bytes = max_context * sum(value.row_bytes for value in cached) if is_whole else 0
+        self._output = next(value.name for value in split.values if value.kind == "output")
+        self._positions = np.arange(max_context + self._most_rows, dtype=np.int64)
+        self._makers: dict[str, Maker] = {}
+        self._prepared: OrderedDict[tuple[int, Want, Choice], _Prepared] = OrderedDict()
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._cache.length
+
+    @property
+    def max_context(self) -> int:
+        return self.model.max_context
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of memory the cache holds now (whole pages); all of a cache of fixed length."""
+        return self._whole_bytes or self._cache.committed_bytes
+
+    @property
+    def kv_bytes_peak(self) -> int:
+        return self._whole_bytes or self._cache.peak_bytes
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the buffers for values between calls, of all runs that are kept prepared."""
+        return sum(prepared.buffers.total_bytes for prepared in self._prepared.values())
+
+    @property
+    def score_rows(self) -> int:
+        """Tokens that one run of `score` takes."""
+        return self._most_rows * _SCORE_CHUNKS
+
+    def append(self, token_ids: TokenIds, *, record: bool = False) -> FloatArray:
+        """Append tokens (ids, 1-D) and return the logits of the last one, float32 [vocab].
+
+        With `record` the run's `timeline` is kept. Raises InputError for no tokens, ids out of range, more
+        than one sequence, or more tokens than the context has room for; then nothing was appended.
+        """
+        ids = self._checked(token_ids)
+        prepared = self._run(ids, "last", record)
+        last = self._logits(prepared, len(prepared.graph.chunks) - 1, 1)
+        return last.reshape(-1).copy()
+
+    def score(self, token_ids: TokenIds) -> FloatArray:
+        """Append tokens and return the logits of each, float32 [T, vocab]. Errors as for `append`."""
+        ids = self._checked(token_ids)
+        parts = []
+        for start in range(0, len(ids), self.score_rows):
+            prepared = self._run(ids[start : start + self.score_rows], "all", False)
+            parts += [
+                self._logits(prepared, index, chunk.num_tokens).copy()
+                for index, chunk in enumerate(prepared.graph.chunks)
+            ]
+        return np.concatenate(parts)
+
+    def truncate(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens; memory past them is given back."""
+        if not 0 <= num_tokens <= self.length:
+            raise InputError(
+                f"truncate: found {num_tokens}, expected 0 to {self.length} (the tokens in the cache)"
+            )
+        self._cache.truncate(num_tokens)
+
+    def reset(self) -> None:
+        """Forget every token."""
+        self._cache.truncate(0)
+
+    def _checked(self, token_ids: TokenIds) -> npt.NDArray[np.int64]:
+        try:
+            ids = np.asarray(token_ids)
+        except ValueError:
+            raise InputError(
+                "token ids: found lists of several lengths, expected one list of integers"
+            ) from None
+        if ids.ndim == 2 and ids.shape[0] == 1:
+            ids = ids[0]
+        if ids.ndim != 1:
+            raise InputError(
+                f"token ids: found shape {list(ids.shape)}, expected [T]: a cache holds one sequence, so a batch "
+                "larger than 1 needs one session a sequence"
+            )
+        if len(ids) == 0:
+            raise InputError("token ids: found none, expected at least one: the prompt is empty")
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise InputError(f"token ids: found dtype {ids.dtype}, expected integers")
+        vocab = self.model.vocab_size
+        wrong = ids[(ids < 0) | (ids >= vocab)]
+        if len(wrong):
+            raise InputError(f"token ids: found {int(wrong[0])}, expected 0 to {vocab - 1} (the vocabulary)")
+        if self.length + len(ids) > self.max_context:
+            raise InputError(
+                f"context: {self.length} tokens in the cache and {len(ids)} more make {self.length + len(ids)}, "
+                f"expected at most {self.max_context}: shorten the prompt, or truncate or reset the session"
+            )
+        return ids.astype(np.int64)
+
+    def _run(self, ids: npt.NDArray[np.int64], want: Want, record: bool) -> _Prepared:
+        prepared = self._prepare(len(ids), want)
+        prepared.input_ids[: len(ids)] = ids
+        base = self.length
+        try:
+            with watching(prepared.execution, prepared.verified, self.on_chunk):
+                events = prepared.execution.run(base, record)
+        except _native.Error as error:
+            raise RunError(str(error)) from error
+        padding = prepared.graph.chunks[-1].compiled_size - prepared.graph.chunks[-1].num_tokens
+        self._cache.note_length(base + len(ids), padding)
+        if len(ids) > 1:
+            self._instances.trim()
+        if events is not None:
+            start_ns, end_ns = np.zeros((2, len(prepared.graph)), np.int64)
+            start_ns[events[:, 0]], end_ns[events[:, 0]] = events[:, 2], events[:, 3]
+            self.recorded = Recorded(prepared.choice, prepared.verified, start_ns, end_ns, len(ids), base)
+        return prepared
+
+    @property
+    def timeline(self) -> Timeline | None:
+        """What ran when in the last recorded run, None if there was none."""
+        if self.recorded is None:
+            return None
+        _, verified, start_ns, end_ns, num_tokens, cached = self.recorded
+        schedule, graph = verified.schedule, verified.graph
+        title = f"{schedule.name}, {num_tokens:,} tokens, measured"
+        return timeline_of(graph, schedule, start_ns, end_ns, title, cached)
+
+    def _prepare(self, num_tokens: int, want: Want) -> _Prepared:
+        split = self.manifest.split
+        choice = self._choose(num_tokens)
+        key = (num_tokens, want, choice)
+        if key in self._prepared:
+            self._prepared.move_to_end(key)
+            return self._prepared[key]
+        chunks = chunks_of(split, choice, num_tokens)
+        graph = graph_of(split, choice, chunks, want)
+        costs = self.profile.costs(graph, choice.threads, len(choice.workers), all_rows=want == "all")
+        if maker := self._makers.get(choice.schedule):
+            schedule = replace(maker(graph, choice.workers, costs), threads=choice.threads)
+        else:
+            schedule = make(choice.schedule, graph, choice.workers, costs, choice.threads)
+        verified = verify(schedule, graph)
+        buffers = _native.Buffers(list(graph.buffer_bytes))
+        input_ids = np.zeros(chunks[-1].start + chunks[-1].compiled_size, dtype=np.int64)
+        memory = Memory(
+            tuple(buffers.region(i) for i in range(len(graph.buffer_bytes))),
+            {"input_ids": _native.Region.of(input_ids), "position_ids": _native.Region.of(self._positions)},
+            self._cache_regions,
+        )
+        execution = bind(verified, memory, self._instances, all_rows=want == "all")
+        prepared = _Prepared(choice, graph, verified, execution, buffers, input_ids)
+        self._prepared[key] = prepared
+        while len(self._prepared) > _KEPT_EXECUTIONS:
+            self._prepared.popitem(last=False)
+        return prepared
+
+    def use(self, choice: Choice, maker: Maker | None = None) -> None:
+        """Run what follows by this choice, whatever the session was made for; `maker` makes schedules that no name
+        of ours stands for, and the choice gives them one."""
+        self._fixed = choice
+        self.schedule = choice.schedule
+        if maker is not None:
+            self._makers[choice.schedule] = maker
+
+    def _choose(self, num_tokens: int) -> Choice:
+        """A single chunk has nothing to overlap: it runs with every thread in every method."""
+        if self._fixed is None:
+            return self.profile.choose(self.manifest.split, num_tokens, self.threads)
+        fixed, split = self._fixed, self.manifest.split
+        if len(fixed.workers) == 1 or len(chunks_of(split, fixed, num_tokens)) > 1:
+            return fixed
+        return default_choice(split, "sequential", self.threads, None, fixed.chunk)
+
+    def _logits(self, prepared: _Prepared, chunk: int, rows: int) -> FloatArray:
+        buffer = prepared.graph.buffer(self._output, chunk)
+        return prepared.buffers.view(buffer, [rows, self.model.vocab_size])

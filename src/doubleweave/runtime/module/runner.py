@@ -1,0 +1,211 @@
+"""Run a function of a program on the caller's tensors: plan, bind, execute.
+
+Plans are kept for the sizes seen last. It knows nothing of Python arguments; `method.py` does.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from doubleweave import _native
+from doubleweave.errors import InputError, RunError
+from doubleweave.ir.split import Function, Split
+from doubleweave.runtime.instances import Instances
+from doubleweave.runtime.module.arrays import address_range
+from doubleweave.runtime.module.states import States
+from doubleweave.schedule import module_plan
+from doubleweave.schedule.module_plan import Plan, Step, View
+from doubleweave.timeline.timeline import Event, Timeline
+
+_KEPT = 16
+
+Found = tuple[tuple[str, tuple[int, ...]], ...]  # dtype and sizes of each input
+
+
+@dataclass
+class _Prepared:
+    plan: Plan
+    instance: _native.Instance | None  # one method and nothing else: run without an execution
+    execution: _native.Execution | None
+    regions: dict[tuple[str, str, int], int]  # (place, name, number) -> region
+    uses: list[str]  # what one call at a time may use
+
+
+class Runner:
+    """Runs functions of one program over one set of states.
+
+    Calls that use a common method, or a common state, take turns; others run at the same time.
+    """
+
+    def __init__(self, split: Split, instances: Instances, states: States) -> None:
+        self.split = split
+        self.states = states
+        self.timeline: Timeline | None = None
+        self._instances = instances
+        self._prepared: OrderedDict[tuple[int, Found, int], _Prepared] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def plan(self, function: Function, name: str, found: Found) -> Plan:
+        """The plan for inputs of these dtypes and sizes; InputError where they do not fit."""
+        return module_plan.make(self.split, function, name, found)
+
+    def device(self, function: Function) -> str:
+        """The device of a function's first segment; "cpu" where it has none."""
+        for call in function.calls:
+            if call.callee == "segment":
+                return self.split.segment(call.segment).device
+            return self.device(self.split.function(call.segment))
+        return "cpu"
+
+    def prepare(self, function: Function, name: str, found: Found, threads: int) -> _Prepared:
+        key = (id(function), found, threads)
+        with self._lock:
+            if key in self._prepared:
+                self._prepared.move_to_end(key)
+                return self._prepared[key]
+        made = self._make(self.plan(function, name, found), threads)
+        with self._lock:
+            self._prepared[key] = made
+            while len(self._prepared) > _KEPT:
+                self._prepared.popitem(last=False)
+        return made
+
+    def run(
+        self, prepared: _Prepared, inputs: Sequence[Any], outputs: Sequence[Any], threads: int, record: bool
+    ) -> None:
+        """Read `inputs`, write `outputs` (one for each tensor of the results, each once)."""
+        _check_apart(prepared.plan, inputs, outputs)
+        with self._instances.turns.take(prepared.uses):
+            try:
+                if prepared.instance is not None and not record:
+                    prepared.instance.run(list(inputs), list(outputs), threads)
+                elif prepared.execution is not None:
+                    self._execute(prepared, inputs, outputs, record)
+            except _native.Error as error:
+                raise RunError(_failure(str(error))) from error
+            for state, times in prepared.plan.updates.items():
+                self.states.updated(state, times)
+
+    def _execute(
+        self, prepared: _Prepared, inputs: Sequence[Any], outputs: Sequence[Any], record: bool
+    ) -> None:
+        assert prepared.execution is not None
+        rebound = {}
+        for (place, name, number), region in prepared.regions.items():
+            if place == "input":
+                rebound[region] = _native.Region.of(inputs[number], writable=False)
+            elif place == "output":
+                rebound[region] = _native.Region.of(outputs[number])
+            elif place == "state":
+                rebound[region] = self.states.region(name, number)
+        events = prepared.execution.run(0, record, rebound)
+        if events is not None:
+            self.timeline = _timeline(prepared.plan, events.tolist())
+
+    def _make(self, made: Plan, threads: int) -> _Prepared:
+        self._instances.load_all(made.methods())
+        is_direct = (
+            len(made.steps) == 1
+            and made.steps[0].copy is None
+            and [view.tensor for view in made.steps[0].reads] == list(made.inputs)
+            and [view.tensor for view in made.steps[0].writes] == list(dict.fromkeys(made.outputs))
+        )
+        instance = self._instances.get(made.steps[0].method) if is_direct else None
+        regions, execution = self._bind(made, threads)  # a direct call needs it to be recorded
+        uses = [f"plan {id(made)}", *(f"method {method}" for method in made.methods())]
+        if made.updates or any(tensor.place == "state" for tensor in made.tensors):
+            uses.append(f"states {id(self.states)}")
+        return _Prepared(made, instance, execution, regions, uses)
+
+    def _bind(
+        self, made: Plan, threads: int
+    ) -> tuple[dict[tuple[str, str, int], int], _native.Execution | None]:
+        if not made.steps:
+            return {}, None
+        buffers = _native.Buffers(list(made.buffer_bytes))
+        regions = [buffers.region(number) for number in range(len(made.buffer_bytes))]
+        outside = [t for t in made.tensors if t.place != "buffer" and (t.readers or t.writers)]
+        # Where the caller's tensors and the states will be bound: address space only, it is never touched.
+        stand_ins = _native.Buffers([tensor.num_bytes for tensor in outside])
+        numbers: dict[tuple[str, str, int], int] = {}
+        for index, tensor in enumerate(outside):
+            numbers[tensor.place, tensor.name if tensor.place == "state" else "", tensor.number] = len(
+                regions
+            )
+            regions.append(stand_ins.region(index))
+
+        def region_of(tensor: int) -> int:
+            found = made.tensors[tensor]
+            if found.place == "buffer":
+                return found.number
+            return numbers[found.place, found.name if found.place == "state" else "", found.number]
+
+        def binding(view: View) -> _native.Binding:
+            return _native.Binding(region_of(view.tensor), list(view.sizes), view.offset)
+
+        methods = made.methods()
+        tasks = []
+        for number, step in enumerate(made.steps):
+            if step.copy is not None:
+                tasks.append(_native.Task.of_copy(_copy(step, region_of), [], number))
+                continue
+            instance = methods.index(step.method)
+            tasks.append(
+                _native.Task(instance, [*map(binding, step.reads)], [*map(binding, step.writes)], [], number)
+            )
+        instances = [self._instances.get(method) for method in methods]
+        return numbers, _native.Execution(instances, regions, tasks, [list(range(len(tasks)))], threads)
+
+
+def _copy(step: Step, region_of: Any) -> _native.Copy:
+    copy = step.copy
+    assert copy is not None
+    return _native.Copy(
+        source=region_of(copy.source),
+        target=region_of(copy.target),
+        source_offset=copy.source_offset,
+        source_stride=copy.source_stride,
+        target_offset=copy.target_offset,
+        target_stride=copy.target_stride,
+        num_blocks=copy.num_blocks,
+        block_bytes=copy.block_bytes,
+        pad_bytes=copy.pad_bytes,
+    )
+
+
+def _failure(message: str) -> str:
+    """What a method said, without the runtime's own numbers: "method 'm' failed in aten.embedding: …"."""
+    found = re.search(r"(method '[^']*' failed): (?:Error::\w+: )?(.*)", message)
+    if found is None:
+        return message
+    check, _, call = found[2].partition("; KernelCall failed")
+    operator = re.search(r"operator aten::(\w+)", call)
+    return f"{found[1]}{f' in aten.{operator[1]}' if operator else ''}: {check.rstrip('.')}"
+
+
+def _check_apart(made: Plan, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """Refuse a result that would be written over an input, or over another result."""
+    taken = [(made.tensors[t].name, *address_range(x)) for t, x in zip(made.inputs, inputs, strict=True)]
+    for number, array in enumerate(outputs):
+        what = f"result {number}"
+        begin, end = address_range(array)
+        for name, first, last in taken:
+            if begin < last and first < end:
+                raise InputError(
+                    f"out: the memory for {what} is also that of {name}; give it memory of its own"
+                )
+        taken.append((what, begin, end))
+
+
+def _timeline(made: Plan, events: list[list[int]]) -> Timeline:
+    result = []
+    for number, worker, start, end in events:
+        step = made.steps[number]
+        name = step.name if step.copy is None else f"{step.name} (copy)"
+        result.append(Event(name, step.segment, step.device, step.chunk, worker, start, end))
+    return Timeline(tuple(sorted(result, key=lambda event: event.start_ns)), 1)

@@ -1,0 +1,101 @@
+"""Schedules: for each worker, the ordered list of its tasks. Data, with a text form that parses back.
+
+It knows nothing of costs, threads or ExecuTorch; it reads a task graph. `makers.py` makes schedules, `verify.py`
+checks them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from doubleweave.errors import ScheduleError
+from doubleweave.schedule.task_graph import Int32Array, TaskGraph
+
+# In a worker's list: it goes on when every worker has reached its barrier of the same number.
+BARRIER = -1
+_BARRIER_TEXT = "|"
+# A worker that runs the tasks of every device.
+ANY = "any"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`workers[w]` lists the task numbers (and BARRIERs) of worker w in order; it runs tasks of `devices[w]`, and
+    each of its methods uses `threads` threads."""
+
+    name: str
+    devices: tuple[str, ...]
+    workers: tuple[tuple[int, ...], ...]
+    threads: int = 1
+
+    def text(self, graph: TaskGraph) -> str:
+        """One line a worker: "npu: block_0/0+128@128 | block_1/0+128@128 …"; "|" is a barrier."""
+        return "\n".join(
+            f"{device}: " + " ".join(_BARRIER_TEXT if task == BARRIER else graph.name(task) for task in tasks)
+            for device, tasks in zip(self.devices, self.workers, strict=True)
+        )
+
+
+def parse(text: str, graph: TaskGraph, name: str = "given", threads: int = 1) -> Schedule:
+    """Parse what `Schedule.text` gives; raises ScheduleError for a device or a task the graph does not have."""
+    numbers = {graph.name(index): index for index in range(len(graph))} | {_BARRIER_TEXT: BARRIER}
+    known = {ANY, *graph.devices}
+    devices, workers = [], []
+    for line in text.strip().splitlines():
+        device, colon, tasks = line.partition(":")
+        device = device.strip()
+        if not colon or device not in known:
+            raise ScheduleError(
+                f"schedule: found line {line[:40]!r}, expected DEVICE: TASK TASK … with a device of "
+                f"{', '.join(sorted(known))}"
+            )
+        for word in tasks.split():
+            if word not in numbers:
+                raise ScheduleError(
+                    f"schedule: found task {word!r}, expected call/start+tokens@size of the task graph, "
+                    f"such as {graph.name(0)!r}"
+                )
+        devices.append(device)
+        workers.append(tuple(numbers[word] for word in tasks.split()))
+    return Schedule(name, tuple(devices), tuple(workers), threads)
+
+
+def without_barriers(schedule: Schedule, graph: TaskGraph) -> tuple[list[list[int]], Int32Array, Int32Array]:
+    """The workers' lists of tasks alone, and what each task waits for (starts and list, as in a TaskGraph) with the
+    barriers as dependencies."""
+    lists = [[task for task in tasks if task != BARRIER] for tasks in schedule.workers]
+    if not any(BARRIER in tasks for tasks in schedule.workers):
+        return lists, graph.after_starts, graph.after_list
+    more: list[set[int]] = [set() for _ in range(len(graph))]
+    # last[w][b]: the last task of worker w before its barrier b; it has none if there are fewer barriers.
+    last = [_before_barriers(tasks) for tasks in schedule.workers]
+    for worker, tasks in enumerate(schedule.workers):
+        passed = 0
+        is_first = False
+        for task in tasks:
+            if task == BARRIER:
+                passed, is_first = passed + 1, True
+            elif is_first and 0 <= task < len(graph):
+                others = (
+                    ends[min(passed, len(ends)) - 1] for w, ends in enumerate(last) if w != worker and ends
+                )
+                more[task] |= {end for end in others if end is not None}
+                is_first = False
+    merged = [sorted(more[task].union(graph.after[task])) for task in range(len(graph))]
+    starts = np.zeros(len(graph) + 1, np.int32)
+    np.cumsum([len(waits) for waits in merged], out=starts[1:])
+    return lists, starts, np.array([before for waits in merged for before in waits], np.int32)
+
+
+def _before_barriers(tasks: tuple[int, ...]) -> list[int | None]:
+    """The last task before each barrier, and before the end."""
+    ends: list[int | None] = []
+    latest: int | None = None
+    for task in tasks:
+        if task == BARRIER:
+            ends.append(latest)
+        else:
+            latest = task
+    return [*ends, latest]

@@ -1,0 +1,36 @@
+"""Which segments share scratch memory, and how far apart chunks must stay so that they never meet in it.
+
+A block's scratch (a few megabytes at 128 rows) is dead between runs, so blocks share it in a few groups:
+block i is in group i mod n. Two chunks in flight use one group at once only if they are n blocks apart;
+`tasks.py` keeps them closer than that. Where n divides the number of blocks, the end of a chunk and the
+beginning of the next one keep apart as well. It knows nothing of how memory is allocated.
+"""
+
+from __future__ import annotations
+
+from doubleweave.ir.split import Split
+
+_PREFERRED = (5, 6, 7, 4, 8)
+
+
+def blocks(split: Split) -> list[int]:
+    """The calls that every chunk runs in a delegate, in order: those that append to the cache."""
+    cached = {value.name for value in split.values if value.kind == "cache"}
+    segments = {segment.name: segment for segment in split.segments}
+    return [
+        index
+        for index, call in enumerate(split.calls)
+        if cached.intersection(call.writes) and segments[call.segment].num_delegated
+    ]
+
+
+def num_groups(split: Split) -> int:
+    """How many groups the blocks are spread over."""
+    count = len(blocks(split))
+    return next((n for n in _PREFERRED if count % n == 0), _PREFERRED[0]) if count > _PREFERRED[0] else count
+
+
+def groups(split: Split) -> dict[str, int]:
+    """The group of each segment that shares; the others have scratch of their own."""
+    count = num_groups(split)
+    return {split.calls[call].segment: i % count for i, call in enumerate(blocks(split))}

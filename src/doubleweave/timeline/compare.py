@@ -1,0 +1,152 @@
+"""Compare two timelines task by task: a prediction and what was measured, or two schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from doubleweave.errors import InputError
+from doubleweave.timeline.timeline import Event, Timeline, format_table, kind_of
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The tasks of one kind of segment that are in both; milliseconds in all, `apart` the median |difference|."""
+
+    kind: str
+    tasks: int
+    a_ms: float
+    b_ms: float
+    apart_ms: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A task ("call/chunk") of both, milliseconds."""
+
+    task: str
+    a_ms: float
+    b_ms: float
+    a_start_ms: float
+    b_start_ms: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`tasks` are all of both, the most different first; `moved` of them ran on another worker, `reordered` behind
+    another task of their worker than in the other timeline."""
+
+    a: str
+    b: str
+    a_makespan_ms: float
+    b_makespan_ms: float
+    kinds: tuple[Kind, ...]
+    tasks: tuple[Pair, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    moved: int
+    reordered: int
+    a_busy_ms: tuple[float, ...]
+    b_busy_ms: tuple[float, ...]
+
+
+def compare(a: Timeline, b: Timeline) -> Comparison:
+    """Match the tasks by call and chunk. Raises InputError where the two have no task in common."""
+    in_a, in_b = _by_task(a), _by_task(b)
+    both = [task for task in in_a if task in in_b]
+    if not both:
+        raise InputError(
+            "trace: the two have no task in common; expected traces of the same program and prompt length"
+        )
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for task in both:
+        times = in_a[task].duration_ns / 1e6, in_b[task].duration_ns / 1e6
+        kinds.setdefault(kind_of(in_a[task].segment), []).append(times)
+    pairs = [_pair(in_a[task], in_b[task]) for task in both]
+    before_a, before_b = _before(a), _before(b)
+    return Comparison(
+        a=a.title,
+        b=b.title,
+        a_makespan_ms=a.makespan_s * 1e3,
+        b_makespan_ms=b.makespan_s * 1e3,
+        kinds=tuple(_kind(kind, times) for kind, times in kinds.items()),
+        tasks=tuple(sorted(pairs, key=lambda pair: -abs(pair.a_ms - pair.b_ms))),
+        only_a=tuple(_name(task) for task in in_a if task not in in_b),
+        only_b=tuple(_name(task) for task in in_b if task not in in_a),
+        moved=sum(in_a[task].worker != in_b[task].worker for task in both),
+        reordered=sum(before_a[task] != before_b[task] for task in both),
+        a_busy_ms=tuple(a.busy_s(worker) * 1e3 for worker in range(a.num_workers)),
+        b_busy_ms=tuple(b.busy_s(worker) * 1e3 for worker in range(b.num_workers)),
+    )
+
+
+def _by_task(timeline: Timeline) -> dict[tuple[str, int], Event]:
+    return {(event.call, event.chunk): event for event in timeline.events}
+
+
+def _before(timeline: Timeline) -> Mapping[tuple[str, int], tuple[str, int] | None]:
+    """What each task's worker ran just before it."""
+    latest: dict[int, tuple[str, int]] = {}
+    found: dict[tuple[str, int], tuple[str, int] | None] = {}
+    for event in timeline.events:
+        task = event.call, event.chunk
+        found[task] = latest.get(event.worker)
+        latest[event.worker] = task
+    return found
+
+
+def _name(task: tuple[str, int]) -> str:
+    return f"{task[0]}/{task[1]}"
+
+
+def _pair(a: Event, b: Event) -> Pair:
+    return Pair(
+        _name((a.call, a.chunk)), a.duration_ns / 1e6, b.duration_ns / 1e6, a.start_ns / 1e6, b.start_ns / 1e6
+    )
+
+
+def _kind(kind: str, times: Sequence[tuple[float, float]]) -> Kind:
+    apart = sorted(abs(a - b) for a, b in times)
+    return Kind(kind, len(times), sum(a for a, _ in times), sum(b for _, b in times), apart[len(apart) // 2])
+
+
+def comparison_dict(found: Comparison) -> dict[str, Any]:
+    return asdict(found)
+
+
+def comparison_text(found: Comparison, limit: int = 15) -> str:
+    """Makespans, kinds of segments, and the tasks that differ most."""
+    lines = [
+        f"A: {found.a}, {found.a_makespan_ms:.2f} ms",
+        f"B: {found.b}, {found.b_makespan_ms:.2f} ms ({_ratio(found.a_makespan_ms, found.b_makespan_ms)} of A)",
+        "",
+    ]
+    rows = [["segment", "tasks", "A ms", "B ms", "B/A", "median |A - B| ms"]]
+    rows += [
+        [k.kind, str(k.tasks), f"{k.a_ms:.2f}", f"{k.b_ms:.2f}", _ratio(k.a_ms, k.b_ms), f"{k.apart_ms:.4f}"]
+        for k in found.kinds
+    ]
+    for worker in range(max(len(found.a_busy_ms), len(found.b_busy_ms))):
+        a = found.a_busy_ms[worker] if worker < len(found.a_busy_ms) else 0.0
+        b = found.b_busy_ms[worker] if worker < len(found.b_busy_ms) else 0.0
+        rows.append([f"worker {worker} busy", "", f"{a:.2f}", f"{b:.2f}", _ratio(a, b), ""])
+    lines += [format_table(rows), ""]
+    rows = [["the most different tasks", "A ms", "B ms", "A starts", "B starts"]]
+    rows += [
+        [t.task, f"{t.a_ms:.3f}", f"{t.b_ms:.3f}", f"{t.a_start_ms:.2f}", f"{t.b_start_ms:.2f}"]
+        for t in found.tasks[:limit]
+    ]
+    lines.append(format_table(rows))
+    lines.append(
+        f"{len(found.tasks)} tasks in both; {found.moved} on another worker, {found.reordered} behind another task"
+    )
+    for name, only in (("A", found.only_a), ("B", found.only_b)):
+        if only:
+            count = f"{len(only)} task{'s' if len(only) > 1 else ''}"
+            lines.append(f"{count} in {name} alone: {', '.join(only[:5])}{' …' if len(only) > 5 else ''}")
+    return "\n".join(lines)
+
+
+def _ratio(a: float, b: float) -> str:
+    return f"{b / a:.3f}" if a else "-"

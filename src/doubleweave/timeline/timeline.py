@@ -1,0 +1,140 @@
+"""Timelines: what ran when on which worker, and their text form. No torch, no ExecuTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from doubleweave.schedule.chunks import Chunk
+
+
+class Event(NamedTuple):
+    """A task that ran; times in nanoseconds since the run's start."""
+
+    call: str
+    segment: str
+    device: str
+    chunk: int
+    worker: int
+    start_ns: int
+    end_ns: int
+
+    @property
+    def duration_ns(self) -> int:
+        return self.end_ns - self.start_ns
+
+
+class Counter(NamedTuple):
+    """A quantity over time: (nanoseconds, value) in order of time."""
+
+    name: str
+    unit: str
+    samples: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The events of one run, in order of their start.
+
+    `devices` are those of the workers; `chunks` is what `Event.chunk` counts; `links` are hand-overs, as places in
+    `events`: the second reads, on another worker, what the first wrote. What is not known is empty.
+    """
+
+    events: tuple[Event, ...]
+    num_workers: int
+    devices: tuple[str, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
+    links: tuple[tuple[int, int], ...] = ()
+    counters: tuple[Counter, ...] = ()
+    title: str = ""
+
+    @property
+    def makespan_s(self) -> float:
+        return max((event.end_ns for event in self.events), default=0) / 1e9
+
+    def busy_s(self, worker: int) -> float:
+        return sum(e.duration_ns for e in self.events if e.worker == worker) / 1e9
+
+    def gantt(self, width: int = 72) -> str:
+        """One row a worker, time from left to right, with a legend.
+
+        Static segments show as the chunk's digit, attention as a letter (a for chunk 0, b for 1, …), idle
+        time as a dot.
+        """
+        if not self.events:
+            return "(nothing ran)"
+        end = max(event.end_ns for event in self.events)
+        lines = []
+        for worker in range(self.num_workers):
+            cells: list[dict[str, int]] = [{} for _ in range(width)]
+            for event in (e for e in self.events if e.worker == worker):
+                _add(cells, event, end / width)
+            row = "".join(
+                max(cell, key=cell.__getitem__) if sum(cell.values()) * 2 * width >= end else "."
+                for cell in cells
+            )
+            lines.append(f"{self._label(worker)} |{row}|")
+        margin = " " * (len(self._label(0)) + 1)
+        axis = f"{margin}0{'':{max(1, width - 9)}}{end / 1e6:>8.1f} ms"
+        return "\n".join(
+            [
+                *lines,
+                axis,
+                f"{margin}digit: chunk, in static segments; letter: chunk, in attention; dot: waiting",
+            ]
+        )
+
+    def _label(self, worker: int) -> str:
+        widest = max(map(len, self.devices), default=0)
+        return f"worker {worker}" + (f" {self.devices[worker]:<{widest}}" if self.devices else "")
+
+    def table(self) -> str:
+        """What ran where: busy time by kind of segment and worker."""
+        kinds: dict[str, list[float]] = {}
+        counts: dict[str, int] = {}
+        for event in self.events:
+            row = kinds.setdefault(kind_of(event.segment), [0.0] * self.num_workers)
+            row[event.worker] += event.duration_ns / 1e6
+            counts[kind_of(event.segment)] = counts.get(kind_of(event.segment), 0) + 1
+        head = ["segment", "runs", *(f"worker {w} ms" for w in range(self.num_workers))]
+        rows = [[kind, str(counts[kind]), *(f"{ms:.1f}" for ms in times)] for kind, times in kinds.items()]
+        busy = (
+            [f"{self.busy_s(w) / self.makespan_s:.0%}" for w in range(self.num_workers)]
+            if self.events
+            else []
+        )
+        return format_table([head, *rows, ["busy share", "", *busy]])
+
+
+def kind_of(segment: str) -> str:
+    """Segments that differ in their number are of one kind: "block_*"."""
+    stem, _, number = segment.rpartition("_")
+    return f"{stem}_*" if number.isdigit() else segment
+
+
+def _add(cells: list[dict[str, int]], event: Event, cell_ns: float) -> None:
+    """Add the event's nanoseconds to the cells it covers."""
+    first, last = (min(len(cells) - 1, int(t / cell_ns)) for t in (event.start_ns, event.end_ns))
+    for number in range(first, last + 1):
+        covered = min(event.end_ns, (number + 1) * cell_ns) - max(event.start_ns, number * cell_ns)
+        cell = cells[number]
+        cell[_mark(event)] = cell.get(_mark(event), 0) + max(0, round(covered))
+
+
+def _mark(event: Event) -> str:
+    if event.segment.startswith("attention"):
+        return "abcdefghijklmnopqrstuvwxyz"[event.chunk % 26]
+    return str(event.chunk % 10)
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

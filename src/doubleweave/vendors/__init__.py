@@ -1,0 +1,4 @@
+"""Vendors' libraries on this machine: found, checked, loaded, and what they print.
+
+Imports ir and errors; knows nothing of graphs, schedules or programs.
+"""
