@@ -10,8 +10,8 @@ demo: install
 	$(BIN)/python examples/demo.py
 
 test: install check test-native
-	$(BIN)/python -m pytest -q -rs --ignore=tests/test_random_modules.py
-	$(BIN)/python -m pytest -q -n 2 tests/test_random_modules.py
+	$(BIN)/python -m pytest -q -rs --ignore=tests/compile/test_random_modules.py
+	$(BIN)/python -m pytest -q -n 2 tests/compile/test_random_modules.py
 
 test-fast: install
 	$(BIN)/python -m pytest -q -m "not executorch and not model"

@@ -142,7 +142,7 @@ def test_fewer_threads_than_cores_take_a_pool_of_that_size(toy_path):
     """With fewer threads than its pool has, ExecuTorch's pthreadpool loses work (three or more cores show it)."""
     done = subprocess.run(
         [sys.executable, "-c", SMALLER_POOL, str(toy_path)],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         timeout=120,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import test_plan
+import test_module_plan
 from doubleweave.cli.show_memory import memory_of, of_plan, table
 from doubleweave.errors import InputError
 from doubleweave.ir.interface import Interface, Parameter
@@ -21,9 +21,9 @@ def manifest(split, model=None):
     return Manifest("Net", model, split, "", 0, "", {})
 
 
-@given(test_plan.splits(), st.integers(1, test_plan.MOST))
+@given(test_module_plan.splits(), st.integers(1, test_module_plan.MOST))
 def test_rows_say_what_the_plan_says(split, rows):
-    plan = test_plan.plan_of(split, test_plan.example(split.main, rows))
+    plan = test_module_plan.plan_of(split, test_module_plan.example(split.main, rows))
     memory = of_plan(plan)
     assert memory.buffer_bytes == sum(plan.buffer_bytes)
     assert memory.peak_bytes == plan.peak_bytes() <= memory.buffer_bytes
@@ -51,10 +51,10 @@ def test_rows_say_what_the_plan_says(split, rows):
 
 
 def test_a_chain_in_words():
-    row = test_plan.ROW
-    split = test_plan.chain(
-        test_plan.segment("first", test_plan.DYNAMIC, [row], [row]),
-        test_plan.segment("second", FixedSizes((4,)), [row], [row]),
+    row = test_module_plan.ROW
+    split = test_module_plan.chain(
+        test_module_plan.segment("first", test_module_plan.DYNAMIC, [row], [row]),
+        test_module_plan.segment("second", FixedSizes((4,)), [row], [row]),
     )
     memory = memory_of(manifest(split), None, {"T": 6})
     assert [row.value for row in memory.rows[:3]] == ["x", "y0", "y1"]
@@ -74,7 +74,7 @@ def test_a_chain_in_words():
 
 
 def test_states_show_both_buffers():
-    segments, function = test_plan.counter(test_plan.DYNAMIC, outputs=("x",))
+    segments, function = test_module_plan.counter(test_module_plan.DYNAMIC, outputs=("x",))
     memory = memory_of(manifest(Split(segments, (function,))), None, {"T": 2})
     states = [row for row in memory.rows if row.owner == "session"]
     assert [(row.value, row.num_bytes) for row in states] == [("n (0)", 8), ("n (1)", 8)]
@@ -82,8 +82,8 @@ def test_states_show_both_buffers():
 
 
 def test_many_readers_are_shortened():
-    row = test_plan.ROW
-    segments = [test_plan.segment(f"s{i}", test_plan.DYNAMIC, [row], [row]) for i in range(5)]
+    row = test_module_plan.ROW
+    segments = [test_module_plan.segment(f"s{i}", test_module_plan.DYNAMIC, [row], [row]) for i in range(5)]
     calls = tuple(Call(f"c{i}", f"s{i}", ("x",), (f"y{i}",)) for i in range(5))
     values = (Value("x", "int64", row, "input"), *(Value(f"y{i}", "int64", row, "chunk") for i in range(5)))
     split = Split(tuple(segments), (Function("", calls, values, ("y4",), (Range("T", 1, 9),)),))

@@ -165,7 +165,7 @@ print(len(graph), int(end.max()))
 
 def test_thousands_of_chunks_without_torch_or_executorch(request):
     done = subprocess.run(
-        [sys.executable, "-c", THOUSANDS, str(request.path.parent)],
+        [sys.executable, "-c", THOUSANDS, str(request.path.parents[1])],
         capture_output=True,
         text=True,
         timeout=120,

@@ -15,7 +15,7 @@ from doubleweave.compiler.split.eager import run_eager  # noqa: E402
 from doubleweave.compiler.split.split_llm import default_policy, split_llm  # noqa: E402
 from doubleweave.errors import PolicyError  # noqa: E402
 from doubleweave.ir.split import FixedSizes, whole_cache  # noqa: E402
-from test_split import FAMILIES, make_model  # noqa: E402
+from test_split_llm import FAMILIES, make_model  # noqa: E402
 
 pytestmark = pytest.mark.executorch
 

@@ -26,7 +26,7 @@ from doubleweave import Dynamic, Static  # noqa: E402
 
 pytestmark = pytest.mark.executorch
 
-DOCS = Path(__file__).parent.parent / "docs" / "refusals.md"
+DOCS = Path(__file__).parents[2] / "docs" / "refusals.md"
 aten = torch.ops.aten
 
 

@@ -1,6 +1,6 @@
 """Random small modules under random policies (random_modules.py): the program against eager torch, at allowed sizes.
 
-RANDOM_MODULES=2000 RANDOM_SEED=1 pytest tests/test_random_modules.py draws more cases, and other ones.
+RANDOM_MODULES=2000 RANDOM_SEED=1 pytest tests/compile/test_random_modules.py draws more cases, and other ones.
 """
 
 from __future__ import annotations

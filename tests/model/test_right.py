@@ -19,7 +19,7 @@ from doubleweave.sources import load
 
 pytestmark = [pytest.mark.executorch, pytest.mark.model]
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 PROMPTS = json.loads((DATA / "prompts.json").read_text())
 NUM_TOKENS = 64
 CASES = list(itertools.product(("bounded", "static"), ("sequential", "out_of_order", "wavefront")))

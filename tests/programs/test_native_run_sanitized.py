@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.executorch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_everything_it_can_do(runner):
             "-q",
             "-p",
             "no:cacheprovider",
-            ROOT / "tests" / "test_native_run.py",
+            ROOT / "tests" / "programs" / "test_native_run.py",
         ],
         env={**os.environ, "DOUBLEWEAVE_RUN": str(runner)},
         capture_output=True,
