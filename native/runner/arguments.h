@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "choice.h"
+#include "doubleweave/scheduling/choice.h"
 
 namespace doubleweave::runner {
 
@@ -14,7 +14,7 @@ struct Arguments {
   std::optional<std::string> prompt;     // "-": standard input
   std::optional<std::string> token_ids;  // a file
   int num = 128;
-  Wish wish;  // its threads are 0 where none were given
+  scheduling::Wish wish;  // its threads are 0 where none were given
   bool is_raw = false;
   std::optional<std::string> trace;
   bool as_json = false;

@@ -13,6 +13,7 @@
 #include "arguments.h"
 #include "doubleweave/crash.h"
 #include "doubleweave/error.h"
+#include "doubleweave/scheduling/planner.h"
 #include "doubleweave/threads.h"
 #include "generate.h"
 #include "regex.h"
@@ -136,11 +137,12 @@ void run(const runner::Arguments& given) {
   runner::Arguments args = given;
   const std::filesystem::path folder = args.folder;
   const runner::RunFile file = runner::read_run_file(folder);
+  doubleweave::scheduling::Planner planner(file.outline, file.machine);
   if (args.wish.threads == 0) {
-    const bool is_known = file.threads > 0 && file.threads <= doubleweave::max_threads();
-    args.wish.threads = is_known ? file.threads : doubleweave::pool_threads();
+    args.wish.threads =
+        planner.default_threads(doubleweave::pool_threads(), doubleweave::max_threads());
   }
-  runner::check_wish(file, args.wish);
+  doubleweave::scheduling::check_wish(args.wish, file.outline.devices);
   if (args.wish.threads > doubleweave::max_threads()) {
     throw Error("threads: found " + std::to_string(args.wish.threads) + ", expected 1 to " +
                 std::to_string(doubleweave::max_threads()) + " (the cores of this machine)");
@@ -166,7 +168,7 @@ void run(const runner::Arguments& given) {
     return;
   }
   doubleweave::set_pool_threads(args.wish.threads);
-  runner::Session session(folder, file, args.wish);
+  runner::Session session(folder, file, planner, args.wish);
   doubleweave::Timeline timeline;
   std::string schedule;
   const auto show = [](const std::string& piece) {
@@ -178,8 +180,7 @@ void run(const runner::Arguments& given) {
       runner::write_trace(*args.trace, file, session.last(), timeline);
     }
     if (args.shows_schedule) {
-      const runner::Prepared& prepared = session.last();
-      schedule = runner::schedule_text(file, prepared.graph, prepared.choice, prepared.schedule);
+      schedule = runner::schedule_text(file, session.last());
     }
   };
   const runner::Generation result =

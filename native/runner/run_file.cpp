@@ -16,7 +16,8 @@ namespace {
 using Json = nlohmann::json;
 using Names = std::map<std::string, int>;
 
-constexpr int kVersion = 2;
+constexpr int kVersion = 3;
+constexpr double kMostUs = 1e9;
 
 int index_of(const Names& names, const Json& name, const char* what) {
   const auto found = names.find(name.get<std::string>());
@@ -32,7 +33,7 @@ void check(bool holds, const char* what) {
   }
 }
 
-void check_places(const std::vector<int>& places, size_t count, const char* what) {
+void check_places(const std::vector<int32_t>& places, size_t count, const char* what) {
   check(std::all_of(places.begin(), places.end(),
                     [&](int place) { return place >= 0 && static_cast<size_t>(place) < count; }),
         what);
@@ -55,12 +56,11 @@ std::vector<std::vector<int32_t>> shapes_of(const Json& ports) {
   return shapes;
 }
 
-std::vector<TimeTable> times_of(const Json& tables) {
-  std::vector<TimeTable> found;
+std::vector<scheduling::MeasuredTimes> measured_of(const Json& tables) {
+  std::vector<scheduling::MeasuredTimes> found;
   for (const Json& table : tables) {
-    TimeTable times{table.at("threads"), table.at("rows"), table.at("cached"), table.at("us"),
-                    table.at("repeated")};
-    constexpr double kMostUs = 1e9;
+    scheduling::MeasuredTimes times{table.at("threads"), table.at("rows"), table.at("cached"),
+                                    table.at("us"), table.at("repeated")};
     const auto rises = [](const std::vector<double>& points) {
       return std::adjacent_find(points.begin(), points.end(), std::greater_equal<>()) ==
              points.end();
@@ -77,24 +77,44 @@ std::vector<TimeTable> times_of(const Json& tables) {
           "a segment's times are not a table");
     found.push_back(std::move(times));
   }
-  check(!found.empty(), "a segment has no times");
   return found;
 }
 
-std::vector<Wait> waits_of(const Json& rows, size_t tasks, size_t same, size_t before) {
-  std::vector<Wait> waits;
+scheduling::EstimatedTimes estimated_of(const Json& data) {
+  scheduling::EstimatedTimes times{
+      data.at("launch_us"),    data.at("cores"),           data.at("row_us"),
+      data.at("square_us"),    data.at("key_us"),          data.at("call_bytes_us"),
+      data.at("row_bytes_us"), data.at("cached_bytes_us"), data.at("counted_us")};
+  check(times.cores > 0, "a segment's estimate is for no core");
+  for (const double us : {times.launch_us, times.row_us, times.square_us, times.key_us,
+                          times.call_bytes_us, times.row_bytes_us, times.cached_bytes_us}) {
+    check(us >= 0 && us <= kMostUs, "a segment's estimate is out of range");
+  }
+  return times;
+}
+
+scheduling::SegmentTimes times_of(const Json& item) {
+  scheduling::SegmentTimes times{measured_of(list_in(item, "measured")), {}};
+  if (times.measured.empty()) {
+    times.estimated = estimated_of(item.at("estimated"));
+  }
+  return times;
+}
+
+std::vector<scheduling::Wait> waits_of(const Json& rows, size_t tasks, size_t same, size_t before) {
+  std::vector<scheduling::Wait> waits;
   for (const Json& row : rows) {
-    const Wait wait{row.at(0), row.at(1), row.at(2)};
+    const scheduling::Wait wait{row.at(0), row.at(1), row.at(2)};
     check_places({wait.task}, tasks, "a wait is of no task");
     check_places({wait.other}, wait.chunks == 0 ? same : before, "a wait is for no task");
-    check(wait.chunks <= 0, "a wait is for a later chunk");
+    check(wait.chunks <= scheduling::kLaneBefore, "a wait is for a later chunk");
     waits.push_back(wait);
   }
   return waits;
 }
 
-Pattern pattern_of(const Json& data, size_t calls) {
-  Pattern pattern{data.at("body"), data.at("last"), {}, {}};
+scheduling::Pattern pattern_of(const Json& data, size_t calls) {
+  scheduling::Pattern pattern{data.at("body"), data.at("last"), {}, {}};
   check_places(pattern.body, calls, "a pattern has a call that does not exist");
   check_places(pattern.last, calls, "a pattern has a call that does not exist");
   const size_t body = pattern.body.size();
@@ -128,13 +148,15 @@ void check_ranges(const RunFile& file) {
   constexpr int kMostTokens = 1 << 24;
   constexpr int kMostRows = 1 << 16;
   constexpr int64_t kMostBytes = int64_t{1} << 30;
-  check(file.most_rows > 0 && file.most_rows <= kMostRows && file.max_context > 0 &&
+  const scheduling::Outline& outline = file.outline;
+  const scheduling::Machine& machine = file.machine;
+  check(outline.rows.most > 0 && outline.rows.most <= kMostRows && file.max_context > 0 &&
             file.max_context <= kMostTokens && file.vocab_size > 0 &&
-            file.vocab_size <= kMostTokens && file.groups >= 0 && file.threads >= 0 &&
-            file.same_worker_ns >= 0 && !file.calls.empty() && !file.patterns.empty(),
+            file.vocab_size <= kMostTokens && outline.scratch.groups >= 0 && machine.threads >= 0 &&
+            machine.costs.same_worker_ns >= 0 && !file.calls.empty(),
         "a size is out of range");
-  check(std::all_of(file.sizes.begin(), file.sizes.end(),
-                    [&](int size) { return size > 0 && size <= file.most_rows; }),
+  check(std::all_of(outline.rows.fixed.begin(), outline.rows.fixed.end(),
+                    [&](int size) { return size > 0 && size <= outline.rows.most; }),
         "a compiled size is out of range");
   for (const Value& value : file.values) {
     check(value.row_bytes > 0 && value.row_bytes <= kMostBytes, "a value's size is out of range");
@@ -143,17 +165,70 @@ void check_ranges(const RunFile& file) {
   check(output.kind == Kind::kOutput &&
             output.row_bytes == static_cast<int64_t>(sizeof(float)) * file.vocab_size,
         "its output is not the vocabulary's");
-  for (const Segment& segment : file.segments) {
-    check(std::find(file.devices.begin(), file.devices.end(), segment.device) != file.devices.end(),
-          "a segment's device has no costs");
-  }
-  check(is_schedule(file.overlapping), "a schedule is not known");
-  for (const Decision& decision : file.decisions) {
-    const Choice& choice = decision.choice;
-    check(is_schedule(choice.schedule) && !choice.workers.empty() && choice.threads > 0 &&
-              choice.chunk > 0 && choice.in_flight > 0 && choice.abreast > 0,
+  check(scheduling::is_schedule(machine.overlapping), "a schedule is not known");
+  for (const scheduling::Decision& decision : machine.decisions) {
+    const scheduling::Choice& choice = decision.choice;
+    check(scheduling::is_schedule(choice.schedule) && !choice.workers.empty() &&
+              choice.threads > 0 && choice.chunk > 0 && choice.in_flight > 0 && choice.abreast > 0,
           "a decision is out of range");
   }
+}
+
+void check_costs(const scheduling::CostTables& costs, size_t devices) {
+  const auto is_square = [&](const auto& rows) {
+    return rows.size() == devices && std::all_of(rows.begin(), rows.end(), [&](const auto& row) {
+             return row.size() == devices;
+           });
+  };
+  check(is_square(costs.hand_over_ns) &&
+            std::all_of(costs.contention.begin(), costs.contention.end(),
+                        [&](const auto& one) { return is_square(one.shares); }),
+        "its costs do not fit its devices");
+}
+
+scheduling::Outline outline_of(const Json& data, const RunFile& file) {
+  scheduling::Outline outline;
+  outline.rows = {data.at("sizes").get<std::vector<int>>(), data.at("most_rows")};
+  outline.devices = data.at("devices").get<std::vector<std::string>>();
+  outline.static_device = data.at("static_device");
+  outline.max_tokens = file.max_context;
+  outline.pattern = pattern_of(data.at("pattern"), file.calls.size());
+  outline.scratch = {data.at("blocks").get<std::vector<int32_t>>(), data.at("groups")};
+  check_places(outline.scratch.blocks, file.calls.size(), "a block is no call");
+  check_calls(outline.pattern.body, outline.scratch.blocks);
+  check_calls(outline.pattern.last, outline.scratch.blocks);
+  for (const Call& call : file.calls) {
+    const Segment& segment = file.segments[call.segment];
+    const auto device = std::find(outline.devices.begin(), outline.devices.end(), segment.device) -
+                        outline.devices.begin();
+    check(static_cast<size_t>(device) < outline.devices.size(), "a segment's device has no costs");
+    outline.calls.push_back(
+        {call.segment, static_cast<int>(device), segment.is_static, call.last_row});
+  }
+  return outline;
+}
+
+scheduling::Machine machine_of(const Json& data, size_t devices) {
+  scheduling::Machine machine;
+  for (const Json& item : list_in(data, "segments")) {
+    machine.costs.segments.push_back(times_of(item));
+  }
+  machine.costs.hand_over_ns = data.at("hand_over_ns").get<std::vector<std::vector<int64_t>>>();
+  machine.costs.same_worker_ns = data.at("same_worker_ns");
+  for (const Json& item : list_in(data, "contention")) {
+    machine.costs.contention.push_back({item.at("workers"), item.at("shares")});
+  }
+  check_costs(machine.costs, devices);
+  machine.most_tasks = data.at("most_tasks").get<std::vector<int>>();
+  check(machine.most_tasks.size() == devices, "its costs do not fit its devices");
+  machine.overlapping = data.at("overlapping");
+  machine.threads = data.at("threads");
+  for (const Json& item : list_in(data, "decisions")) {
+    machine.decisions.push_back({item.at("tokens"),
+                                 {item.at("schedule"), item.at("workers"), item.at("threads"),
+                                  item.at("chunk"), item.at("in_flight"), item.at("abreast")}});
+  }
+  return machine;
 }
 
 RunFile parse(const Json& data) {
@@ -169,9 +244,6 @@ RunFile parse(const Json& data) {
   if (chat.is_object()) {
     file.chat.emplace(Chat{chat.at("before"), chat.at("behind"), chat.at("strips")});
   }
-  file.sizes = data.at("sizes").get<std::vector<int>>();
-  file.most_rows = data.at("most_rows");
-  file.overlapping = data.at("overlapping");
   Names values;
   for (const Json& row : list_in(data, "values")) {
     values[row.at(0)] = static_cast<int>(file.values.size());
@@ -182,8 +254,7 @@ RunFile parse(const Json& data) {
     segments[item.at("name")] = static_cast<int>(file.segments.size());
     file.segments.push_back({item.at("name"), item.at("device"), item.at("is_static"),
                              item.at("per_worker"), item.at("loads_alone"), item.at("group"),
-                             shapes_of(item.at("inputs")), shapes_of(item.at("outputs")),
-                             times_of(item.at("times"))});
+                             shapes_of(item.at("inputs")), shapes_of(item.at("outputs"))});
   }
   for (const Json& item : list_in(data, "calls")) {
     Call call{item.at("name"),
@@ -214,48 +285,13 @@ RunFile parse(const Json& data) {
           "a value of a chunk is in no slot");
   }
   file.output = index_of(values, data.at("output"), "value");
-  for (const Json& pattern : list_in(data, "patterns")) {
-    file.patterns.push_back(pattern_of(pattern, file.calls.size()));
-  }
-  file.blocks = data.at("blocks").get<std::vector<int>>();
-  check_places(file.blocks, file.calls.size(), "a block is no call");
-  file.groups = data.at("groups");
-  const Json& costs = data.at("costs");
-  file.devices = costs.at("devices").get<std::vector<std::string>>();
-  file.hand_over_ns = costs.at("hand_over_ns").get<std::vector<std::vector<int64_t>>>();
-  file.same_worker_ns = costs.at("same_worker_ns");
-  for (const Json& item : list_in(costs, "contention")) {
-    file.contention.push_back({item.at("workers"), item.at("shares")});
-  }
-  file.threads = data.at("threads");
-  for (const Json& item : list_in(data, "decisions")) {
-    file.decisions.push_back({item.at("tokens"),
-                              {item.at("schedule"), item.at("workers"), item.at("threads"),
-                               item.at("chunk"), item.at("in_flight"), item.at("abreast")}});
-  }
+  file.outline = outline_of(data, file);
+  file.machine = machine_of(data, file.outline.devices.size());
   check_ranges(file);
-  for (const Pattern& pattern : file.patterns) {
-    check_calls(pattern.body, file.blocks);
-    check_calls(pattern.last, file.blocks);
-  }
-  const size_t devices = file.devices.size();
-  const auto is_square = [&](const auto& rows) {
-    return rows.size() == devices && std::all_of(rows.begin(), rows.end(), [&](const auto& row) {
-             return row.size() == devices;
-           });
-  };
-  check(is_square(file.hand_over_ns) &&
-            std::all_of(file.contention.begin(), file.contention.end(),
-                        [&](const Contention& one) { return is_square(one.shares); }),
-        "its costs do not fit its devices");
   return file;
 }
 
 }  // namespace
-
-bool is_schedule(const std::string& name) {
-  return std::find(kSchedules.begin(), kSchedules.end(), name) != kSchedules.end();
-}
 
 RunFile read_run_file(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "run.json";

@@ -43,19 +43,55 @@ std::string checked_program(const std::filesystem::path& folder, const RunFile& 
   return path.string();
 }
 
+// The buffer of a value of a chunk that lies in a slot of its lane, or of the output.
+int buffer_of(const RunFile& file, const scheduling::TaskGraph& graph, int value, int chunk) {
+  const int slots = static_cast<int>(file.slot_row_bytes.size());
+  const int slot = file.slot_of[value];
+  return slot < 0 ? graph.lanes * slots : chunk % graph.lanes * slots + slot;
+}
+
+std::vector<size_t> buffer_bytes(const RunFile& file, const scheduling::TaskGraph& graph) {
+  int64_t rows = 0;
+  for (const scheduling::Chunk& chunk : graph.chunks) {
+    rows = std::max<int64_t>(rows, chunk.compiled_size);
+  }
+  std::vector<size_t> found;
+  for (int lane = 0; lane < graph.lanes; ++lane) {
+    for (const int64_t bytes : file.slot_row_bytes) {
+      found.push_back(static_cast<size_t>(bytes * rows));
+    }
+  }
+  const bool one_row = std::any_of(file.calls.begin(), file.calls.end(), [&](const Call& call) {
+    return call.last_row &&
+           std::find(call.writes.begin(), call.writes.end(), file.output) != call.writes.end();
+  });
+  found.push_back(static_cast<size_t>(file.values[file.output].row_bytes * (one_row ? 1 : rows)));
+  return found;
+}
+
+// How many rows of a chunk a call computes.
+int rows_of(const RunFile& file, const Call& call, const scheduling::Chunk& chunk) {
+  if (call.last_row) {
+    return 1;
+  }
+  return file.segments[call.segment].is_static ? chunk.compiled_size : chunk.num_tokens;
+}
+
 bool has(const std::vector<int32_t>& shape, int32_t size) {
   return std::find(shape.begin(), shape.end(), size) != shape.end();
 }
 
 }  // namespace
 
-Session::Session(const std::filesystem::path& folder, const RunFile& file, Wish wish)
+Session::Session(const std::filesystem::path& folder, const RunFile& file,
+                 scheduling::Planner& planner, scheduling::Wish wish)
     : file_(file),
+      planner_(planner),
       wish_(std::move(wish)),
       program_(checked_program(folder, file)),
-      cache_(cache_rows(file), file.max_context, file.most_rows),
+      cache_(cache_rows(file), file.max_context, file.outline.rows.most),
       region_of_(file.values.size(), -1),
-      positions_(static_cast<size_t>(file.max_context + file.most_rows)) {
+      positions_(static_cast<size_t>(file.max_context + file.outline.rows.most)) {
   std::iota(positions_.begin(), positions_.end(), 0);
   int next = 0;
   for (const Kind kind : {Kind::kInput, Kind::kCache}) {
@@ -102,25 +138,18 @@ std::span<const float> Session::append(std::span<const int64_t> ids, Timeline* t
   std::copy(ids.begin(), ids.end(), prepared.input_ids.begin());
   const int base = length();
   prepared.execution->run(base, timeline);
-  const Chunk& last = prepared.graph.chunks.back();
+  const scheduling::TaskGraph& graph = prepared.run.graph;
+  const scheduling::Chunk& last = graph.chunks.back();
   cache_.note_length(base + static_cast<int64_t>(ids.size()), last.compiled_size - last.num_tokens);
   if (ids.size() > 1) {
     program_.trim();
   }
   last_ = &prepared;
-  const int output = prepared.graph.buffer(file_, file_.output,
-                                           static_cast<int>(prepared.graph.chunks.size()) - 1);
+  const int output =
+      buffer_of(file_, graph, file_.output, static_cast<int>(graph.chunks.size()) - 1);
   const auto* logits =
       static_cast<const float*>(prepared.buffers->data(static_cast<size_t>(output)));
   return {logits, static_cast<size_t>(file_.vocab_size)};
-}
-
-Prepared Session::plan(int num_tokens) const {
-  Prepared prepared;
-  prepared.choice = choose(file_, wish_, num_tokens);
-  prepared.graph = build_graph(file_, prepared.choice, cut(file_, prepared.choice, num_tokens));
-  prepared.schedule = make_schedule(file_, prepared.graph, prepared.choice);
-  return prepared;
 }
 
 Prepared& Session::prepare(int num_tokens) {
@@ -128,21 +157,26 @@ Prepared& Session::prepare(int num_tokens) {
   if (found != prepared_.end()) {
     return *found->second;
   }
-  auto made = std::make_unique<Prepared>(plan(num_tokens));
-  made->buffers = std::make_unique<Buffers>(made->graph.buffer_bytes);
-  const Chunk& last = made->graph.chunks.back();
+  auto made = std::make_unique<Prepared>();
+  made->run = planner_.run(planner_.choose(wish_, num_tokens), num_tokens);
+  const scheduling::TaskGraph& graph = made->run.graph;
+  made->order =
+      scheduling::without_barriers(made->run.schedule.lists, graph.after_starts, graph.after);
+  made->buffer_bytes = buffer_bytes(file_, graph);
+  made->buffers = std::make_unique<Buffers>(made->buffer_bytes);
+  const scheduling::Chunk& last = graph.chunks.back();
   made->input_ids.assign(static_cast<size_t>(last.start + last.compiled_size), 0);
   load(*made);
   std::vector<Instance*> loaded;
   std::vector<Task> tasks = tasks_of(*made, loaded);
   made->execution = std::make_unique<Execution>(std::move(loaded), regions(*made), std::move(tasks),
-                                                made->schedule.workers, made->choice.threads);
+                                                made->order.lists, made->run.choice.threads);
   return *(prepared_[num_tokens] = std::move(made));
 }
 
 std::string Session::method_of(const Prepared& prepared, int call, int chunk) const {
   const Segment& segment = file_.segments[file_.calls[call].segment];
-  const int rows = rows_of(file_, file_.calls[call], prepared.graph.chunks[chunk]);
+  const int rows = rows_of(file_, file_.calls[call], prepared.run.graph.chunks[chunk]);
   return segment.is_static ? segment.name + "@" + std::to_string(rows) : segment.name;
 }
 
@@ -150,9 +184,9 @@ std::string Session::method_of(const Prepared& prepared, int call, int chunk) co
 // that cannot do that load one behind the other.
 void Session::load(const Prepared& prepared) {
   std::map<std::string, int> groups;
-  for (size_t task = 0; task < prepared.graph.size(); ++task) {
-    const int call = prepared.graph.call_of[task];
-    const std::string method = method_of(prepared, call, prepared.graph.chunk_of[task]);
+  for (size_t task = 0; task < prepared.run.graph.size(); ++task) {
+    const int call = prepared.run.graph.call_of[task];
+    const std::string method = method_of(prepared, call, prepared.run.graph.chunk_of[task]);
     if (instances_.contains({method, 0})) {
       continue;
     }
@@ -203,10 +237,10 @@ Instance* Session::instance(const std::string& method, int copy) {
 }
 
 std::vector<Task> Session::tasks_of(const Prepared& prepared, std::vector<Instance*>& loaded) {
-  const TaskGraph& graph = prepared.graph;
+  const scheduling::TaskGraph& graph = prepared.run.graph;
   std::vector<int> worker_of(graph.size());
-  for (size_t worker = 0; worker < prepared.schedule.workers.size(); ++worker) {
-    for (const int32_t task : prepared.schedule.workers[worker]) {
+  for (size_t worker = 0; worker < prepared.order.lists.size(); ++worker) {
+    for (const int32_t task : prepared.order.lists[worker]) {
       worker_of[static_cast<size_t>(task)] = static_cast<int>(worker);
     }
   }
@@ -217,7 +251,7 @@ std::vector<Task> Session::tasks_of(const Prepared& prepared, std::vector<Instan
     const int chunk_index = graph.chunk_of[number];
     const Call& call = file_.calls[call_index];
     const Segment& segment = file_.segments[call.segment];
-    const Chunk& chunk = graph.chunks[chunk_index];
+    const scheduling::Chunk& chunk = graph.chunks[chunk_index];
     const int rows = rows_of(file_, call, chunk);
     Instance* used = instance(method_of(prepared, call_index, chunk_index),
                               segment.per_worker ? worker_of[number] : 0);
@@ -227,7 +261,9 @@ std::vector<Task> Session::tasks_of(const Prepared& prepared, std::vector<Instan
     }
     Task& task = tasks[number];
     task.instance = place->second;
-    task.after = prepared.schedule.after[number];
+    const auto after = prepared.order.after.begin();
+    task.after.assign(after + prepared.order.after_starts[number],
+                      after + prepared.order.after_starts[number + 1]);
     task.label = static_cast<int32_t>(number);
     const int first = call.last_row ? chunk.num_tokens - 1 : 0;
     for (size_t i = 0; i < call.reads.size(); ++i) {
@@ -245,19 +281,18 @@ std::vector<Task> Session::tasks_of(const Prepared& prepared, std::vector<Instan
 Binding Session::bind(const Prepared& prepared, int value_index, const std::vector<int32_t>& shape,
                       int chunk_index, int rows, int first) const {
   const Value& value = file_.values[value_index];
-  const Chunk& chunk = prepared.graph.chunks[chunk_index];
+  const scheduling::Chunk& chunk = prepared.run.graph.chunks[chunk_index];
   const int cached = has(shape, kCached) ? chunk.start + chunk.num_tokens : 0;
   Binding binding;
   for (const int32_t size : shape) {
     binding.sizes.push_back(size == kRows ? rows : size == kCached ? cached : size);
   }
   if (value.kind != Kind::kInput && value.kind != Kind::kCache) {
-    binding.buffer = prepared.graph.buffer(file_, value_index, chunk_index);
+    binding.buffer = buffer_of(file_, prepared.run.graph, value_index, chunk_index);
     binding.offset = first * value.row_bytes;
     return binding;
   }
-  binding.buffer =
-      static_cast<int32_t>(prepared.graph.buffer_bytes.size()) + region_of_[value_index];
+  binding.buffer = static_cast<int32_t>(prepared.buffer_bytes.size()) + region_of_[value_index];
   if (has(shape, kCached)) {
     binding.grow_dim =
         static_cast<int32_t>(std::find(shape.begin(), shape.end(), kCached) - shape.begin());
@@ -284,6 +319,27 @@ std::vector<Region> Session::regions(Prepared& prepared) {
     found.emplace_back(cache_.data(entry), cache_.capacity_bytes(entry));
   }
   return found;
+}
+
+std::string schedule_text(const RunFile& file, const Prepared& prepared) {
+  const auto& [choice, graph, costs, schedule] = prepared.run;
+  std::string text;
+  for (size_t worker = 0; worker < schedule.workers.size(); ++worker) {
+    text += schedule.workers[worker] + ":";
+    const auto& tasks = schedule.lists[worker];
+    for (const int32_t task : tasks) {
+      if (task == scheduling::kBarrier) {
+        text += " |";
+        continue;
+      }
+      const scheduling::Chunk& chunk = graph.chunks[graph.chunk_of[task]];
+      text += " " + file.calls[graph.call_of[task]].name + "/" + std::to_string(chunk.start) + "+" +
+              std::to_string(chunk.num_tokens) + "@" + std::to_string(chunk.compiled_size);
+    }
+    text += tasks.empty() ? " " : "";
+    text += '\n';
+  }
+  return text;
 }
 
 }  // namespace doubleweave::runner

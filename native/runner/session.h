@@ -1,4 +1,4 @@
-// A prompt in, logits out, over a cache that stays: what session.py and execution.py do.
+// A prompt in, logits out, over a cache that stays: what runtime/llm of the Python package does.
 #pragma once
 
 #include <filesystem>
@@ -9,23 +9,21 @@
 #include <utility>
 #include <vector>
 
-#include "choice.h"
 #include "doubleweave/buffers.h"
 #include "doubleweave/execution.h"
 #include "doubleweave/kv_cache.h"
 #include "doubleweave/program.h"
+#include "doubleweave/scheduling/planner.h"
 #include "doubleweave/timeline.h"
 #include "run_file.h"
-#include "schedules.h"
-#include "task_graph.h"
 
 namespace doubleweave::runner {
 
-/// A run of so many tokens, ready to be repeated.
+/// A run of so many tokens, ready to be repeated. `order` is its schedule without barriers.
 struct Prepared {
-  Choice choice;
-  TaskGraph graph;
-  Schedule schedule;
+  scheduling::PlannedRun run;
+  scheduling::Ordered order;
+  std::vector<size_t> buffer_bytes;  // of the lanes' slots, then of the last chunk's output
   std::unique_ptr<Buffers> buffers;
   std::vector<int64_t> input_ids;
   std::unique_ptr<Execution> execution;
@@ -33,8 +31,10 @@ struct Prepared {
 
 class Session {
  public:
-  /// Throws Error for a damaged program, or one that run.json is not of. `file` must outlive it.
-  Session(const std::filesystem::path& folder, const RunFile& file, Wish wish);
+  /// Throws Error for a damaged program, or one that run.json is not of. `file` and
+  /// `planner` must outlive it.
+  Session(const std::filesystem::path& folder, const RunFile& file, scheduling::Planner& planner,
+          scheduling::Wish wish);
 
   /// Appends tokens and returns the logits of the last one; they stay until the next call. With
   /// `timeline` the run is recorded. Throws Error for no tokens, ids out of range, or more tokens
@@ -48,7 +48,6 @@ class Session {
   const Prepared& last() const { return *last_; }
 
  private:
-  Prepared plan(int num_tokens) const;
   Prepared& prepare(int num_tokens);
   void load(const Prepared& prepared);
   Instance* instance(const std::string& method, int copy);
@@ -59,7 +58,8 @@ class Session {
   std::vector<Region> regions(Prepared& prepared);
 
   const RunFile& file_;
-  Wish wish_;
+  scheduling::Planner& planner_;
+  scheduling::Wish wish_;
   Program program_;
   KvCache cache_;
   std::vector<int> region_of_;  // of each value that is an input or cached, behind the buffers
@@ -68,5 +68,8 @@ class Session {
   std::map<int, std::unique_ptr<Prepared>> prepared_;
   Prepared* last_ = nullptr;
 };
+
+/// One line a worker, as Schedule.text of the Python package writes it.
+std::string schedule_text(const RunFile& file, const Prepared& prepared);
 
 }  // namespace doubleweave::runner

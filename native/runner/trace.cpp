@@ -32,7 +32,8 @@ std::string kind_of(const std::string& name) {
 
 double us(int64_t ns) { return static_cast<double>(ns) / 1e3; }
 
-bool reads_from(const RunFile& file, const TaskGraph& graph, int32_t task, int32_t before) {
+bool reads_from(const RunFile& file, const scheduling::TaskGraph& graph, int32_t task,
+                int32_t before) {
   const auto& reads = file.calls[graph.call_of[static_cast<size_t>(task)]].reads;
   const auto& writes = file.calls[graph.call_of[static_cast<size_t>(before)]].writes;
   return std::any_of(reads.begin(), reads.end(), [&](int value) {
@@ -43,7 +44,7 @@ bool reads_from(const RunFile& file, const TaskGraph& graph, int32_t task, int32
 using Changes = std::map<int64_t, double>;
 
 // Bytes of keys and values, and of buffers between their writer's start and last reader's end.
-std::pair<Changes, Changes> changes_of(const RunFile& file, const TaskGraph& graph,
+std::pair<Changes, Changes> changes_of(const RunFile& file, const scheduling::TaskGraph& graph,
                                        const std::vector<Event>& by_task) {
   Changes cache{{0, 0.0}};
   Changes buffers;
@@ -89,7 +90,7 @@ void add_counter(Json& events, const std::string& name, const Changes& changes) 
 }
 
 Json trace_of(const RunFile& file, const Prepared& prepared, const Timeline& timeline) {
-  const TaskGraph& graph = prepared.graph;
+  const scheduling::TaskGraph& graph = prepared.run.graph;
   std::vector<Event> order = timeline.events;
   std::sort(order.begin(), order.end(), [](const Event& a, const Event& b) {
     return std::pair(a.start_ns, a.task) < std::pair(b.start_ns, b.task);
@@ -100,15 +101,15 @@ Json trace_of(const RunFile& file, const Prepared& prepared, const Timeline& tim
     by_task[static_cast<size_t>(order[i].task)] = order[i];
     place[static_cast<size_t>(order[i].task)] = static_cast<int>(i);
   }
-  const Chunk& last = graph.chunks.back();
-  const std::string title = prepared.choice.schedule + ", " +
+  const scheduling::Chunk& last = graph.chunks.back();
+  const std::string title = prepared.run.choice.schedule + ", " +
                             std::to_string(last.start + last.num_tokens) + " tokens, measured";
   Json events = Json::array();
   events.push_back(
       {{"ph", "M"}, {"pid", 0}, {"name", "process_name"}, {"args", {{"name", title}}}});
-  for (size_t worker = 0; worker < prepared.choice.workers.size(); ++worker) {
+  for (size_t worker = 0; worker < prepared.run.schedule.workers.size(); ++worker) {
     const std::string name =
-        "worker " + std::to_string(worker) + " " + prepared.choice.workers[worker];
+        "worker " + std::to_string(worker) + " " + prepared.run.schedule.workers[worker];
     events.push_back({{"ph", "M"},
                       {"pid", 0},
                       {"tid", worker},
@@ -116,7 +117,7 @@ Json trace_of(const RunFile& file, const Prepared& prepared, const Timeline& tim
                       {"args", {{"name", name}}}});
   }
   Json chunks = Json::array();
-  for (const Chunk& chunk : graph.chunks) {
+  for (const scheduling::Chunk& chunk : graph.chunks) {
     chunks.push_back(Json::array({chunk.start, chunk.num_tokens, chunk.compiled_size}));
   }
   Json links = Json::array();
@@ -126,7 +127,7 @@ Json trace_of(const RunFile& file, const Prepared& prepared, const Timeline& tim
     const Call& call = file.calls[graph.call_of[task]];
     const Segment& segment = file.segments[call.segment];
     const int number = graph.chunk_of[task];
-    const Chunk& chunk = graph.chunks[number];
+    const scheduling::Chunk& chunk = graph.chunks[number];
     events.push_back({{"ph", "X"},
                       {"pid", 0},
                       {"tid", event.worker},
@@ -142,7 +143,9 @@ Json trace_of(const RunFile& file, const Prepared& prepared, const Timeline& tim
                         {"first_token", chunk.start},
                         {"tokens", chunk.num_tokens},
                         {"compiled_size", chunk.compiled_size}}}});
-    for (const int32_t before : prepared.schedule.after[task]) {
+    for (int32_t i = prepared.order.after_starts[task]; i < prepared.order.after_starts[task + 1];
+         ++i) {
+      const int32_t before = prepared.order.after[i];
       const Event& source = by_task[static_cast<size_t>(before)];
       if (source.worker == event.worker ||
           !reads_from(file, graph, static_cast<int32_t>(task), before)) {
@@ -170,8 +173,8 @@ Json trace_of(const RunFile& file, const Prepared& prepared, const Timeline& tim
           {"otherData",
            {{"format", "doubleweave timeline 1"},
             {"title", title},
-            {"num_workers", prepared.choice.workers.size()},
-            {"devices", prepared.choice.workers},
+            {"num_workers", prepared.run.schedule.workers.size()},
+            {"devices", prepared.run.schedule.workers},
             {"chunks", chunks},
             {"links", links},
             {"counters", Json::array({Json::array({"KV cache", "bytes"}),

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "doubleweave/simulate.h"
+#include "doubleweave/scheduling/simulate.h"
 #include "task_arrays.h"
 
 namespace doubleweave {

@@ -1,4 +1,4 @@
-#include "doubleweave/simulate.h"
+#include "doubleweave/scheduling/simulate.h"
 
 #include <algorithm>
 #include <cmath>

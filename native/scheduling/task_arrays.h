@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "doubleweave/simulate.h"
+#include "doubleweave/scheduling/simulate.h"
 
 namespace doubleweave {
 

@@ -13,8 +13,9 @@ import toys
 from doubleweave.errors import InputError
 from doubleweave.ir.split import FixedSizes, rows
 from doubleweave.predict.estimate import Device
+from doubleweave.predict.plan_run import RunPlanner
 from doubleweave.predict.profile import Decision, Measured, Profile
-from doubleweave.schedule.choice import Choice, default_choice
+from doubleweave.schedule.choice import Choice, Wish, default_choice
 from doubleweave.schedule.chunks import cut
 from doubleweave.schedule.task_graph import build
 
@@ -126,11 +127,15 @@ def test_neither_measured_nor_a_device():
         Profile("p", "estimate").costs(graph_of(8))
 
 
+def choose(found: Profile, split, num_tokens: int, threads: int) -> Choice:
+    return RunPlanner(split, found, 4096).choose(Wish(threads=threads), num_tokens)
+
+
 def test_auto_looks_decisions_up_by_length():
     one, other = (Choice("sequential", ("any",), 2, 8, 1), Choice("wavefront", ("any", "any"), 1, 8, 4, 2))
     found = profile(threads=2, decisions=(Decision(10, one, 0.1), Decision(50, other, 0.2)))
     split = toys.split(2, rows(1, 8))
-    assert [found.choose(split, tokens, 2) for tokens in (1, 10, 11, 50, 4000)] == [
+    assert [choose(found, split, tokens, 2) for tokens in (1, 10, 11, 50, 4000)] == [
         one,
         one,
         other,
@@ -142,20 +147,20 @@ def test_auto_looks_decisions_up_by_length():
 def test_auto_without_decisions_for_so_many_threads_goes_by_a_rule():
     split = toys.split(2, rows(1, 8))
     found = profile(threads=2, decisions=(Decision(10, Choice("lockstep", ("cpu", "cpu"), 1, 8, 2), 0.1),))
-    assert found.choose(split, 4, 4) == default_choice(split, "sequential", 4)
-    assert found.choose(split, 5, 4) == default_choice(split, "wavefront", 4)
-    assert found.choose(split, 500, 1) == default_choice(split, "sequential", 1)
+    assert choose(found, split, 4, 4) == default_choice(split, "sequential", 4)
+    assert choose(found, split, 5, 4) == default_choice(split, "wavefront", 4)
+    assert choose(found, split, 500, 1) == default_choice(split, "sequential", 1)
 
 
 def test_without_decisions_a_real_npu_runs_out_of_order_and_its_stand_in_as_a_wavefront():
     split = toys.split(2, FixedSizes((1, 8)), static_device="npu")
-    plain = Profile("p", "measured")
-    assert plain.choose(split, 100, 2).schedule == "wavefront"
+    plain = profile()
+    assert choose(plain, split, 100, 2).schedule == "wavefront"
     on_npu = replace(
         split,
         segments=tuple(
             replace(s, backend="qnn") if s.name.startswith("block") else s for s in split.segments
         ),
     )
-    choice = plain.choose(on_npu, 100, 2)
+    choice = choose(plain, on_npu, 100, 2)
     assert (choice.schedule, set(choice.workers)) == ("out_of_order", {"npu", "cpu"})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import test_module_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
-import test_module_plan
 from doubleweave.cli.show_memory import memory_of, of_plan, table
 from doubleweave.errors import InputError
 from doubleweave.ir.interface import Interface, Parameter

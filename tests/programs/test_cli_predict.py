@@ -149,6 +149,10 @@ def test_trace_compares_what_was_predicted_with_what_was_measured(cli, measured,
             ["simulate", "--workers", "any,any"],
             "workers: found any,any with schedule auto, which chooses them; name a schedule",
         ),
+        (
+            ["simulate", "--workers", "cpu,cpu", "--schedule", "sequential"],
+            "workers: found cpu,cpu with schedule sequential, whose one worker runs everything; leave them out",
+        ),
         (["bench", "--prompt-len", 9, "--gen", 0, "--chunk", 8], "chunk: found 8 with schedule auto"),
         (["simulate", "--chunk", 0, "--schedule", "pipelined"], "chunk: found 0, expected at least 1"),
         (

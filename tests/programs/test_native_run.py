@@ -128,7 +128,6 @@ def test_the_same_schedule_as_the_package_makes(folder, prepared, schedule, thre
     from doubleweave.schedule.choice import chunks_of, default_choice, graph_of
     from doubleweave.schedule.makers import make
     from doubleweave.schedule.schedule import parse
-    from doubleweave.schedule.simulate import times
     from doubleweave.schedule.verify import verify
 
     profile, copy = prepared
@@ -147,15 +146,9 @@ def test_the_same_schedule_as_the_package_makes(folder, prepared, schedule, thre
     costs = profile.costs(graph, choice.threads, len(choice.workers))
     expected = make(choice.schedule, graph, choice.workers, costs, choice.threads)
     parsed = parse(text, graph)
-    without_barriers = tuple(tuple(t for t in tasks if t >= 0) for tasks in expected.workers)
     assert parsed.devices == expected.devices
-    if profile.segments:
-        assert parsed.workers == without_barriers
-    if schedule != "lockstep":  # its barriers are not in the text
-        verify(parsed, graph)
-        # Estimates have bends, and between points run.json goes straight.
-        ends = [max(times(graph, found, costs)[1]) for found in (parsed, expected)]
-        assert ends[0] <= 1.03 * ends[1]
+    assert parsed.workers == expected.workers
+    verify(parsed, graph)
 
 
 def test_prompts_of_every_length_and_the_end_of_the_context(folder, tmp_path):
@@ -421,7 +414,7 @@ def test_wrong_options_are_one_sentence(toy_program_dir, tmp_path, ids_file):
     assert "workers: found 'gpu', expected cpu or any" in sentence(
         folder, *ids, "--schedule", "pipelined", "--workers", "gpu,cpu"
     )
-    assert "chunk: is chosen by schedule auto" in sentence(folder, *ids, "--chunk", 8)
+    assert "chunk: found 8 with schedule auto, which chooses them" in sentence(folder, *ids, "--chunk", 8)
     assert "threads: found 4096, expected 1 to" in sentence(folder, *ids, "--threads", 4096)
     assert "expected a file name that ends in .json" in sentence(folder, *ids, "--trace", "x.svg")
     assert "does not exist; make it first" in sentence(folder, *ids, "--trace", tmp_path / "no" / "x.json")
@@ -457,7 +450,7 @@ def test_damaged_programs(toy_copy, tmp_path, ids_file):
     assert "has no run.json; expected a folder made by doubleweave compile" in sentence(tmp_path, *options)
     run_file = toy_copy / "run.json"
     text = run_file.read_text()
-    for wrong in (text[: len(text) // 2], "[]", "{}", text.replace('"version": 2', '"version": 7')):
+    for wrong in (text[: len(text) // 2], "[]", "{}", text.replace('"version": 3', '"version": 7')):
         run_file.write_text(wrong)
         assert "run.json: is damaged" in sentence(toy_copy, *options)
     data = json.loads(text)
@@ -480,11 +473,9 @@ def test_damaged_programs(toy_copy, tmp_path, ids_file):
     ):
         run_file.write_text(json.dumps({**data, key: value}))
         assert "run.json: is damaged" in sentence(toy_copy, *options), key
-    waiting = [
-        {**p, "body_waits": [[0, 1, 0], [1, 0, 0]], "last_waits": [[0, 1, 0], [1, 0, 0]]}
-        for p in data["patterns"]
-    ]
-    run_file.write_text(json.dumps({**data, "patterns": waiting}))
+    waits = [[0, 1, 0], [1, 0, 0]]
+    waiting = {**data["pattern"], "body_waits": waits, "last_waits": waits}
+    run_file.write_text(json.dumps({**data, "pattern": waiting}))
     for schedule in SCHEDULES:
         native(toy_copy, *options, "--schedule", schedule, code=2)  # and none of them hangs
     run_file.write_text(text)

@@ -64,6 +64,7 @@ def _profile(args: argparse.Namespace) -> None:
     from doubleweave.measure.decisions import tune
     from doubleweave.measure.segments import measure
     from doubleweave.predict.find_profile import PROFILE_FILE
+    from doubleweave.predict.plan_run import RunPlanner
     from doubleweave.predict.planner import decisions
     from doubleweave.predict.profile_file import profile_dict, write_profile
     from doubleweave.predict.run_file import write_run_file
@@ -83,7 +84,8 @@ def _profile(args: argparse.Namespace) -> None:
             progress=progress,
         )
         if args.quick:
-            chosen = decisions(program.split, found, threads, program.model.max_context)
+            most = program.model.max_context
+            chosen = decisions(RunPlanner(program.split, found, most), threads, most)
         else:
             chosen = tune(program, found, threads, progress=progress)
     found = replace(found, threads=threads, decisions=chosen)
@@ -114,24 +116,24 @@ def _add_simulate(commands: Any) -> None:
 def _simulate(args: argparse.Namespace) -> None:
     from doubleweave.cli.show_plan import forecast_dict, forecast_text
     from doubleweave.predict.planner import forecast, simulate
-    from doubleweave.schedule.verify import verify
     from doubleweave.timeline.from_tasks import timeline_of
     from doubleweave.timeline.trace_file import check_path, write_trace
 
     trace = None if args.trace is None else Path(args.trace)
     if trace is not None:
         check_path(trace)
-    split, profile, choice = _chosen(args)
-    run = simulate(split, choice, args.prompt_len, profile)
-    verify(run.schedule, run.graph)
-    found = forecast(run, profile)
+    planner, choice = _chosen(args)
+    profile = planner.profile
+    run = simulate(planner, choice, args.prompt_len)
+    graph, schedule = run.planned.graph, run.planned.verified.schedule
+    found = forecast(run)
     print(f"{args.prompt_len:,} tokens on {profile.name} ({profile.kind})")
     print(forecast_text(found))
     if args.show_schedule:
-        print("\n" + run.schedule.text(run.graph))
+        print("\n" + schedule.text(graph))
     if trace is not None or args.gantt:
-        title = f"{run.schedule.name}, {args.prompt_len:,} tokens, simulated on {profile.name}"
-        timeline = timeline_of(run.graph, run.schedule, run.start_ns, run.end_ns, title)
+        title = f"{schedule.name}, {args.prompt_len:,} tokens, simulated on {profile.name}"
+        timeline = timeline_of(graph, schedule, run.start_ns, run.end_ns, title)
         if args.gantt:
             print("\n" + timeline.table() + "\n\n" + timeline.gantt())
         if trace is not None:
@@ -141,43 +143,29 @@ def _simulate(args: argparse.Namespace) -> None:
 
 
 def _chosen(args: argparse.Namespace) -> Any:
-    """(split, profile, choice) that the options name; nothing of the program but its manifest is read."""
-    from doubleweave.predict.find_profile import find_profile
-    from doubleweave.schedule.choice import AUTO, check_schedule, default_choice
+    """(planner, choice) that the options name; nothing of the program but its manifest is read."""
+    from doubleweave.predict.find_profile import num_cores
+    from doubleweave.schedule.choice import Wish
 
-    folder, found = _language_model(args.program)
-    check_schedule(args.schedule, workers_of(args), args.chunk)
+    _, found, planner = _planner(args)
+    wish = Wish(args.schedule, args.threads, workers_of(args), args.chunk)
+    planner.check(wish)
     most = found.model.max_context
     args.prompt_len = min(_PROMPT, most) if args.prompt_len is None else args.prompt_len
     if not 1 <= args.prompt_len <= most:
         raise InputError(f"prompt-len: found {args.prompt_len}, expected 1 to {most}")
+    threads = planner.threads(args.threads, num_cores())
+    return planner, planner.choose(wish._replace(threads=threads), args.prompt_len)
+
+
+def _planner(args: argparse.Namespace) -> Any:
+    """(folder, manifest, planner) of a language model's program and the profile that the options name."""
+    from doubleweave.predict.find_profile import find_profile
+    from doubleweave.predict.plan_run import RunPlanner
+
+    folder, found = _language_model(args.program)
     profile = find_profile(folder, found, args.profile)
-    threads = threads_of(args.threads, profile)
-    if args.schedule == AUTO and profile.decisions and profile.threads == threads:
-        return found.split, profile, profile.choose(found.split, args.prompt_len, threads)
-    if args.schedule == AUTO:
-        from doubleweave.predict.planner import choice_of, plan
-
-        return found.split, profile, choice_of(plan(found.split, args.prompt_len, profile, threads).chosen)
-    choice = default_choice(found.split, args.schedule, threads, workers_of(args), args.chunk)
-    return found.split, profile, choice
-
-
-def threads_of(given: int | None, profile: Any) -> int:
-    """Threads in all: what is given, what the profile was measured with, the workers of its devices, or this machine's
-    cores."""
-    import os
-
-    if given is not None:
-        if given < 1:
-            raise InputError(f"threads: found {given}, expected at least 1")
-        return given
-    if profile.threads:
-        return int(profile.threads)
-    counts = [device.workers for device in profile.devices.values()]
-    if counts and None not in counts:
-        return sum(counts)
-    return len(os.sched_getaffinity(0))
+    return folder, found, RunPlanner(found.split, profile, found.model.max_context)
 
 
 def _add_plan(commands: Any) -> None:
@@ -216,18 +204,14 @@ def _add_prepare(commands: Any) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    from doubleweave.predict.find_profile import find_profile
+    from doubleweave.predict.find_profile import num_cores
     from doubleweave.predict.planner import decisions
     from doubleweave.predict.run_file import write_run_file
 
-    folder, found = _language_model(args.program)
-    profile = find_profile(folder, found, args.profile)
-    threads = threads_of(args.threads, profile)
-    cpu = profile.devices.get("cpu")
-    if args.threads is None and cpu is not None and cpu.workers is not None:
-        threads = min(threads, cpu.workers)  # a device of its own takes none of them
+    folder, found, planner = _planner(args)
+    profile, threads = planner.profile, planner.threads(args.threads, num_cores())
     if not profile.decisions or profile.threads != threads:
-        chosen = decisions(found.split, profile, threads, found.model.max_context)
+        chosen = decisions(planner, threads, found.model.max_context)
         profile = replace(profile, threads=threads, decisions=chosen)
     write_run_file(folder, found, profile)
     print(f"{folder / RUN_FILE}: for {profile.name}, {threads} threads")
@@ -246,11 +230,11 @@ def _language_model(program: str) -> tuple[Path, Any]:
 
 def _plan(args: argparse.Namespace) -> None:
     from doubleweave.cli.show_plan import plan_dict, plan_text
-    from doubleweave.predict.find_profile import find_profile
+    from doubleweave.predict.find_profile import num_cores
     from doubleweave.predict.planner import plan
 
-    folder, found = _language_model(args.program)
-    lengths = []
+    _, found, planner = _planner(args)
+    profile, lengths = planner.profile, []
     given = str(min(_PROMPT, found.model.max_context)) if args.prompt_len is None else args.prompt_len
     for word in given.split(","):
         if not word.isdigit() or not 1 <= int(word) <= found.model.max_context:
@@ -258,10 +242,9 @@ def _plan(args: argparse.Namespace) -> None:
                 f"prompt-len: found {word!r}, expected numbers from 1 to {found.model.max_context}"
             )
         lengths.append(int(word))
-    profile = find_profile(folder, found, args.profile)
-    threads = threads_of(args.threads, profile)
+    threads = planner.threads(args.threads, num_cores())
     print(f"on {profile.name} ({profile.kind}), {threads} threads in all")
-    plans = [plan(found.split, length, profile, threads) for length in lengths]
+    plans = [plan(planner, length, threads) for length in lengths]
     for item in plans:
         print("\n" + plan_text(item, len(item.candidates) if args.all else 10))
     dicts = [plan_dict(item) for item in plans]

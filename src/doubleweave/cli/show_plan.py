@@ -14,6 +14,7 @@ def plan_dict(found: Plan) -> dict[str, Any]:
     return {
         "prompt_tokens": found.num_tokens,
         **forecast_dict(found.chosen),
+        "auto": forecast_dict(found.auto),
         "candidates": [forecast_dict(item) for item in found.candidates],
     }
 
@@ -69,6 +70,13 @@ def plan_text(found: Plan, limit: int = 10) -> str:
         f"{chunks_text(chosen.chunks)}: {chosen.makespan_s * 1e3:.1f} ms{against}; limited by its {chosen.bound}",
         format_table(rows),
     ]
+    if found.auto != chosen:
+        auto = found.auto
+        lines.insert(
+            1,
+            f"  --schedule auto takes {auto.schedule} on {','.join(auto.workers)}, chunks {chunks_text(auto.chunks)}: "
+            f"{auto.makespan_s * 1e3:.1f} ms; doubleweave profile measures which one is faster",
+        )
     return "\n".join([*lines, *([f"  … and {more} slower ones"] if more > 0 else [])])
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from doubleweave.predict.plan_run import RunPlanner
 from doubleweave.predict.planner import choice_of, lengths_up_to, merged, plan
 from doubleweave.predict.profile import Decision, Profile
 from doubleweave.runtime.llm.program import Program
@@ -41,13 +42,14 @@ def tune(
     """Measure the finalists of each prompt length of a grid. Lengths between two of the grid go
     with the longer one. Raises InputError as `use_threads` does."""
     threads = threads_or_all(threads)
+    planner = RunPlanner(program.split, profile, program.model.max_context)
     lengths = lengths_up_to(min(program.model.max_context, _MOST_TOKENS))
     session = program.session("sequential", threads)
     ids = np.random.default_rng(0).integers(0, program.model.vocab_size, lengths[-1])
     found: list[Decision] = []
     for place, length in enumerate(lengths):
         progress(f"{length} tokens", place, len(lengths))
-        times = _times(session, ids[:length], list(_finalists(program, profile, length, threads)))
+        times = _times(session, ids[:length], list(_finalists(planner, length, threads)))
         best = min(times.values())
         choice = next(choice for choice, took in times.items() if took <= best * (1 + _WORTH))
         found.append(Decision(length, choice, round(times[choice], 6)))
@@ -55,9 +57,9 @@ def tune(
     return merged(found)
 
 
-def _finalists(program: Program, profile: Profile, length: int, threads: int) -> Iterator[Choice]:
+def _finalists(planner: RunPlanner, length: int, threads: int) -> Iterator[Choice]:
     """The fastest by prediction, in the planner's order: simple ones first."""
-    planned = plan(program.split, length, profile, threads)
+    planned = plan(planner, length, threads)
     most = planned.candidates[0].makespan_s * (1 + _MARGIN)
     kept = [item for item in planned.candidates if item.makespan_s <= most][:_FINALISTS]
     yield from sorted((choice_of(item) for item in kept), key=lambda choice: len(choice.workers))

@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from doubleweave import _scheduling
 from doubleweave.errors import InputError
-from doubleweave.ir.split import CACHED, ITEM_BYTES, ROWS, Port, Segment, whole_cache
+from doubleweave.ir.split import CACHED, ITEM_BYTES, ROWS, Segment, whole_cache
 
 FloatArray = npt.NDArray[np.float64]
+_ANY_CORES = 1 << 30
 _ITEM_BYTES = {"int4": 0.5, "int8": 1.0, "float16": 2.0, "float32": 4.0}
 
 
@@ -68,6 +70,71 @@ def weight_format(recipe: str) -> str:
     return "float32" if recipe == "none" else "int4" if recipe.endswith("4w") else "int8"
 
 
+class Estimate(NamedTuple):
+    """A segment's microseconds on a device: a cost a call, and the longer of computing and moving bytes.
+
+    Computing takes `row_us` a row, `square_us` a row's square, and `key_us` a row times the keys that it sees, shared
+    by at most `cores` cores. Bytes are those of a call, a row and a cached token; `counted_us` is what the device's
+    compiler counted instead, by exact numbers of rows. The native module works times out (EstimatedTimes in
+    doubleweave/scheduling/costs.h)."""
+
+    launch_us: float
+    cores: int
+    row_us: float
+    square_us: float
+    key_us: float
+    call_bytes_us: float
+    row_bytes_us: float
+    cached_bytes_us: float
+    counted_us: tuple[tuple[float, float], ...]
+
+    def native(self) -> _scheduling.EstimatedTimes:
+        return _scheduling.EstimatedTimes(**self._asdict())
+
+
+def estimate(device: Device, segment: Segment, weights: str) -> Estimate:
+    """The estimate of a segment; `weights` is their format: int4, int8, float16 or float32."""
+
+    def us(operations: float, kind: str) -> float:
+        peak = device.peak_gops.get(kind) or min(device.peak_gops.values())
+        return operations / (peak * device.efficiency * 1e3)
+
+    row_us = square_us = key_us = 0.0
+    if any(CACHED in port.shape for port in segment.inputs):
+        # Queries times keys and weights times values.
+        width = math.prod(size for size in segment.inputs[0].shape if isinstance(size, int))
+        key_us = us(4.0 * width, "float32")
+    elif segment.num_delegated:  # otherwise a table's rows are copied
+        row_us = us(2.0 * (segment.linear_weights or segment.weight_bytes / _ITEM_BYTES[weights]), weights)
+        if segment.attended_width:
+            # Inlined, attention goes over the whole cache and the chunk's own rows, whatever the mask hides.
+            square_us = us(2.0 * segment.attended_width, "float16")
+            row_us += square_us * max(map(whole_cache, segment.inputs))
+    byte_us = 1 / (device.bandwidth_gb_s * 1e3)
+    cached_bytes = row_bytes = call_bytes = 0
+    for port in (*segment.inputs, *segment.outputs):
+        fixed = math.prod(size for size in port.shape if isinstance(size, int)) * ITEM_BYTES[port.dtype]
+        if CACHED in port.shape:
+            cached_bytes += fixed
+        elif ROWS in port.shape:
+            row_bytes += fixed
+        else:
+            call_bytes += fixed
+    if segment.num_delegated:
+        call_bytes += segment.weight_bytes
+    return Estimate(
+        launch_us=device.launch_us,
+        cores=(device.workers or _ANY_CORES) if segment.device == "cpu" else 1,
+        row_us=row_us,
+        square_us=square_us,
+        key_us=key_us,
+        call_bytes_us=call_bytes * byte_us,
+        row_bytes_us=row_bytes * byte_us,
+        cached_bytes_us=cached_bytes * byte_us,
+        counted_us=tuple((float(t.size), (t.read + t.written) * byte_us) for t in segment.traffic),
+    )
+
+
 def estimate_us(
     device: Device, segment: Segment, weights: str, rows: FloatArray, cached: FloatArray, threads: int
 ) -> FloatArray:
@@ -76,48 +143,5 @@ def estimate_us(
     `weights` is their format: int4, int8, float16 or float32. On a CPU `threads` cores share the work, of those
     it has.
     """
-    cores = min(threads, device.workers or threads) if segment.device == "cpu" else 1
-    compute_us = np.zeros(len(rows))
-    for kind, operations in _operations(segment, weights, rows, cached):
-        peak = device.peak_gops.get(kind) or min(device.peak_gops.values())
-        compute_us += operations / (peak * device.efficiency * cores * 1e3)
-    memory_us = _moved(segment, rows, cached) / (device.bandwidth_gb_s * 1e3)
-    result: FloatArray = device.launch_us + np.maximum(compute_us, memory_us)
-    return result
-
-
-def _operations(
-    segment: Segment, weights: str, rows: FloatArray, cached: FloatArray
-) -> list[tuple[str, FloatArray]]:
-    """Operations of one call, by the format that they are in."""
-    if any(CACHED in port.shape for port in segment.inputs):
-        # Queries times keys and weights times values; a chunk's rows see half of each other.
-        width = math.prod(size for size in segment.inputs[0].shape if isinstance(size, int))
-        return [("float32", 4.0 * width * rows * np.maximum(cached - rows / 2, 1))]
-    if segment.num_delegated == 0:
-        return []  # a table's rows are copied
-    products = segment.linear_weights or segment.weight_bytes / _ITEM_BYTES[weights]
-    found = [(weights, 2.0 * rows * products)]
-    if segment.attended_width:
-        # Inlined, attention goes over the whole cache and the chunk's own rows, whatever the mask hides.
-        whole = max(map(whole_cache, segment.inputs))
-        found.append(("float16", 2.0 * segment.attended_width * rows * (whole + rows)))
-    return found
-
-
-def _moved(segment: Segment, rows: FloatArray, cached: FloatArray) -> FloatArray:
-    """Bytes of one call to and from memory: what the device's compiler counted, else weights, inputs and outputs."""
-    ports = (*segment.inputs, *segment.outputs)
-    moved = sum((_bytes(port, rows, cached) for port in ports), np.zeros(len(rows)))
-    if segment.num_delegated:
-        moved = moved + segment.weight_bytes
-    for traffic in segment.traffic:
-        moved = np.where(rows == traffic.size, float(traffic.read + traffic.written), moved)
-    return moved
-
-
-def _bytes(port: Port, rows: FloatArray, cached: FloatArray) -> FloatArray:
-    fixed = math.prod(size for size in port.shape if isinstance(size, int)) * ITEM_BYTES[port.dtype]
-    if CACHED in port.shape:
-        return fixed * cached
-    return fixed * rows if ROWS in port.shape else np.full(len(rows), float(fixed))
+    times = _scheduling.SegmentTimes([], estimate(device, segment, weights).native())
+    return _scheduling.time_us(times, rows, cached - rows, threads)

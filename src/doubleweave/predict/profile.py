@@ -7,16 +7,18 @@ measured (`measure.py`) or stored (`profile_file.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from doubleweave import _scheduling
 from doubleweave.errors import InputError
 from doubleweave.ir.split import CACHED, FixedSizes, Segment, Split
-from doubleweave.predict.estimate import Device, estimate_us, weight_format
-from doubleweave.schedule.choice import Choice, default_choice, overlapping_schedule
+from doubleweave.predict.estimate import Device, Estimate, estimate, weight_format
+from doubleweave.schedule.choice import Choice, devices_of
 from doubleweave.schedule.costs import Costs
 from doubleweave.schedule.task_graph import TaskGraph
 
@@ -41,22 +43,12 @@ class Measured:
     misfit: tuple[float, ...] = ()
     repeated: tuple[float, ...] = ()
 
-    def repeated_share(self, cached: FloatArray) -> FloatArray:
-        """The share of its time that a call behind `cached` tokens takes after the same call, element by element."""
-        if not self.repeated:
-            return np.ones(len(cached))
-        return np.interp(cached, self.cached, self.repeated)
-
     def time_us(self, rows: FloatArray, cached: FloatArray) -> FloatArray:
         """Microseconds for `rows` rows behind `cached` tokens, element by element."""
-        table = np.array(self.us)
-        i, share = _place(rows, self.rows)
-        j, along = _place(cached, self.cached)
-        next_i, next_j = np.minimum(i + 1, len(self.rows) - 1), np.minimum(j + 1, len(self.cached) - 1)
-        here = table[i, j] + along * (table[i, next_j] - table[i, j])
-        there = table[next_i, j] + along * (table[next_i, next_j] - table[next_i, j])
-        result: FloatArray = np.maximum(here + share * (there - here), 0.0)
-        return result
+        return _scheduling.time_us(_scheduling.SegmentTimes([self.native(1)], None), rows, cached, 1)
+
+    def native(self, threads: int) -> _scheduling.MeasuredTimes:
+        return _scheduling.MeasuredTimes(threads, self.rows, self.cached, self.us, self.repeated)
 
 
 @dataclass(frozen=True)
@@ -96,89 +88,111 @@ class Profile:
 
         Raises InputError where the profile has neither a segment's time nor its device.
         """
-        calls = graph.split.calls
-        sizes = np.array([(c.num_tokens, c.compiled_size, cached + c.start) for c in graph.chunks], float)
-        duration_us = np.zeros(len(graph))
-        repeated = np.ones(len(graph))
-        order = np.argsort(graph.call_of, kind="stable")
-        bounds = np.searchsorted(graph.call_of[order], np.arange(len(calls) + 1))
-        for index, call in enumerate(calls):
-            tasks = order[bounds[index] : bounds[index + 1]]
-            if not len(tasks):
-                continue
-            segment = graph.split.segment(call.segment)
-            tokens, compiled, before = sizes[graph.chunk_of[tasks]].T
-            rows = compiled if isinstance(segment.shape, FixedSizes) else tokens
-            if call.rows == "last" and not all_rows:
-                rows = np.ones(len(tasks))
-            duration_us[tasks] = self.time_us(segment, rows, before, threads)
-            if measured := self._measured(segment, threads):
-                repeated[tasks] = measured.repeated_share(before)
-        hand_over = {
-            (a, b): self.hand_over_us_of(a, b) for a in self._devices(graph) for b in self._devices(graph)
-        }
-        return Costs(
-            np.rint(duration_us * 1e3).astype(np.int64),
-            {pair: round(us * 1e3) for pair, us in hand_over.items()},
+        return costs_of(self.tables(graph.split), graph, threads, workers, all_rows=all_rows, cached=cached)
+
+    def tables(self, split: Split) -> _scheduling.CostTables:
+        """What a program's segments cost, over its devices; raises InputError as `costs` does."""
+        devices = devices_of(split)
+        segments = []
+        for segment in split.segments:
+            measured = [
+                table.native(threads) for threads, table in self.segments.get(segment.name, {}).items()
+            ]
+            estimated = None if measured else self.estimate(segment).native()
+            segments.append(_scheduling.SegmentTimes(measured, estimated))
+        return _scheduling.CostTables(
+            segments,
+            self.hand_overs_ns(devices),
             round(self.same_worker_us * 1e3),
-            self.contention_of(workers),
-            repeated,
+            [(workers, shares) for workers, shares in self.contentions(devices).items()],
         )
 
-    def contention_of(self, workers: int) -> Mapping[tuple[str, str], float]:
-        """Of that number of workers, or of the nearest one that the profile has."""
-        nearest = min(self.contention, key=lambda count: (abs(count - workers), count), default=None)
-        return {} if nearest is None else self.contention[nearest]
-
-    def time_us(self, segment: Segment, rows: FloatArray, cached: FloatArray, threads: int) -> FloatArray:
-        """A segment's time for `rows` rows behind `cached` tokens."""
-        if measured := self._measured(segment, threads):
-            return measured.time_us(rows, cached)
+    def estimate(self, segment: Segment) -> Estimate:
+        """The times of a segment that was not measured; raises InputError without its device."""
         if segment.device not in self.devices:
             raise InputError(
                 f"profile {self.name}: found neither segment {segment.name!r} nor device {segment.device!r}, expected "
                 f"one of them; measure this program with doubleweave profile, or add [device.{segment.device}]"
             )
         weights = weight_format(segment.recipe) if segment.recipe else self.weights
-        return estimate_us(self.devices[segment.device], segment, weights, rows, cached + rows, threads)
+        return estimate(self.devices[segment.device], segment, weights)
 
-    def _measured(self, segment: Segment, threads: int) -> Measured | None:
-        """A segment's times with that many threads, or with the nearest number of them that the profile has."""
-        found = self.segments.get(segment.name)
-        return found[min(found, key=lambda count: (abs(count - threads), count))] if found else None
+    def time_us(self, segment: Segment, rows: FloatArray, cached: FloatArray, threads: int) -> FloatArray:
+        """A segment's time for `rows` rows behind `cached` tokens."""
+        measured = [table.native(count) for count, table in self.segments.get(segment.name, {}).items()]
+        estimated = None if measured else self.estimate(segment).native()
+        times = _scheduling.SegmentTimes(measured, estimated)
+        return _scheduling.time_us(times, np.asarray(rows, float), np.asarray(cached, float), threads)
 
-    def choose(self, split: Split, num_tokens: int, threads: int) -> Choice:
-        """The planner's decision for a prompt of this length, or, where the profile has none for as many threads,
-        the rule: a single chunk runs on every thread, several run as a wavefront (out of order with an NPU)."""
-        if self.decisions and self.threads == threads:
-            found = next((d for d in self.decisions if num_tokens <= d.tokens), self.decisions[-1])
-            return found.choice
-        wave = default_choice(split, overlapping_schedule(split), threads)
-        return (
-            wave
-            if num_tokens > wave.chunk // 2 and threads > 1
-            else default_choice(split, "sequential", threads)
-        )
+    def hand_overs_ns(self, devices: Sequence[str]) -> list[list[int]]:
+        """From a worker of one device to another worker, of another (or the same) device."""
 
-    def _devices(self, graph: TaskGraph) -> list[str]:
-        return sorted(set(graph.devices))
+        def us(a: str, b: str) -> float:
+            if (a, b) in self.hand_over_us:
+                return self.hand_over_us[a, b]
+            return self.devices[b].hand_over_us if b in self.devices else 0.0
 
-    def hand_over_us_of(self, a: str, b: str) -> float:
-        """From a worker of device a to another one of device b."""
-        if (a, b) in self.hand_over_us:
-            return self.hand_over_us[a, b]
-        return self.devices[b].hand_over_us if b in self.devices else 0.0
+        return [[round(us(a, b) * 1e3) for b in devices] for a in devices]
+
+    def most_tasks(self, devices: Sequence[str]) -> list[int]:
+        """How many tasks run at once on each device; 0 where the profile does not say."""
+        found = [self.devices.get(device) for device in devices]
+        return [(device.workers or 0) if device is not None else 0 for device in found]
+
+    def contentions(self, devices: Sequence[str]) -> dict[int, list[list[float]]]:
+        """How much longer a task of one device takes beside one of another (or the same), by number of workers."""
+        return {
+            workers: [[pairs.get((a, b), 0.0) for b in devices] for a in devices]
+            for workers, pairs in self.contention.items()
+        }
+
+
+def costs_of(
+    tables: _scheduling.CostTables,
+    graph: TaskGraph,
+    threads: int,
+    workers: int,
+    *,
+    all_rows: bool = False,
+    cached: int = 0,
+) -> Costs:
+    """What the tasks of a graph cost by tables of its program."""
+    split = graph.split
+    duration_ns, repeated, hand_over_ns, same_worker_ns, contention = _scheduling.costs_of(
+        tables,
+        call_costs(split),
+        graph.chunks,
+        graph.call_of,
+        graph.chunk_of,
+        threads,
+        workers,
+        all_rows,
+        cached,
+    )
+    pairs = [(a, b) for a in devices_of(split) for b in devices_of(split)]
+    return Costs(
+        duration_ns,
+        dict(zip(pairs, hand_over_ns.tolist(), strict=True)),
+        same_worker_ns,
+        {pair: share for pair, share in zip(pairs, contention.tolist(), strict=True) if share},
+        repeated,
+    )
+
+
+@lru_cache(maxsize=64)
+def call_costs(split: Split) -> list[tuple[int, int, bool, bool]]:
+    """What of each call its costs depend on: the places of its segment and device, whether it has fixed sizes, and
+    whether it computes the last row alone."""
+    places = {segment.name: place for place, segment in enumerate(split.segments)}
+    devices = devices_of(split)
+    found = []
+    for call in split.calls:
+        segment = split.segment(call.segment)
+        is_static = isinstance(segment.shape, FixedSizes)
+        found.append((places[segment.name], devices.index(segment.device), is_static, call.rows == "last"))
+    return found
 
 
 def uses_cache(segment: Segment) -> bool:
     """Whether the segment reads rows of the cache."""
     return any(CACHED in port.shape for port in segment.inputs)
-
-
-def _place(at: FloatArray, points: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], FloatArray]:
-    """The interval of each number, the first or last one beyond the ends, and how far along it lies (0 to 1)."""
-    x = np.array(points, float)
-    if len(x) == 1:
-        return np.zeros(len(at), np.int64), np.zeros(len(at))
-    left = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(x) - 2)
-    return left, (at - x[left]) / (x[left + 1] - x[left])

@@ -8,28 +8,24 @@ schedule and to bind it; doubleweave-run (native/runner) does that. It knows not
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from doubleweave.errors import InputError
 from doubleweave.files import written_whole
 from doubleweave.ir.manifest import RUN_FILE, Manifest, ModelInfo
-from doubleweave.ir.split import LOADS_ALONE, FixedSizes, Segment, SizeRanges, Split, most_rows
-from doubleweave.predict.profile import Profile, uses_cache
+from doubleweave.ir.split import LOADS_ALONE, FixedSizes, Segment, most_rows
+from doubleweave.predict.auto import overlapping_schedule
+from doubleweave.predict.profile import Profile
 from doubleweave.runtime.llm.text import render_chat
-from doubleweave.schedule.choice import chunk_shape, overlapping_schedule
+from doubleweave.schedule.buffer_slots import assign
+from doubleweave.schedule.choice import chunk_shape, devices_of, static_device
 from doubleweave.schedule.scratch_groups import blocks, groups, num_groups
-from doubleweave.schedule.task_graph import Pattern, has_instance_per_worker, pattern_of
+from doubleweave.schedule.task_graph import has_instance_per_worker, pattern_of
 
-VERSION = 2
-# Chunks on their way at once: eight at most, or two a worker of a wavefront.
-_MOST_LANES = 16
-# Where estimates are taken; the run time goes along straight lines between them.
-_CACHED = (0, 256, 1024, 4096, 16384)
+VERSION = 3
 _PROMPT = "doubleweave:prompt"
+_PATTERN = ("body", "last", "body_waits", "last_waits")
 
 
 def write_run_file(folder: Path, manifest: Manifest, profile: Profile) -> None:
@@ -45,8 +41,7 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
     shape = chunk_shape(split)
     shared = groups(split)
     per_worker = {call.segment: has_instance_per_worker(split, i) for i, call in enumerate(split.calls)}
-    slots = pattern_of(split, "last", 1).slots
-    counts = sorted({1, profile.threads or 1, *(decision.choice.threads for decision in profile.decisions)})
+    slots, pattern, devices = assign(split), pattern_of(split, "last"), devices_of(split)
     return {
         "format": "doubleweave-run",
         "version": VERSION,
@@ -69,7 +64,7 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
                 "group": shared.get(segment.name, -1),
                 "inputs": [list(port.shape) for port in segment.inputs],
                 "outputs": [list(port.shape) for port in segment.outputs],
-                "times": _times(segment, profile, counts),
+                **_times(segment, profile),
             }
             for segment in split.segments
         ],
@@ -86,10 +81,17 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
         "slots": slots.of,
         "slot_row_bytes": list(slots.row_bytes),
         "output": next(value.name for value in split.values if value.kind == "output"),
-        "patterns": [_pattern(pattern_of(split, "last", lanes)) for lanes in range(1, _MOST_LANES + 1)],
+        "pattern": {key: getattr(pattern, key).tolist() for key in _PATTERN},
         "blocks": blocks(split),
         "groups": num_groups(split),
-        "costs": _costs(split, profile),
+        "devices": devices,
+        "static_device": static_device(split),
+        "most_tasks": profile.most_tasks(devices),
+        "hand_over_ns": profile.hand_overs_ns(devices),
+        "same_worker_ns": round(profile.same_worker_us * 1e3),
+        "contention": [
+            {"workers": workers, "shares": shares} for workers, shares in profile.contentions(devices).items()
+        ],
         "threads": profile.threads,
         "decisions": [
             {"tokens": decision.tokens, **decision.choice._asdict()} for decision in profile.decisions
@@ -118,56 +120,17 @@ def _chat(model: ModelInfo) -> dict[str, Any] | bool:
     return True
 
 
-def _pattern(pattern: Pattern) -> dict[str, Any]:
-    return {
-        "body": pattern.body.tolist(),
-        "last": pattern.last.tolist(),
-        "body_waits": np.stack(pattern.body_waits, axis=1).tolist(),
-        "last_waits": np.stack(pattern.last_waits, axis=1).tolist(),
-    }
-
-
-def _times(segment: Segment, profile: Profile, counts: Sequence[int]) -> list[dict[str, Any]]:
-    """Microseconds by rows and cached tokens, a table a number of threads."""
-    if measured := profile.segments.get(segment.name):
-        return [
-            {
-                "threads": threads,
-                "rows": list(found.rows),
-                "cached": list(found.cached),
-                "us": [list(row) for row in found.us],
-                "repeated": list(found.repeated),
-            }
-            for threads, found in measured.items()
-        ]
-    rows = segment.shape.sizes if isinstance(segment.shape, FixedSizes) else _rows_of(segment.shape)
-    cached = _CACHED if uses_cache(segment) else (0,)
-
-    def table(threads: int) -> list[list[float]]:
-        before = np.array(cached, float)
-        return [
-            profile.time_us(segment, np.full(len(cached), n, float), before, threads).tolist() for n in rows
-        ]
-
-    return [
-        {"threads": count, "rows": list(rows), "cached": list(cached), "us": table(count), "repeated": []}
-        for count in counts
+def _times(segment: Segment, profile: Profile) -> dict[str, Any]:
+    """A segment's times: measured, by numbers of threads, or estimated."""
+    measured = profile.segments.get(segment.name, {})
+    tables = [
+        {
+            "threads": threads,
+            "rows": table.rows,
+            "cached": table.cached,
+            "us": table.us,
+            "repeated": table.repeated,
+        }
+        for threads, table in measured.items()
     ]
-
-
-def _rows_of(shape: SizeRanges) -> tuple[int, ...]:
-    most = most_rows(shape)
-    return tuple(sorted({*(n for n in (1, 4, 8, 16, 32, 64) if n < most), most}))
-
-
-def _costs(split: Split, profile: Profile) -> dict[str, Any]:
-    devices = sorted({segment.device for segment in split.segments})
-    return {
-        "devices": devices,
-        "hand_over_ns": [[round(profile.hand_over_us_of(a, b) * 1e3) for b in devices] for a in devices],
-        "same_worker_ns": round(profile.same_worker_us * 1e3),
-        "contention": [
-            {"workers": workers, "shares": [[pairs.get((a, b), 0.0) for b in devices] for a in devices]}
-            for workers, pairs in profile.contention.items()
-        ],
-    }
+    return {"measured": tables, "estimated": None if tables else profile.estimate(segment)._asdict()}

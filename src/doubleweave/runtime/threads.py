@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from doubleweave import _native
 from doubleweave.errors import InputError
+from doubleweave.predict.plan_run import RunPlanner
 
 
 def threads_or_all(asked: int | None) -> int:
     """`use_threads` of what was asked for; all of the pool's, which are the machine's cores at first, for None."""
     return _native.pool_threads() if asked is None else use_threads(asked)
+
+
+def settled_threads(planner: RunPlanner, asked: int | None) -> int:
+    """Threads in all of a run here: `use_threads` of those asked for, or of the planner's default."""
+    if asked is None:
+        asked = planner.threads(None, _native.pool_threads(), _native.max_threads())
+    return use_threads(asked)
 
 
 def use_threads(asked: int) -> int:

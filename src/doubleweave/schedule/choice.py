@@ -1,4 +1,4 @@
-"""How a prompt is run: schedule, workers, threads, chunks. What the planner chooses and a session follows.
+"""How a prompt is run: schedule, workers, threads, chunks. The choice of the planner, which a session follows.
 
 It knows nothing of costs or memory.
 """
@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from doubleweave.errors import InputError
-from doubleweave.ir.split import NPU_BACKENDS, FixedSizes, SizeRanges, Split, most_rows
+from doubleweave import _scheduling
+from doubleweave.ir.split import FixedSizes, SizeRanges, Split, most_rows
 from doubleweave.schedule.chunks import Chunk, cut
 from doubleweave.schedule.makers import MAKERS
-from doubleweave.schedule.schedule import ANY
 from doubleweave.schedule.task_graph import TaskGraph, Want, build
 
 AUTO = "auto"
 SCHEDULES = (AUTO, *MAKERS)
-# Chunks that may be on their way at once where the schedule does not say: their buffers are memory.
-_IN_FLIGHT = 8
 
 
 class Choice(NamedTuple):
-    """`chunk` is the most tokens of a chunk; `in_flight` how many chunks have buffers at once; of a number of chunks
-    that `abreast` divides, each worker of a wavefront gets as many (it counts where chunks may have any size)."""
+    """`threads` is the number of each worker's methods. `chunk` is the most tokens of a chunk. `in_flight` chunks have
+    buffers at once. `abreast` divides the number of chunks where they may have any size, so that each worker of a
+    wavefront gets as many."""
 
     schedule: str
     workers: tuple[str, ...]
@@ -30,6 +28,22 @@ class Choice(NamedTuple):
     chunk: int
     in_flight: int
     abreast: int = 1
+
+
+class Wish(NamedTuple):
+    """What the user asks for: AUTO chooses workers and chunks itself. `threads` are those in all; None is the
+    default."""
+
+    schedule: str = AUTO
+    threads: int | None = None
+    workers: tuple[str, ...] | None = None
+    chunk: int | None = None
+
+
+def as_choice(found: tuple[str, list[str], int, int, int, int]) -> Choice:
+    """The choice that the native module gives as a tuple."""
+    schedule, workers, *numbers = found
+    return Choice(schedule, tuple(workers), *numbers)
 
 
 def default_choice(
@@ -43,53 +57,27 @@ def default_choice(
 
     Raises InputError for a schedule or a worker's device that does not exist, and a chunk below 1.
     """
-    if schedule not in MAKERS:
-        raise InputError(f"schedule: found {schedule!r}, expected one of {', '.join(SCHEDULES)}")
-    known = (*dict.fromkeys(segment.device for segment in split.segments), ANY)
-    for device in workers or ():
-        if device not in known:
-            raise InputError(f"workers: found {device!r}, expected {', '.join(known[:-1])} or {ANY}")
-    if chunk is not None and chunk < 1:
-        raise InputError(f"chunk: found {chunk}, expected at least 1")
-    given = workers or default_workers(split, schedule, threads)
-    per_worker = threads if len(given) == 1 else 1
-    in_flight = {"sequential": 1, "lockstep": 2, "wavefront": 2 * len(given)}.get(schedule, _IN_FLIGHT)
-    abreast = len(given) if schedule == "wavefront" else 1
-    return Choice(schedule, given, per_worker, chunk or most_rows(chunk_shape(split)), in_flight, abreast)
+    most = most_rows(chunk_shape(split))
+    return as_choice(_scheduling.default_choice(schedule, workers, chunk, threads, devices_of(split), most))
 
 
-def check_schedule(schedule: str, workers: tuple[str, ...] | None = None, chunk: int | None = None) -> None:
-    """Raises InputError for a schedule that does not exist, and for what `auto` chooses itself."""
-    if schedule not in SCHEDULES:
-        raise InputError(f"schedule: found {schedule!r}, expected one of {', '.join(SCHEDULES)}")
-    for name, given in (("workers", workers), ("chunk", chunk)):
-        if schedule == AUTO and given is not None:
-            text = ",".join(given) if isinstance(given, tuple) else given
-            raise InputError(f"{name}: found {text} with schedule auto, which chooses them; name a schedule")
-
-
-def default_workers(split: Split, schedule: str, threads: int) -> tuple[str, ...]:
-    """One worker a device, further ones for the CPU; a wavefront's and a sequential run's workers do everything."""
-    devices = tuple(dict.fromkeys(segment.device for segment in split.segments))
-    if schedule == "sequential" or (threads == 1 and len(devices) == 1):
-        return (ANY,)
-    if schedule == "wavefront":
-        return (ANY,) * threads
-    if len(devices) == 1:
-        return devices * (2 if schedule == "lockstep" else threads)
-    more = ("cpu",) * (threads - len(devices)) if "cpu" in devices and schedule != "lockstep" else ()
-    return (*devices, *more)
-
-
-def overlapping_schedule(split: Split) -> str:
-    """The schedule of several chunks where none was planned: a wavefront, and out of order with an NPU."""
-    return "out_of_order" if split.segments_of(*NPU_BACKENDS) else "wavefront"
+def devices_of(split: Split) -> tuple[str, ...]:
+    """The devices of a program's segments, in order."""
+    return tuple(dict.fromkeys(segment.device for segment in split.segments))
 
 
 def chunk_shape(split: Split) -> FixedSizes | SizeRanges:
     """The shape that chunks are cut for: that of the segments that append to the cache."""
     cached = {value.name for value in split.values if value.kind == "cache"}
     return next(split.segment(call.segment).shape for call in split.calls if cached.intersection(call.writes))
+
+
+def static_device(split: Split) -> str:
+    """The device of the segments that append to the cache."""
+    cached = {value.name for value in split.values if value.kind == "cache"}
+    return next(
+        split.segment(call.segment).device for call in split.calls if cached.intersection(call.writes)
+    )
 
 
 def chunks_of(split: Split, choice: Choice, num_tokens: int) -> tuple[Chunk, ...]:
@@ -99,14 +87,5 @@ def chunks_of(split: Split, choice: Choice, num_tokens: int) -> tuple[Chunk, ...
 
 def graph_of(split: Split, choice: Choice, chunks: tuple[Chunk, ...], want: Want) -> TaskGraph:
     """The task graph that a choice runs on."""
-    statics = sum(worker == ANY for worker in choice.workers) or sum(
-        worker == _static_device(split) for worker in choice.workers
-    )
-    return build(split, chunks, want, choice.in_flight, abreast=min(statics, len(chunks)))
-
-
-def _static_device(split: Split) -> str:
-    cached = {value.name for value in split.values if value.kind == "cache"}
-    return next(
-        split.segment(call.segment).device for call in split.calls if cached.intersection(call.writes)
-    )
+    abreast = _scheduling.num_abreast(choice, static_device(split), len(chunks))
+    return build(split, chunks, want, choice.in_flight, abreast=abreast)

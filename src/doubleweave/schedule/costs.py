@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,6 @@ from doubleweave.schedule.task_graph import TaskGraph, build
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 _ANY = "any"
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -37,37 +35,16 @@ class Costs:
     contention: Mapping[tuple[str, str], float] = field(default_factory=dict)
     repeated: FloatArray | None = None
 
-    def durations_ns(self, graph: TaskGraph, lists: Sequence[Sequence[int]]) -> Int64Array:
-        """Each task's time in a schedule with these lists: shorter where it follows a task of the same call, whose keys
-        and values are still in the processor's cache."""
-        if self.repeated is None:
-            return self.duration_ns
-        follows = np.zeros(len(graph), bool)
-        for tasks in lists:
-            at = np.array(tasks, np.int64)
-            follows[at[1:]] = graph.call_of[at[1:]] == graph.call_of[at[:-1]]
-        return np.rint(np.where(follows, self.repeated, 1.0) * self.duration_ns).astype(np.int64)
-
-    def hand_overs(self, workers: Sequence[str]) -> Int64Array:
-        """Nanoseconds from worker to worker, row by row."""
-        return np.array(
-            [
-                self.same_worker_ns if i == j else _of(self.hand_over_ns, a, b, 0)
-                for i, a in enumerate(workers)
-                for j, b in enumerate(workers)
-            ],
-            np.int64,
+    def native(self, graph: TaskGraph) -> _scheduling.Costs:
+        """The same over the devices of a graph."""
+        pairs = [(a, b) for a in graph.every_device for b in graph.every_device]
+        return _scheduling.Costs(
+            np.asarray(self.duration_ns, np.int64),
+            self.repeated,
+            np.array([self.hand_over_ns.get(pair, 0) for pair in pairs], np.int64),
+            self.same_worker_ns,
+            np.array([self.contention.get(pair, 0.0) for pair in pairs], np.float64),
         )
-
-    def contentions(self, devices: Sequence[str]) -> npt.NDArray[np.float64]:
-        """How much longer a task of a device takes while one of another (or the same) device runs, row by row."""
-        return np.array([self.contention.get((a, b), 0.0) for a in devices for b in devices], np.float64)
-
-
-def _of(table: Mapping[tuple[str, str], Number], a: str, b: str, default: Number) -> Number:
-    """The entry for two devices; a worker of any device takes the largest that could apply."""
-    found = [value for (x, y), value in table.items() if a in (x, _ANY) and b in (y, _ANY)]
-    return max(found, default=default)
 
 
 def lower_bound_ns(graph: TaskGraph, workers: Sequence[str], costs: Costs) -> tuple[int, str]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from doubleweave import _scheduling
 from doubleweave.errors import ScheduleError
 from doubleweave.schedule.task_graph import Int32Array, TaskGraph
 
@@ -65,37 +64,4 @@ def parse(text: str, graph: TaskGraph, name: str = "given", threads: int = 1) ->
 def without_barriers(schedule: Schedule, graph: TaskGraph) -> tuple[list[list[int]], Int32Array, Int32Array]:
     """The workers' lists of tasks alone, and what each task waits for (starts and list, as in a TaskGraph) with the
     barriers as dependencies."""
-    lists = [[task for task in tasks if task != BARRIER] for tasks in schedule.workers]
-    if not any(BARRIER in tasks for tasks in schedule.workers):
-        return lists, graph.after_starts, graph.after_list
-    more: list[set[int]] = [set() for _ in range(len(graph))]
-    # last[w][b]: the last task of worker w before its barrier b; it has none if there are fewer barriers.
-    last = [_before_barriers(tasks) for tasks in schedule.workers]
-    for worker, tasks in enumerate(schedule.workers):
-        passed = 0
-        is_first = False
-        for task in tasks:
-            if task == BARRIER:
-                passed, is_first = passed + 1, True
-            elif is_first and 0 <= task < len(graph):
-                others = (
-                    ends[min(passed, len(ends)) - 1] for w, ends in enumerate(last) if w != worker and ends
-                )
-                more[task] |= {end for end in others if end is not None}
-                is_first = False
-    merged = [sorted(more[task].union(graph.after[task])) for task in range(len(graph))]
-    starts = np.zeros(len(graph) + 1, np.int32)
-    np.cumsum([len(waits) for waits in merged], out=starts[1:])
-    return lists, starts, np.array([before for waits in merged for before in waits], np.int32)
-
-
-def _before_barriers(tasks: tuple[int, ...]) -> list[int | None]:
-    """The last task before each barrier, and before the end."""
-    ends: list[int | None] = []
-    latest: int | None = None
-    for task in tasks:
-        if task == BARRIER:
-            ends.append(latest)
-        else:
-            latest = task
-    return [*ends, latest]
+    return _scheduling.without_barriers(schedule.workers, graph.after_starts, graph.after_list)

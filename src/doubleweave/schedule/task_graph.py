@@ -16,12 +16,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from doubleweave import _scheduling
 from doubleweave.ir.split import SizeRanges, Split
 from doubleweave.schedule import scratch_groups
 from doubleweave.schedule.buffer_slots import Slots, assign, users
 from doubleweave.schedule.chunks import Chunk
 
 Want = Literal["last", "all"]
+# Stands for the chunk whose buffers a chunk takes over: as many before as there are lanes. So a pattern is the same for
+# every number of lanes (native/scheduling/task_graph.h).
+LANE_BEFORE = 1
 Int32Array = npt.NDArray[np.int32]
 
 
@@ -78,6 +82,19 @@ class TaskGraph:
         of = {segment.name: segment.device for segment in self.split.segments}
         return tuple(of[call.segment] for call in self.split.calls)
 
+    @cached_property
+    def every_device(self) -> tuple[str, ...]:
+        """The devices, in order of first use."""
+        return tuple(dict.fromkeys(self.devices))
+
+    @cached_property
+    def native(self) -> _scheduling.Tasks:
+        place = [self.every_device.index(device) for device in self.devices]
+        device = np.array(place, np.int32)[self.call_of]
+        return _scheduling.Tasks(
+            self.call_of, self.chunk_of, self.after_starts, self.after_list, device, self.every_device
+        )
+
     def buffer(self, value: str, chunk: int) -> int:
         """The number of the buffer that holds a value of a chunk."""
         if value in self.slots.of:
@@ -128,36 +145,12 @@ def build(
 
     `abreast`: how many chunks may be in static segments at once; they are kept apart in scratch memory.
     """
-    count = len(chunks)
-    lanes = min(in_flight, count)
-    pattern = pattern_of(split, want, lanes)
-    body, last = pattern.body, pattern.last
-    call_of = np.concatenate([np.tile(body, count - 1), last])
-    chunk_of = np.concatenate(
-        [
-            np.repeat(np.arange(count - 1, dtype=np.int32), len(body)),
-            np.full(len(last), count - 1, np.int32),
-        ]
+    pattern = pattern_of(split, want)
+    scratch = _scheduling.Scratch(scratch_groups.blocks(split), scratch_groups.num_groups(split))
+    call_of, chunk_of, starts, found, lanes = _scheduling.repeat(
+        pattern.native, scratch, chunks, in_flight, abreast
     )
-    # Chunk c begins at task c * len(body), the last chunk too.
-    task, other, behind = pattern.body_waits
-    chunk = np.arange(count - 1)[:, None]
-    exists = chunk >= -behind
-    tasks = [(chunk * len(body) + task)[exists]]
-    before = [((chunk + behind) * len(body) + other)[exists]]
-    task, other, behind = pattern.last_waits
-    exists = count - 1 + behind >= 0
-    tasks.append(((count - 1) * len(body) + task)[exists])
-    before.append(((count - 1 + behind) * len(body) + other)[exists])
-
-    def number(call: int, of_chunk: int) -> int:
-        return of_chunk * len(body) + int((last if of_chunk == count - 1 else body).searchsorted(call))
-
-    for (call, at), (earlier_call, there) in _keep_close(split, count, abreast):
-        tasks.append(np.array([number(call, at)]))
-        before.append(np.array([number(earlier_call, there)]))
-    starts, found = _lists(len(call_of), tasks, before)
-    slots = pattern.slots
+    slots = assign(split)
     rows = max(chunk.compiled_size for chunk in chunks)
     values, writer = {value.name: value for value in split.values}, split.writer()
     outputs = tuple(
@@ -175,26 +168,32 @@ def build(
         slots,
         lanes,
         tuple(size * rows for size in slots.row_bytes),
-        outputs * (count if want == "all" else 1),
+        outputs * (len(chunks) if want == "all" else 1),
     )
 
 
-Waits = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+Waits = npt.NDArray[np.int64]
 
 
-class Pattern(NamedTuple):
-    """What is the same for every prompt: the calls of a chunk and of the last chunk, their slots, and what waits
-    for what: places among the chunk's calls, places of what they wait for, and how many chunks before."""
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """What is the same for every prompt: the calls of a chunk and of the last chunk, and what waits for what.
+
+    A row of `body_waits` and `last_waits` has the place of a call among the chunk's calls, the place of a call that it
+    waits for, and how many chunks before that one is (LANE_BEFORE: the chunk whose buffers it takes over)."""
 
     body: Int32Array
     last: Int32Array
-    slots: Slots
     body_waits: Waits
     last_waits: Waits
 
+    @cached_property
+    def native(self) -> _scheduling.Pattern:
+        return _scheduling.Pattern(self.body, self.last, self.body_waits, self.last_waits)
+
 
 @lru_cache(maxsize=64)
-def pattern_of(split: Split, want: Want, lanes: int) -> Pattern:
+def pattern_of(split: Split, want: Want) -> Pattern:
     body, last = needed(split, want)
     slots = assign(split)
     place = [{call: place for place, call in enumerate(calls)} for calls in (body, last)]
@@ -202,17 +201,16 @@ def pattern_of(split: Split, want: Want, lanes: int) -> Pattern:
     def waits(here: Sequence[int]) -> Waits:
         found = [
             (place[here is last][call], place[here is last and d.chunks == 0][d.call], d.chunks)
-            for call, dependencies in _waits(split, slots, here, body, lanes).items()
+            for call, dependencies in _waits(split, slots, here, body).items()
             for d in dependencies
         ]
-        columns = np.array(found, np.int64).reshape(-1, 3)
-        return columns[:, 0], columns[:, 1], columns[:, 2]
+        return np.array(found, np.int64).reshape(-1, 3)
 
-    return Pattern(np.array(body, np.int32), np.array(last, np.int32), slots, waits(body), waits(last))
+    return Pattern(np.array(body, np.int32), np.array(last, np.int32), waits(body), waits(last))
 
 
 def _waits(
-    split: Split, slots: Slots, here: Sequence[int], elsewhere: Sequence[int], lanes: int
+    split: Split, slots: Slots, here: Sequence[int], elsewhere: Sequence[int]
 ) -> dict[int, tuple[Dependency, ...]]:
     """What the calls of a chunk wait for; `elsewhere` are the calls of the chunks before it."""
     writer = split.writer()
@@ -238,7 +236,9 @@ def _waits(
     # A slot's next writer waits for everyone who used what it held.
     for held in slots.values:
         left = [name for name in held if any(call in earlier for call in touching[name])]
-        users_before = [Dependency(c, -lanes) for c in touching[left[-1]] if c in earlier] if left else []
+        users_before = (
+            [Dependency(c, LANE_BEFORE) for c in touching[left[-1]] if c in earlier] if left else []
+        )
         for name in held:
             if writer[name] not in present:
                 continue
@@ -268,42 +268,6 @@ def _direct(
         }
         waits = waits - implied
     return tuple(sorted(waits))
-
-
-def _lists(
-    num_tasks: int, tasks: list[npt.NDArray[np.int64]], before: list[npt.NDArray[np.int64]]
-) -> tuple[Int32Array, Int32Array]:
-    """Pairs (task, what it waits for) as one list, task by task."""
-    # One number a pair, so that one sort puts them in order.
-    pairs = np.sort(np.concatenate(tasks) * num_tasks + np.concatenate(before), kind="stable")
-    pairs = pairs[np.diff(pairs, prepend=-1) != 0]
-    starts = np.zeros(num_tasks + 1, np.int32)
-    np.cumsum(np.bincount(pairs // num_tasks, minlength=num_tasks), out=starts[1:])
-    return starts, (pairs % num_tasks).astype(np.int32)
-
-
-def _keep_close(
-    split: Split, num_chunks: int, abreast: int
-) -> Iterable[tuple[tuple[int, int], tuple[int, int]]]:
-    """Let no chunk run so far ahead of those abreast that two meet in one group of scratch memory.
-
-    Gives (call, chunk) and what it waits for. Chunks run in rounds of `abreast`; within a round none is a whole
-    number of groups ahead of the last, and a round starts no earlier than that behind the last chunk of the round
-    before.
-    """
-    if abreast < 2:
-        return
-    order, span = scratch_groups.blocks(split), scratch_groups.num_groups(split) - 1
-    if abreast > (span + 1) // 2:
-        return
-    for chunk in range(num_chunks):
-        last = min((chunk // abreast + 1) * abreast, num_chunks) - 1
-        for place, call in enumerate(order):
-            behind = place - span
-            if behind >= 0 and chunk != last:
-                yield (call, chunk), (order[behind], last)
-            elif behind < 0 and chunk >= abreast:
-                yield (call, chunk), (order[behind], chunk // abreast * abreast - 1)
 
 
 def has_instance_per_worker(split: Split, call: int) -> bool:

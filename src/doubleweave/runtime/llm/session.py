@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,23 +17,16 @@ from doubleweave import _native
 from doubleweave.errors import InputError, RunError
 from doubleweave.ir.manifest import Manifest
 from doubleweave.ir.split import most_rows, whole_cache
+from doubleweave.predict.plan_run import RunPlanner
 from doubleweave.predict.profile import Profile
 from doubleweave.runtime.instances import Instances
 from doubleweave.runtime.llm.bind import Memory, bind
 from doubleweave.runtime.llm.chunk_progress import OnChunk, watching
-from doubleweave.runtime.threads import threads_or_all
-from doubleweave.schedule.choice import (
-    AUTO,
-    Choice,
-    check_schedule,
-    chunk_shape,
-    chunks_of,
-    default_choice,
-    graph_of,
-)
-from doubleweave.schedule.makers import Maker, make
+from doubleweave.runtime.threads import settled_threads
+from doubleweave.schedule.choice import Choice, Wish, chunk_shape
+from doubleweave.schedule.makers import Maker
 from doubleweave.schedule.task_graph import TaskGraph, Want
-from doubleweave.schedule.verify import Verified, verify
+from doubleweave.schedule.verify import Verified
 from doubleweave.timeline.from_tasks import timeline_of
 from doubleweave.timeline.timeline import Timeline
 
@@ -83,18 +76,19 @@ class Session:
         workers: tuple[str, ...] | None = None,
         chunk: int | None = None,
     ) -> None:
-        check_schedule(schedule, workers, chunk)
         self.manifest = manifest
         assert manifest.model is not None
         self.model = manifest.model
         self._instances = instances
-        self.profile = profile
+        split = manifest.split
+        self.planner = RunPlanner(split, profile, manifest.model.max_context)
+        self._wish: Wish | Choice = Wish(schedule, threads, workers, chunk)
+        self.planner.check(self._wish)
         self.schedule = schedule
-        self.threads = threads = threads_or_all(threads)
+        self.threads = settled_threads(self.planner, threads)
+        self._wish = self._wish._replace(threads=self.threads)
         self.recorded: Recorded | None = None
         self.on_chunk: OnChunk | None = None  # told of every chunk that is done while a run goes on
-        split = manifest.split
-        self._fixed = None if schedule == AUTO else default_choice(split, schedule, threads, workers, chunk)
         self._most_rows = most_rows(chunk_shape(split))
         cached = [value for value in split.values if value.kind == "cache"]
         max_context = self.model.max_context
@@ -229,22 +223,16 @@ class Session:
         return timeline_of(graph, schedule, start_ns, end_ns, title, cached)
 
     def _prepare(self, num_tokens: int, want: Want) -> _Prepared:
-        split = self.manifest.split
         choice = self._choose(num_tokens)
         key = (num_tokens, want, choice)
         if key in self._prepared:
             self._prepared.move_to_end(key)
             return self._prepared[key]
-        chunks = chunks_of(split, choice, num_tokens)
-        graph = graph_of(split, choice, chunks, want)
-        costs = self.profile.costs(graph, choice.threads, len(choice.workers), all_rows=want == "all")
-        if maker := self._makers.get(choice.schedule):
-            schedule = replace(maker(graph, choice.workers, costs), threads=choice.threads)
-        else:
-            schedule = make(choice.schedule, graph, choice.workers, costs, choice.threads)
-        verified = verify(schedule, graph)
+        planned = self.planner.plan_run(choice, num_tokens, want, self._makers.get(choice.schedule))
+        graph, verified = planned.graph, planned.verified
         buffers = _native.Buffers(list(graph.buffer_bytes))
-        input_ids = np.zeros(chunks[-1].start + chunks[-1].compiled_size, dtype=np.int64)
+        last = graph.chunks[-1]
+        input_ids = np.zeros(last.start + last.compiled_size, dtype=np.int64)
         memory = Memory(
             tuple(buffers.region(i) for i in range(len(graph.buffer_bytes))),
             {"input_ids": _native.Region.of(input_ids), "position_ids": _native.Region.of(self._positions)},
@@ -258,21 +246,17 @@ class Session:
         return prepared
 
     def use(self, choice: Choice, maker: Maker | None = None) -> None:
-        """Run what follows by this choice, whatever the session was made for; `maker` makes schedules that no name
-        of ours stands for, and the choice gives them one."""
-        self._fixed = choice
+        """Run every later prompt by this choice. `maker` builds the schedule; `choice.schedule` is the name it is shown
+        under."""
+        self._wish = choice
         self.schedule = choice.schedule
         if maker is not None:
             self._makers[choice.schedule] = maker
 
     def _choose(self, num_tokens: int) -> Choice:
-        """A single chunk has nothing to overlap: it runs with every thread in every method."""
-        if self._fixed is None:
-            return self.profile.choose(self.manifest.split, num_tokens, self.threads)
-        fixed, split = self._fixed, self.manifest.split
-        if len(fixed.workers) == 1 or len(chunks_of(split, fixed, num_tokens)) > 1:
-            return fixed
-        return default_choice(split, "sequential", self.threads, None, fixed.chunk)
+        if isinstance(self._wish, Choice):
+            return self.planner.settled(self._wish, self.threads, num_tokens)
+        return self.planner.choose(self._wish, num_tokens)
 
     def _logits(self, prepared: _Prepared, chunk: int, rows: int) -> FloatArray:
         buffer = prepared.graph.buffer(self._output, chunk)

@@ -1,0 +1,239 @@
+#include "doubleweave/scheduling/planner.h"
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+#include <set>
+#include <tuple>
+
+namespace doubleweave::scheduling {
+namespace {
+
+// A choice must promise this much more than a simpler one to be taken.
+constexpr double kWorth = 0.01;
+constexpr std::array kLengths{1,   2,   4,   8,   16,  24,   32,   48,   64,   96,   128,
+                              192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192};
+// Chunks below this size are not worth planning for where they may have any size.
+constexpr int kLeastChunk = 16;
+// Nor are so small ones of a fixed size that a prompt has more than this many.
+constexpr int kMostChunks = 256;
+
+std::vector<int32_t> devices_of(const TaskGraph& graph, const std::vector<CallCosts>& calls) {
+  std::vector<int32_t> found;
+  found.reserve(graph.size());
+  for (const int32_t call : graph.call_of) {
+    found.push_back(calls[static_cast<size_t>(call)].device);
+  }
+  return found;
+}
+
+}  // namespace
+
+std::vector<int> lengths_up_to(int most) {
+  std::vector<int> found;
+  for (const int length : kLengths) {
+    if (length < most) {
+      found.push_back(length);
+    }
+  }
+  found.push_back(most);
+  return found;
+}
+
+Planner::Planner(Outline outline, Machine machine)
+    : outline_(std::move(outline)), machine_(std::move(machine)) {}
+
+bool Planner::is_described_chip() const {
+  return !machine_.most_tasks.empty() &&
+         std::none_of(machine_.most_tasks.begin(), machine_.most_tasks.end(),
+                      [](int count) { return count == 0; });
+}
+
+int Planner::default_threads(int cores, int most) const {
+  int threads = cores;
+  if (machine_.threads != 0) {
+    threads = machine_.threads;
+  } else if (is_described_chip()) {
+    // Other devices take none of the CPU's cores.
+    const auto cpu = std::find(outline_.devices.begin(), outline_.devices.end(), "cpu");
+    threads = cpu == outline_.devices.end()
+                  ? std::accumulate(machine_.most_tasks.begin(), machine_.most_tasks.end(), 0)
+                  : machine_.most_tasks[static_cast<size_t>(cpu - outline_.devices.begin())];
+  }
+  return std::min(threads, most);
+}
+
+std::vector<Chunk> Planner::chunks_of(const Choice& choice, int num_tokens) const {
+  return cut(num_tokens, outline_.rows, choice.abreast, choice.chunk);
+}
+
+Choice Planner::settled(const Choice& fixed, int threads, int num_tokens) const {
+  if (fixed.workers.size() == 1 || chunks_of(fixed, num_tokens).size() > 1) {
+    return fixed;
+  }
+  return default_choice({"sequential", {}, fixed.chunk, threads}, outline_.devices,
+                        outline_.rows.most);
+}
+
+Choice Planner::choose(const Wish& wish, int num_tokens) {
+  check_wish(wish, outline_.devices);
+  const auto by_name = [&](const std::string& name) {
+    return default_choice({name, {}, {}, wish.threads}, outline_.devices, outline_.rows.most);
+  };
+  if (wish.schedule != kAuto) {
+    return settled(default_choice(wish, outline_.devices, outline_.rows.most), wish.threads,
+                   num_tokens);
+  }
+  if (!machine_.decisions.empty() && machine_.threads == wish.threads) {
+    const auto found =
+        std::find_if(machine_.decisions.begin(), machine_.decisions.end(),
+                     [&](const Decision& decision) { return num_tokens <= decision.tokens; });
+    return (found == machine_.decisions.end() ? machine_.decisions.back() : *found).choice;
+  }
+  if (is_described_chip()) {
+    const std::vector<int> lengths = lengths_up_to(outline_.max_tokens);
+    const auto length =
+        std::find_if(lengths.begin(), lengths.end(), [&](int most) { return num_tokens <= most; });
+    const std::pair key(length == lengths.end() ? lengths.back() : *length, wish.threads);
+    const std::lock_guard lock(mutex_);
+    const auto known = planned_.find(key);
+    return known != planned_.end()
+               ? known->second
+               : planned_.emplace(key, best(key.first, key.second)).first->second;
+  }
+  const Choice several = by_name(machine_.overlapping);
+  return num_tokens > several.chunk / 2 && wish.threads > 1 ? several : by_name("sequential");
+}
+
+PlannedRun Planner::run(const Choice& choice, int num_tokens) const {
+  PlannedRun run;
+  run.choice = choice;
+  std::vector<Chunk> chunks = chunks_of(choice, num_tokens);
+  const int abreast = num_abreast(choice, outline_.static_device, chunks.size());
+  run.graph =
+      repeat(outline_.pattern, outline_.scratch, std::move(chunks), choice.in_flight, abreast);
+  run.costs = costs_of(machine_.costs, outline_.calls, run.graph, choice.threads,
+                       static_cast<int>(choice.workers.size()), false, 0);
+  const std::vector<int32_t> devices = devices_of(run.graph, outline_.calls);
+  run.schedule = make_schedule(choice.schedule,
+                               {run.graph.call_of, run.graph.chunk_of, run.graph.after_starts,
+                                run.graph.after, devices, outline_.devices},
+                               choice.workers, run.costs);
+  return run;
+}
+
+bool Planner::has_too_many(const Choice& choice) const {
+  for (size_t device = 0; device < machine_.most_tasks.size(); ++device) {
+    const auto workers =
+        std::count_if(choice.workers.begin(), choice.workers.end(), [&](const std::string& worker) {
+          return worker == kAny || worker == outline_.devices[device];
+        });
+    if (machine_.most_tasks[device] != 0 && workers > machine_.most_tasks[device]) {
+      return true;
+    }
+  }
+  return false;
+}
+
+std::vector<int> Planner::chunk_sizes(int num_tokens) const {
+  std::vector<int> sizes = outline_.rows.fixed;
+  if (sizes.empty()) {
+    const int most = outline_.rows.most;
+    sizes = {most, most / 2, most / 4};
+    std::erase_if(sizes, [](int size) { return size < kLeastChunk; });
+    return sizes.empty() ? std::vector<int>{most} : sizes;
+  }
+  std::sort(sizes.begin(), sizes.end(), std::greater<>());
+  const int largest = sizes.front();
+  std::erase_if(sizes, [&](int size) { return num_tokens > size * kMostChunks; });
+  return sizes.empty() ? std::vector<int>{largest} : sizes;
+}
+
+std::vector<Choice> Planner::with_workers(const std::string& name, int threads, int chunk) const {
+  std::set<int> counts;
+  if (name == "sequential") {
+    counts = {1, threads};
+  } else if (threads > 1) {
+    counts = {2, threads};
+    for (int count = 2; count < threads && name != "lockstep"; count *= 2) {
+      counts.insert(count);
+    }
+    if (name == "lockstep") {
+      counts = {2};
+    }
+  }
+  std::vector<Choice> found;
+  for (const int count : counts) {
+    found.push_back(default_choice({name, {}, chunk, count}, outline_.devices, outline_.rows.most));
+  }
+  return found;
+}
+
+// A worker a device, the CPU's with all of its threads: for devices that share no cores with it.
+std::vector<Choice> Planner::apart(const std::string& name, int threads, int chunk) const {
+  const auto& devices = outline_.devices;
+  const auto cpu = std::find(devices.begin(), devices.end(), "cpu") - devices.begin();
+  const int cores = static_cast<size_t>(cpu) < machine_.most_tasks.size()
+                        ? machine_.most_tasks[static_cast<size_t>(cpu)]
+                        : 0;
+  if (name == "sequential" || name == "wavefront" || devices.size() < 2 || cores == 0) {
+    return {};
+  }
+  Choice choice = default_choice({name, devices, chunk, static_cast<int>(devices.size())}, devices,
+                                 outline_.rows.most);
+  choice.threads = std::min(cores, threads);
+  return {choice};
+}
+
+std::vector<Choice> Planner::candidates(int num_tokens, int threads) const {
+  using Key = std::tuple<std::string, std::vector<std::string>, int, int, int, std::vector<int>>;
+  std::set<Key> seen;
+  std::vector<Choice> found;
+  for (const int chunk : chunk_sizes(num_tokens)) {
+    for (const char* name : kSchedules) {
+      std::vector<Choice> tried = with_workers(name, threads, chunk);
+      for (const Choice& choice : apart(name, threads, chunk)) {
+        tried.push_back(choice);
+      }
+      for (const Choice& choice : tried) {
+        const std::vector<Chunk> chunks = chunks_of(choice, num_tokens);
+        if (has_too_many(choice) || (choice.schedule != "sequential" && chunks.size() == 1)) {
+          continue;
+        }
+        std::vector<int> sizes;
+        for (const Chunk& one : chunks) {
+          sizes.push_back(one.compiled_size);
+        }
+        // Limits that cut the prompt alike are one candidate.
+        if (seen.emplace(choice.schedule, choice.workers, choice.threads, choice.in_flight,
+                         choice.abreast, std::move(sizes))
+                .second) {
+          found.push_back(choice);
+        }
+      }
+    }
+  }
+  return found;
+}
+
+Choice Planner::best(int num_tokens, int threads) const {
+  const std::vector<Choice> tried = candidates(num_tokens, threads);
+  std::vector<int64_t> ends;
+  for (const Choice& choice : tried) {
+    const PlannedRun planned = run(choice, num_tokens);
+    const std::vector<int32_t> devices = devices_of(planned.graph, outline_.calls);
+    const Times times =
+        times_of(planned.schedule,
+                 {planned.graph.call_of, planned.graph.chunk_of, planned.graph.after_starts,
+                  planned.graph.after, devices, outline_.devices},
+                 planned.costs);
+    ends.push_back(*std::max_element(times.end_ns.begin(), times.end_ns.end()));
+  }
+  const auto shortest = static_cast<double>(*std::min_element(ends.begin(), ends.end()));
+  const auto chosen = std::find_if(ends.begin(), ends.end(), [&](int64_t end) {
+    return static_cast<double>(end) <= shortest * (1 + kWorth);
+  });
+  return tried[static_cast<size_t>(chosen - ends.begin())];
+}
+
+}  // namespace doubleweave::scheduling

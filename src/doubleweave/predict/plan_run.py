@@ -1,0 +1,130 @@
+"""From a program, a profile, a prompt length and a wish to a verified schedule: the only way there.
+
+Sessions, predictions, plans and benchmarks ask a RunPlanner; doubleweave-run asks the same native planner with what
+run.json says of program and profile. It knows nothing of ExecuTorch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from doubleweave import _scheduling
+from doubleweave.errors import InputError
+from doubleweave.ir.split import FixedSizes, Split, most_rows
+from doubleweave.predict.auto import overlapping_schedule
+from doubleweave.predict.profile import Profile, call_costs, costs_of
+from doubleweave.schedule import scratch_groups
+from doubleweave.schedule.choice import (
+    Choice,
+    Wish,
+    as_choice,
+    chunk_shape,
+    chunks_of,
+    devices_of,
+    graph_of,
+    static_device,
+)
+from doubleweave.schedule.costs import Costs
+from doubleweave.schedule.makers import Maker, make
+from doubleweave.schedule.schedule import Schedule
+from doubleweave.schedule.task_graph import TaskGraph, Want, pattern_of
+from doubleweave.schedule.verify import Verified, verify
+
+_ANY_THREADS = 2**31 - 1  # a prediction's
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """How a prompt runs: the choice, its task graph, what the tasks cost, and their schedule."""
+
+    choice: Choice
+    graph: TaskGraph
+    costs: Costs
+    schedule: Schedule
+
+    @cached_property
+    def verified(self) -> Verified:
+        """The schedule, checked when first asked for; raises ScheduleError where it may not run."""
+        return verify(self.schedule, self.graph)
+
+
+class RunPlanner:
+    """Plans the runs of one program on one machine. `max_tokens` are those of the context.
+
+    Raises InputError where the profile has neither a segment's time nor its device.
+    """
+
+    def __init__(self, split: Split, profile: Profile, max_tokens: int) -> None:
+        self.split = split
+        self.profile = profile
+        self.most_tasks = profile.most_tasks(devices_of(split))
+        self._tables = profile.tables(split)
+        machine = _scheduling.Machine(
+            costs=self._tables,
+            most_tasks=self.most_tasks,
+            overlapping=overlapping_schedule(split),
+            threads=profile.threads,
+            decisions=[(decision.tokens, decision.choice) for decision in profile.decisions],
+        )
+        self._native = _scheduling.Planner(_outline(split, max_tokens), machine)
+
+    def threads(self, asked: int | None, cores: int, most: int = _ANY_THREADS) -> int:
+        """Threads in all: those asked for; else those that the profile's decisions were made with; those of the CPU of
+        a chip that the profile describes; `cores`, this machine's. `most` are those that a run here can have.
+
+        Raises InputError for less than one.
+        """
+        if asked is not None and asked < 1:
+            raise InputError(f"threads: found {asked}, expected at least 1")
+        return self._native.default_threads(cores, most) if asked is None else asked
+
+    def check(self, wish: Wish) -> None:
+        """Raises InputError for a wish that does not fit the program; `threads` answers for its threads."""
+        self._native.check(wish.schedule, 1, wish.workers, wish.chunk)
+
+    def choose(self, wish: Wish, num_tokens: int) -> Choice:
+        """The choice for a prompt of that length; `wish.threads` must be settled."""
+        assert wish.threads is not None
+        return as_choice(
+            self._native.choose(num_tokens, wish.schedule, wish.threads, wish.workers, wish.chunk)
+        )
+
+    def settled(self, choice: Choice, threads: int, num_tokens: int) -> Choice:
+        """A choice that was made whatever the length: a single chunk has nothing to overlap, so it runs on every
+        thread."""
+        return as_choice(self._native.settled(choice, threads, num_tokens))
+
+    def candidates(self, num_tokens: int, threads: int) -> list[Choice]:
+        """Every choice worth a try on so many threads in all that the profile's devices can run, simple ones first."""
+        return [as_choice(found) for found in self._native.candidates(num_tokens, threads)]
+
+    def best(self, num_tokens: int, threads: int) -> Choice:
+        """Of the candidates the simplest within 1% of the fastest."""
+        return as_choice(self._native.best(num_tokens, threads))
+
+    def plan_run(
+        self, choice: Choice, num_tokens: int, want: Want = "last", maker: Maker | None = None
+    ) -> PlannedRun:
+        """The run of a choice; `maker` builds the schedule, and `choice.schedule` is the name it is shown under."""
+        graph = graph_of(self.split, choice, chunks_of(self.split, choice, num_tokens), want)
+        costs = costs_of(self._tables, graph, choice.threads, len(choice.workers), all_rows=want == "all")
+        if maker is None:
+            schedule = make(choice.schedule, graph, choice.workers, costs, choice.threads)
+        else:
+            schedule = replace(maker(graph, choice.workers, costs), threads=choice.threads)
+        return PlannedRun(choice, graph, costs, schedule)
+
+
+def _outline(split: Split, max_tokens: int) -> _scheduling.Outline:
+    shape = chunk_shape(split)
+    return _scheduling.Outline(
+        sizes=shape.sizes if isinstance(shape, FixedSizes) else (),
+        most_rows=most_rows(shape),
+        devices=devices_of(split),
+        static_device=static_device(split),
+        calls=call_costs(split),
+        pattern=pattern_of(split, "last").native,
+        scratch=_scheduling.Scratch(scratch_groups.blocks(split), scratch_groups.num_groups(split)),
+        max_tokens=max_tokens,
+    )
