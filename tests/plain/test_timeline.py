@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubleweave.timeline.timeline import Event, Timeline, format_table
+from doubleweave.tables import format_table
+from doubleweave.timeline.timeline import Event, Timeline
 
 MS = 1_000_000
 

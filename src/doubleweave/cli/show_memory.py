@@ -15,7 +15,7 @@ from doubleweave.schedule import module_plan as _plan
 from doubleweave.schedule.chunks import cut
 from doubleweave.schedule.module_plan import Plan
 from doubleweave.schedule.task_graph import TaskGraph, build
-from doubleweave.timeline.timeline import format_table
+from doubleweave.tables import format_table
 
 _PROMPT_TOKENS = 128
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from doubleweave.predict.planner import Forecast, Plan
-from doubleweave.timeline.timeline import format_table
+from doubleweave.tables import format_table
 
 
 def plan_dict(found: Plan) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import statistics
 
 from doubleweave.ir.split import Split
 from doubleweave.predict.profile import Measured, Profile, uses_cache
-from doubleweave.timeline.timeline import format_table, kind_of
+from doubleweave.tables import format_table
+from doubleweave.timeline.timeline import kind_of
 
 
 def profile_text(profile: Profile, split: Split) -> str:

@@ -11,7 +11,7 @@ from doubleweave.ir.manifest import TOKENIZER_FILE, Manifest
 from doubleweave.ir.sizes import text
 from doubleweave.ir.split import FixedSizes, Segment, Split
 from doubleweave.runtime.llm.generate import Generation
-from doubleweave.timeline.timeline import format_table
+from doubleweave.tables import format_table
 from doubleweave.vendors.qnn_sdk import MOST_CONTEXTS
 
 

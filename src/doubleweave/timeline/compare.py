@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from doubleweave.errors import InputError
-from doubleweave.timeline.timeline import Event, Timeline, format_table, kind_of
+from doubleweave.tables import format_table
+from doubleweave.timeline.timeline import Event, Timeline, kind_of
 
 
 @dataclass(frozen=True)

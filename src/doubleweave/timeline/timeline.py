@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from doubleweave.schedule.chunks import Chunk
+from doubleweave.tables import format_table
 
 
 class Event(NamedTuple):
@@ -126,15 +126,3 @@ def _mark(event: Event) -> str:
     if event.segment.startswith("attention"):
         return "abcdefghijklmnopqrstuvwxyz"[event.chunk % 26]
     return str(event.chunk % 10)
-
-
-def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::rotary
-from doubleweave.compiler.graph.simplify import insert, is_call, nodes_of
+from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 
 aten = torch.ops.aten
 _rotary = torch.ops.doubleweave.rotary.default

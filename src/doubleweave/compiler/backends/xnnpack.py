@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from doubleweave.compiler.backends.lowered import Lowered
-from doubleweave.compiler.graph.simplify import insert, is_call, nodes_of
+from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 from doubleweave.compiler.split.transform import Convert, Weights, copy_graph, over_empty_weights
 
 NAME = "xnnpack"

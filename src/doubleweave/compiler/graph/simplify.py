@@ -11,11 +11,12 @@ Each pass takes a GraphModule and changes it in place. It knows nothing of segme
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
+
+from doubleweave.compiler.graph.nodes import constant, insert, is_call, nodes_of
 
 aten = torch.ops.aten
 
@@ -56,30 +57,6 @@ def simplify(graph_module: fx.GraphModule) -> None:
     cancel_views(graph_module)
     graph_module.graph.lint()
     graph_module.recompile()
-
-
-def nodes_of(graph: fx.Graph) -> list[Any]:
-    """The nodes, untyped: their arguments are a union of everything a graph can hold."""
-    return list(graph.nodes)
-
-
-def constant(graph_module: fx.GraphModule, node: Any) -> torch.Tensor:
-    """The tensor behind a get_attr node."""
-    tensor = operator.attrgetter(str(node.target))(graph_module)
-    assert isinstance(tensor, torch.Tensor)
-    return tensor.detach()
-
-
-def insert(graph: fx.Graph, target: Callable[..., Any], *args: Any, like: Any) -> Any:
-    """Insert a call at the graph's insertion point, with its fake value and `like`'s place in the module."""
-    node = graph.call_function(target, args)
-    node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
-    node.meta["nn_module_stack"] = like.meta.get("nn_module_stack", {})
-    return node
-
-
-def is_call(node: Any, *targets: Any) -> bool:
-    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
 
 def drop_no_ops(graph_module: fx.GraphModule) -> None:

@@ -13,14 +13,15 @@ group), D head dim.
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
-from doubleweave.compiler.graph.inline import inline
-from doubleweave.compiler.split.pieces import PAST
+from doubleweave.compiler.graph.nodes import PAST, output_node
 
 WIDTH = (
     "width"  # in the meta of a placeholder of earlier rows: multiply-adds for each query and each such row
@@ -44,7 +45,7 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
         rows = graph.get_attr("cache_rows")
         fake_mode = position_ids.meta["val"].fake_mode
         rows.meta["val"] = fake_mode.from_tensor(graph_module.cache_rows, static_shapes=True)
-        offsets = inline(graph, offsets_in_chunk, [position_ids], (), {MASK: (MASK, MASK)})
+        offsets = _inline(graph, offsets_in_chunk, [position_ids], (), {MASK: (MASK, MASK)})
     masks: dict[tuple[int, int], tuple[fx.Node, fx.Node]] = {}
     appended = []
     for layer, node in enumerate(attentions):
@@ -53,13 +54,13 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
         group = num_heads // num_kv_heads
         if (window, group) not in masks:
             with graph.inserting_before(_behind_placeholders(graph, offsets)):
-                past_mask = inline(
+                past_mask = _inline(
                     graph, mask_of_past, [position_ids, rows], (window, hidden), {MASK: (MASK, MASK)}
                 )
             with graph.inserting_before(node):
                 masks[window, group] = (
-                    inline(graph, for_groups, [past_mask], (group,), stack),
-                    inline(graph, mask_of_chunk, [offsets], (window, hidden, group), stack),
+                    _inline(graph, for_groups, [past_mask], (group,), stack),
+                    _inline(graph, mask_of_chunk, [offsets], (window, hidden, group), stack),
                 )
         pasts = []
         for source, letter in ((k, "k"), (v, "v")):
@@ -72,11 +73,13 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
             pasts.append(past)
         with graph.inserting_before(node):
             parameters = (num_heads, num_kv_heads, scale, soft_cap)
-            out = inline(graph, static_attention, [q, k, v, *pasts, *masks[window, group]], parameters, stack)
+            out = _inline(
+                graph, static_attention, [q, k, v, *pasts, *masks[window, group]], parameters, stack
+            )
         node.replace_all_uses_with(out)
         graph.erase_node(node)
         appended += [k, v]
-    result = next(node for node in reversed(graph.nodes) if node.op == "output")
+    result = output_node(graph)
     result.args = ((*result.args[0], *appended),)
     graph_module.recompile()
 
@@ -165,3 +168,27 @@ def _behind_placeholders(graph: fx.Graph, *later: fx.Node) -> fx.Node:
         if passed and node.op not in ("placeholder", "get_attr") and node not in later:
             return cast(fx.Node, node)
     raise AssertionError("a graph computes something")
+
+
+def _inline(
+    graph: fx.Graph,
+    function: Callable[..., Tensor],
+    inputs: list[fx.Node],
+    parameters: tuple[Any, ...],
+    stack: dict[str, Any],
+) -> fx.Node:
+    """Insert the operators of `function(*inputs, *parameters)` at the graph's insertion point, as tracing it over the
+    fake values of `inputs` gives them; `stack` is their place in the module.
+
+    Returns the node of the result.
+    """
+    trace = make_fx(lambda *tensors: function(*tensors, *parameters), tracing_mode="real", pre_dispatch=True)
+    traced = trace(*(node.meta["val"] for node in inputs))
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    copied: dict[fx.Node, Any] = dict(zip(placeholders, inputs, strict=True))
+    *operators, output = (node for node in traced.graph.nodes if node not in copied)
+    for node in operators:
+        copied[node] = graph.node_copy(node, lambda n: copied[n])
+        copied[node].meta = {"val": node.meta["val"], "nn_module_stack": stack}
+    found: fx.Node = copied[output.args[0]]
+    return found

@@ -18,7 +18,7 @@ import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
-from doubleweave.compiler.graph.simplify import insert, is_call, nodes_of
+from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.transform import (
     Convert,

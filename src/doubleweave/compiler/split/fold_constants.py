@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from doubleweave.compiler.graph.nodes import output_node
 from doubleweave.compiler.split.pieces import with_weights
 from doubleweave.compiler.split.transform import Convert, Weights, over_empty_weights
 
@@ -19,7 +20,7 @@ def is_constant(graph_module: fx.GraphModule) -> bool:
 
 def fold(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     """A structure whose weights are the results of this one, and what it makes of a segment's weights."""
-    (results,) = next(node for node in graph_module.graph.nodes if node.op == "output").args
+    (results,) = output_node(graph_module.graph).args
     graph = fx.Graph()
     copies = []
     for index, result in enumerate(results):

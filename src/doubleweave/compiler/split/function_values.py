@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from doubleweave.compiler.graph.nodes import output_node
 from doubleweave.compiler.split.call_sizes import Variant
-from doubleweave.compiler.split.pieces import Piece, output_node
+from doubleweave.compiler.split.pieces import Piece
 from doubleweave.compiler.trace.trace_data import Trace
 from doubleweave.ir.split import Call, Function, Port, Range, State, Value
 
@@ -42,7 +43,7 @@ class Values:
         self.name_of: dict[fx.Node, str] = {}
         self.ranges = traced.ranges
         graph = traced.graph_module.graph
-        self.results: list[fx.Node] = list(output_node(graph).args[0])  # type: ignore[arg-type]
+        self.results: list[fx.Node] = list(output_node(graph).args[0])
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         for node, leaf in zip(placeholders, traced.leaves, strict=False):
             self._add(node, leaf.path, "input")

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from doubleweave.compiler.graph.nodes import IN_ORDER, PAST, is_tensor
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import Port, Segment, Split
 
@@ -62,20 +63,6 @@ class Piece:
     nodes: tuple[fx.Node, ...]
     reads: tuple[fx.Node, ...]
     writes: tuple[fx.Node, ...]
-
-
-# In a node's meta:
-IN_ORDER = "in_order"  # it runs after those before it that are so marked (they share a state)
-PAST = "past"  # of a placeholder: the node whose rows of earlier chunks it stands for, and to whose piece it belongs
-
-
-def is_tensor(node: Any) -> bool:
-    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
-
-
-def output_node(graph: fx.Graph) -> fx.Node:
-    found: fx.Node = next(node for node in reversed(graph.nodes) if node.op == "output")
-    return found
 
 
 def cut_pieces(

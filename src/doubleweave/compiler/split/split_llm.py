@@ -17,19 +17,16 @@ from torch import Tensor, fx
 from torch.export import Dim
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
-from doubleweave.compiler.graph.simplify import constant
+from doubleweave.compiler.graph.nodes import PAST, constant, is_tensor, output_node
 from doubleweave.compiler.graph.static_attention import WIDTH
 from doubleweave.compiler.policy import DEFAULT_SIZES, Policy, Rule, operator_rules
 from doubleweave.compiler.policy import Dynamic as DynamicRule
 from doubleweave.compiler.policy import Static as StaticRule
 from doubleweave.compiler.split.pieces import (
-    PAST,
     Piece,
     TorchSplit,
     cut_pieces,
     extract,
-    is_tensor,
-    output_node,
     structure,
 )
 from doubleweave.errors import SplitError

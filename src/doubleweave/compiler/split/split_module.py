@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from doubleweave.compiler.graph.simplify import constant
+from doubleweave.compiler.graph.nodes import constant
 from doubleweave.compiler.policy import DEFAULT_SIZES, Match, Policy, Rule, operator_rules, resolve
 from doubleweave.compiler.policy import Dynamic as DynamicRule
 from doubleweave.compiler.policy import Static as StaticRule

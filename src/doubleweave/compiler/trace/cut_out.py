@@ -18,8 +18,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.node import has_side_effect
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from doubleweave.compiler.graph.nodes import IN_ORDER
 from doubleweave.compiler.graph.simplify import drop_no_ops
-from doubleweave.compiler.split.pieces import IN_ORDER
 from doubleweave.compiler.trace.dims import Leaf
 from doubleweave.compiler.trace.trace_data import BOUNDARY, MODULE, Call, Trace
 from doubleweave.errors import PolicyError, SplitError

@@ -13,7 +13,7 @@ from torch import fx
 
 from doubleweave.compiler.backends.lowered import Lowered, left_over
 from doubleweave.compiler.backends.plain_rotary import replace_rotary
-from doubleweave.compiler.graph.simplify import insert, is_call, nodes_of
+from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 from doubleweave.compiler.split.transform import Convert, copy_graph, over_empty_weights
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.vendors.printed_output import captured

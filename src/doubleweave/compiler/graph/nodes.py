@@ -1,0 +1,49 @@
+"""Nodes of fx graphs: what passes ask of them, and the marks they leave in their meta.
+
+It knows nothing of models, segments or backends.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx
+
+# In a node's meta:
+IN_ORDER = "in_order"  # it runs after those before it that are so marked (they share a state)
+PAST = "past"  # of a placeholder: the node whose rows of earlier chunks it stands for, and to whose piece it belongs
+
+
+def nodes_of(graph: fx.Graph) -> list[Any]:
+    """The nodes, untyped: their arguments are a union of everything a graph can hold."""
+    return list(graph.nodes)
+
+
+def constant(graph_module: fx.GraphModule, node: Any) -> Tensor:
+    """The tensor behind a get_attr node."""
+    tensor = operator.attrgetter(str(node.target))(graph_module)
+    assert isinstance(tensor, Tensor)
+    return tensor.detach()
+
+
+def insert(graph: fx.Graph, target: Callable[..., Any], *args: Any, like: Any) -> Any:
+    """Insert a call at the graph's insertion point, with its fake value and `like`'s place in the module."""
+    node = graph.call_function(target, args)
+    node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
+    node.meta["nn_module_stack"] = like.meta.get("nn_module_stack", {})
+    return node
+
+
+def is_call(node: Any, *targets: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def is_tensor(node: Any) -> bool:
+    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
+
+
+def output_node(graph: fx.Graph) -> Any:
+    """The node whose arguments are the graph's results, untyped as in `nodes_of`."""
+    return next(node for node in reversed(graph.nodes) if node.op == "output")
