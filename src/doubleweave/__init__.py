@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from doubleweave.compile_and_open import compile
     from doubleweave.compiler.compile_llm import compile_llm
-    from doubleweave.compiler.compile_module import compile
     from doubleweave.compiler.policy import Dynamic, Static
     from doubleweave.errors import (
         BackendError,
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
         SplitError,
     )
     from doubleweave.runtime.llm.generate import Generation
-    from doubleweave.runtime.llm.program import Program, open
+    from doubleweave.runtime.llm.program import Program
     from doubleweave.runtime.llm.sampling import Sampling
     from doubleweave.runtime.llm.session import Session
     from doubleweave.runtime.module.method import Method
     from doubleweave.runtime.module.program import ModuleProgram, ModuleSession
     from doubleweave.runtime.module.states import States
     from doubleweave.runtime.module.submit import Result
+    from doubleweave.runtime.open import open
     from doubleweave.timeline.timeline import Timeline
 
 __version__ = "0.1.0"
@@ -78,9 +79,9 @@ _HOME = {
     "States": "runtime.module.states",
     "Static": "compiler.policy",
     "Timeline": "timeline.timeline",
-    "compile": "compiler.compile_module",
+    "compile": "compile_and_open",
     "compile_llm": "compiler.compile_llm",
-    "open": "runtime.llm.program",
+    "open": "runtime.open",
 }
 
 

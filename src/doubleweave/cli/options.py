@@ -82,7 +82,7 @@ def open_quietly(folder: str) -> Program:
     sentence. And they report every context that they let go: that comes later than anything of ours, and reaches
     nobody."""
     from doubleweave._native import say_crashes
-    from doubleweave.runtime.llm.program import open_llm
+    from doubleweave.runtime.open import open_llm
 
     program = open_llm(folder)
     if program.split.segments_of("qnn"):

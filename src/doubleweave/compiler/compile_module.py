@@ -1,12 +1,9 @@
-"""Compile any module into a program: split by a policy, lower, write; the counterpart of torch.export.export."""
+"""Compile any module into a program folder: split it by a policy, lower the segments, load each method once, write."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-import shutil
-import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,32 +17,25 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from doubleweave.compiler.policy import Policy
-    from doubleweave.runtime.module.program import ModuleProgram
 
 
-def compile(
+def compile_module(
     module: nn.Module,
     args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    dynamic_shapes: Any = None,
-    policy: Policy | None = None,
-    out: str | Path | None = None,
-    progress: Progress | None = None,
-) -> ModuleProgram:
-    """Compile `module`, called with these example arguments, into one program, and open it.
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+    policy: Policy | None,
+    out: str | Path,
+    progress: Progress | None,
+) -> None:
+    """Compile `module`, called with these example arguments, into the folder `out`.
 
-    args, kwargs, dynamic_shapes: as `torch.export.export` takes them. policy: which nested modules are Static and
-    which Dynamic, and on which device (policy.py); what no key names is dynamic where `dynamic_shapes` make it so,
-    on the CPU. out: the folder to write; without it the program lives as long as the object returned.
-
-    Calling the program takes the module's arguments and returns what it returns. Raises PolicyError, SplitError or
-    LowerError; `out` is then as it was before.
+    The arguments are those of `doubleweave.compile`. Raises PolicyError, SplitError or LowerError; `out` is then as it
+    was before.
     """
     from torch import nn
 
     from doubleweave.compiler.split.split_module import split_module
-    from doubleweave.runtime.module.program import open_module
 
     if not isinstance(module, nn.Module):
         raise PolicyError(f"module: found a {type(module).__name__}, expected a torch.nn.Module")
@@ -54,28 +44,15 @@ def compile(
             raise PolicyError(f"{name}: found a {type(value).__name__}, expected a dict")
     if not isinstance(args, (tuple, list)):
         raise PolicyError(f"args: found a {type(args).__name__}, expected a tuple of arguments")
-    if out is not None and not isinstance(out, (str, Path)):
+    if not isinstance(out, (str, Path)):
         raise PolicyError(f"out: found {out!r}, expected the path of a folder to write")
     report = progress or (lambda what, done, total: None)
-    if out is None:
-        # Outside the working folder, and gone with the program.
-        folder = Path(tempfile.mkdtemp(prefix="doubleweave.")) / "program"
-    else:
-        folder = Path(out)
-        check_target(folder, "out=")
+    folder = Path(out)
+    check_target(folder, "out=")
     report("tracing", 0, 1)
-    try:
-        found = split_module(module, tuple(args), dict(kwargs or {}), dynamic_shapes, policy or {})
-        with made_beside(folder, "out=") as temporary:
-            _write(type(module).__name__, found, temporary, report)
-        program = open_module(folder)
-    except BaseException:
-        if out is None:
-            shutil.rmtree(folder.parent, ignore_errors=True)
-        raise
-    if out is None:
-        weakref.finalize(program, shutil.rmtree, folder.parent, ignore_errors=True)
-    return program
+    found = split_module(module, tuple(args), dict(kwargs or {}), dynamic_shapes, policy or {})
+    with made_beside(folder, "out=") as temporary:
+        _write(type(module).__name__, found, temporary, report)
 
 
 def _write(name: str, found: Any, folder: Path, report: Progress) -> None:

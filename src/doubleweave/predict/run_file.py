@@ -11,20 +11,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from doubleweave.errors import InputError
 from doubleweave.files import written_whole
+from doubleweave.ir.chat import affixes_of
 from doubleweave.ir.manifest import RUN_FILE, Manifest, ModelInfo
 from doubleweave.ir.split import LOADS_ALONE, FixedSizes, Segment, most_rows
 from doubleweave.predict.auto import overlapping_schedule
 from doubleweave.predict.profile import Profile
-from doubleweave.runtime.llm.text import render_chat
 from doubleweave.schedule.buffer_slots import assign
 from doubleweave.schedule.choice import chunk_shape, devices_of, static_device
 from doubleweave.schedule.scratch_groups import blocks, groups, num_groups
 from doubleweave.schedule.task_graph import has_instance_per_worker, pattern_of
 
 VERSION = 3
-_PROMPT = "doubleweave:prompt"
 _PATTERN = ("body", "last", "body_waits", "last_waits")
 
 
@@ -100,24 +98,11 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
 
 
 def _chat(model: ModelInfo) -> dict[str, Any] | bool:
-    """What the chat template puts before and behind a prompt, and whether it strips that of white space; False for no
-    template, True for one that does more than that."""
+    """`chat` in run.json: the template's affixes, False for no template, True for one that affixes do not render."""
     if model.chat_template is None:
         return False
-
-    def parts(prompt: str, shown: str) -> list[str]:
-        messages = [{"role": "user", "content": prompt}]
-        return render_chat(model.chat_template or "", messages, model.special_tokens).split(shown)
-
-    try:
-        plain = parts(_PROMPT, _PROMPT)
-        spaced = f" \n{_PROMPT}\t\n"
-        as_it_is, stripped = parts(spaced, spaced), parts(spaced, _PROMPT)
-    except InputError:
-        return True
-    if len(plain) == 2 and plain in (as_it_is, stripped):
-        return {"before": plain[0], "behind": plain[1], "strips": plain != as_it_is}
-    return True
+    affixes = affixes_of(model.chat_template, model.special_tokens)
+    return True if affixes is None else affixes._asdict()
 
 
 def _times(segment: Segment, profile: Profile) -> dict[str, Any]:

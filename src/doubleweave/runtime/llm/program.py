@@ -17,7 +17,6 @@ from doubleweave.runtime.llm.sampling import Sampling
 from doubleweave.runtime.llm.session import Session, TokenIds
 from doubleweave.runtime.llm.text import Text
 from doubleweave.runtime.module.method import Method, segment_functions
-from doubleweave.runtime.module.program import ModuleProgram
 from doubleweave.runtime.module.runner import Runner
 from doubleweave.runtime.module.states import States
 from doubleweave.runtime.module.submit import Workers
@@ -118,27 +117,6 @@ class Program:
         session = session or self.session()
         ids = self.text.encode(prompt, raw=raw) if isinstance(prompt, str) else prompt
         return run(session, ids, max_new_tokens, chosen, self.text_for(stop), stop)
-
-
-def open(folder: str | Path) -> Program | ModuleProgram:
-    """Open a program folder: a Program for a language model, a ModuleProgram for any other module.
-
-    Raises ProgramError when it is missing or damaged.
-    """
-    path = Path(folder)
-    found = manifest.read(path)
-    return ModuleProgram(path, found) if found.model is None else Program(path, found)
-
-
-def open_llm(folder: str | Path) -> Program:
-    """Open a language model's program; raises ProgramError for any other."""
-    found = open(folder)
-    if not isinstance(found, Program):
-        raise ProgramError(
-            f"{folder}: is the program of module {found.name}, expected a language model's; call it from Python "
-            "with doubleweave.open"
-        )
-    return found
 
 
 def _check_emulated(split: Split) -> None:

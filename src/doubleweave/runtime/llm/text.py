@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from doubleweave.errors import InputError, ProgramError
+from doubleweave.ir.chat import render_chat
 from doubleweave.ir.manifest import ModelInfo
 
 
@@ -58,28 +58,6 @@ class Text:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
-
-
-def render_chat(template: str, messages: Sequence[dict[str, str]], special_tokens: dict[str, str]) -> str:
-    """Render as transformers' `apply_chat_template` does: sandboxed, with its block trimming."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment: Any = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = raise_exception
-    try:
-        rendered: str = environment.from_string(template).render(
-            messages=list(messages), add_generation_prompt=True, **special_tokens
-        )
-    except Exception as error:  # a template is a program: it may divide by zero
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"chat template: {reason}; give the prompt raw (--raw)") from None
-    return rendered
 
 
 class Stream:

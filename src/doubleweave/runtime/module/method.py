@@ -5,9 +5,10 @@ It takes what the module takes and returns what it returns, in the caller's kind
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from doubleweave.errors import InputError
 from doubleweave.ir.interface import Interface, Parameter
@@ -16,10 +17,8 @@ from doubleweave.ir.split import ROWS, Call, FixedSizes, Function, Range, Segmen
 from doubleweave.ir.trees import Tree
 from doubleweave.runtime.module import arrays
 from doubleweave.runtime.module.runner import Runner
+from doubleweave.runtime.module.submit import Result, Workers
 from doubleweave.schedule.module_plan import Tensor
-
-if TYPE_CHECKING:
-    from doubleweave.runtime.module.submit import Result, Workers
 
 
 class Method:
@@ -60,7 +59,9 @@ class Method:
         """
         if after and any(p.name == "after" for p in self.interface.parameters):
             kwargs, after = {**kwargs, "after": after}, ()
-        return self._workers.submit(self, args, kwargs, out, after)
+        # One thread each: with several, methods wait for one another's threads.
+        run = functools.partial(self._run, threads=1)
+        return self._workers.submit(self.device, run, (args, kwargs, out), after)
 
     @property
     def device(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from doubleweave.errors import ProgramError
 from doubleweave.ir import manifest
 from doubleweave.ir.split import Split
 from doubleweave.runtime.instances import open_instances
@@ -110,13 +109,3 @@ class ModuleSession:
     def reset(self) -> None:
         """Give every state its first value."""
         self.state.reset()
-
-
-def open_module(folder: Path) -> ModuleProgram:
-    """Open the program of a module; raises ProgramError when it is missing, damaged, or a language model's."""
-    found = manifest.read(folder)
-    if found.model is not None:
-        raise ProgramError(
-            f"{folder}: is a language model, expected another module; open it with doubleweave.open"
-        )
-    return ModuleProgram(folder, found)

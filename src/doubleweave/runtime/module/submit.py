@@ -6,13 +6,10 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from doubleweave import _native
 from doubleweave.runtime.threads import use_threads
-
-if TYPE_CHECKING:
-    from doubleweave.runtime.module.method import Method
 
 
 class Result(Future[Any]):
@@ -61,9 +58,16 @@ class Workers:
         self._threads = use_threads(value)
 
     def submit(
-        self, method: Method, args: Any, kwargs: dict[str, Any], out: Any, after: Sequence[Future[Any]]
+        self,
+        device: str,
+        function: Callable[..., Any],
+        arguments: Sequence[Any],
+        after: Sequence[Future[Any]],
     ) -> Result:
-        """Run `method` once the futures among its arguments are done; what one of them raised, it raises."""
+        """Call `function` on the device's worker once `after` and the futures among `arguments` are done.
+
+        The result is what it returns, or what it or one of the futures raises.
+        """
         result = Result()
         waiting: list[Future[Any]] = []
 
@@ -72,7 +76,7 @@ class Workers:
             return future
 
         # The caller may go on to fill the lists that it gave.
-        held = _with_futures((args, kwargs, out, list(after)), wait_for)
+        held = _with_futures((tuple(arguments), list(after)), wait_for)
         left = len(waiting) + 1
         lock = threading.Lock()
 
@@ -83,7 +87,7 @@ class Workers:
                 if left:
                     return
             try:
-                self._executor(method.device).submit(run)
+                self._executor(device).submit(run)
             except RuntimeError:  # the interpreter is ending
                 result.cancel()
 
@@ -91,9 +95,8 @@ class Workers:
             if not result.set_running_or_notify_cancel():
                 return
             try:
-                given, named, places, _ = _with_futures(held, lambda future: future.result())
-                # One thread each: with several, methods wait for one another's threads.
-                result.set_result(method._run(given, named, places, 1))
+                given, _ = _with_futures(held, lambda future: future.result())
+                result.set_result(function(*given))
             except BaseException as error:
                 result.set_exception(error)
 

@@ -1,0 +1,56 @@
+"""`doubleweave.compile`: the compiler writes a program folder, the run time opens it. Neither imports the other."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doubleweave.compiler.compile_module import compile_module
+from doubleweave.runtime.module.program import ModuleProgram
+from doubleweave.runtime.open import open
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from doubleweave.compiler.policy import Policy
+    from doubleweave.compiler.program_folder import Progress
+
+
+def compile(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    policy: Policy | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> ModuleProgram:
+    """Compile `module`, called with these example arguments, into one program, and open it.
+
+    args, kwargs, dynamic_shapes: as `torch.export.export` takes them. policy: which nested modules are Static and
+    which Dynamic, and on which device (compiler/policy.py); what no key names is dynamic where `dynamic_shapes` make
+    it so, on the CPU. out: the folder to write; without it the program lives as long as the object returned.
+
+    Calling the program takes the module's arguments and returns what it returns. Raises PolicyError, SplitError or
+    LowerError; `out` is then as it was before.
+    """
+    temporary: Path | None = None
+    if out is None:
+        temporary = Path(tempfile.mkdtemp(prefix="doubleweave."))  # not in the working folder
+        out = temporary / "program"
+    try:
+        compile_module(module, args, kwargs, dynamic_shapes, policy, out, progress)
+        program = open(out)
+    except BaseException:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    assert isinstance(program, ModuleProgram)
+    if temporary is not None:
+        weakref.finalize(program, shutil.rmtree, temporary, ignore_errors=True)
+    return program
