@@ -8,30 +8,17 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from doubleweave.cli.compile import add_compile, add_doctor
-from doubleweave.cli.options import (
-    EXIT_ERROR,
-    add_program,
-    add_schedule_options,
-    open_quietly,
-    print_json,
-    workers_of,
-)
+from doubleweave.cli.inspect import add_inspect
+from doubleweave.cli.options import EXIT_ERROR
 from doubleweave.cli.predict import add_commands
-from doubleweave.errors import DoubleweaveError, InputError
-
-if TYPE_CHECKING:
-    from doubleweave.runtime.llm.program import Program
-    from doubleweave.runtime.llm.session import Session
-    from doubleweave.timeline.timeline import Timeline
+from doubleweave.cli.run import add_bench, add_run, add_score
+from doubleweave.errors import DoubleweaveError
 
 EXIT_INTERRUPTED = 130
 
@@ -83,241 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     add_compile(commands)
-    _add_run(commands)
-    _add_inspect(commands)
-    _add_bench(commands)
-    _add_score(commands)
+    add_run(commands)
+    add_inspect(commands)
+    add_bench(commands)
+    add_score(commands)
     add_commands(commands)
     add_doctor(commands)
     return parser
-
-
-def _add_trace_option(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--trace",
-        nargs="?",
-        const="",
-        metavar="FILE",
-        help="what ran where in the prefill: printed as table and Gantt, or written to FILE: .json (ui.perfetto.dev), "
-        ".svg or .png",
-    )
-
-
-def _add_run(commands: Any) -> None:
-    p = commands.add_parser("run", help="generate text", description="Generate text from a prompt.")
-    add_program(p)
-    p.add_argument("-p", "--prompt", metavar="PROMPT", help="the prompt; - reads it from standard input")
-    p.add_argument("--token-ids", metavar="FILE", help="the prompt as a JSON list of token ids")
-    p.add_argument("-n", "--num", type=int, default=128, metavar="NUM", help="most new tokens (default 128)")
-    add_schedule_options(p)
-    p.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
-    p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default 1)")
-    p.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
-    p.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end at this text; may be repeated"
-    )
-    p.add_argument("--raw", action="store_true", help="give the prompt as it is, without the chat template")
-    _add_trace_option(p)
-    p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
-    p.set_defaults(command=_run)
-
-
-def _add_inspect(commands: Any) -> None:
-    p = commands.add_parser(
-        "inspect", help="show a program's segments", description="Show every segment of a program."
-    )
-    add_program(p)
-    p.add_argument(
-        "--calls", action="store_true", help="also list every call with the values it reads and writes"
-    )
-    p.add_argument(
-        "--memory",
-        action="store_true",
-        help="also list every value of a run: its writer, its readers, its bytes, when it is freed, and the peak",
-    )
-    p.add_argument(
-        "--prompt-len",
-        type=int,
-        metavar="N",
-        help="with --memory: prompt tokens (a language model; default 128)",
-    )
-    p.add_argument(
-        "--size",
-        action="append",
-        default=[],
-        metavar="SYMBOL=N",
-        help="with --memory: the size of a dim (another module; default: the largest); may be repeated",
-    )
-    p.add_argument("--json", action="store_true", help="print it as one JSON object on the last line")
-    p.set_defaults(command=_inspect)
-
-
-def _add_bench(commands: Any) -> None:
-    p = commands.add_parser(
-        "bench", help="measure speed", description="Measure prefill and decode: medians and spread over runs."
-    )
-    add_program(p)
-    p.add_argument("--prompt-len", type=int, default=512, metavar="N", help="prompt tokens (default 512)")
-    p.add_argument("--gen", type=int, default=64, metavar="N", help="tokens to decode (default 64)")
-    p.add_argument("--token-ids", metavar="FILE", help="the prompt as a JSON list (instead of --prompt-len)")
-    p.add_argument("--runs", type=int, default=5, metavar="N", help="measured runs (default 5)")
-    add_schedule_options(p)
-    _add_trace_option(p)
-    p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
-    p.set_defaults(command=_bench)
-
-
-def _add_score(commands: Any) -> None:
-    p = commands.add_parser(
-        "score", help="perplexity of a text", description="Perplexity of a text, through the prefill path."
-    )
-    add_program(p)
-    p.add_argument("file", metavar="FILE", help="a text file")
-    add_schedule_options(p)
-    p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
-    p.set_defaults(command=_score)
-
-
-def _run(args: argparse.Namespace) -> None:
-    from doubleweave.cli.show_program import generation_dict, generation_lines
-    from doubleweave.runtime.llm.generate import run
-    from doubleweave.runtime.llm.sampling import Sampling
-
-    sampling = Sampling(args.temperature, args.top_p, args.seed)
-    if (args.prompt is None) == (args.token_ids is None):
-        raise InputError("prompt: give either -p PROMPT or --token-ids FILE")
-    trace = _trace_path(args)
-    program = open_quietly(args.program)
-    session = _session(program, args)
-    if args.token_ids is not None:
-        ids = _read_token_ids(args.token_ids)
-    else:
-        prompt = _read_stdin() if args.prompt == "-" else args.prompt
-        ids = program.text.encode(prompt, raw=args.raw)
-
-    def show(piece: str) -> None:
-        print(piece, end="", flush=True)
-
-    text = program.text_for(args.stop)
-    result = run(session, ids, args.num, sampling, text, tuple(args.stop), show, record=True)
-    if result.text is None:
-        print(json.dumps(list(result.token_ids)), end="")
-    print("\n")
-    if session.timeline is not None:
-        _show_trace(args, session.timeline, trace)
-    for line in generation_lines(result):
-        print(line)
-    print_json(args, generation_dict(result))
-
-
-def _inspect(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from doubleweave.cli.show_program import inspect_dict, inspect_table
-    from doubleweave.ir import manifest
-
-    found = manifest.read(Path(args.program))
-    print(inspect_table(found))
-    if args.calls:
-        print("\n" + str(found.split))
-    report = inspect_dict(found)
-    if args.memory:
-        from doubleweave.cli.show_memory import memory_of, table
-
-        memory = memory_of(found, args.prompt_len, _sizes(args.size))
-        print("\n" + table(memory))
-        report["memory"] = asdict(memory)
-    print_json(args, report)
-
-
-def _sizes(given: list[str]) -> dict[str, int]:
-    sizes = {}
-    for item in given:
-        symbol, _, number = item.partition("=")
-        if not symbol or not number.isdigit():
-            raise InputError(f"size: found {item!r}, expected SYMBOL=N such as T=128")
-        sizes[symbol] = int(number)
-    return sizes
-
-
-def _bench(args: argparse.Namespace) -> None:
-    from doubleweave.cli.show_program import bench_lines
-    from doubleweave.measure.bench import bench
-
-    trace = _trace_path(args)
-    program = open_quietly(args.program)
-    ids = None if args.token_ids is None else _read_token_ids(args.token_ids)
-    session = _session(program, args)
-    result, timeline = bench(program, session, args.prompt_len, args.gen, runs=args.runs, token_ids=ids)
-    for line in bench_lines(result):
-        print(line)
-    _show_trace(args, timeline, trace)
-    print_json(args, result)
-
-
-def _score(args: argparse.Namespace) -> None:
-    from doubleweave.measure.perplexity import score
-
-    try:
-        text = Path(args.file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{args.file}: cannot be read as text ({error})") from None
-    program = open_quietly(args.program)
-    result = score(program, _session(program, args), text)
-    print(
-        f"perplexity {result['perplexity']:.4f} over {result['tokens']} tokens, "
-        f"{result['tok_per_s']:.0f} tokens/s"
-    )
-    print_json(args, result)
-
-
-def _session(program: Program, args: argparse.Namespace) -> Session:
-    session = program.session(
-        args.schedule, args.threads, workers=workers_of(args), chunk=args.chunk, profile=args.profile
-    )
-    if program.split.segments_of("qnn"):
-        print("running on the HTP emulator, which is slow", file=sys.stderr)
-        session.on_chunk = _say_chunk
-    return session
-
-
-def _say_chunk(done: int, total: int) -> None:
-    if total > 1:
-        print(f"chunk {done} of {total} done", file=sys.stderr, flush=True)
-
-
-def _trace_path(args: argparse.Namespace) -> Path | None:
-    """The file that --trace names, None for none; refused before anything runs."""
-    from doubleweave.timeline.trace_file import check_path
-
-    if not args.trace:
-        return None
-    check_path(Path(args.trace))
-    return Path(args.trace)
-
-
-def _show_trace(args: argparse.Namespace, timeline: Timeline, path: Path | None) -> None:
-    from doubleweave.timeline.trace_file import write_trace
-
-    if args.trace == "":
-        print(timeline.table() + "\n\n" + timeline.gantt() + "\n")
-    if path is not None:
-        write_trace(timeline, path)
-        print(f"trace written to {path}")
-
-
-def _read_stdin() -> str:
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise InputError(f"standard input: is not text ({error}); give it as {error.encoding}") from None
-
-
-def _read_token_ids(path: str) -> list[int]:
-    try:
-        ids = json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as a JSON list of token ids ({error})") from None
-    if not isinstance(ids, list) or any(type(item) is not int for item in ids):
-        raise InputError(f"{path}: expected a JSON list of integers (token ids), such as [1, 2, 3]")
-    return ids

@@ -52,6 +52,10 @@ def add_schedule_options(p: argparse.ArgumentParser) -> None:
     add_profile_option(p)
 
 
+def add_json(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
+
+
 def workers_of(args: argparse.Namespace) -> tuple[str, ...] | None:
     """The devices that --workers names."""
     return None if args.workers is None else tuple(args.workers.split(","))

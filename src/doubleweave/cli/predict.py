@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from doubleweave.cli.options import (
+    add_json,
     add_profile_option,
     add_program,
     add_schedule_options,
@@ -32,10 +33,6 @@ def add_commands(commands: Any) -> None:
     _add_trace(commands)
 
 
-def _add_json(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
-
-
 def _add_profile(commands: Any) -> None:
     p = commands.add_parser(
         "profile",
@@ -55,7 +52,7 @@ def _add_profile(commands: Any) -> None:
     )
     p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the machine's cores)")
     p.add_argument("--quick", action="store_true", help="take the plan for auto as it is, without trying it")
-    _add_json(p)
+    add_json(p)
     p.set_defaults(command=_profile)
 
 
@@ -109,7 +106,7 @@ def _add_simulate(commands: Any) -> None:
     p.add_argument("--trace", metavar="FILE", help="write it as .json (ui.perfetto.dev), .svg or .png")
     p.add_argument("--gantt", action="store_true", help="also print what would run where: table and Gantt")
     p.add_argument("--show-schedule", action="store_true", help="also print the schedule, a line a worker")
-    _add_json(p)
+    add_json(p)
     p.set_defaults(command=_simulate)
 
 
@@ -184,7 +181,7 @@ def _add_plan(commands: Any) -> None:
     p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the profile's)")
     add_profile_option(p)
     p.add_argument("--all", action="store_true", help="list every candidate (default: the fastest ten)")
-    _add_json(p)
+    add_json(p)
     p.set_defaults(command=_plan)
 
 
@@ -199,7 +196,7 @@ def _add_prepare(commands: Any) -> None:
     add_program(p)
     add_profile_option(p)
     p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the profile's)")
-    _add_json(p)
+    add_json(p)
     p.set_defaults(command=_prepare)
 
 
@@ -260,7 +257,7 @@ def _add_trace(commands: Any) -> None:
     p.add_argument("a", metavar="A", help="a .json that --trace wrote")
     p.add_argument("b", metavar="B", help="another one")
     p.add_argument("--limit", type=int, default=15, metavar="N", help="how many tasks to list (default 15)")
-    _add_json(p)
+    add_json(p)
     p.set_defaults(command=_trace)
 
 

@@ -1,16 +1,14 @@
-"""Reports as plain dictionaries (for --json) and as text. It computes nothing that was not measured."""
+"""What a program is, as plain dictionaries (for --json) and as text: after compiling it, and of its manifest."""
 
 from __future__ import annotations
 
 import resource
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from doubleweave.ir.manifest import TOKENIZER_FILE, Manifest
 from doubleweave.ir.sizes import text
 from doubleweave.ir.split import FixedSizes, Segment, Split
-from doubleweave.runtime.llm.generate import Generation
 from doubleweave.tables import format_table
 from doubleweave.vendors.qnn_sdk import MOST_CONTEXTS
 
@@ -177,47 +175,3 @@ def shape_text(segment: Segment) -> str:
     if isinstance(shape, FixedSizes):
         return "static " + ",".join(map(str, shape.sizes)) if shape.sizes else "static"
     return "dynamic " + ", ".join(f"{r.symbol} {r.low}..{r.high}" for r in shape.ranges)
-
-
-def generation_dict(result: Generation) -> dict[str, Any]:
-    return {**asdict(result), "token_ids": list(result.token_ids)}
-
-
-def generation_lines(result: Generation) -> list[str]:
-    decode = "-" if result.decode_tok_per_s is None else f"{result.decode_tok_per_s:.1f}"
-    return [
-        f"prompt {result.prompt_tokens} tokens, {result.new_tokens} new; ended by {result.finish}",
-        f"first token after {result.ttft_s * 1000:.0f} ms; prefill {result.prefill_tok_per_s:.0f} tokens/s, "
-        f"decode {decode} tokens/s",
-        f"schedule {result.schedule}, {result.threads} threads; KV cache peak {result.kv_bytes_peak / 2**20:.1f} MiB",
-    ]
-
-
-def overlap_lines(result: dict[str, Any]) -> list[str]:
-    """How near the workers came to what no schedule can be below."""
-    if result["overlap_efficiency"] is None:
-        return []
-    busy = ", ".join(f"{seconds * 1e3:.1f}" for seconds in result["busy_s"])
-    return [
-        f"overlap efficiency {result['overlap_efficiency']:.3f}: lower bound {result['lower_bound_s'] * 1e3:.1f} ms, "
-        f"makespan {result['makespan_s'] * 1e3:.1f} ms; workers busy {busy} ms"
-    ]
-
-
-def bench_lines(result: dict[str, Any]) -> list[str]:
-    def row(name: str, key: str) -> list[str]:
-        return [name, *(f"{result[key + suffix]:.1f}" for suffix in ("", "_min", "_max"))]
-
-    rows = [["", "median", "min", "max"], row("prefill tokens/s", "prefill_tok_per_s")]
-    if result["decode_tok_per_s"] is not None:
-        rows.append(row("decode tokens/s", "decode_tok_per_s"))
-    return [
-        f"{result['prompt_tokens']} prompt tokens in {len(result['chunks'])} chunks, {result['new_tokens']} decoded, "
-        f"{result['runs']} runs; schedule {result['schedule']} on {','.join(result['workers'])}, "
-        f"{result['threads']} threads",
-        format_table(rows),
-        *overlap_lines(result),
-        f"prefill makespan {result['makespan_s'] * 1000:.1f} ms, first token after "
-        f"{result['ttft_s'] * 1000:.1f} ms; KV cache {result['kv_bytes_peak'] / 2**20:.1f} MiB, "
-        f"buffers {result['buffer_bytes'] / 2**20:.1f} MiB",
-    ]
