@@ -1,4 +1,4 @@
-"""The command line: parse, one call, show the result.
+"""The command line: each command parses its options, calls one function and shows the result.
 
-Imports everything; imported by nothing.
+Imports every package; no package imports it.
 """

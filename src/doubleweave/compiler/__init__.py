@@ -1,4 +1,4 @@
 """Source or module in, program folder out.
 
-Imports sources, predict, vendors, ir and torch; never the run time.
+Imports sources, predict, vendors, ir and torch, and `_native` to load what it made; never the run time.
 """

@@ -1,4 +1,4 @@
-"""What a compiled program is, as plain data that prints and parses: split, interface, sizes, manifest.
+"""A compiled program as plain data that prints and parses: split, interface, sizes, manifest, chat template.
 
-Imports errors; knows nothing of torch, ExecuTorch, schedules or files other than the manifest.
+Imports errors; knows nothing of torch, ExecuTorch or schedules.
 """

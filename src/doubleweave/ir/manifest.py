@@ -22,7 +22,7 @@ PROGRAM_FILE = "program.pte"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 STATE_FILE = "state.bin"
-RUN_FILE = "run.json"  # run_file.py
+RUN_FILE = "run.json"  # predict/run_file.py
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a program costs on a machine, and so which way of running it is chosen: profiles, auto, planner, run.json.
+"""A program's costs on a machine, and the way of running it that follows from them: profiles, planner, run.json.
 
-Imports schedule, timeline, ir and files; knows nothing of ExecuTorch.
+Imports schedule, ir and files; knows nothing of ExecuTorch, timelines or how costs are measured.
 """

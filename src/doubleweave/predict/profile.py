@@ -2,7 +2,7 @@
 
 A measured segment has its time by rows and by cached tokens; for anything else the time is estimated from operations
 over peak and bytes over bandwidth of its device. It knows nothing of how profiles are
-measured (`measure.py`) or stored (`profile_file.py`).
+measured (measure/segments.py) or stored (`profile_file.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the tasks of one graph cost on one machine: what makers weigh and the simulator runs on.
 
-It knows nothing of where costs come from (`profile.py`).
+It knows nothing of where costs come from (predict/profile.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A block's scratch (a few megabytes at 128 rows) is dead between runs, so blocks share it in a few groups:
 block i is in group i mod n. Two chunks in flight use one group at once only if they are n blocks apart;
-`tasks.py` keeps them closer than that. Where n divides the number of blocks, the end of a chunk and the
+`task_graph.py` keeps them closer than that. Where n divides the number of blocks, the end of a chunk and the
 beginning of the next one keep apart as well. It knows nothing of how memory is allocated.
 """
 

@@ -1,6 +1,7 @@
-"""Where models come from. `load` turns a SOURCE into a `Model`; it knows nothing of splits or programs.
+"""Where models come from: `load` turns a SOURCE into a `Model`.
 
 A SOURCE is an alias, a GGUF file, a folder in Hugging Face's layout, or a Llama checkpoint in Meta's.
+Imports errors, torch and transformers; knows nothing of splits or programs.
 """
 
 from __future__ import annotations

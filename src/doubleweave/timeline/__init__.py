@@ -1,4 +1,4 @@
-"""What ran, or would run, when: events, traces, pictures, comparison.
+"""When tasks ran, or would run: events, traces, pictures, comparison.
 
-Imports schedule, files and tables; knows nothing of how tasks run.
+Imports schedule, files and tables; knows nothing of how tasks run or what they cost.
 """

@@ -1,4 +1,4 @@
-"""fx graphs: our operators, and passes that change a graph and keep its numbers.
+"""fx graphs: their nodes, our operators, and passes that change a graph and keep its numbers.
 
-Imports torch and errors; knows nothing of segments, policies or backends.
+Imports torch, transformers and errors; knows nothing of segments, policies or backends.
 """

@@ -104,7 +104,7 @@ _LIBRARY.impl("rotary", rotary_reference, "CompositeExplicitAutograd")
 torch.library.register_fake("doubleweave::attention", _fake_attention, lib=_LIBRARY)
 torch.library.register_fake("doubleweave::rotary", _fake_rotary, lib=_LIBRARY)
 
-# Marks in an exported graph where a nested module is called (trace.py); it never reaches a program.
+# Marks in an exported graph where a nested module is called (compiler/trace); it never reaches a program.
 torch.library.register_fake(
     "doubleweave::boundary",
     lambda inputs, outputs, call: [x.new_empty(x.shape) for x in outputs],

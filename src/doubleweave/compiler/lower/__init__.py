@@ -1,4 +1,4 @@
 """Segments to methods, methods to one .pte file.
 
-Imports compiler.backends and ir; knows nothing of sources or schedules.
+Imports compiler.backends, compiler.split and ir; knows nothing of sources or schedules.
 """

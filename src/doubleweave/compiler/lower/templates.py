@@ -3,7 +3,7 @@
 Layers of a model differ in their weights alone, so each structure is lowered once, over made-up weights,
 and its template is filled with each layer's own: the weights' digests are the keys under which the
 program stores them, and keys of equal length replace one another in the delegate's payload. That makes
-compile time flat in depth. `pte.py` writes filled templates to a file.
+compile time flat in depth. `pte_file.py` writes filled templates to a file.
 
 It knows nothing of models or devices.
 """
@@ -83,7 +83,7 @@ def made_up_weights(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
     What a backend looks at stays as it is: zero points are kept, 4-bit values stay in range, scales above
     zero. Tensors of less than 16 bytes are kept too: their bytes could be met by chance, so they are part
-    of the structure (split.py).
+    of the structure (pieces.py).
     """
     generator = torch.Generator().manual_seed(20260)
     result = []

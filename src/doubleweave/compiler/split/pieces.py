@@ -23,9 +23,8 @@ from doubleweave.compiler.graph.nodes import IN_ORDER, PAST, is_tensor
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import Port, Segment, Split
 
-SMALL_BYTES = (
-    16  # tensors of fewer bytes cannot be told apart by their bytes (emit.py): part of the structure
-)
+# Tensors of fewer bytes cannot be told apart by their bytes (templates.py): they are part of the structure.
+SMALL_BYTES = 16
 
 
 @dataclass(frozen=True)

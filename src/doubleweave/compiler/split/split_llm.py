@@ -1,6 +1,6 @@
 """Split a language model: its values get names by layer, K and V become cache, attention is one segment.
 
-Every value is [1, T, …], rows of one sequence. What is a piece is decided in split.py; here are the names and
+Every value is [1, T, …], rows of one sequence. What is a piece is decided in pieces.py; here are the names and
 kinds that running chunk behind chunk needs. Where attention is inlined (static_attention.py), the pieces that append to
 the cache read what the chunks before left in it, all its rows.
 """

@@ -2,7 +2,7 @@
 
 The whole module is traced first, then the named ones, outermost first, each over the sizes that its calls need.
 A named module that is called in ways one trace cannot serve (other constants, other fixed sizes) becomes several
-functions: "fc", "fc#1", …. What is a piece is decided in split.py; how rows are shown independent, in rows.py.
+functions: "fc", "fc#1", …. What is a piece is decided in pieces.py; how rows are shown independent, in rows.py.
 """
 
 from __future__ import annotations

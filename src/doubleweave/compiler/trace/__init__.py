@@ -1,4 +1,4 @@
 """Any nn.Module to one functional graph with the named modules as nodes.
 
-Imports compiler.graph and ir; knows nothing of segments or backends.
+Imports compiler.graph, the policy and ir; knows nothing of segments or backends.
 """

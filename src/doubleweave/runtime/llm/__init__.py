@@ -1,4 +1,4 @@
 """A compiled language model: session, cache, text, sampling, generation.
 
-Imports runtime, runtime.module and what is below them; knows nothing of measuring or printing.
+Imports runtime.module and what is below it; knows nothing of measuring or printing.
 """

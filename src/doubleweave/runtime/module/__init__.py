@@ -1,4 +1,4 @@
 """Any compiled module as callables, states and futures.
 
-Imports runtime and what is below it; knows nothing of tokens or text.
+Imports runtime's instances and threads, timeline, schedule and ir; knows nothing of tokens or text.
 """
