@@ -1,4 +1,4 @@
-# What doubleweave-run needs beyond ExecuTorch: PCRE2 and nlohmann's JSON. The package index has the sources of both in
+# What doubleweave-run and its tokenizer need beyond ExecuTorch: PCRE2 and nlohmann's JSON. The package index has the sources of both in
 # the source distribution of pytorch-tokenizers, and pip fetches that.
 #
 # Sets DOUBLEWEAVE_HAS_THIRD_PARTY; gives the targets pcre2-8-static and doubleweave_json.

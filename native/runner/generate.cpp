@@ -4,7 +4,7 @@
 #include <chrono>
 #include <string_view>
 
-#include "utf8.h"
+#include "doubleweave/utf8.h"
 
 namespace doubleweave::runner {
 
@@ -24,7 +24,7 @@ class Stream {
   explicit Stream(const std::function<void(const std::string&)>& on_text) : on_text_(on_text) {}
 
   void show(const std::string& text, bool is_all) {
-    const std::vector<std::string_view> found = characters(text);
+    const std::vector<std::string_view> found = utf8::characters(text);
     size_t end = found.size();
     while (!is_all && end > 0 && found[end - 1] == "\xEF\xBF\xBD") {
       --end;

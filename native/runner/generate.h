@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "doubleweave/timeline.h"
+#include "doubleweave/tokenizer.h"
 #include "session.h"
-#include "tokenizer.h"
 
 namespace doubleweave::runner {
 

@@ -15,11 +15,11 @@
 #include "doubleweave/error.h"
 #include "doubleweave/scheduling/planner.h"
 #include "doubleweave/threads.h"
+#include "doubleweave/tokenizer.h"
+#include "doubleweave/utf8.h"
 #include "generate.h"
-#include "regex.h"
 #include "run_file.h"
 #include "session.h"
-#include "tokenizer.h"
 #include "trace.h"
 
 namespace {
@@ -61,20 +61,8 @@ std::string read_text(std::istream& stream) {
   return text;
 }
 
-// What Python's str.strip, and so a template's trim, takes away.
-std::string stripped(const std::string& text) {
-  static const std::string kSpace =
-      R"([\x09-\x0D\x1C-\x20\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]+)";
-  static const runner::Regex kBefore("\\A" + kSpace);
-  static const runner::Regex kBehind(kSpace + "\\z");
-  const auto behind = kBehind.find(text);
-  const std::string rest = behind.empty() ? text : text.substr(0, behind.front().first);
-  const auto before = kBefore.find(rest);
-  return before.empty() ? rest : rest.substr(before.front().second);
-}
-
 std::vector<int64_t> prompt_ids(const runner::Arguments& args, const runner::RunFile& file,
-                                const runner::Tokenizer* tokenizer) {
+                                const doubleweave::Tokenizer* tokenizer) {
   if (args.prompt.has_value() == args.token_ids.has_value()) {
     throw Error("prompt: give either -p PROMPT or --token-ids FILE");
   }
@@ -98,7 +86,7 @@ std::vector<int64_t> prompt_ids(const runner::Arguments& args, const runner::Run
         "give the prompt raw (--raw), or use doubleweave run");
   }
   if (file.chat->strips) {
-    prompt = stripped(prompt);
+    prompt = std::string(doubleweave::utf8::stripped(prompt));
   }
   return tokenizer->encode(file.chat->before + prompt + file.chat->behind, false);
 }
@@ -151,10 +139,10 @@ void run(const runner::Arguments& given) {
     runner::check_trace_path(*args.trace);
   }
   const std::filesystem::path tokenizer_path = folder / "tokenizer.json";
-  std::unique_ptr<runner::Tokenizer> tokenizer;
+  std::unique_ptr<doubleweave::Tokenizer> tokenizer;
   if (args.prompt || std::filesystem::exists(tokenizer_path)) {
     try {
-      tokenizer = std::make_unique<runner::Tokenizer>(tokenizer_path);
+      tokenizer = std::make_unique<doubleweave::Tokenizer>(tokenizer_path);
     } catch (const Error& error) {
       if (args.prompt) {
         throw;

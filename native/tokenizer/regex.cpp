@@ -7,13 +7,14 @@
 #include <string_view>
 
 #include "doubleweave/error.h"
-#include "utf8.h"
+#include "doubleweave/utf8.h"
 
-namespace doubleweave::runner {
+namespace doubleweave::tokenizer {
 
 namespace {
 
-// {1,3}+ is greedy twice in Oniguruma, and possessive in PCRE2.
+// In Oniguruma's Ruby syntax {1,3}+ repeats {1,3}; in PCRE2 it is possessive. After ?, * and + a
+// second + is possessive in both.
 bool has_counted_plus(const std::string& pattern) {
   for (size_t at = pattern.find("}+"); at != std::string::npos; at = pattern.find("}+", at + 1)) {
     if (at > 0 && (pattern[at - 1] == ',' || (pattern[at - 1] >= '0' && pattern[at - 1] <= '9'))) {
@@ -23,7 +24,8 @@ bool has_counted_plus(const std::string& pattern) {
   return false;
 }
 
-// "^" inside brackets, or after a backslash, is no anchor; neither is "$" after one.
+// "^" and "$" hold at every line in Oniguruma and at the ends of the text in PCRE2. They are no
+// anchors after a backslash, and "^" is none at the beginning of a class.
 bool is_no_anchor(const std::string& pattern, std::string_view other) {
   if (other != "^" && other != "$") {
     return false;
@@ -39,7 +41,7 @@ bool is_no_anchor(const std::string& pattern, std::string_view other) {
 }  // namespace
 
 Regex::Regex(const std::string& pattern) {
-  // PCRE2 would read these otherwise than Oniguruma, which tokenizer.json is written for.
+  // "&&" intersects classes in Oniguruma, and \h is a hexadecimal digit there.
   for (const char* other : {"&&", "\\h", "^", "$"}) {
     if (pattern.find(other) != std::string::npos && !is_no_anchor(pattern, other)) {
       throw Error("pattern " + pattern + " (" + other + " means another thing in PCRE2),");
@@ -50,6 +52,7 @@ Regex::Regex(const std::string& pattern) {
   }
   int number = 0;
   PCRE2_SIZE offset = 0;
+  // UCP: \s, \d and \w are Unicode's, as in Oniguruma. \C could cut a character in two.
   pcre2_code* code =
       pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
                     PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &number, &offset, nullptr);
@@ -74,7 +77,7 @@ std::string Regex::literal(std::string_view text) {
 
 std::vector<std::pair<size_t, size_t>> Regex::find(std::string_view text) const {
   auto* code = static_cast<pcre2_code*>(code_.get());
-  if (!is_utf8(text)) {
+  if (!utf8::is_valid(text)) {
     throw Error("prompt: is not valid Unicode; give it as UTF-8");
   }
   const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> match(
@@ -92,6 +95,7 @@ std::vector<std::pair<size_t, size_t>> Regex::find(std::string_view text) const 
     }
     const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(match.get());
     const bool is_empty = ends[1] == ends[0];
+    // An empty match right behind the last one does not count, as with tokenizers' iterator.
     if (!is_empty || found.empty() || found.back().second != ends[0]) {
       found.emplace_back(ends[0], ends[1]);
     }
@@ -106,4 +110,14 @@ std::vector<std::pair<size_t, size_t>> Regex::find(std::string_view text) const 
   return found;
 }
 
-}  // namespace doubleweave::runner
+std::string Regex::replace(std::string_view text, std::string_view with) const {
+  std::string result;
+  size_t at = 0;
+  for (const auto& [begin, end] : find(text)) {
+    result.append(text.substr(at, begin - at)).append(with);
+    at = end;
+  }
+  return result.append(text.substr(at));
+}
+
+}  // namespace doubleweave::tokenizer

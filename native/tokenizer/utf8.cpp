@@ -1,9 +1,10 @@
-#include "utf8.h"
+#include "doubleweave/utf8.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
-namespace doubleweave::runner {
+namespace doubleweave::utf8 {
 
 namespace {
 
@@ -11,7 +12,8 @@ unsigned char byte_at(std::string_view text, size_t at) {
   return static_cast<unsigned char>(text[at]);
 }
 
-// How many bytes at `at` are a character, and whether they are a whole one; at least one byte.
+// How many bytes at `at` are a character, and whether they are a whole one; at least one byte. The
+// ranges are those of Unicode's table of well-formed byte sequences (chapter 3, table 3-7).
 std::pair<size_t, bool> measure(std::string_view text, size_t at) {
   const unsigned char first = byte_at(text, at);
   if (first < 0x80) {
@@ -26,7 +28,7 @@ std::pair<size_t, bool> measure(std::string_view text, size_t at) {
     const unsigned char next = byte_at(text, at + found);
     unsigned char low = 0x80;
     unsigned char high = 0xBF;
-    if (found == 1) {  // no overlong forms, surrogates, or numbers past the last
+    if (found == 1) {  // no overlong forms, surrogates, or numbers past U+10FFFF
       low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : low;
       high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : high;
     }
@@ -36,6 +38,16 @@ std::pair<size_t, bool> measure(std::string_view text, size_t at) {
     ++found;
   }
   return {found, length != 0 && found == length};
+}
+
+// As Python's str.isspace: U+001C to U+001F are space there, and are not in Unicode's White_Space.
+bool is_space(std::string_view character) {
+  const uint32_t c = code_point(character);
+  if (character.size() == 1) {  // a byte past ASCII is no character by itself
+    return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20);
+  }
+  return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 ||
+         c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 }  // namespace
@@ -63,7 +75,7 @@ uint32_t code_point(std::string_view character) {
   return number;
 }
 
-std::string to_utf8(uint32_t number) {
+std::string encode(uint32_t number) {
   if (number < 0x80) {
     return {static_cast<char>(number)};
   }
@@ -75,7 +87,7 @@ std::string to_utf8(uint32_t number) {
   return text;
 }
 
-bool is_utf8(std::string_view text) {
+bool is_valid(std::string_view text) {
   for (size_t at = 0; at < text.size();) {
     const auto [bytes, is_whole] = measure(text, at);
     if (!is_whole) {
@@ -96,4 +108,15 @@ std::string lossy(std::string_view bytes) {
   return text;
 }
 
-}  // namespace doubleweave::runner
+std::string_view stripped(std::string_view text) {
+  const std::vector<std::string_view> found = characters(text);
+  const auto begin = std::find_if_not(found.begin(), found.end(), is_space);
+  const auto end = std::find_if_not(found.rbegin(), std::make_reverse_iterator(begin), is_space);
+  if (begin == found.end()) {
+    return {};
+  }
+  const size_t first = static_cast<size_t>(begin->data() - text.data());
+  return text.substr(first, static_cast<size_t>(end->data() - text.data()) + end->size() - first);
+}
+
+}  // namespace doubleweave::utf8

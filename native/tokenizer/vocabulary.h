@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-namespace doubleweave::runner {
+namespace doubleweave::tokenizer {
 
 class Vocabulary {
  public:
@@ -24,4 +24,4 @@ void check_id(int64_t id);
 /// Throws Error that names what there is no model for.
 std::unique_ptr<Vocabulary> read_vocabulary(const nlohmann::json& model);
 
-}  // namespace doubleweave::runner
+}  // namespace doubleweave::tokenizer

@@ -9,14 +9,15 @@
 #include <utility>
 
 #include "doubleweave/error.h"
-#include "utf8.h"
+#include "doubleweave/utf8.h"
 
-namespace doubleweave::runner {
+namespace doubleweave::tokenizer {
 
 namespace {
 
 using Json = nlohmann::json;
 
+// SentencePiece's name for the token of a byte, <0x00> to <0xFF>.
 std::string byte_token(unsigned char byte) {
   char name[8];
   std::snprintf(name, sizeof(name), "<0x%02X>", byte);
@@ -70,12 +71,14 @@ struct PairHash {
   }
 };
 
+// As tokenizers' BPE model: a piece starts as characters, and merges learnt earlier come first.
 class BytePairs final : public Vocabulary {
  public:
   explicit BytePairs(const Json& model)
       : byte_fallback_(model.value("byte_fallback", false)),
         fuse_unknown_(model.value("fuse_unk", false)),
         ignore_merges_(model.value("ignore_merges", false)) {
+    // WordPiece-like marks of a word's inner pieces; no family of the five has them.
     for (const char* option : {"continuing_subword_prefix", "end_of_word_suffix"}) {
       const auto found = model.find(option);
       if (found != model.end() && !found->is_null() && *found != "") {
@@ -103,6 +106,7 @@ class BytePairs final : public Vocabulary {
   }
 
   void append_ids(std::string_view piece, std::vector<int64_t>& ids) const override {
+    // Llama 3's tokens come from tiktoken, which looks a whole piece up before it merges.
     if (ignore_merges_) {
       if (const auto whole = ids_.of(std::string(piece))) {
         ids.push_back(*whole);
@@ -116,6 +120,7 @@ class BytePairs final : public Vocabulary {
   std::vector<std::string> texts() const override { return ids_.texts(); }
 
  private:
+  // ["a", "b"], or "a b" as files before tokenizers 0.20 have it.
   static std::pair<std::string, std::string> parts(const Json& merge) {
     if (merge.is_array()) {
       return {merge.at(0), merge.at(1)};
@@ -128,11 +133,12 @@ class BytePairs final : public Vocabulary {
     return {text.substr(0, space), text.substr(space + 1)};
   }
 
-  // A token for each character; for one without, its bytes' or the unknown one.
+  // A token for each character; for one without, its bytes' if all of them have one, or the unknown
+  // one, of which fuse_unk keeps the first in a row. Without an unknown token it is left out.
   std::vector<int64_t> symbols(std::string_view piece) const {
     std::vector<int64_t> found;
     bool was_unknown = false;
-    for (const std::string_view character : characters(piece)) {
+    for (const std::string_view character : utf8::characters(piece)) {
       const auto id = ids_.of(std::string(character));
       if (id) {
         found.push_back(*id);
@@ -152,7 +158,9 @@ class BytePairs final : public Vocabulary {
     return found;
   }
 
-  // Merges neighbours, the pair of the lowest rank first and of equals the leftmost one.
+  // Merges neighbours, the pair of the lowest rank first and of equals the leftmost one. A queue
+  // and a list of neighbours keep this near linear: with Llama 2's and Gemma's files a piece may be
+  // the whole prompt.
   std::vector<int64_t> merge(std::vector<int64_t> ids) const {
     struct Candidate {
       int64_t rank;
@@ -215,6 +223,7 @@ class BytePairs final : public Vocabulary {
   std::unordered_map<std::pair<int64_t, int64_t>, std::pair<int64_t, int64_t>, PairHash> merges_;
 };
 
+// As tokenizers' Unigram model, which is SentencePiece's.
 class Unigrams final : public Vocabulary {
  public:
   explicit Unigrams(const Json& model) : byte_fallback_(model.value("byte_fallback", false)) {
@@ -229,11 +238,13 @@ class Unigrams final : public Vocabulary {
     if (!model.at("unk_id").is_null()) {
       unknown_ = model.at("unk_id").get<int64_t>();
     }
-    constexpr double kPenalty = 10.0;  // as in SentencePiece
+    constexpr double kPenalty = 10.0;  // kUnkPenalty of SentencePiece's unigram_model.cc
     unknown_score_ = least - kPenalty;
   }
 
-  // The way through the text with the greatest sum of scores (Viterbi).
+  // The way through the text with the greatest sum of scores (Viterbi). A character that is no
+  // token counts as unknown; unknown ones in a row become one unknown token, or all of their bytes'
+  // tokens.
   void append_ids(std::string_view piece, std::vector<int64_t>& ids) const override {
     struct Step {
       double score = -std::numeric_limits<double>::infinity();
@@ -243,7 +254,7 @@ class Unigrams final : public Vocabulary {
     std::vector<Step> best(piece.size() + 1);
     best[0].score = 0.0;
     size_t at = 0;
-    for (const std::string_view character : characters(piece)) {
+    for (const std::string_view character : utf8::characters(piece)) {
       const size_t one = character.size();
       bool has_one = false;
       for (size_t length = 1; length <= std::min(longest_, piece.size() - at); ++length) {
@@ -298,6 +309,7 @@ class Unigrams final : public Vocabulary {
 
 }  // namespace
 
+// Ids are places in a list; a damaged file must not ask for one that fills the memory.
 void check_id(int64_t id) {
   constexpr int64_t kMost = int64_t{1} << 24;
   if (id < 0 || id >= kMost) {
@@ -306,6 +318,7 @@ void check_id(int64_t id) {
 }
 
 std::unique_ptr<Vocabulary> read_vocabulary(const Json& model) {
+  // Files of early versions of tokenizers name no type.
   const std::string type = model.value("type", model.contains("merges") ? "BPE" : "");
   if (type == "BPE") {
     return std::make_unique<BytePairs>(model);
@@ -316,4 +329,4 @@ std::unique_ptr<Vocabulary> read_vocabulary(const Json& model) {
   throw Error("model '" + type + "'");
 }
 
-}  // namespace doubleweave::runner
+}  // namespace doubleweave::tokenizer

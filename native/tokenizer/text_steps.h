@@ -1,0 +1,33 @@
+// The steps that tokenizer.json names around its model: normalizers, pre-tokenizers, decoders.
+//
+// Each is a function made from its JSON object once, and named as in Hugging Face's tokenizers.
+#pragma once
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "regex.h"
+
+namespace doubleweave::tokenizer {
+
+using Normalize = std::function<std::string(std::string)>;
+/// Cuts a piece into pieces; `is_first` says that the piece begins the text.
+using PreTokenize = std::function<std::vector<std::string>(std::string piece, bool is_first)>;
+/// From tokens to pieces of text, which joined are the text.
+using Decode = std::function<std::vector<std::string>(std::vector<std::string>)>;
+
+/// The step for a JSON object of tokenizer.json, null included. Throws Error that names a step, or
+/// an option of one, that does not exist here.
+Normalize read_normalizer(const nlohmann::json& step);
+PreTokenize read_pre_tokenizer(const nlohmann::json& step);
+Decode read_decoder(const nlohmann::json& step);
+
+/// The pattern of a Split or Replace: a regular expression, or a text that stands for itself.
+Regex read_pattern(const nlohmann::json& pattern);
+
+/// What Metaspace puts in the place of a space, as SentencePiece does.
+inline constexpr const char* kMetaspace = "▁";
+
+}  // namespace doubleweave::tokenizer

@@ -1,0 +1,182 @@
+#include "doubleweave/tokenizer.h"
+
+#include <algorithm>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <utility>
+
+#include "added_tokens.h"
+#include "doubleweave/error.h"
+#include "doubleweave/utf8.h"
+#include "text_steps.h"
+#include "vocabulary.h"
+
+namespace doubleweave {
+
+namespace {
+
+using Json = nlohmann::json;
+
+const Json& member(const Json& data, const char* name) {
+  static const Json kNone;
+  const auto found = data.find(name);
+  return found == data.end() ? kNone : *found;
+}
+
+}  // namespace
+
+struct Tokenizer::Impl {
+  explicit Impl(const Json& data);
+  void read_added(const Json& tokens);
+  void read_post_processor(const Json& step);
+
+  std::unique_ptr<tokenizer::Vocabulary> vocabulary;
+  std::vector<std::string> texts;  // by id
+  std::set<int64_t> special;
+  // Found in the text as it is, and in what lies between once it is normalized.
+  tokenizer::AddedTokens raw;
+  tokenizer::AddedTokens normalized;
+  // Ids that are put around a text.
+  std::vector<int64_t> before;
+  std::vector<int64_t> behind;
+  tokenizer::Normalize normalize;
+  tokenizer::PreTokenize pre_tokenize;
+  tokenizer::Decode decode;
+};
+
+Tokenizer::Impl::Impl(const Json& data)
+    : vocabulary(tokenizer::read_vocabulary(data.at("model"))),
+      texts(vocabulary->texts()),
+      normalize(tokenizer::read_normalizer(member(data, "normalizer"))),
+      pre_tokenize(tokenizer::read_pre_tokenizer(member(data, "pre_tokenizer"))),
+      decode(tokenizer::read_decoder(member(data, "decoder"))) {
+  read_added(member(data, "added_tokens"));
+  read_post_processor(member(data, "post_processor"));
+  for (const char* option : {"truncation", "padding"}) {
+    if (!member(data, option).is_null()) {
+      throw Error(std::string(option) + ",");
+    }
+  }
+}
+
+void Tokenizer::Impl::read_added(const Json& tokens) {
+  for (const Json& item : tokens) {
+    if (item.value("single_word", false)) {
+      throw Error("added tokens that are single words,");
+    }
+    const tokenizer::AddedToken token{item.at("id"), item.value("lstrip", false),
+                                      item.value("rstrip", false)};
+    tokenizer::check_id(token.id);
+    if (token.id >= static_cast<int64_t>(texts.size())) {
+      texts.resize(static_cast<size_t>(token.id) + 1);
+    }
+    if (item.at("special")) {
+      special.insert(token.id);
+    }
+    std::string text = item.at("content");
+    const bool is_normalized = item.value("normalized", false);
+    if (is_normalized) {
+      text = normalize(std::move(text));  // it is looked for in normalized text
+    }
+    (is_normalized ? normalized : raw).add(text, token);
+    texts[static_cast<size_t>(token.id)] = std::move(text);
+  }
+}
+
+void Tokenizer::Impl::read_post_processor(const Json& step) {
+  if (step.is_null()) {
+    return;
+  }
+  const std::string type = step.at("type");
+  if (type == "Sequence") {
+    for (const Json& item : step.at("processors")) {
+      read_post_processor(item);
+    }
+  } else if (type == "TemplateProcessing") {
+    bool is_behind = false;
+    for (const Json& part : step.at("single")) {
+      if (part.contains("Sequence")) {
+        is_behind = true;
+        continue;
+      }
+      const std::string name = part.at("SpecialToken").at("id");
+      for (const Json& id : step.at("special_tokens").at(name).at("ids")) {
+        (is_behind ? behind : before).push_back(id);
+      }
+    }
+  } else if (type != "ByteLevel") {  // that one moves offsets alone
+    throw Error("post-processor '" + type + "'");
+  }
+}
+
+Tokenizer::Tokenizer(const std::filesystem::path& path) {
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) {
+    throw Error(path.string() +
+                ": missing: the model came without a tokenizer; give the prompt with --token-ids");
+  }
+  std::ostringstream text;
+  text << stream.rdbuf();
+  try {
+    impl_ = std::make_unique<Impl>(Json::parse(text.str()));
+  } catch (const Json::exception& error) {
+    std::string reason = error.what();
+    reason = reason.substr(0, std::min(reason.find('\n'), size_t{200}));
+    throw Error(path.string() + ": is not a tokenizer (" + reason + "); compile the program again");
+  } catch (const Error& error) {
+    throw Error(
+        path.string() + ": needs " + error.what() +
+        " which there is not here; give the prompt with --token-ids, or use doubleweave run");
+  }
+}
+
+Tokenizer::~Tokenizer() = default;
+
+std::vector<int64_t> Tokenizer::encode(std::string_view text, bool with_special) const {
+  if (!utf8::is_valid(text)) {
+    throw Error("prompt: is not valid Unicode; give it as UTF-8");
+  }
+  std::vector<int64_t> ids;
+  if (with_special) {
+    ids = impl_->before;
+  }
+  for (const tokenizer::Part& raw : impl_->raw.cut(text)) {
+    if (raw.id) {
+      ids.push_back(*raw.id);
+      continue;
+    }
+    const std::string normal = impl_->normalize(std::string(raw.text));
+    for (const tokenizer::Part& part : impl_->normalized.cut(normal)) {
+      if (part.id) {
+        ids.push_back(*part.id);
+        continue;
+      }
+      const bool is_first = raw.text.data() == text.data() && part.text.data() == normal.data();
+      for (const std::string& piece : impl_->pre_tokenize(std::string(part.text), is_first)) {
+        impl_->vocabulary->append_ids(piece, ids);
+      }
+    }
+  }
+  if (with_special) {
+    ids.insert(ids.end(), impl_->behind.begin(), impl_->behind.end());
+  }
+  return ids;
+}
+
+std::string Tokenizer::decode(std::span<const int64_t> ids) const {
+  std::vector<std::string> tokens;
+  for (const int64_t id : ids) {
+    if (id >= 0 && id < static_cast<int64_t>(impl_->texts.size()) && !impl_->special.contains(id) &&
+        !impl_->texts[static_cast<size_t>(id)].empty()) {
+      tokens.push_back(impl_->texts[static_cast<size_t>(id)]);
+    }
+  }
+  std::string text;
+  for (const std::string& piece : impl_->decode(std::move(tokens))) {
+    text += piece;
+  }
+  return text;
+}
+
+}  // namespace doubleweave
