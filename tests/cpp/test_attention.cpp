@@ -9,27 +9,13 @@
 #include <thread>
 #include <vector>
 
+#include "check.h"
 #include "doubleweave/attention.h"
 #include "doubleweave/rotary.h"
 
 namespace dw = doubleweave;
 
 namespace {
-
-std::atomic<int> num_passed{0};
-std::atomic<int> num_failed{0};
-
-#define CHECK(condition, ...)                                     \
-  do {                                                            \
-    if (condition) {                                              \
-      ++num_passed;                                               \
-    } else {                                                      \
-      ++num_failed;                                               \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                                   \
-      std::printf("\n");                                          \
-    }                                                             \
-  } while (false)
 
 constexpr float kGuard = 12345.5f;
 
@@ -372,6 +358,5 @@ int main() {
   for (dw::Isa isa : available_isas()) std::printf(" %s", dw::isa_name(isa));
   std::printf("; worst error at ordinary scores %.1e of the largest output\n",
               worst_ordinary_error);
-  std::printf("%d passed, %d failed\n", num_passed.load(), num_failed.load());
-  return num_failed == 0 ? 0 : 1;
+  return check::finish();
 }
