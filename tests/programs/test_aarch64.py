@@ -41,8 +41,13 @@ def run(*argv: object) -> str:
 
 
 def test_the_attention_kernels_compute_the_same(build):
-    out = run(build / "tests" / "native" / "test_attention")
+    out = run(build / "tests" / "cpp" / "test_attention")
     assert "neon" in out
+
+
+@pytest.mark.parametrize("name", ["test_memory", "test_tokenizer"])
+def test_what_the_programs_are_made_of(build, name):
+    assert ", 0 failed" in run(build / "tests" / "cpp" / name)
 
 
 @pytest.mark.parametrize("recipe", ["float32", "8da8w"])

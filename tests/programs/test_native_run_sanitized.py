@@ -1,4 +1,5 @@
-"""doubleweave-run under the address and undefined-behaviour sanitizers: the tests of the plain one, once more."""
+"""doubleweave-run under the address and undefined-behaviour sanitizers: the tests of the plain one, once more, and the
+C++ tests of its tokenizer and memory."""
 
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ import pytest
 pytestmark = pytest.mark.executorch
 
 ROOT = Path(__file__).parents[2]
+TESTS = [ROOT / "tests" / "programs" / f"test_native_{name}.py" for name in ("run", "tokenizer")]
+CPP_TESTS = ("test_tokenizer", "test_memory")
 
 
 @pytest.fixture(scope="module")
-def runner(third_party):
+def build(third_party):
     build = ROOT / "build" / "sanitized"
     bin = Path(sys.executable).parent
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
@@ -24,30 +27,29 @@ def runner(third_party):
         *(
             f"-DPython_EXECUTABLE={sys.executable}",
             "-DDOUBLEWEAVE_BUILD_PYTHON=OFF",
+            "-DDOUBLEWEAVE_BUILD_TESTS=ON",
             f"-DCMAKE_CXX_FLAGS={flags}",
         ),
         *("-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DDOUBLEWEAVE_THIRD_PARTY={third_party}"),
     ]
-    for command in (configure, [bin / "cmake", "--build", build, "--target", "doubleweave-run"]):
+    for command in (configure, [bin / "cmake", "--build", build, "--target", "doubleweave-run", *CPP_TESTS]):
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
         if "doubleweave-run is left out" in done.stderr:
             pytest.skip("doubleweave-run cannot be built: its sources of PCRE2 and JSON cannot be fetched")
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    return build / "doubleweave-run"
+    return build
 
 
-def test_everything_it_can_do(runner):
+@pytest.mark.parametrize("name", CPP_TESTS)
+def test_what_it_is_made_of(build, name):
+    done = subprocess.run([build / "tests" / "cpp" / name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def test_everything_it_can_do(build):
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            ROOT / "tests" / "programs" / "test_native_run.py",
-        ],
-        env={**os.environ, "DOUBLEWEAVE_RUN": str(runner)},
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS],
+        env={**os.environ, "DOUBLEWEAVE_RUN": str(build / "doubleweave-run")},
         capture_output=True,
         text=True,
         check=False,
