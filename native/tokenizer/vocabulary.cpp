@@ -158,18 +158,19 @@ class BytePairs final : public Vocabulary {
     return found;
   }
 
+  struct Candidate {
+    int64_t rank;
+    int left;
+    int64_t merged;
+    bool operator>(const Candidate& other) const {
+      return std::pair(rank, left) > std::pair(other.rank, other.left);
+    }
+  };
+
   // Merges neighbours, the pair of the lowest rank first and of equals the leftmost one. A queue
   // and a list of neighbours keep this near linear: with Llama 2's and Gemma's files a piece may be
   // the whole prompt.
   std::vector<int64_t> merge(std::vector<int64_t> ids) const {
-    struct Candidate {
-      int64_t rank;
-      int left;
-      int64_t merged;
-      bool operator>(const Candidate& other) const {
-        return std::pair(rank, left) > std::pair(other.rank, other.left);
-      }
-    };
     const int count = static_cast<int>(ids.size());
     std::vector<int> next(ids.size());
     std::vector<int> before(ids.size());
@@ -242,37 +243,10 @@ class Unigrams final : public Vocabulary {
     unknown_score_ = least - kPenalty;
   }
 
-  // The way through the text with the greatest sum of scores (Viterbi). A character that is no
-  // token counts as unknown; unknown ones in a row become one unknown token, or all of their bytes'
-  // tokens.
+  // A character that is no token counts as unknown; unknown ones in a row become one unknown token,
+  // or all of their bytes' tokens.
   void append_ids(std::string_view piece, std::vector<int64_t>& ids) const override {
-    struct Step {
-      double score = -std::numeric_limits<double>::infinity();
-      size_t from = 0;
-      std::optional<int64_t> id;
-    };
-    std::vector<Step> best(piece.size() + 1);
-    best[0].score = 0.0;
-    size_t at = 0;
-    for (const std::string_view character : utf8::characters(piece)) {
-      const size_t one = character.size();
-      bool has_one = false;
-      for (size_t length = 1; length <= std::min(longest_, piece.size() - at); ++length) {
-        const auto id = ids_.of(std::string(piece.substr(at, length)));
-        if (!id || *id == unknown_) {
-          continue;
-        }
-        has_one = has_one || length == one;
-        const double score = best[at].score + scores_[static_cast<size_t>(*id)];
-        if (score > best[at + length].score) {
-          best[at + length] = {score, at, id};
-        }
-      }
-      if (!has_one && best[at].score + unknown_score_ > best[at + one].score) {
-        best[at + one] = {best[at].score + unknown_score_, at, std::nullopt};
-      }
-      at += one;
-    }
+    const std::vector<Step> best = best_steps(piece);
     std::vector<std::vector<int64_t>> reversed;
     for (size_t end = piece.size(); end > 0;) {
       size_t from = best[end].from;
@@ -299,6 +273,40 @@ class Unigrams final : public Vocabulary {
   std::vector<std::string> texts() const override { return ids_.texts(); }
 
  private:
+  // The last token on the way to a place in a text, and where that token begins.
+  struct Step {
+    double score = -std::numeric_limits<double>::infinity();
+    size_t from = 0;
+    std::optional<int64_t> id;  // none for an unknown character
+  };
+
+  // The way to each place with the greatest sum of scores (Viterbi).
+  std::vector<Step> best_steps(std::string_view piece) const {
+    std::vector<Step> best(piece.size() + 1);
+    best[0].score = 0.0;
+    size_t at = 0;
+    for (const std::string_view character : utf8::characters(piece)) {
+      const size_t one = character.size();
+      bool has_one = false;
+      for (size_t length = 1; length <= std::min(longest_, piece.size() - at); ++length) {
+        const auto id = ids_.of(std::string(piece.substr(at, length)));
+        if (!id || *id == unknown_) {
+          continue;
+        }
+        has_one = has_one || length == one;
+        const double score = best[at].score + scores_[static_cast<size_t>(*id)];
+        if (score > best[at + length].score) {
+          best[at + length] = {score, at, id};
+        }
+      }
+      if (!has_one && best[at].score + unknown_score_ > best[at + one].score) {
+        best[at + one] = {best[at].score + unknown_score_, at, std::nullopt};
+      }
+      at += one;
+    }
+    return best;
+  }
+
   Ids ids_;
   std::vector<double> scores_;
   std::optional<int64_t> unknown_;
