@@ -90,7 +90,8 @@ Choice Planner::choose(const Wish& wish, int num_tokens) {
                      [&](const Decision& decision) { return num_tokens <= decision.tokens; });
     return (found == machine_.decisions.end() ? machine_.decisions.back() : *found).choice;
   }
-  if (is_described_chip()) {
+  const Choice several = by_name(machine_.overlapping);
+  if (is_described_chip() || has_too_many(several)) {
     const std::vector<int> lengths = lengths_up_to(outline_.max_tokens);
     const auto length =
         std::find_if(lengths.begin(), lengths.end(), [&](int most) { return num_tokens <= most; });
@@ -101,7 +102,6 @@ Choice Planner::choose(const Wish& wish, int num_tokens) {
                ? known->second
                : planned_.emplace(key, best(key.first, key.second)).first->second;
   }
-  const Choice several = by_name(machine_.overlapping);
   return num_tokens > several.chunk / 2 && wish.threads > 1 ? several : by_name("sequential");
 }
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import toys
 from doubleweave.ir.split import FixedSizes, rows
 from doubleweave.schedule.chunks import cut
-from doubleweave.schedule.task_graph import Task, TaskGraph, build, has_instance_per_worker, needed
+from doubleweave.schedule.pattern import has_instance_per_worker, needed
+from doubleweave.schedule.task_graph import Task, TaskGraph, build
 
 
 @st.composite

@@ -25,6 +25,7 @@ from doubleweave.predict.run_file import write_run_file
 from doubleweave.schedule.choice import SCHEDULES, Wish
 
 RUNNER = Path(sys.executable).parent / "doubleweave-run"
+SHOWN = ("-n", "1", "--show-schedule", "--json")
 NUM_CASES = 50
 
 
@@ -153,8 +154,7 @@ def test_every_way_gives_the_same_choice_and_schedule(folders, cli, tmp_path):
         write_run_file(folder, found, profile)
         (folder / "ids.json").write_text(json.dumps(ids))
         done = subprocess.run(
-            [RUNNER, folder, "--token-ids", folder / "ids.json", "-n", "1", "--show-schedule", "--json"]
-            + options(case.wish),
+            [RUNNER, folder, "--token-ids", folder / "ids.json", *options(case.wish), *SHOWN],
             capture_output=True,
             text=True,
             check=False,

@@ -27,8 +27,9 @@ from doubleweave.schedule.choice import (
 )
 from doubleweave.schedule.costs import Costs
 from doubleweave.schedule.makers import Maker, make
+from doubleweave.schedule.pattern import Want, pattern_of
 from doubleweave.schedule.schedule import Schedule
-from doubleweave.schedule.task_graph import TaskGraph, Want, pattern_of
+from doubleweave.schedule.task_graph import TaskGraph
 from doubleweave.schedule.verify import Verified, verify
 
 _ANY_THREADS = 2**31 - 1  # a prediction's

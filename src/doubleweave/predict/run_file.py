@@ -19,8 +19,8 @@ from doubleweave.predict.auto import overlapping_schedule
 from doubleweave.predict.profile import Profile
 from doubleweave.schedule.buffer_slots import assign
 from doubleweave.schedule.choice import chunk_shape, devices_of, static_device
+from doubleweave.schedule.pattern import has_instance_per_worker, pattern_of
 from doubleweave.schedule.scratch_groups import blocks, groups, num_groups
-from doubleweave.schedule.task_graph import has_instance_per_worker, pattern_of
 
 VERSION = 3
 _PATTERN = ("body", "last", "body_waits", "last_waits")

@@ -11,7 +11,8 @@ from doubleweave import _scheduling
 from doubleweave.ir.split import FixedSizes, SizeRanges, Split, most_rows
 from doubleweave.schedule.chunks import Chunk, cut
 from doubleweave.schedule.makers import MAKERS
-from doubleweave.schedule.task_graph import TaskGraph, Want, build
+from doubleweave.schedule.pattern import Want
+from doubleweave.schedule.task_graph import TaskGraph, build
 
 AUTO = "auto"
 SCHEDULES = (AUTO, *MAKERS)

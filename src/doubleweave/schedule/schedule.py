@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from doubleweave import _scheduling
 from doubleweave.errors import ScheduleError
-from doubleweave.schedule.task_graph import Int32Array, TaskGraph
+from doubleweave.schedule.pattern import Int32Array
+from doubleweave.schedule.task_graph import TaskGraph
 
 # In a worker's list: it goes on when every worker has reached its barrier of the same number.
 BARRIER = -1

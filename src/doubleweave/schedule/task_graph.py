@@ -7,26 +7,19 @@ found once for a chunk and repeated. It knows nothing of workers, threads or tor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from doubleweave import _scheduling
-from doubleweave.ir.split import SizeRanges, Split
+from doubleweave.ir.split import Split
 from doubleweave.schedule import scratch_groups
-from doubleweave.schedule.buffer_slots import Slots, assign, users
+from doubleweave.schedule.buffer_slots import Slots, assign
 from doubleweave.schedule.chunks import Chunk
-
-Want = Literal["last", "all"]
-# Stands for the chunk whose buffers a chunk takes over: as many before as there are lanes. So a pattern is the same for
-# every number of lanes (native/scheduling/task_graph.h).
-LANE_BEFORE = 1
-Int32Array = npt.NDArray[np.int32]
+from doubleweave.schedule.pattern import Int32Array, Want, pattern_of
 
 
 class Task(NamedTuple):
@@ -34,13 +27,6 @@ class Task(NamedTuple):
 
     call: int
     chunk: int
-
-
-class Dependency(NamedTuple):
-    """Another call, of the same chunk (0) or of the chunk that far before (-1, …)."""
-
-    call: int
-    chunks: int
 
 
 @dataclass(frozen=True)
@@ -114,30 +100,6 @@ class TaskGraph:
         return f"{self.split.calls[self.call_of[index]].name}/{start}+{tokens}@{size}"
 
 
-def needed(split: Split, want: Want) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The calls that every chunk but the last needs, and those that the last one needs.
-
-    "last" asks for the outputs of the last chunk, "all" for those of every chunk; a later turn reads the cache of
-    every token, so what writes it is always needed.
-    """
-    kinds = {value.name: value.kind for value in split.values}
-    cached = [i for i, call in enumerate(split.calls) if any(kinds[name] == "cache" for name in call.writes)]
-    giving = [i for i, call in enumerate(split.calls) if any(kinds[name] == "output" for name in call.writes)]
-    last = _with_ancestors(split, [*cached, *giving])
-    return (last if want == "all" else _with_ancestors(split, cached)), last
-
-
-def _with_ancestors(split: Split, calls: Sequence[int]) -> tuple[int, ...]:
-    writer = split.writer()
-    stack, found = list(calls), set()
-    while stack:
-        call = stack.pop()
-        if call not in found:
-            found.add(call)
-            stack += [writer[name] for name in split.calls[call].reads if name in writer]
-    return tuple(sorted(found))
-
-
 def build(
     split: Split, chunks: tuple[Chunk, ...], want: Want, in_flight: int = 1, *, abreast: int = 1
 ) -> TaskGraph:
@@ -170,107 +132,3 @@ def build(
         tuple(size * rows for size in slots.row_bytes),
         outputs * (len(chunks) if want == "all" else 1),
     )
-
-
-Waits = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Pattern:
-    """What is the same for every prompt: the calls of a chunk and of the last chunk, and what waits for what.
-
-    A row of `body_waits` and `last_waits` has the place of a call among the chunk's calls, the place of a call that it
-    waits for, and how many chunks before that one is (LANE_BEFORE: the chunk whose buffers it takes over)."""
-
-    body: Int32Array
-    last: Int32Array
-    body_waits: Waits
-    last_waits: Waits
-
-    @cached_property
-    def native(self) -> _scheduling.Pattern:
-        return _scheduling.Pattern(self.body, self.last, self.body_waits, self.last_waits)
-
-
-@lru_cache(maxsize=64)
-def pattern_of(split: Split, want: Want) -> Pattern:
-    body, last = needed(split, want)
-    slots = assign(split)
-    place = [{call: place for place, call in enumerate(calls)} for calls in (body, last)]
-
-    def waits(here: Sequence[int]) -> Waits:
-        found = [
-            (place[here is last][call], place[here is last and d.chunks == 0][d.call], d.chunks)
-            for call, dependencies in _waits(split, slots, here, body).items()
-            for d in dependencies
-        ]
-        return np.array(found, np.int64).reshape(-1, 3)
-
-    return Pattern(np.array(body, np.int32), np.array(last, np.int32), waits(body), waits(last))
-
-
-def _waits(
-    split: Split, slots: Slots, here: Sequence[int], elsewhere: Sequence[int]
-) -> dict[int, tuple[Dependency, ...]]:
-    """What the calls of a chunk wait for; `elsewhere` are the calls of the chunks before it."""
-    writer = split.writer()
-    touching = users(split)
-    present, earlier = set(here), set(elsewhere)
-    cached = {value.name for value in split.values if value.kind == "cache"}
-    waits: dict[int, set[Dependency]] = {call: set() for call in here}
-    for call in here:
-        # A call may read the cache it appends to: what the chunks before left in it.
-        sources = {writer[name] for name in split.calls[call].reads if name in writer} - {call}
-        waits[call] |= {Dependency(source, 0) for source in sources}
-        # A layer's chunks are appended in order.
-        if call in earlier and any(name in cached for name in split.calls[call].writes):
-            waits[call].add(Dependency(call, -1))
-    # One method is one instance (attention apart): its calls run one behind the other.
-    for calls in _by_segment(split, here).values():
-        if has_instance_per_worker(split, calls[0]):
-            continue
-        for one, other in pairwise(calls):
-            waits[other].add(Dependency(one, 0))
-        if before := [call for call in calls if call in earlier]:
-            waits[calls[0]].add(Dependency(before[-1], -1))
-    # A slot's next writer waits for everyone who used what it held.
-    for held in slots.values:
-        left = [name for name in held if any(call in earlier for call in touching[name])]
-        users_before = (
-            [Dependency(c, LANE_BEFORE) for c in touching[left[-1]] if c in earlier] if left else []
-        )
-        for name in held:
-            if writer[name] not in present:
-                continue
-            waits[writer[name]] |= set(users_before)
-            users_before = [Dependency(call, 0) for call in touching[name] if call in present]
-    return {call: _direct(call, found, waits if elsewhere == here else None) for call, found in waits.items()}
-
-
-def _by_segment(split: Split, calls: Iterable[int]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for call in calls:
-        found.setdefault(split.calls[call].segment, []).append(call)
-    return found
-
-
-def _direct(
-    call: int, waits: set[Dependency], of: Mapping[int, set[Dependency]] | None
-) -> tuple[Dependency, ...]:
-    """Drop dependencies that a direct one implies (one step back is enough to keep lists short)."""
-    waits = waits - {Dependency(call, 0)}
-    if of is not None:
-        implied = {
-            Dependency(further.call, near.chunks + further.chunks)
-            for near in waits
-            if near.chunks == 0
-            for further in of[near.call]
-        }
-        waits = waits - implied
-    return tuple(sorted(waits))
-
-
-def has_instance_per_worker(split: Split, call: int) -> bool:
-    """Whether each worker has its own instance: dynamic segments without weights (attention)."""
-    segment = split.segment(split.calls[call].segment)
-    return isinstance(segment.shape, SizeRanges) and segment.weight_bytes == 0

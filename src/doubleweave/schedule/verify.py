@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from doubleweave.errors import ScheduleError
+from doubleweave.schedule.pattern import has_instance_per_worker
 from doubleweave.schedule.schedule import ANY, BARRIER, Schedule, without_barriers
-from doubleweave.schedule.task_graph import TaskGraph, has_instance_per_worker
+from doubleweave.schedule.task_graph import TaskGraph
 
 _SHOWN = 3
 

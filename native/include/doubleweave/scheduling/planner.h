@@ -61,8 +61,8 @@ class Planner {
   ///
   /// kAuto looks decisions up. Without decisions for as many threads it plans for a chip that is
   /// described (every device says how many tasks it runs at once), at the next longer length of a
-  /// grid; for any other machine a short prompt runs on every thread and several chunks run by
-  /// `overlapping`.
+  /// grid. For any other machine a short prompt runs on every thread and several chunks run by
+  /// `overlapping`; it plans there as well where that gives a device too many workers.
   Choice choose(const Wish& wish, int num_tokens);
 
   /// A choice that was made whatever the length: a single chunk has nothing to overlap, so it runs

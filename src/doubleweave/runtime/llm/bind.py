@@ -12,7 +12,7 @@ from doubleweave.errors import ScheduleError
 from doubleweave.ir.split import Call, FixedSizes, Port, Shape
 from doubleweave.runtime.instances import Instances
 from doubleweave.schedule.chunks import Chunk
-from doubleweave.schedule.task_graph import has_instance_per_worker
+from doubleweave.schedule.pattern import has_instance_per_worker
 from doubleweave.schedule.verify import Verified
 
 

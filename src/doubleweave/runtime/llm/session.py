@@ -25,7 +25,8 @@ from doubleweave.runtime.llm.chunk_progress import OnChunk, watching
 from doubleweave.runtime.threads import settled_threads
 from doubleweave.schedule.choice import Choice, Wish, chunk_shape
 from doubleweave.schedule.makers import Maker
-from doubleweave.schedule.task_graph import TaskGraph, Want
+from doubleweave.schedule.pattern import Want
+from doubleweave.schedule.task_graph import TaskGraph
 from doubleweave.schedule.verify import Verified
 from doubleweave.timeline.from_tasks import timeline_of
 from doubleweave.timeline.timeline import Timeline
