@@ -1,4 +1,7 @@
-"""Fixtures for every test: toy programs compiled once a session, and the flag that rewrites golden files."""
+"""Fixtures of several folders: toy programs compiled once a run, the command line, and golden files.
+
+Each folder has a conftest.py of its own, which says what its tests need and gives them the marker of that name.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,10 @@ hypothesis.settings.load_profile("doubleweave")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+# Two workers with two threads each would wait for one another on two cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="rewrite tests/golden instead of comparing")
@@ -39,42 +46,56 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return compare
 
 
+Make = Callable[[Path], object]
+
+
 @pytest.fixture(scope="session")
-def toy_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The path of a program of small methods (native_toys.py); lowering it takes some seconds, once."""
-    from native_toys import toy_program
+def made_once(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`made_once(name, make)` is a path that `make` has written; the workers of a run share it.
 
-    return toy_program(tmp_path_factory.mktemp("native"))
+    The first worker to ask calls `make`, the others wait. A run inside a test shares it too, by SHARED_PROGRAMS.
+    """
+    base = tmp_path_factory.getbasetemp()
+    is_worker = hasattr(request.config, "workerinput")
+    root = Path(os.environ.get("SHARED_PROGRAMS") or (base.parent if is_worker else base) / "shared")
+    root.mkdir(exist_ok=True)
+
+    def made(name: str, make: Make) -> Path:
+        from filelock import FileLock
+
+        path, is_made = root / name, root / f"{name}.made"
+        with FileLock(root / f"{name}.lock"):
+            if not is_made.exists():
+                make(path)
+                is_made.touch()
+        return path
+
+    return made
 
 
-def _compile(factory: pytest.TempPathFactory, name: str, **options: Any) -> Path:
+def _compile(made_once: Callable[..., Path], name: str, **options: Any) -> Path:
     import doubleweave
 
-    folder = factory.mktemp("programs") / name
-    doubleweave.compile_llm(toys.model(), folder, **options)
-    return folder
+    return made_once(name, lambda folder: doubleweave.compile_llm(toys.model(), folder, **options))
 
 
 @pytest.fixture(scope="session")
-def toy_program_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy_program_dir(made_once: Callable[..., Path]) -> Path:
     """The toy in float32, bounded rows. Tests must not change it; `toy_copy` may be changed."""
-    return _compile(tmp_path_factory, "bounded", quantize="none", chunk=(32,))
+    return _compile(made_once, "bounded", quantize="none", chunk=(32,))
 
 
 @pytest.fixture(scope="session")
-def toy_static_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy_static_dir(made_once: Callable[..., Path]) -> Path:
     """The toy in float32, fixed sizes 1, 8 and 32."""
-    return _compile(tmp_path_factory, "static", quantize="none", shape="static", chunk=(1, 8, 32))
+    return _compile(made_once, "static", quantize="none", shape="static", chunk=(1, 8, 32))
 
 
 @pytest.fixture(scope="session")
-def toy_8da8w_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _compile(tmp_path_factory, "8da8w", quantize="8da8w", chunk=(32,))
-
-
-@pytest.fixture(scope="session")
-def toy_8da4w_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _compile(tmp_path_factory, "8da4w", quantize="8da4w", chunk=(32,))
+def toy_8da8w_dir(made_once: Callable[..., Path]) -> Path:
+    return _compile(made_once, "8da8w", quantize="8da8w", chunk=(32,))
 
 
 @pytest.fixture
@@ -97,13 +118,6 @@ def toy_static_program(toy_static_dir: Path) -> Any:
     import doubleweave
 
     return doubleweave.open(toy_static_dir)
-
-
-@pytest.fixture(scope="session")
-def third_party() -> str:
-    """The folder of sources that a build of doubleweave-run has fetched already, "" for none."""
-    found = (Path(__file__).parents[1] / "build").glob("*/third_party/pytorch_tokenizers-*/")
-    return str(next(found, ""))
 
 
 @pytest.fixture

@@ -6,13 +6,9 @@ import json
 
 import pytest
 
-pytest.importorskip("torch")
-
 import toys
 from doubleweave.compiler.quantize.calibration import MOST_CHUNKS, MOST_TOKENS, calibration_chunks
 from doubleweave.errors import InputError
-
-pytestmark = pytest.mark.executorch
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,6 @@ import pytest
 import toys
 from doubleweave.errors import LowerError
 
-pytestmark = pytest.mark.executorch
-
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):

@@ -10,12 +10,10 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import toys
 from doubleweave.errors import SourceError
-
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.executorch
 
 HIDDEN, LAYERS, HEADS, KV_HEADS = 256, 2, 8, 4  # K-quants have blocks of 256
 HEAD_DIM = HIDDEN // HEADS

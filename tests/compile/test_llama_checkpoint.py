@@ -6,13 +6,11 @@ import base64
 import json
 
 import pytest
+import torch
 
 import meta_llama
 from doubleweave.errors import PolicyError, SourceError
 from meta_llama import PARAMS
-
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.executorch
 
 TEXTS = (
     "plain words",

@@ -11,18 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
 
-torch = pytest.importorskip("torch")
-_native = pytest.importorskip("doubleweave._native")
-
-from torch import Tensor, nn  # noqa: E402
-from torch.export import Dim  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
-import doubleweave as dw  # noqa: E402
-from doubleweave.ir.manifest import PROGRAM_FILE  # noqa: E402
-
-pytestmark = pytest.mark.executorch
+import doubleweave as dw
+from doubleweave import _native
+from doubleweave.ir.manifest import PROGRAM_FILE
 
 
 class MatMul(nn.Module):

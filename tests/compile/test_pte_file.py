@@ -10,9 +10,6 @@ import toys
 from doubleweave.errors import LowerError
 from doubleweave.ir.split import rows
 
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.executorch
-
 
 def raw(tensor) -> bytes:
     return tensor.detach().contiguous().numpy().tobytes()

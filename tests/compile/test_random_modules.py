@@ -11,13 +11,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("doubleweave._native")
-
-import hypothesis
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis.internal.conjecture import engine
@@ -28,8 +24,6 @@ import doubleweave as dw
 from doubleweave.compiler.lower import lower
 from doubleweave.ir.sizes import shape_of
 from random_modules import Case, cases
-
-pytestmark = pytest.mark.executorch
 
 NUM_CASES = int(os.environ.get("RANDOM_MODULES", "200"))
 SEED = int(os.environ.get("RANDOM_SEED", "0"))

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
+import torch
+import transformers
+from torch.export import Dim
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch.export import Dim  # noqa: E402
-
-import doubleweave as dw  # noqa: E402
-
-pytestmark = pytest.mark.executorch
+import doubleweave as dw
 
 TOLERANCE = 1e-5
 WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}

@@ -13,18 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+from torch.nn import functional as F
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("doubleweave._native")
-
-from torch import nn  # noqa: E402
-from torch.export import Dim  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
-import doubleweave as dw  # noqa: E402
-from doubleweave import Dynamic, Static  # noqa: E402
-
-pytestmark = pytest.mark.executorch
+import doubleweave as dw
+from doubleweave import Dynamic, Static
 
 DOCS = Path(__file__).parents[2] / "docs" / "refusals.md"
 aten = torch.ops.aten

@@ -6,12 +6,10 @@ import json
 import shutil
 
 import pytest
+import torch
 
 import toys
 from doubleweave.errors import SourceError
-
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.executorch
 
 
 @pytest.fixture(scope="module")

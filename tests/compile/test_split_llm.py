@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from doubleweave.compiler.graph.export_llm import export_llm, owned_modules  # noqa: E402
-from doubleweave.compiler.graph.ops import attention_reference, rotary_reference  # noqa: E402
-from doubleweave.compiler.split.eager import run_eager  # noqa: E402
-from doubleweave.compiler.split.pieces import TorchSplit  # noqa: E402
-from doubleweave.compiler.split.split_llm import default_policy, split_llm  # noqa: E402
-from doubleweave.errors import InputError, SplitError  # noqa: E402
-from doubleweave.ir.split import FixedSizes, SizeRanges, rows  # noqa: E402
-
-pytestmark = pytest.mark.executorch
+from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+from doubleweave.compiler.graph.ops import attention_reference, rotary_reference
+from doubleweave.compiler.split.eager import run_eager
+from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.compiler.split.split_llm import default_policy, split_llm
+from doubleweave.errors import InputError, SplitError
+from doubleweave.ir.split import FixedSizes, SizeRanges, rows
 
 COMMON = {
     "hidden_size": 64,

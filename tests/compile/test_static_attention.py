@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from test_split_llm import FAMILIES, make_model
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from test_split_llm import FAMILIES, make_model  # noqa: E402
-
-import toys  # noqa: E402
-from doubleweave.compiler.graph.export_llm import export_llm, owned_modules  # noqa: E402
-from doubleweave.compiler.graph.static_attention import MASK, inline_attention  # noqa: E402
-from doubleweave.compiler.split.eager import run_eager  # noqa: E402
-from doubleweave.compiler.split.split_llm import default_policy, split_llm  # noqa: E402
-from doubleweave.errors import PolicyError  # noqa: E402
-from doubleweave.ir.split import FixedSizes, whole_cache  # noqa: E402
-
-pytestmark = pytest.mark.executorch
+import toys
+from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+from doubleweave.compiler.graph.static_attention import MASK, inline_attention
+from doubleweave.compiler.split.eager import run_eager
+from doubleweave.compiler.split.split_llm import default_policy, split_llm
+from doubleweave.errors import PolicyError
+from doubleweave.ir.split import FixedSizes, whole_cache
 
 CONTEXT = 64
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+import torch
 
 import toys
 from doubleweave.ir.split import FixedSizes, SizeRanges, rows
-
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.executorch
 
 
 def split_of(recipe, shape):

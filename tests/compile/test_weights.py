@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
 from doubleweave.errors import PolicyError
 from doubleweave.ir.split import rows
-
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.executorch
 
 TOKENS = np.random.default_rng(3).integers(0, toys.VOCAB_SIZE, 60)
 

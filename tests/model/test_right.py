@@ -8,16 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
 import torch
 
 import doubleweave as dw
 from doubleweave.measure.perplexity import score
 from doubleweave.sources import load
-
-pytestmark = [pytest.mark.executorch, pytest.mark.model]
 
 DATA = Path(__file__).parents[1] / "data"
 PROMPTS = json.loads((DATA / "prompts.json").read_text())

@@ -7,13 +7,6 @@ import sys
 
 import pytest
 
-from native_toys import toy_program
-
-
-@pytest.fixture(scope="module")
-def toy_path(tmp_path_factory):
-    return toy_program(tmp_path_factory.mktemp("toys"))
-
 
 def ends(code: str) -> tuple[int, str]:
     code = f"import os, signal, threading, doubleweave._native as n\n{code}"

@@ -10,25 +10,10 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
-_native = pytest.importorskip("doubleweave._native")
-torch = pytest.importorskip("torch")
-pytest.importorskip("executorch.exir")
-
-from native_toys import HEAD_DIM, HEADS, KV_HEADS, H, expected, rows_of, run, toy_modules  # noqa: E402
-
-pytestmark = pytest.mark.executorch
-
-
-@pytest.fixture(scope="module")
-def program(toy_path):
-    return _native.Program(str(toy_path))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    _native.set_intra_op_threads(1)
-
+from doubleweave import _native
+from native_toys import HEAD_DIM, HEADS, KV_HEADS, H, expected, rows_of, run, toy_modules
 
 B, T = _native.Binding, _native.Task
 

@@ -10,20 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-_native = pytest.importorskip("doubleweave._native")
-
-import toys  # noqa: E402
-from doubleweave.errors import ScheduleError  # noqa: E402
-from doubleweave.ir.split import rows  # noqa: E402
-from doubleweave.runtime.llm.bind import Memory, bind  # noqa: E402
-from doubleweave.schedule.chunks import cut  # noqa: E402
-from doubleweave.schedule.makers import MAKERS, make  # noqa: E402
-from doubleweave.schedule.schedule import BARRIER  # noqa: E402
-from doubleweave.schedule.task_graph import build  # noqa: E402
-from doubleweave.schedule.verify import verify  # noqa: E402
-from random_splits import Case, cases, mutate  # noqa: E402
-
-pytestmark = pytest.mark.executorch
+import toys
+from doubleweave import _native
+from doubleweave.errors import ScheduleError
+from doubleweave.ir.split import rows
+from doubleweave.runtime.llm.bind import Memory, bind
+from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.makers import MAKERS, make
+from doubleweave.schedule.schedule import BARRIER
+from doubleweave.schedule.task_graph import build
+from doubleweave.schedule.verify import verify
+from random_splits import Case, cases, mutate
 
 names = st.sampled_from(sorted(MAKERS))
 LIMIT_S = 20

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.executorch
-
 ROOT = Path(__file__).parents[2]
 # Without SME: XNNPACK's 8-bit kernels for it give wrong numbers under qemu 7.2, those for i8mm right ones.
 QEMU = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu", "max,sme=off")

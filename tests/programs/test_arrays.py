@@ -16,8 +16,6 @@ from doubleweave.errors import InputError
 from doubleweave.runtime.module import arrays
 from doubleweave.runtime.module.runner import Runner
 
-pytestmark = pytest.mark.executorch
-
 MOST = 64
 
 

@@ -15,8 +15,6 @@ import doubleweave
 from doubleweave import Dynamic, Static
 from doubleweave.errors import DoubleweaveError, InputError, SplitError
 
-pytestmark = pytest.mark.executorch
-
 TIMEOUT = 60  # for what would otherwise wait for ever
 SIDE = 640
 

@@ -1,6 +1,6 @@
 """The command line on the toy program: what it prints, and one line for everything that can be wrong.
 
-Compiling has its own file (test_compile.py), damaged manifests too (test_manifest.py).
+What the commands do when compiling is test_compile_llm.py, damaged manifests test_manifest.py, usage test_cli_usage.py.
 """
 
 from __future__ import annotations
@@ -18,50 +18,11 @@ import pytest
 import toys
 from doubleweave.schedule.choice import SCHEDULES
 
-COMMANDS = ("compile", "run", "inspect", "bench", "score", "profile", "simulate", "plan", "trace")
-
-needs_program = pytest.mark.executorch
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help(cli, command):
-    code, out, err = cli(command, "--help")
-    assert (code, err) == (0, "")
-    assert out.startswith(f"usage: doubleweave {command}")
-    assert "--json" in out
-
-
-def test_help_lists_every_command(cli):
-    code, out, _ = cli("--help")
-    assert code == 0
-    assert all(f"  {command} " in out for command in COMMANDS)
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ([], "the following arguments are required: COMMAND"),
-        (["walk"], "invalid choice: 'walk'"),
-        (["run"], "the following arguments are required: DIR"),
-        (["run", "x", "--fast"], "unrecognized arguments: --fast"),
-        (["run", "x", "-n", "many"], "argument -n/--num: invalid int value: 'many'"),
-        (["run", "x", "--threads", "two"], "argument --threads: invalid int value"),
-        (["run", "x", "--temperature", "warm"], "argument --temperature: invalid float value"),
-        (["compile", "x"], "the following arguments are required: -o/--out"),
-        (["score", "x"], "the following arguments are required: FILE"),
-    ],
-)
-def test_wrong_usage_is_one_line_that_points_to_help(refused, argv, message):
-    line = refused(*argv)
-    assert message in line
-    assert line.endswith("--help)")
-
 
 def last_json(out):
     return json.loads(out.splitlines()[-1])
 
 
-@needs_program
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_run_reports(cli, toy_program_dir, toy_program, schedule):
     prompt = "x" * 70
@@ -82,7 +43,6 @@ def test_run_reports(cli, toy_program_dir, toy_program, schedule):
     assert "prompt 73 tokens, 9 new" in out
 
 
-@needs_program
 def test_run_takes_token_ids_and_prompts_from_files(cli, toy_program_dir, toy_program, tmp_path, monkeypatch):
     ids = [5, 6, 7, 8]
     (tmp_path / "ids.json").write_text(json.dumps(ids))
@@ -93,7 +53,6 @@ def test_run_takes_token_ids_and_prompts_from_files(cli, toy_program_dir, toy_pr
     assert last_json(out)["token_ids"] == list(toy_program.generate("from a pipe", 5, raw=True).token_ids)
 
 
-@needs_program
 def test_run_stops_and_samples(cli, toy_program_dir):
     def run(*more):
         return last_json(cli("run", toy_program_dir, "-p", "go", "-n", 30, "--json", *more)[1])
@@ -108,14 +67,12 @@ def test_run_stops_and_samples(cli, toy_program_dir):
     assert run(*hot, "--seed", 4)["token_ids"] != run(*hot, "--seed", 5)["token_ids"]
 
 
-@needs_program
 def test_run_ends_with_the_context(cli, toy_program_dir):
     report = last_json(cli("run", toy_program_dir, "-p", "y" * 250, "--raw", "-n", 500, "--json")[1])
     assert report["finish"] in ("context", "end")
     assert report["new_tokens"] <= toys.MAX_CONTEXT - 250 + 1
 
 
-@needs_program
 @pytest.mark.parametrize("fixture", ["toy_program_dir", "toy_static_dir"])
 def test_inspect_reports_every_segment(cli, fixture, request):
     code, out, _ = cli("inspect", request.getfixturevalue(fixture), "--calls", "--json")
@@ -135,7 +92,6 @@ def test_inspect_reports_every_segment(cli, fixture, request):
     assert all(name in out for name in segments)
 
 
-@needs_program
 def test_bench_reports_medians_and_spread(cli, toy_program_dir):
     code, out, _ = cli("bench", toy_program_dir, "--prompt-len", 40, "--gen", 3, "--runs", 3, "--json")
     report = last_json(out)
@@ -147,7 +103,6 @@ def test_bench_reports_medians_and_spread(cli, toy_program_dir):
     assert "prefill tokens/s" in out
 
 
-@needs_program
 def test_score_is_the_perplexity_of_the_model(cli, toy_program_dir, toy_static_dir, tmp_path):
     import numpy as np
     import torch
@@ -169,7 +124,6 @@ def test_score_is_the_perplexity_of_the_model(cli, toy_program_dir, toy_static_d
 PROMPT = ["-p", "hello"]
 
 
-@needs_program
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -198,7 +152,6 @@ def test_run_refuses(refused, toy_program_dir, argv, message):
     assert message in refused("run", toy_program_dir, *argv)
 
 
-@needs_program
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -229,7 +182,6 @@ def test_bad_token_ids(refused, toy_program_dir, tmp_path, command, data, messag
     assert message in refused(command, toy_program_dir, "--token-ids", path)
 
 
-@needs_program
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -244,7 +196,6 @@ def test_bench_refuses(refused, toy_program_dir, argv, message):
     assert message in refused("bench", toy_program_dir, *argv)
 
 
-@needs_program
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -280,7 +231,6 @@ def flip(share):
     return change
 
 
-@needs_program
 @pytest.mark.parametrize("share", [0.0, 0.00002, 0.001, 0.1, 0.5, 0.9, 1.0])
 def test_a_flipped_bit(refused, toy_copy, tmp_path, share):
     damage_program(toy_copy, flip(share))
@@ -289,7 +239,6 @@ def test_a_flipped_bit(refused, toy_copy, tmp_path, share):
         assert "the file was changed or damaged; compile it again" in line
 
 
-@needs_program
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9999])
 def test_a_truncated_program(refused, toy_copy, tmp_path, share):
     damage_program(toy_copy, lambda data: data[: int(share * len(data))])
@@ -297,7 +246,6 @@ def test_a_truncated_program(refused, toy_copy, tmp_path, share):
         assert "is truncated or of another program; compile it again" in refused(*argv)
 
 
-@needs_program
 def test_missing_parts(refused, toy_copy, tmp_path):
     for argv in commands_on(tmp_path / "nothing", tmp_path):
         assert "make one with: doubleweave compile SOURCE -o" in refused(*argv)
@@ -311,7 +259,6 @@ def test_missing_parts(refused, toy_copy, tmp_path):
         assert "missing; expected a folder made by doubleweave compile" in refused(*argv)
 
 
-@needs_program
 @pytest.mark.parametrize("size_bytes", [0, 3, 1000, 100_000])
 def test_a_damaged_program_with_a_digest_that_fits(refused, toy_copy, size_bytes):
     """The digest guards against accidents; a file that is no program must still not crash the process."""
@@ -325,13 +272,11 @@ def test_a_damaged_program_with_a_digest_that_fits(refused, toy_copy, size_bytes
     assert "compile" in refused("run", toy_copy, "-p", "hi")
 
 
-@needs_program
 def test_standard_input_that_is_no_text(refused, toy_program_dir, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
     assert "standard input: is not text" in refused("run", toy_program_dir, "-p", "-")
 
 
-@needs_program
 def test_a_terminal_that_cannot_show_the_text(toy_program_dir):
     done = subprocess.run(
         [sys.executable, "-m", "doubleweave.cli", "run", toy_program_dir, "-p", "hi", "-n", "40"],
@@ -358,7 +303,6 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@needs_program
 def test_ctrl_c_while_generating(toy_program_dir):
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, "run", toy_program_dir, "-p", "hi", "-n", "200"],
@@ -373,7 +317,6 @@ def test_ctrl_c_while_generating(toy_program_dir):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@needs_program
 def test_a_reader_that_goes_away_is_no_error(toy_program_dir):
     process = subprocess.Popen(
         [sys.executable, "-m", "doubleweave.cli", "run", toy_program_dir, "-p", "hi", "-n", "200"],

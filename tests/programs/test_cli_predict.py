@@ -13,8 +13,6 @@ from doubleweave.predict.profile_file import read_profile
 from doubleweave.schedule.choice import SCHEDULES
 from doubleweave.timeline.trace_file import read_trace
 
-pytestmark = pytest.mark.executorch
-
 REPORTED = ("schedule", "chunks", "makespan_s", "lower_bound_s", "overlap_efficiency", "busy_s")
 
 

@@ -21,8 +21,6 @@ import doubleweave
 from doubleweave import Dynamic, Result, Static
 from doubleweave.errors import InputError
 
-pytestmark = pytest.mark.executorch
-
 TIMEOUT = 60
 SIDE = 640
 LARGE = np.full((SIDE, SIDE), 1e-3, "f4")

@@ -9,8 +9,6 @@ import toys
 from doubleweave.errors import InputError
 from doubleweave.ir.split import rows
 
-pytestmark = pytest.mark.executorch
-
 BLOCK = "block_1"  # reads attention's output and the residual, writes q, k, v and the residual
 
 

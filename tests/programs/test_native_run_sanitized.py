@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.executorch
-
 ROOT = Path(__file__).parents[2]
 TESTS = [ROOT / "tests" / "programs" / f"test_native_{name}.py" for name in ("run", "tokenizer")]
 CPP_TESTS = ("test_tokenizer", "test_memory")

@@ -14,8 +14,6 @@ import toys
 from doubleweave.errors import InputError
 from doubleweave.schedule.choice import SCHEDULES
 
-pytestmark = pytest.mark.executorch
-
 TOKENS = np.random.default_rng(7).integers(0, toys.VOCAB_SIZE, toys.MAX_CONTEXT)
 PAGE_BYTES = resource.getpagesize()
 

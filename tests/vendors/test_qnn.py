@@ -22,8 +22,6 @@ from doubleweave.errors import BackendError, LowerError, PolicyError, ProgramErr
 from doubleweave.ir import manifest
 from doubleweave.ir.split import FixedSizes
 
-pytestmark = pytest.mark.executorch
-
 SIZES = (1, 8)
 
 

@@ -15,8 +15,6 @@ from doubleweave.schedule.makers import make
 from doubleweave.schedule.task_graph import build
 from doubleweave.schedule.verify import verify
 
-pytestmark = pytest.mark.executorch
-
 
 @pytest.mark.parametrize("schedule", ["sequential", "wavefront"])
 def test_chunks_are_counted_up_to_all_of_them(toy_program, schedule):
