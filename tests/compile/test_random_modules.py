@@ -6,7 +6,6 @@ RANDOM_MODULES=2000 RANDOM_SEED=1 pytest tests/compile/test_random_modules.py dr
 from __future__ import annotations
 
 import copy
-import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -33,18 +32,9 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[None]:
-    """Compile in this process, with less work: torch's own is most of a case's time."""
-    from torch._export import utils
-    from torch.export import exported_program
-
+    """Compile in this process, each structure once."""
     patch = pytest.MonkeyPatch()
     patch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    # torch looks for its composite operators, and overrides them for each device that it knows, in every export.
-    name = "_collect_all_valid_cia_ops_for_namespace"
-    patch.setattr(utils, name, functools.cache(getattr(utils, name)))
-    keys = torch._C.DispatchKey
-    patch.setattr(exported_program, "_AUTOGRAD_ALIAS_BACKEND_KEYS_TO_OVERRIDE", [keys.AutogradCPU])
-    patch.setattr(exported_program, "_BACKEND_KEYS_TO_OVERRIDE", [keys.CPU, keys.Meta])
     # What was lowered over made-up weights serves any: not only in one program, as in the product.
     lower_graph = lower.lower_graph
     templates: dict[Any, Any] = {}
