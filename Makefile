@@ -10,11 +10,11 @@ demo: install
 	$(BIN)/python examples/demo.py
 
 test: install check test-native
-	$(BIN)/python -m pytest -q -rs --ignore=tests/compile/test_random_modules.py
-	$(BIN)/python -m pytest -q -n 2 tests/compile/test_random_modules.py
+	$(BIN)/python -m pytest -q -rs -n 2 --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest -q -rs -m alone
 
 test-fast: install
-	$(BIN)/python -m pytest -q -m "not executorch and not model"
+	$(BIN)/python -m pytest -q tests/plain
 
 test-native: install
 	$(BIN)/cmake -S . -B build/native-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \

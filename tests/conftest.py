@@ -46,27 +46,25 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return compare
 
 
-Make = Callable[[Path], object]
+@pytest.fixture(scope="session")
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what the workers of a run share, and a run that a test starts with SHARED_FOLDER."""
+    base = tmp_path_factory.getbasetemp()
+    is_worker = hasattr(request.config, "workerinput")
+    folder = Path(os.environ.get("SHARED_FOLDER") or (base.parent if is_worker else base) / "shared")
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def made_once(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Path]:
-    """`made_once(name, make)` is a path that `make` has written; the workers of a run share it.
+def made_once(shared: Path) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`made_once(name, make)` is a path that `make` has written: the first worker calls it, the others wait."""
 
-    The first worker to ask calls `make`, the others wait. A run inside a test shares it too, by SHARED_PROGRAMS.
-    """
-    base = tmp_path_factory.getbasetemp()
-    is_worker = hasattr(request.config, "workerinput")
-    root = Path(os.environ.get("SHARED_PROGRAMS") or (base.parent if is_worker else base) / "shared")
-    root.mkdir(exist_ok=True)
-
-    def made(name: str, make: Make) -> Path:
+    def made(name: str, make: Callable[[Path], object]) -> Path:
         from filelock import FileLock
 
-        path, is_made = root / name, root / f"{name}.made"
-        with FileLock(root / f"{name}.lock"):
+        path, is_made = shared / name, shared / f"{name}.made"
+        with FileLock(shared / f"{name}.lock"):
             if not is_made.exists():
                 make(path)
                 is_made.touch()

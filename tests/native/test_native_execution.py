@@ -195,6 +195,7 @@ def test_a_failing_task_stops_every_worker(program, failing):
             execution.run(record=True)
 
 
+@pytest.mark.alone
 def test_ctrl_c_stops_a_run(program):
     num_tasks = 4000
     x = rows_of(128, 256)

@@ -182,6 +182,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
+@pytest.mark.alone
 def test_cache_memory_grows_and_shrinks_with_its_tokens():
     row_bytes, num_tokens = 64 << 10, 512
     cache = _native.KvCache([row_bytes] * 2, max_tokens=100_000)  # 12 GB of addresses

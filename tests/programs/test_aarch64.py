@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 # Without SME: XNNPACK's 8-bit kernels for it give wrong numbers under qemu 7.2, those for i8mm right ones.
@@ -19,13 +20,15 @@ QEMU = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu", "max,sme=off")
 def build(third_party):
     """The build folder; it stays between runs, so that only what changed is built again."""
     folder = ROOT / "build" / "aarch64"
-    done = subprocess.run(
-        [ROOT / "tests" / "build_aarch64", folder],
-        env={**os.environ, "PYTHON": sys.executable, "THIRD_PARTY": third_party},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):  # another worker may build it
+        done = subprocess.run(
+            [ROOT / "tests" / "build_aarch64", folder],
+            env={**os.environ, "PYTHON": sys.executable, "THIRD_PARTY": third_party},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode == 77:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -235,6 +235,7 @@ def one_thread(program):
     program.threads = before
 
 
+@pytest.mark.alone
 def test_other_threads_go_on_while_a_method_runs(program, one_thread):
     slow, large = program.methods["slow"], Numbers().large
     slow(large)
@@ -263,6 +264,7 @@ def test_other_threads_go_on_while_a_method_runs(program, one_thread):
     pytest.fail("no other thread went on while a method ran")
 
 
+@pytest.mark.alone
 def test_two_methods_run_at_the_same_time(program, one_thread):
     slow, matmul, numbers = program.methods["slow"], program.methods["MatMul"], Numbers()
     slow(numbers.large)
@@ -287,7 +289,7 @@ def test_threads_are_checked(program, threads):
 
 
 @pytest.fixture(scope="module")
-def counting_path(tmp_path_factory):
+def counting_path(made_once):
     """A module that counts its calls, over one that counts its own."""
     import torch
 
@@ -311,11 +313,11 @@ def counting_path(tmp_path_factory):
             self.calls += 1
             return self.counter(x) + self.calls + self.table(index)
 
-    folder = tmp_path_factory.mktemp("calls") / "counting"
-    doubleweave.compile(
-        Counting(), (torch.zeros(1), torch.tensor(1)), policy={"counter": Dynamic()}, out=folder
-    )
-    return folder
+    def make(out):
+        args = torch.zeros(1), torch.tensor(1)
+        doubleweave.compile(Counting(), args, policy={"counter": Dynamic()}, out=out)
+
+    return made_once("counting", make)
 
 
 @pytest.fixture

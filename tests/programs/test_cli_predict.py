@@ -21,14 +21,15 @@ def last_json(out):
 
 
 @pytest.fixture(scope="module")
-def measured(toy_program_dir, tmp_path_factory):
+def measured(toy_program_dir, made_once):
     """The toy program with a profile of this machine."""
     from doubleweave.cli.main import main
 
-    folder = tmp_path_factory.mktemp("measured") / "toy"
-    shutil.copytree(toy_program_dir, folder)
-    assert main(["profile", str(folder), "--runs", "2", "--max-cached", "128"]) == 0
-    return folder
+    def make(folder):
+        shutil.copytree(toy_program_dir, folder)
+        assert main(["profile", str(folder), "--runs", "2", "--max-cached", "128"]) == 0
+
+    return made_once("measured", make)
 
 
 def test_profile_measures_every_segment(measured, toy_program):

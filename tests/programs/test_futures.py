@@ -27,7 +27,7 @@ LARGE = np.full((SIDE, SIDE), 1e-3, "f4")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(made_once):
     """Two devices: `slow` takes some tens of milliseconds on the "npu", the others next to nothing on the "cpu"."""
     import torch
     from torch.export import Dim
@@ -56,15 +56,17 @@ def folder(tmp_path_factory):
             return self.many([total, difference], {"a": x, "b": x}, last=x), self.slow(large)
 
     rows = Dim("T", min=1, max=64)
-    folder = tmp_path_factory.mktemp("futures") / "program"
-    doubleweave.compile(
-        Net(),
-        (torch.ones(3, 2), torch.from_numpy(LARGE)),
-        dynamic_shapes={"x": {0: rows}, "large": None},
-        policy={"slow": Static(device="npu"), "pair": Dynamic(), "many": Dynamic()},
-        out=folder,
-    )
-    return folder
+
+    def make(out):
+        doubleweave.compile(
+            Net(),
+            (torch.ones(3, 2), torch.from_numpy(LARGE)),
+            dynamic_shapes={"x": {0: rows}, "large": None},
+            policy={"slow": Static(device="npu"), "pair": Dynamic(), "many": Dynamic()},
+            out=out,
+        )
+
+    return made_once("futures", make)
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +310,7 @@ def test_a_cancelled_part_leaves_the_whole_alone(pair, caplog):
     assert not caplog.records
 
 
+@pytest.mark.alone
 def test_two_devices_run_at_the_same_time(program, slow, pair):
     assert (slow.device, pair.device) == ("npu", "cpu")
     # If they took turns, the slow one, which begins first, would end first in every try.

@@ -44,10 +44,10 @@ def test_what_it_is_made_of(build, name):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
-def test_everything_it_can_do(build):
+def test_everything_it_can_do(build, shared):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS],
-        env={**os.environ, "DOUBLEWEAVE_RUN": str(build / "doubleweave-run")},
+        env={**os.environ, "DOUBLEWEAVE_RUN": str(build / "doubleweave-run"), "SHARED_FOLDER": str(shared)},
         capture_output=True,
         text=True,
         check=False,

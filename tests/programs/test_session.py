@@ -214,6 +214,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads resident memory from /proc")
 def test_resident_memory_follows_the_tokens(toy_program):
     """Many sessions at once, because one toy's cache is smaller than what else moves in a process."""
