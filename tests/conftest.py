@@ -96,6 +96,11 @@ def toy_8da8w_dir(made_once: Callable[..., Path]) -> Path:
     return _compile(made_once, "8da8w", quantize="8da8w", chunk=(32,))
 
 
+@pytest.fixture(scope="session")
+def toy_8da4w_dir(made_once: Callable[..., Path]) -> Path:
+    return _compile(made_once, "8da4w", quantize="8da4w", chunk=(32,))
+
+
 @pytest.fixture
 def toy_copy(toy_program_dir: Path, tmp_path: Path) -> Path:
     """A copy of the toy program to damage."""

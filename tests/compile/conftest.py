@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 import needs
@@ -13,3 +17,29 @@ def pytest_collect_file() -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     item.add_marker("compile")
+
+
+@pytest.fixture(scope="module")
+def lowered_once() -> Iterator[None]:
+    """Compile in this process, and lower a structure once for all programs of a module's tests.
+
+    What was lowered over made-up weights serves any: here not only in one program, as in the product.
+    """
+    from doubleweave.compiler.lower import lower
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    lower_graph = lower.lower_graph
+    templates: dict[Any, Any] = {}
+
+    def lower_once(graph: Any, weights: Any, segment: Any, methods: Any, *, is_shared: bool = False) -> Any:
+        key = (segment.structure, segment.shape, segment.inputs, segment.outputs, tuple(methods.values()))
+        if key not in templates:
+            templates[key] = lower_graph(graph, weights, segment, methods, is_shared=True)
+        if all(template.is_complete for template in templates[key].values()):
+            return templates[key]
+        return lower_graph(graph, weights, segment, methods, is_shared=is_shared)
+
+    patch.setattr(lower, "lower_graph", lower_once)
+    yield
+    patch.undo()

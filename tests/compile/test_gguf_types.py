@@ -179,7 +179,7 @@ def write(path, kind):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_the_compiled_program_gives_the_tokens_of_the_dequantized_weights(tmp_path, kind):
+def test_the_compiled_program_gives_the_tokens_of_the_dequantized_weights(tmp_path, lowered_once, kind):
     import doubleweave as dw
 
     module = write(tmp_path / f"{kind}.gguf", kind)

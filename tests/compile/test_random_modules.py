@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import doubleweave as dw
-from doubleweave.compiler.lower import lower
 from doubleweave.ir.sizes import shape_of
 from random_modules import Case, cases
 
@@ -30,31 +28,11 @@ NUM_SHARDS = 4
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module")
-def quick() -> Iterator[None]:
-    """Compile in this process, each structure once."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    # What was lowered over made-up weights serves any: not only in one program, as in the product.
-    lower_graph = lower.lower_graph
-    templates: dict[Any, Any] = {}
-
-    def lower_once(graph: Any, weights: Any, segment: Any, methods: Any, *, is_shared: bool = False) -> Any:
-        key = (segment.structure, segment.shape, segment.inputs, segment.outputs, tuple(methods.values()))
-        if key not in templates:
-            templates[key] = lower_graph(graph, weights, segment, methods, is_shared=True)
-        if all(template.is_complete for template in templates[key].values()):
-            return templates[key]
-        return lower_graph(graph, weights, segment, methods, is_shared=is_shared)
-
-    patch.setattr(lower, "lower_graph", lower_once)
-    patch.setattr(engine, "MAX_SHRINKING_SECONDS", 60)
-    yield
-    patch.undo()
-
-
 @pytest.mark.parametrize("shard", range(NUM_SHARDS))
-def test_programs_do_what_their_modules_do(shard: int, quick: None) -> None:
+def test_programs_do_what_their_modules_do(
+    shard: int, lowered_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "MAX_SHRINKING_SECONDS", 60)
     seed = NUM_SHARDS * SEED + shard
     print(f"seed {seed} (RANDOM_SEED={SEED}, shard {shard})")
     wanted = -(-NUM_CASES // NUM_SHARDS)

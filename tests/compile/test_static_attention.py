@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -56,20 +58,18 @@ def test_there_is_one_block_and_it_reads_the_whole_cache():
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
+def programs(made_once):
     import doubleweave
 
-    folder = tmp_path_factory.mktemp("static_attention")
+    fixed = {"quantize": "none", "shape": "static", "max_context": CONTEXT}
     made = {}
     for name, options in (
         ("dynamic", {"chunk": (1, 8)}),
         ("static", {"chunk": (1, 8), "attention": "static"}),
         ("token", {"chunk": (1,), "attention": "static"}),
     ):
-        doubleweave.compile_llm(
-            toys.model(), folder / name, quantize="none", shape="static", max_context=CONTEXT, **options
-        )
-        made[name] = doubleweave.open(folder / name)
+        compiled = partial(doubleweave.compile_llm, toys.model(), **fixed, **options)
+        made[name] = doubleweave.open(made_once(f"static_attention_{name}", compiled))
     return made
 
 
