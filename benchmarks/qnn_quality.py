@@ -21,8 +21,9 @@ from common import BenchmarkError, compiled, finish, note, parser, run, table, t
 from torch import Tensor
 
 import doubleweave as dw
-from doubleweave.compiler.backends.qnn.compile import QnnOptions
-from doubleweave.compiler.pipeline_llm import Options, quantized_llm
+from doubleweave.compiler.backends import backends, own_options
+from doubleweave.compiler.backends.backend import Options
+from doubleweave.compiler.pipeline_llm import quantized_llm
 from doubleweave.compiler.policy import DEFAULT_SIZES
 from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.pieces import TorchSplit
@@ -59,7 +60,8 @@ def main() -> None:
     model = load("smollm2")
     with tempfile.TemporaryDirectory() as folder:
         note("float32")
-        exact = quantized_llm(model, Options("none", SIZES, model.max_context), Path(folder), quietly)
+        in_float32 = Options(backends()["xnnpack"], "none", SIZES, model.max_context)
+        exact = quantized_llm(model, in_float32, Path(folder), quietly)
         text = tokens_of(Path(folder), TEXT.read_text())
         rows = [["recipe", "perplexity", "over float32", "same tokens as eager", "emulator s a token"]]
         perplexities = {"float32": perplexity(exact, text)}
@@ -67,9 +69,9 @@ def main() -> None:
         found: dict[str, Any] = {}
         for recipe in args.recipe:
             note(f"{recipe}: quantizing")
-            options = Options(
-                recipe, SIZES, model.max_context, to_qnn=QnnOptions(args.soc, recipe, emulate=True)
-            )
+            qnn = backends()["qnn"]
+            own = own_options(qnn, "dynamic", {"soc": args.soc, "emulate": True})
+            options = Options(qnn, recipe, SIZES, model.max_context, own=own)
             split = quantized_llm(model, options, Path(folder), quietly)
             perplexities[recipe] = perplexity(split, text)
             worse = perplexities[recipe] / perplexities["float32"] - 1

@@ -15,7 +15,7 @@ import pytest
 
 import toys
 from doubleweave.errors import BackendError, PolicyError
-from doubleweave.vendors import openvino_sdk
+from doubleweave.vendors import openvino
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="openvino is not installed"
@@ -100,7 +100,7 @@ def test_the_runner_without_python_gives_the_same_tokens(float32_dir, tmp_path):
     if not runner.exists():
         pytest.skip("doubleweave-run was not built (its sources of PCRE2 and JSON could not be fetched)")
     (tmp_path / "ids.json").write_text(json.dumps(IDS))
-    library = str(openvino_sdk.find_openvino().library)
+    library = str(openvino.find_openvino().library)
     done = subprocess.run(
         [runner, float32_dir, "--token-ids", tmp_path / "ids.json", "-n", "12", "--json"],
         env={**os.environ, "OPENVINO_LIB_PATH": library, "OV_CPU_MAX_ISA": "AVX512_CORE_VNNI"},
@@ -116,12 +116,12 @@ def test_the_runner_without_python_gives_the_same_tokens(float32_dir, tmp_path):
 
 
 def test_devices_that_are_not_there(tmp_path, refused):
-    missing = [d for d in openvino_sdk.DEVICES if d not in openvino_sdk.available_devices()]
+    missing = [d for d in openvino.DEVICES if d not in openvino.available_devices()]
     for device in missing:
         with pytest.raises(
             BackendError, match=rf"device {device}: OpenVINO \S+ finds CPU.* here; use a machine"
         ):
-            openvino_sdk.check_device(device.lower())
+            openvino.check_device(device)
     line = refused("compile", "smollm2", "-o", tmp_path / "x", "--backend", "openvino", "--device", "VPU")
     assert "device: found 'VPU', expected one of CPU, GPU, NPU" in line
     assert not (tmp_path / "x").exists()
@@ -143,12 +143,12 @@ def test_options_that_do_not_go_together(tmp_path):
 
 
 def test_without_openvino_the_way_out_is_said(monkeypatch, float32_dir, refused, tmp_path):
-    monkeypatch.setattr(openvino_sdk.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(openvino.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("OPENVINO_LIB_PATH", raising=False)
     (tmp_path / "ids.json").write_text("[1]")
     line = refused("run", float32_dir, "--token-ids", tmp_path / "ids.json", "-n", 1)
     assert "OpenVINO is not installed; run: pip install 'doubleweave[openvino]'" in line
-    openvino_sdk.available_devices.cache_clear()
+    openvino.available_devices.cache_clear()
     line = refused("compile", "smollm2", "-o", tmp_path / "x", "--backend", "openvino")
     assert "OpenVINO is not installed" in line
 

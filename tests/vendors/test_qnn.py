@@ -125,11 +125,13 @@ def eager_reference(ids_file, **options):
     """The same quantized segments, in eager torch."""
     import tempfile
 
-    from doubleweave.compiler.backends.qnn.compile import QnnOptions
-    from doubleweave.compiler.pipeline_llm import Options, quantized_llm
+    from doubleweave.compiler.backends import backends, own_options
+    from doubleweave.compiler.backends.backend import Options
+    from doubleweave.compiler.pipeline_llm import quantized_llm
 
-    qnn = QnnOptions("SM8650", "16a8w", calibrate=ids_file, emulate=True)
-    options = Options("16a8w", FixedSizes(SIZES), toys.MAX_CONTEXT, to_qnn=qnn, **options)
+    qnn = backends()["qnn"]
+    own = own_options(qnn, "dynamic", {"soc": "SM8650", "calibrate": ids_file, "emulate": True})
+    options = Options(qnn, "16a8w", FixedSizes(SIZES), toys.MAX_CONTEXT, own=own, **options)
     with tempfile.TemporaryDirectory() as folder:
         return quantized_llm(toys.model(num_layers=2), options, Path(folder), lambda *step: None)
 
@@ -207,7 +209,7 @@ class FrozenDict(dict):
 
 def refuse(monkeypatch, reason):
     """Let QNN refuse every segment but for the first."""
-    from doubleweave.compiler.backends import qnn
+    from doubleweave.compiler.backends.qnn import lower as qnn
 
     lower = qnn._to_edge
 
@@ -236,7 +238,7 @@ def test_what_the_htp_refuses_is_named_with_its_segment_and_the_way_out(tmp_path
 
 
 def test_a_compiler_that_crashes_leaves_an_error_and_nothing_half_written(tmp_path, ids_file, monkeypatch):
-    from doubleweave.compiler.backends import qnn
+    from doubleweave.compiler.backends.qnn import lower as qnn
 
     sdk_or_skip()
     monkeypatch.setattr(qnn, "_to_edge", lambda exported, target: os.kill(os.getpid(), signal.SIGKILL))
@@ -365,7 +367,7 @@ def test_recipes_go_by_the_last_pattern_that_matches():
 def test_rewriting_for_qnn_changes_no_numbers():
     import torch
 
-    from doubleweave.compiler.backends import qnn
+    from doubleweave.compiler.backends.qnn import lower as qnn
     from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
     from doubleweave.compiler.split.eager import run_eager
     from doubleweave.compiler.split.split_llm import default_policy, split_llm

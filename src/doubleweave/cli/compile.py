@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from doubleweave.cli.options import print_json, progress_bar
+from doubleweave.compiler.backends import llm_backends
+from doubleweave.compiler.backends.backend import Backend, Option
+from doubleweave.compiler.policy import DEFAULT_BACKEND
 from doubleweave.errors import PolicyError
 
 
@@ -35,44 +39,22 @@ def add_compile(commands: Any) -> None:
         help="of a Llama checkpoint: a SentencePiece model or a tiktoken list (default: tokenizer.model beside it)",
     )
     p.add_argument("-o", "--out", metavar="DIR", required=True, help="the program folder to write")
+    offered = llm_backends()
+    of_npus = [name for name, backend in offered.items() if backend.takes_fixed_sizes_only]
     p.add_argument(
         "--backend",
-        default="xnnpack",
-        help="xnnpack (default; any CPU), qnn (Qualcomm's NPU, on x86 its emulator) or openvino (Intel's chips); see "
-        "doubleweave doctor",
-    )
-    p.add_argument("--device", metavar="DEVICE", help="openvino: CPU (default), GPU or NPU")
-    p.add_argument(
-        "--soc", metavar="SOC", help="qnn: the chip to compile for: SM8550, SM8650, SM8750 or SM8850"
+        default=DEFAULT_BACKEND,
+        help=f"{_alternatives({name: backend.about for name, backend in offered.items()})}; see doubleweave doctor",
     )
     p.add_argument(
         "--quantize",
         metavar="RECIPE",
-        help="xnnpack: 8da8w (default; 8-bit weights), 8da4w (4-bit weights in groups of 32) or none (float32); "
-        "qnn: 16a8w (default; 16-bit activations, 8-bit weights), 16a4w or 8a8w; openvino: 8w (default; 8-bit weights) "
-        "or none",
-    )
-    p.add_argument(
-        "--calibrate",
-        metavar="FILE",
-        help="qnn: the text, or JSON list of token ids, to find the scales with (default: a text of the package)",
-    )
-    p.add_argument(
-        "--keep",
-        action="append",
-        type=_keep,
-        default=[],
-        metavar="PATTERN=RECIPE",
-        help="qnn: another recipe for the segments of this name or pattern, or cpu; may be repeated",
-    )
-    p.add_argument(
-        "--emulate",
-        action="store_true",
-        help="qnn: for the emulator on this machine, in which methods cannot share weights as they do on the chip",
+        help="; ".join(f"{name}: {_alternatives(backend.recipes)}" for name, backend in offered.items()),
     )
     p.add_argument(
         "--shape",
-        help="bounded (default): linears take 1 to N rows; static: fixed sizes, as an NPU needs (default for qnn)",
+        help="bounded (default): linears take 1 to N rows; static: fixed sizes, as an NPU needs (default for "
+        f"{', '.join(of_npus)})",
     )
     p.add_argument(
         "--chunk",
@@ -89,12 +71,8 @@ def add_compile(commands: Any) -> None:
         help="dynamic (default; on the CPU, over a cache that grows) or static (inlined in the static segments, over a "
         "cache of --max-context tokens with a mask: the all-static way, to compare with)",
     )
-    p.add_argument(
-        "--attention-device",
-        default="cpu",
-        metavar="DEVICE",
-        help="qnn: cpu (default), or npu to ask QNN for dynamic attention on the NPU",
-    )
+    for option, help_text in _own_options(offered):
+        _add_option(p, option, help_text)
     p.add_argument("--json", action="store_true", help="print a summary as one JSON object on the last line")
     p.set_defaults(command=_compile)
 
@@ -109,11 +87,41 @@ def add_doctor(commands: Any) -> None:
     p.set_defaults(command=_doctor)
 
 
-def _keep(text: str) -> tuple[str, str]:
-    pattern, equals, recipe = text.rpartition("=")
-    if not equals or not pattern:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected PATTERN=RECIPE, such as 'block_*=16a8w'")
-    return pattern, recipe
+def _alternatives(meanings: Mapping[str, str]) -> str:
+    """a (default; its meaning), b (its meaning) or c"""
+    texts = []
+    for number, (name, meaning) in enumerate(meanings.items()):
+        about = "; ".join(filter(None, ("default" if number == 0 else "", meaning)))
+        texts.append(f"{name} ({about})" if about else name)
+    return " or ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
+
+
+def _own_options(offered: Mapping[str, Backend]) -> list[tuple[Option, str]]:
+    """The options of all backends with their help; options of one name are one on the command line."""
+    found: dict[str, tuple[Option, list[str]]] = {}
+    for name, backend in offered.items():
+        for option in backend.options:
+            found.setdefault(option.name, (option, []))[1].append(f"{name}: {option.help}")
+    return [(option, "; ".join(texts)) for option, texts in found.values()]
+
+
+def _add_option(p: argparse.ArgumentParser, option: Option, help_text: str) -> None:
+    """Add one that is None where it is not given."""
+
+    def pair(text: str) -> tuple[str, str]:
+        key, equals, value = text.rpartition("=")
+        if not equals or not key:
+            raise argparse.ArgumentTypeError(
+                f"found {text!r}, expected {option.metavar}, such as {option.example!r}"
+            )
+        return key, value
+
+    kinds: dict[str, dict[str, Any]] = {
+        "flag": {"action": "store_true", "default": None},
+        "pairs": {"action": "append", "type": pair, "metavar": option.metavar},
+        "text": {"metavar": option.metavar or None},
+    }
+    p.add_argument(f"--{option.flag}", help=help_text, **kinds[option.kind])
 
 
 def _compile(args: argparse.Namespace) -> None:
@@ -134,15 +142,10 @@ def _compile(args: argparse.Namespace) -> None:
             chunk=args.chunk,
             max_context=args.max_context,
             attention=args.attention,
-            attention_device=args.attention_device,
-            soc=args.soc,
-            device=args.device,
-            calibrate=args.calibrate,
-            keep=dict(args.keep),
-            emulate=args.emulate,
             params=args.params,
             tokenizer=args.tokenizer,
             progress=progress,
+            **_given(args),
         )
     summary = compile_summary(args.out, manifest, time.perf_counter() - start)
     print(
@@ -155,6 +158,16 @@ def _compile(args: argparse.Namespace) -> None:
     if not summary["tokenizer"]:
         print("note: the source has no tokenizer that can be read; give prompts as --token-ids")
     print_json(args, summary)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The backends' options that the command line has."""
+    found = {}
+    for option, _ in _own_options(llm_backends()):
+        value = getattr(args, option.name)
+        if value is not None:
+            found[option.name] = dict(value) if option.kind == "pairs" else value
+    return found
 
 
 def _doctor(args: argparse.Namespace) -> None:

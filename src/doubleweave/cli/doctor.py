@@ -6,9 +6,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from doubleweave.errors import BackendError
-from doubleweave.vendors.openvino_sdk import available_devices, find_openvino
-from doubleweave.vendors.qnn_sdk import INSTALL, SOCS, Sdk, load_sdk
+from doubleweave.compiler.backends import backends
+from doubleweave.vendors.library import library_of
 
 _COMPILE = ("torch", "transformers", "torchao")
 
@@ -21,12 +20,7 @@ def examine() -> dict[str, Any]:
         "executorch": _version("executorch"),
         "processor": f"{platform.machine()}, {_threads()} threads",
         "compile": _compiling(),
-        "backends": {
-            "xnnpack": {"works": True},
-            "portable": {"works": True},
-            "qnn": _qnn(),
-            "openvino": _openvino(),
-        },
+        "backends": {name: library_of(name).examine() for name in backends()},
     }
 
 
@@ -67,44 +61,3 @@ def _compiling() -> dict[str, Any]:
             "missing": f"{', '.join(missing)}; run: pip install 'doubleweave[compile]'",
         }
     return {"works": True, "text": ", ".join(f"{package} {version(package)}" for package in _COMPILE)}
-
-
-def _qnn() -> dict[str, Any]:
-    try:
-        found = load_sdk()
-    except BackendError as error:
-        text = str(error)
-        return {"works": False, "missing": text if INSTALL in text else f"{text}; {INSTALL}"}
-    return {"works": True, "text": _sdk_text(found), **_sdk_dict(found)}
-
-
-def _openvino() -> dict[str, Any]:
-    try:
-        found, devices = find_openvino(), available_devices()
-    except BackendError as error:
-        return {"works": False, "missing": str(error)}
-    compresses = _version("nncf") != "not installed"
-    text = f"OpenVINO {found.version}; devices {', '.join(devices)}"
-    return {
-        "works": True,
-        "text": text if compresses else f"{text}; --quantize none alone, for nncf is not installed",
-        "version": found.version,
-        "devices": list(devices),
-    }
-
-
-def _sdk_dict(sdk: Sdk) -> dict[str, Any]:
-    return {
-        "sdk": sdk.build,
-        "origin": sdk.origin,
-        "folder": str(sdk.folder),
-        "forwarded": sdk.is_forwarded,
-        "socs": list(SOCS),
-    }
-
-
-def _sdk_text(sdk: Sdk) -> str:
-    forwarded = "behind the forwarding library" if sdk.is_forwarded else "used as it is"
-    return (
-        f"SDK {sdk.build} ({sdk.origin}), {forwarded}; chips {', '.join(SOCS)}; runs on the HTP emulator here"
-    )

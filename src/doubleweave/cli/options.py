@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from doubleweave.vendors.library import emulator_of
 from doubleweave.vendors.printed_output import silence_errors
 
 if TYPE_CHECKING:
@@ -82,14 +83,13 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def open_quietly(folder: str) -> Program:
-    """Open a program for a command. Qualcomm's libraries run inside the process, so a crash of theirs ends it: with a
-    sentence. And they report every context that they let go: that comes later than anything of ours, and reaches
-    nobody."""
+    """Open a program for a command. An emulator runs inside the process, so a crash of its ends it: with a sentence.
+    And it reports everything that it lets go: that comes later than anything of ours, and reaches nobody."""
     from doubleweave._native import say_crashes
     from doubleweave.runtime.open import open_llm
 
     program = open_llm(folder)
-    if program.split.segments_of("qnn"):
+    if emulator_of(program.split):
         say_crashes(EXIT_ERROR)
         _KEPT.append(program)
         atexit.register(silence_errors)

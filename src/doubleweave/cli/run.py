@@ -17,6 +17,7 @@ from doubleweave.cli.options import (
     workers_of,
 )
 from doubleweave.errors import InputError
+from doubleweave.vendors.library import emulator_of
 
 if TYPE_CHECKING:
     from doubleweave.runtime.llm.program import Program
@@ -147,8 +148,8 @@ def _session(program: Program, args: argparse.Namespace) -> Session:
     session = program.session(
         args.schedule, args.threads, workers=workers_of(args), chunk=args.chunk, profile=args.profile
     )
-    if program.split.segments_of("qnn"):
-        print("running on the HTP emulator, which is slow", file=sys.stderr)
+    if emulator := emulator_of(program.split):
+        print(f"running on {emulator}, which is slow", file=sys.stderr)
         session.on_chunk = _say_chunk
     return session
 

@@ -6,11 +6,12 @@ import resource
 from pathlib import Path
 from typing import Any
 
+from doubleweave.compiler.backends import backends
 from doubleweave.ir.manifest import TOKENIZER_FILE, Manifest
 from doubleweave.ir.sizes import text
-from doubleweave.ir.split import FixedSizes, Segment, Split
+from doubleweave.ir.split import FixedSizes, Segment
 from doubleweave.tables import format_table
-from doubleweave.vendors.qnn_sdk import MOST_CONTEXTS
+from doubleweave.vendors.library import libraries_of, library_of
 
 
 def compile_summary(out: str, manifest: Manifest, seconds: float) -> dict[str, Any]:
@@ -58,36 +59,6 @@ def quality_lines(manifest: Manifest) -> list[str]:
     return lines
 
 
-def qnn_build(split: Split) -> dict[str, Any] | None:
-    """Of a program with segments for QNN: the chip, what the build is for, its contexts and how many a process may
-    hold."""
-    found = split.segments_of("qnn")
-    if not found:
-        return None
-    is_shared = any(segment.contexts < len(segment.methods()) for segment in found)
-    return {
-        "soc": found[0].target,
-        "build": "chip" if is_shared else "emulator",
-        "contexts": sum(segment.contexts for segment in found),
-        "most_contexts": MOST_CONTEXTS,
-    }
-
-
-def _qnn_lines(split: Split) -> list[str]:
-    build = qnn_build(split)
-    if build is None:
-        return []
-    how = {
-        "chip": "the methods of a segment share one context, and so their weights; the emulator cannot run that",
-        "emulator": "every method has a context of its own, with its own weights",
-    }[build["build"]]
-    over = " (too many for the chip)" if build["contexts"] > MOST_CONTEXTS else ""
-    return [
-        f"QNN: built for the {build['build']}, {build['soc']}: {how}",
-        f"{build['contexts']} contexts{over}, of about {MOST_CONTEXTS} that a process on the chip may hold",
-    ]
-
-
 def inspect_dict(manifest: Manifest) -> dict[str, Any]:
     model = manifest.model
     about: dict[str, Any] = {"model": manifest.name, "program_bytes": manifest.program_bytes}
@@ -106,7 +77,10 @@ def inspect_dict(manifest: Manifest) -> dict[str, Any]:
             ],
             states={v.name: f"{v.dtype}{text(v.shape)}" for v in manifest.split.states},
         )
-    about["qnn"] = qnn_build(manifest.split)
+    for name in backends():
+        if (build := library_of(name).build) is not None:
+            segments = manifest.split.segments_of(name)
+            about[name] = build(segments) if segments else None
     about["segments"] = [
         {
             "name": segment.name,
@@ -149,7 +123,9 @@ def inspect_table(manifest: Manifest) -> str:
     model = manifest.model
     about = "" if model is None else f" {model.quantize}, context {model.max_context},"
     head = f"{manifest.name},{about} program {manifest.program_bytes / 2**20:.1f} MiB"
-    parts = [head + "\n" + format_table(rows), *_qnn_lines(manifest.split)]
+    parts = [head + "\n" + format_table(rows)]
+    for name, library in libraries_of(manifest.split).items():
+        parts += library.build_lines(manifest.split.segments_of(name))
     if model is None:
         parts += [_module_lines(manifest)]
     return "\n".join(parts)

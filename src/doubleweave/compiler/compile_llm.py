@@ -5,134 +5,114 @@ Nothing half-written is left behind: the directory is made beside its place and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from doubleweave.compiler.pipeline_llm import Options, quantized_llm
-from doubleweave.compiler.policy import DEFAULT_SIZES, MOST_ROWS
+from doubleweave.compiler.backends import find_backend, llm_backends, option_owners, own_options
+from doubleweave.compiler.backends.backend import Backend, Options
+from doubleweave.compiler.pipeline_llm import quantized_llm
+from doubleweave.compiler.policy import DEFAULT_BACKEND, DEFAULT_SIZES, MOST_ROWS
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
 from doubleweave.errors import PolicyError, SourceError
 from doubleweave.ir.manifest import PROGRAM_FILE, Manifest, ModelInfo
 from doubleweave.ir.split import FixedSizes, SizeRanges, rows
 from doubleweave.predict.find_profile import find_profile
 from doubleweave.predict.run_file import write_run_file
+from doubleweave.sources import OPTIONS as SOURCE_OPTIONS
+from doubleweave.sources import load
 
 if TYPE_CHECKING:
     from doubleweave.sources.model import Model
 
 SHAPES = ("bounded", "static")
 ATTENTIONS = ("dynamic", "static")
-DEVICES = ("cpu", "npu")  # of dynamic attention
-# The recipes of each backend, its default first; quantize.py and backends/qnn_quantize.py say what they are.
-RECIPES = {
-    "xnnpack": ("8da8w", "8da4w", "none"),
-    "qnn": ("16a8w", "16a4w", "8a8w"),
-    "openvino": ("8w", "none"),
-}
 
 
 def compile_llm(
     source: str | Path | Model,
     out: str | Path,
     *,
-    backend: str = "xnnpack",
+    backend: str = DEFAULT_BACKEND,
     quantize: str | None = None,
     shape: str | None = None,
     chunk: Sequence[int] = (),
     max_context: int | None = None,
     attention: str = "dynamic",
-    attention_device: str = "cpu",
-    soc: str | None = None,
-    device: str | None = None,
-    calibrate: str | Path | None = None,
-    keep: Mapping[str, str] | None = None,
-    emulate: bool = False,
-    params: str | Path | None = None,
-    tokenizer: str | Path | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Manifest:
     """Compile `source` (alias, GGUF file, Hugging Face folder, Llama checkpoint, or a loaded Model) into the folder
-    `out`. `params` and `tokenizer` name the other files of a Llama checkpoint (default: params.json and
-    tokenizer.model beside it).
+    `out`.
 
-    backend: "xnnpack" (any CPU), "qnn" (the NPU of the Snapdragon `soc`) or "openvino" (Intel's; `device` "CPU", the
-    default, "GPU" or "NPU", with "8w" (default) or "none" to quantize). quantize: "none", "8da8w" (default) or
-    "8da4w" for xnnpack; "16a8w" (default), "16a4w" or "8a8w" for qnn, which calibrates on the text `calibrate`, with
-    other recipes ("cpu" for none) for segments by pattern in `keep`; without `emulate` the program is for the chip
-    alone, with it for the emulator on this machine. shape: "bounded" (linears take 1 to max(chunk)
-    rows, default 128) or "static" (one method for each size in `chunk`, default 1, 32, 128; XNNPACK stands in for the
-    NPU); qnn is always static. attention: "dynamic" (over a cache that grows, on the CPU) or "static" (inlined, over a
-    cache of `max_context` tokens, which must be given: the all-static way); attention_device "npu" asks QNN for dynamic
-    attention. Raises PolicyError, SourceError, SplitError, LowerError or BackendError; `out` is then
-    as it was before.
+    backend: "xnnpack" (any CPU), "qnn" (Qualcomm's NPUs) or "openvino" (Intel's chips). quantize: a recipe of the
+    backend, by default its first: "8da8w", "8da4w" or "none" for xnnpack; "16a8w", "16a4w" or "8a8w" for qnn; "8w" or
+    "none" for openvino. shape: "bounded" (linears take 1 to max(chunk) rows, default 128) or "static" (one method for
+    each size in `chunk`, default 1, 32, 128; XNNPACK stands in for the NPU); NPUs' backends are always static.
+    attention: "dynamic" (over a cache that grows, on the CPU) or "static" (inlined, over a cache of `max_context`
+    tokens, which must be given: the all-static way).
+
+    options: the backend's own and the source's. qnn: `soc`, the Snapdragon to compile for; `calibrate`, the text that
+    scales are found on; `keep`, other recipes ("cpu" for none) for segments by pattern; `emulate`, for the emulator on
+    this machine in place of the chip; `attention_device` "npu", which asks QNN for dynamic attention. openvino:
+    `device` "CPU" (default), "GPU" or "NPU". A Llama checkpoint: `params` and `tokenizer`, its other files (default:
+    params.json and tokenizer.model beside it).
+
+    Raises PolicyError, SourceError, SplitError, LowerError or BackendError; `out` is then as it was before.
     """
-    for_qnn = {"soc": soc, "calibrate": calibrate, "keep": keep, "emulate": emulate}
-    recipe, shape = _options(backend, quantize, shape, {"qnn": for_qnn, "openvino": {"device": device}})
-    shape = _check_attention(attention, shape, max_context)
-    _check_attention_device(attention_device, attention, backend)
-    sizes = _sizes(shape or "bounded", chunk)
     report = progress or (lambda what, done, total: None)
+    chosen = find_backend(backend, llm_backends())
+    recipe = _recipe(chosen, quantize)
+    _check_names(options)
+    of_source = {name: options.pop(name) for name in SOURCE_OPTIONS if name in options}
+    shape = _check_attention(attention, _shape(chosen, shape), max_context)
+    given = own_options(chosen, attention, options)
+    sizes = _sizes(shape or "bounded", chunk)
     folder = Path(out)
     check_target(folder)
-    to_qnn = None
-    if backend == "qnn":
-        from doubleweave.compiler.backends.qnn.compile import QnnOptions
-        from doubleweave.compiler.backends.qnn.lower import check_soc  # torch is imported from here on
-        from doubleweave.vendors.qnn_sdk import find_sdk, keep_from_downloading
-
-        find_sdk()  # its errors come before the work
-        keep_from_downloading()
-        to_qnn = QnnOptions(check_soc(soc or ""), recipe, keep or {}, calibrate, emulate)
-    if backend == "openvino":
-        from doubleweave.vendors.openvino_sdk import check_device, check_nncf
-
-        device = check_device(device or "CPU")
-        if recipe != "none":
-            check_nncf()
-    from doubleweave.sources.model import Model
+    _check_installed()
+    own = chosen.check(recipe, attention, given)
+    from doubleweave.sources.model import Model  # torch is imported from here on
 
     report("loading the model", 0, 1)
-    model = source if isinstance(source, Model) else _load(source, params, tokenizer)
+    model = source if isinstance(source, Model) else load(source, **of_source)
     context = model.max_context if max_context is None else max_context
     if not 1 <= context <= model.max_context:
         raise PolicyError(
             f"max-context: found {context}, expected 1 to {model.max_context} (what the model was trained for)"
         )
     with made_beside(folder) as temporary:
-        options = Options(recipe, sizes, context, attention, attention_device, to_qnn, device)
-        return _compile(model, temporary, options, report)
+        return _compile(model, temporary, Options(chosen, recipe, sizes, context, attention, own), report)
 
 
-def _options(
-    backend: str,
-    quantize: str | None,
-    shape: str | None,
-    given: Mapping[str, Mapping[str, object]],
-) -> tuple[str, str | None]:
-    """The recipe and the shape (None: as usual); PolicyError for options that do not go together."""
-    if backend not in RECIPES:
-        raise PolicyError(f"backend: found {backend!r}, expected one of {', '.join(RECIPES)}")
-    recipe = RECIPES[backend][0] if quantize is None else quantize
-    if recipe not in RECIPES[backend]:
+def _check_names(options: Iterable[str]) -> None:
+    known = (*option_owners(), *SOURCE_OPTIONS)
+    if unknown := next((name for name in options if name not in known), None):
         raise PolicyError(
-            f"quantize: found {recipe!r}, expected one of {', '.join(RECIPES[backend])} for {backend}"
+            f"{unknown}: is no option of a backend or a source; expected one of {', '.join(known)}"
         )
-    for other, options in given.items():
-        if other != backend and (wrong := [name for name, value in options.items() if value]):
-            raise PolicyError(
-                f"{wrong[0]}: is an option of the {other} backend; add backend {other} or leave it out"
-            )
-    if backend == "xnnpack":
-        return recipe, shape
+
+
+def _recipe(backend: Backend, quantize: str | None) -> str:
+    """PolicyError for a recipe that the backend does not have."""
+    recipe = next(iter(backend.recipes)) if quantize is None else quantize
+    if recipe not in backend.recipes:
+        raise PolicyError(
+            f"quantize: found {recipe!r}, expected one of {', '.join(backend.recipes)} for {backend.name}"
+        )
+    return recipe
+
+
+def _shape(backend: Backend, shape: str | None) -> str | None:
+    """The shape (None: as usual); PolicyError for one that the backend does not take."""
+    if not backend.takes_fixed_sizes_only:
+        return shape
     if shape == "bounded":
         raise PolicyError(
-            f"shape: found 'bounded', but {backend} takes fixed sizes only; use static or leave it out"
+            f"shape: found 'bounded', but {backend.name} takes fixed sizes only; use static or leave it out"
         )
-    if backend == "qnn" and not given["qnn"]["soc"]:
-        raise PolicyError("soc: qnn compiles for one chip; name it, such as SM8650")
-    return recipe, shape or "static"
+    return shape or "static"
 
 
 def _check_attention(attention: str, shape: str | None, max_context: int | None) -> str | None:
@@ -152,14 +132,13 @@ def _check_attention(attention: str, shape: str | None, max_context: int | None)
     return "static"
 
 
-def _check_attention_device(device: str, attention: str, backend: str) -> None:
-    if device not in DEVICES:
-        raise PolicyError(f"attention-device: found {device!r}, expected one of {', '.join(DEVICES)}")
-    if device == "npu" and (backend != "qnn" or attention != "dynamic"):
-        raise PolicyError(
-            f"attention-device: found 'npu' with {attention} attention for {backend}; expected dynamic attention for "
-            "qnn (static attention is where the static segments are)"
-        )
+def _check_installed() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise SourceError(
+            f"compiling needs {error.name}, which is not installed; run: pip install 'doubleweave[compile]'"
+        ) from error
 
 
 def _compile(model: Model, folder: Path, options: Options, report: Progress) -> Manifest:
@@ -206,13 +185,3 @@ def _sizes(shape: str, chunk: Sequence[int]) -> FixedSizes | SizeRanges:
     if shape == "bounded":
         return rows(1, max(chunk, default=max(DEFAULT_SIZES)))
     return FixedSizes(tuple(sorted(set(chunk or DEFAULT_SIZES))))
-
-
-def _load(source: str | Path, params: str | Path | None, tokenizer: str | Path | None) -> Model:
-    try:
-        from doubleweave.sources import load
-    except ImportError as error:
-        raise SourceError(
-            f"compiling needs {error.name}, which is not installed; run: pip install 'doubleweave[compile]'"
-        ) from error
-    return load(source, params=params, tokenizer=tokenizer)

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from doubleweave.compiler.backends.backend import Options
+from doubleweave.compiler.policy import DEFAULT_BACKEND
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.ir.manifest import TOKENIZER_FILE
-from doubleweave.ir.split import FixedSizes, SizeRanges, most_rows
+from doubleweave.ir.split import most_rows
 
 if TYPE_CHECKING:
-    from doubleweave.compiler.backends.qnn.compile import QnnOptions
+    from torch import Tensor
+
     from doubleweave.compiler.split.pieces import TorchSplit
     from doubleweave.sources.model import Model
-
-# What static attention adds to the scores of keys that a query does not see. Quantized, it takes part in the scores'
-# scale: the value of ExecuTorch's Qualcomm examples leaves such keys no weight, and the scores enough steps.
-_HIDDEN, _HIDDEN_QUANTIZED = -1e9, -255.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a language model is compiled; compile_llm says what the words mean. `to_qnn` is for QNN, `openvino` the
-    device for OpenVINO; neither: for XNNPACK."""
-
-    recipe: str
-    sizes: FixedSizes | SizeRanges
-    max_context: int
-    attention: str = "dynamic"
-    attention_device: str = "cpu"
-    to_qnn: QnnOptions | None = None
-    openvino: str | None = None
 
 
 def quantized_llm(model: Model, options: Options, folder: Path, report: Progress) -> TorchSplit:
@@ -41,7 +25,7 @@ def quantized_llm(model: Model, options: Options, folder: Path, report: Progress
     for a calibration text, InputError."""
     from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
     from doubleweave.compiler.graph.static_attention import MASK, inline_attention
-    from doubleweave.compiler.quantize.weights import quantize
+    from doubleweave.compiler.quantize.calibration import calibration_chunks
     from doubleweave.compiler.split.split_llm import default_policy, split_llm
 
     report("exporting the graph", 0, 1)
@@ -49,45 +33,25 @@ def quantized_llm(model: Model, options: Options, folder: Path, report: Progress
     graph = export_llm(model.module, most)
     owners = owned_modules(model.module)
     if options.attention == "static":
-        hidden = _HIDDEN if options.to_qnn is None else _HIDDEN_QUANTIZED
-        inline_attention(graph, options.max_context, hidden)
+        inline_attention(graph, options.max_context, options.backend.hidden_score)
         owners |= {MASK: MASK}
     torch_split = split_llm(
         graph,
         owners,
-        default_policy(options.sizes, options.attention_device),
+        default_policy(options.sizes),
         last_row=frozenset({"lm_head"}),
         max_context=options.max_context,
-        backend="xnnpack",
+        backend=DEFAULT_BACKEND,
     )
     report(f"quantizing ({options.recipe})", 0, 1)
     if model.save_tokenizer is not None:
         _save_tokenizer(model.save_tokenizer, folder)
-    if options.openvino is not None:
-        from doubleweave.compiler.backends.openvino import to_openvino
 
-        return to_openvino(torch_split, options.openvino, options.recipe)
-    if options.to_qnn is None:
-        return quantize(torch_split, options.recipe)
-    return _quantize_for_qnn(torch_split, options.to_qnn, folder, model.vocab_size, most, report)
+    def chunks_of(text: str | Path | None) -> list[Tensor]:
+        return calibration_chunks(text, folder / TOKENIZER_FILE, most, model.vocab_size)
 
-
-def _quantize_for_qnn(
-    torch_split: TorchSplit, options: QnnOptions, folder: Path, vocab_size: int, size: int, report: Progress
-) -> TorchSplit:
-    from doubleweave.compiler.backends.qnn.compile import to_qnn
-    from doubleweave.compiler.quantize.calibration import calibration_chunks
-
-    chunks = calibration_chunks(options.calibrate, folder / TOKENIZER_FILE, size, vocab_size)
-    total = len(torch_split.split.segments) + len(chunks) + 1
-    done = 0
-
-    def step(what: str) -> None:
-        nonlocal done
-        done += 1
-        report(what, min(done, total), total)
-
-    return to_qnn(torch_split, options, chunks, step)
+    assert options.backend.place is not None
+    return options.backend.place(torch_split, options, chunks_of, report)
 
 
 def _save_tokenizer(save: Callable[[Path], None], folder: Path) -> None:

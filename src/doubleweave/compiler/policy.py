@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 DEFAULT_SIZES = (1, 32, 128)
+DEFAULT_BACKEND = "xnnpack"  # of what no option or rule puts elsewhere
+KERNELS_BACKEND = "portable"  # of operators that no delegate takes
 MOST_ROWS = 4096
 PATTERN = "re:"
 

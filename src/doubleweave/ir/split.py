@@ -21,9 +21,6 @@ from doubleweave.ir.sizes import Shape as Shape
 from doubleweave.ir.sizes import Size
 
 ROWS, CACHED = "T", "S"
-# Backends that must not load two methods at once: Qualcomm's libraries set up what methods share without a lock.
-LOADS_ALONE = ("qnn",)
-NPU_BACKENDS = frozenset({"qnn", "openvino"})  # of devices with workers of their own
 
 ITEM_BYTES = {
     "float32": 4,

@@ -14,13 +14,14 @@ from typing import Any
 from doubleweave.files import written_whole
 from doubleweave.ir.chat import affixes_of
 from doubleweave.ir.manifest import RUN_FILE, Manifest, ModelInfo
-from doubleweave.ir.split import LOADS_ALONE, FixedSizes, Segment, most_rows
+from doubleweave.ir.split import FixedSizes, Segment, most_rows
 from doubleweave.predict.auto import overlapping_schedule
 from doubleweave.predict.profile import Profile
 from doubleweave.schedule.buffer_slots import assign
 from doubleweave.schedule.choice import chunk_shape, devices_of, static_device
 from doubleweave.schedule.pattern import has_instance_per_worker, pattern_of
 from doubleweave.schedule.scratch_groups import blocks, groups, num_groups
+from doubleweave.vendors.library import library_of
 
 VERSION = 3
 _PATTERN = ("body", "last", "body_waits", "last_waits")
@@ -58,7 +59,7 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
                 "device": segment.device,
                 "is_static": isinstance(segment.shape, FixedSizes),
                 "per_worker": per_worker[segment.name],
-                "loads_alone": segment.backend in LOADS_ALONE,
+                "loads_alone": library_of(segment.backend).loads_alone,
                 "group": shared.get(segment.name, -1),
                 "inputs": [list(port.shape) for port in segment.inputs],
                 "outputs": [list(port.shape) for port in segment.outputs],

@@ -12,10 +12,10 @@ from pathlib import Path
 from doubleweave import _native
 from doubleweave.errors import ProgramError
 from doubleweave.ir.manifest import PROGRAM_FILE
-from doubleweave.ir.split import LOADS_ALONE, Split
+from doubleweave.ir.split import Split
 from doubleweave.schedule.scratch_groups import groups
+from doubleweave.vendors.library import libraries_of, load_libraries
 from doubleweave.vendors.printed_output import captured
-from doubleweave.vendors.qnn_messages import refusal
 
 
 class Instances:
@@ -28,9 +28,13 @@ class Instances:
         self._groups = {
             method: shared.get(segment.name, -1) for segment in split.segments for method in segment.methods()
         }
-        self._alone = frozenset(
-            method for segment in split.segments_of(*LOADS_ALONE) for method in segment.methods()
-        )
+        self._alone = {
+            method: library.explain
+            for backend, library in libraries_of(split).items()
+            if library.loads_alone
+            for segment in split.segments_of(backend)
+            for method in segment.methods()
+        }
         self._loaded: dict[tuple[str, int], _native.Instance] = {}
         self.turns = _native.Turns()  # of calls from several threads that use a common method
         self._loading = threading.Lock()
@@ -46,7 +50,7 @@ class Instances:
         """Load several at once: packing weights is most of it, and it runs without the GIL."""
         with self._loading:
             todo = [method for method in dict.fromkeys(methods) if (method, 0) not in self._loaded]
-            for method in self._alone.intersection(todo):
+            for method in self._alone.keys() & set(todo):
                 self._loaded[method, 0] = self._load_alone(method)
             todo = [method for method in todo if method not in self._alone]
             if not todo:
@@ -60,11 +64,7 @@ class Instances:
         try:
             return captured(lambda: self._load(method))[0]
         except ProgramError as error:
-            reason = refusal(getattr(error, "printed", ""))
-            why = f" ({reason})" if reason else ""
-            raise ProgramError(
-                f"{error}{why}: the context is damaged or of another SDK; compile it again"
-            ) from error
+            raise ProgramError(f"{error}{self._alone[method](getattr(error, 'printed', ''))}") from error
 
     def _load(self, method: str) -> _native.Instance:
         try:
@@ -81,7 +81,12 @@ class Instances:
 
 
 def open_instances(folder: Path, split: Split) -> Instances:
-    """Open a folder's program file; raises ProgramError where it does not have the methods of the split."""
+    """Load the libraries that the split needs, and open a folder's program file.
+
+    Raises BackendError where a library is missing, ProgramError where the program does not have the methods of the
+    split or cannot run on this machine.
+    """
+    load_libraries(split)
     try:
         program = _native.Program(str(folder / PROGRAM_FILE))
     except _native.Error as error:

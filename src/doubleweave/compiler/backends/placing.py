@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from doubleweave.compiler.backends import xnnpack
 from doubleweave.compiler.graph.static_attention import MASK
+from doubleweave.compiler.policy import DEFAULT_BACKEND
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.ir.split import FixedSizes, Segment, most_rows, rows
 
@@ -41,6 +41,6 @@ def placed(
             # attention takes fixed sizes wherever it runs.
             is_fixed = segment.name == MASK or segment.attended_width > 0
             shape = segment.shape if is_fixed else rows(1, most_rows(segment.shape))
-            segment = replace(segment, device="cpu", backend=xnnpack.NAME, shape=shape)
+            segment = replace(segment, device="cpu", backend=DEFAULT_BACKEND, shape=shape)
         segments.append(segment)
     return replace(torch_split, split=replace(torch_split.split, segments=tuple(segments)))

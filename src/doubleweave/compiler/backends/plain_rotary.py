@@ -9,9 +9,17 @@ from torch import fx
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::rotary
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
+from doubleweave.compiler.split.transform import Convert, copy_graph, over_empty_weights
 
 aten = torch.ops.aten
 _rotary = torch.ops.doubleweave.rotary.default
+
+
+def without_rotary(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
+    """A structure with plain operators in the place of rotary embedding, over the same weights."""
+    graph = copy_graph(graph_module)
+    replace_rotary(graph)
+    return over_empty_weights(graph), lambda weights: weights
 
 
 def replace_rotary(graph: fx.Graph) -> None:

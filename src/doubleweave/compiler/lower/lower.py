@@ -16,32 +16,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from doubleweave.compiler.backends import openvino, portable, xnnpack
+from doubleweave.compiler.backends import backends, find_backend
 from doubleweave.compiler.backends.export_segment import export_segment
-from doubleweave.compiler.backends.qnn import lower as qnn
 from doubleweave.compiler.lower.forked import each_forked
 from doubleweave.compiler.lower.pte_file import ProgramWriter
 from doubleweave.compiler.lower.templates import Template, made_up_weights, make_templates
 from doubleweave.compiler.split.fold_constants import fold, is_constant
 from doubleweave.compiler.split.pieces import TorchSplit, with_weights
 from doubleweave.compiler.split.transform import transform_segments
-from doubleweave.errors import LowerError, PolicyError
-from doubleweave.ir.split import NPU_BACKENDS, Range, Segment, SizeRanges, Split
-
-BACKENDS = {xnnpack.NAME: xnnpack, portable.NAME: portable, qnn.NAME: qnn, openvino.NAME: openvino}
-
-# What to do with a segment that a backend refuses.
-_WAYS_OUT = {
-    qnn.NAME: "keep it on the CPU: --keep {}=cpu",
-    openvino.NAME: "compile it for XNNPACK: --backend xnnpack --shape static",
-}
+from doubleweave.errors import LowerError
+from doubleweave.ir.split import Range, Segment, SizeRanges, Split
+from doubleweave.vendors.library import library_of
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One lowering of a segment at one size (None: dynamic), or at several whose methods share a QNN context; over
+    """One lowering of a segment at one size (None: dynamic), or at several whose methods share a context; over
     its own weights or, where other segments share its structure, over made-up ones."""
 
     segment: Segment
@@ -58,15 +50,18 @@ class _Job:
 
 def prepare(torch_split: TorchSplit) -> TorchSplit:
     """Let each segment's backend rewrite its graph."""
-    names = frozenset(s.name for s in torch_split.split.segments if s.backend == xnnpack.NAME)
-    unknown = {s.backend for s in torch_split.split.segments} - set(BACKENDS)
-    if unknown:
-        raise PolicyError(f"backend {sorted(unknown)[0]!r}: expected one of {', '.join(BACKENDS)}")
+    used = dict.fromkeys(segment.backend for segment in torch_split.split.segments)
+    found = [find_backend(name, backends()) for name in used]
     # Without inputs ExecuTorch 1.5 loses the names of constants; and there is nothing to compute twice.
     constant = frozenset(
         s.name for s in torch_split.split.segments if is_constant(torch_split.graphs[s.structure])
     )
-    return transform_segments(transform_segments(torch_split, fold, constant), xnnpack.prepare, names)
+    prepared = transform_segments(torch_split, fold, constant)
+    for backend in found:
+        if backend.prepare is not None:
+            names = frozenset(segment.name for segment in prepared.split.segments_of(backend.name))
+            prepared = transform_segments(prepared, backend.prepare, names)
+    return prepared
 
 
 _Key = tuple[str, int | tuple[Range, ...]]
@@ -93,7 +88,7 @@ def jobs(split: Split) -> list[_Job]:
     return sorted(
         found.values(),
         key=lambda job: (
-            job.segment.backend not in NPU_BACKENDS,
+            not library_of(job.segment.backend).is_npu,
             -len(job.segment.inputs) - len(job.segment.outputs),
         ),
     )
@@ -182,10 +177,10 @@ def _lower_all(
                 is_shared=job.is_shared,
             )
         except LowerError as error:
-            if segment.backend not in _WAYS_OUT:
+            way_out = backends()[segment.backend].way_out
+            if not way_out:
                 raise
-            way_out = _WAYS_OUT[segment.backend].format(segment.name)
-            raise LowerError(f"segment {job}: {error}; {way_out}") from error
+            raise LowerError(f"segment {job}: {error}; {way_out.format(segment.name)}") from error
         except Exception as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
             missing = re.search(r"Missing out variants: {'aten::(\w+)'", first)
@@ -231,7 +226,7 @@ def lower_graph(
     used = made_up_weights(weights) if is_shared else weights
     module = with_weights(graph_module.graph, used)
     exported = {name: export_segment(module, segment, size) for name, size in methods.items()}
-    lowered = BACKENDS[segment.backend].to_edge(exported, segment.target, segment.recipe)
+    lowered = backends()[segment.backend].to_edge(exported, segment.target, segment.recipe)
     edge = lowered.edge
     counts = {name: _count(edge.exported_program(name)) for name in methods}
     # Inputs and outputs live in buffers that the runtime owns.

@@ -19,7 +19,7 @@ from torch.export import Dim
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
 from doubleweave.compiler.graph.nodes import PAST, constant, is_tensor, output_node
 from doubleweave.compiler.graph.static_attention import WIDTH
-from doubleweave.compiler.policy import DEFAULT_SIZES, Policy, Rule, operator_rules
+from doubleweave.compiler.policy import DEFAULT_SIZES, KERNELS_BACKEND, Policy, Rule, operator_rules
 from doubleweave.compiler.policy import Dynamic as DynamicRule
 from doubleweave.compiler.policy import Static as StaticRule
 from doubleweave.compiler.split.pieces import (
@@ -94,7 +94,7 @@ def split_llm(
             segments[name] = Segment(
                 name=name,
                 device=attention_rule.device if is_attention else rule.device,
-                backend="portable" if is_attention else backend,
+                backend=KERNELS_BACKEND if is_attention else backend,
                 shape=_shape(name, is_attention, shape, last_row, max_context),
                 inputs=inputs,
                 outputs=outputs,
@@ -120,7 +120,7 @@ def split_llm(
     return TorchSplit(Split(tuple(segments.values()), (main,)), graphs, weights)
 
 
-def default_policy(shape: FixedSizes | SizeRanges, attention_device: str = "cpu") -> Policy:
+def default_policy(shape: FixedSizes | SizeRanges) -> Policy:
     """Attention is a boundary and dynamic; everything else has this shape, fixed sizes on the NPU."""
     arguments = ("input_ids", "position_ids")
     rule: Rule
@@ -129,7 +129,7 @@ def default_policy(shape: FixedSizes | SizeRanges, attention_device: str = "cpu"
     else:
         dim = Dim(ROWS, min=1, max=most_rows(shape))
         rule = DynamicRule({name: {1: dim} for name in arguments}, device="cpu")
-    return {"": rule, ATTENTION: DynamicRule(device=attention_device)}
+    return {"": rule, ATTENTION: DynamicRule(device="cpu")}
 
 
 def _rows_of(rule: Rule) -> FixedSizes | SizeRanges:

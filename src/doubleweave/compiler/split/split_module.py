@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from doubleweave.compiler.graph.nodes import constant
-from doubleweave.compiler.policy import DEFAULT_SIZES, Match, Policy, Rule, operator_rules, resolve
+from doubleweave.compiler.policy import (
+    DEFAULT_BACKEND,
+    DEFAULT_SIZES,
+    Match,
+    Policy,
+    Rule,
+    operator_rules,
+    resolve,
+)
 from doubleweave.compiler.policy import Dynamic as DynamicRule
 from doubleweave.compiler.policy import Static as StaticRule
 from doubleweave.compiler.split import rows as _rows
@@ -44,7 +52,6 @@ from doubleweave.errors import PolicyError, SplitError
 from doubleweave.ir.sizes import symbols
 from doubleweave.ir.split import ROWS, Call, FixedSizes, Function, Port, Segment, SizeRanges, Split
 
-_BACKEND = "xnnpack"
 aten = torch.ops.aten
 
 
@@ -299,7 +306,9 @@ class _Builder:
             name = f"{name}.{sum(found.startswith(f'{name}.') for found in self.segments)}"
         if name in self.segments:
             return name
-        self.segments[name] = Segment(name, rule.device, _BACKEND, shape, inputs, outputs, digest, rows=proof)
+        self.segments[name] = Segment(
+            name, rule.device, DEFAULT_BACKEND, shape, inputs, outputs, digest, rows=proof
+        )
         self.graphs.setdefault(digest, graph_module)
         self.weights[name] = weights
         return name

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from doubleweave.errors import InputError, ProgramError
+from doubleweave.errors import InputError
 from doubleweave.ir import manifest
 from doubleweave.ir.split import Split
 from doubleweave.predict.find_profile import find_profile
@@ -21,8 +21,6 @@ from doubleweave.runtime.module.runner import Runner
 from doubleweave.runtime.module.states import States
 from doubleweave.runtime.module.submit import Workers
 from doubleweave.schedule.choice import AUTO
-from doubleweave.vendors.openvino_sdk import load_openvino
-from doubleweave.vendors.qnn_sdk import is_host, load_sdk
 
 
 class Program:
@@ -33,11 +31,6 @@ class Program:
         self.manifest = found
         assert found.model is not None
         self.model = found.model
-        if found.split.segments_of("qnn"):
-            _check_emulated(found.split)
-            load_sdk()
-        if on_openvino := found.split.segments_of("openvino"):
-            load_openvino(in_float32=all(segment.recipe == "none" for segment in on_openvino))
         self.instances = open_instances(folder, found.split)
         workers = Workers()
         runner = Runner(found.split, self.instances, States(found.split, folder / manifest.STATE_FILE))
@@ -117,13 +110,3 @@ class Program:
         session = session or self.session()
         ids = self.text.encode(prompt, raw=raw) if isinstance(prompt, str) else prompt
         return run(session, ids, max_new_tokens, chosen, self.text_for(stop), stop)
-
-
-def _check_emulated(split: Split) -> None:
-    """ProgramError for a chip's build where there is only the emulator."""
-    shared = next((s for s in split.segments_of("qnn") if s.contexts < len(s.methods())), None)
-    if shared is not None and is_host():
-        raise ProgramError(
-            f"the program is compiled for the chip {shared.target}: the methods of {shared.name} share one context, "
-            "which the emulator on this machine cannot run; compile it with --emulate to run it here"
-        )

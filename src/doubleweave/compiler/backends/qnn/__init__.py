@@ -2,3 +2,96 @@
 
 Imports compiler.backends, compiler.quantize and vendors; knows nothing of other backends.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from doubleweave.compiler.backends.backend import Backend, CalibrationChunks, Option, Options
+from doubleweave.compiler.program_folder import Progress
+from doubleweave.errors import PolicyError
+from doubleweave.vendors.qnn_sdk import SOCS, find_sdk, keep_from_downloading
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from doubleweave.compiler.backends.lowered import Lowered
+    from doubleweave.compiler.split.pieces import TorchSplit
+
+
+def _to_edge(exported: dict[str, ExportedProgram], target: str, recipe: str) -> Lowered:
+    from doubleweave.compiler.backends.qnn.lower import to_edge
+
+    return to_edge(exported, target)
+
+
+def _check(recipe: str, attention: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not own["soc"]:
+        raise PolicyError("soc: qnn compiles for one chip; name it, such as SM8650")
+    if own["attention_device"] == "npu" and attention != "dynamic":
+        raise _ATTENTION_DEVICE.misplaced("npu", "qnn", attention, "qnn")
+    find_sdk()  # its errors come before the work
+    keep_from_downloading()
+    return own
+
+
+def _place(
+    torch_split: TorchSplit, options: Options, chunks: CalibrationChunks, report: Progress
+) -> TorchSplit:
+    from doubleweave.compiler.backends.qnn.place import place
+
+    return place(torch_split, options, chunks, report)
+
+
+_ATTENTION_DEVICE = Option(
+    "attention_device",
+    "cpu (default), or npu to ask QNN for dynamic attention on the NPU",
+    default="cpu",
+    metavar="DEVICE",
+    choices=("cpu", "npu"),
+    elsewhere="{option}: found {value!r} with {attention} attention for {backend}; expected dynamic attention for "
+    "{owner} (static attention is where the static segments are)",
+)
+
+BACKEND = Backend(
+    "qnn",
+    _to_edge,
+    way_out="keep it on the CPU: --keep {}=cpu",
+    about="Qualcomm's NPU, on x86 its emulator",
+    recipes={"16a8w": "16-bit activations, 8-bit weights", "16a4w": "", "8a8w": ""},
+    options=(
+        Option(
+            "soc",
+            f"the chip to compile for: {', '.join(SOCS[:-1])} or {SOCS[-1]}",
+            metavar="SOC",
+            choices=SOCS,
+        ),
+        Option(
+            "calibrate",
+            "the text, or JSON list of token ids, to find the scales with (default: a text of the package)",
+            metavar="FILE",
+        ),
+        Option(
+            "keep",
+            "another recipe for the segments of this name or pattern, or cpu; may be repeated",
+            kind="pairs",
+            default={},
+            metavar="PATTERN=RECIPE",
+            example="block_*=16a8w",
+        ),
+        Option(
+            "emulate",
+            "for the emulator on this machine, in which methods cannot share weights as they do on the chip",
+            kind="flag",
+            default=False,
+        ),
+        _ATTENTION_DEVICE,
+    ),
+    takes_fixed_sizes_only=True,
+    check=_check,
+    place=_place,
+    # The scores are quantized: less would take the steps of the scale, and ExecuTorch's Qualcomm examples say that this
+    # leaves a hidden key no weight.
+    hidden_score=-255.0,
+)

@@ -1,4 +1,4 @@
-"""The QNN backend: Qualcomm's HTP, the NPU of Snapdragons. Fixed sizes, quantized; on x86 an emulator runs it.
+"""Lower segments to Qualcomm's HTP, the NPU of Snapdragons. Fixed sizes, quantized; on x86 an emulator runs them.
 
 Rewrites what QNN takes as one operator into that operator, and lowers a quantized segment to one context binary
 through ExecuTorch's partitioner. It knows nothing of models, calibration or schedules.
@@ -15,21 +15,12 @@ from doubleweave.compiler.backends.lowered import Lowered, left_over
 from doubleweave.compiler.backends.plain_rotary import replace_rotary
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 from doubleweave.compiler.split.transform import Convert, copy_graph, over_empty_weights
-from doubleweave.errors import LowerError, PolicyError
+from doubleweave.errors import LowerError
 from doubleweave.vendors.printed_output import captured
 from doubleweave.vendors.qnn_messages import refusal, traffic
-from doubleweave.vendors.qnn_sdk import SOCS, load_sdk
-
-NAME = "qnn"
+from doubleweave.vendors.qnn_sdk import load_sdk
 
 aten = torch.ops.aten
-
-
-def check_soc(soc: str) -> str:
-    """The SoC's name as Qualcomm writes it; PolicyError for one that is not known."""
-    if soc.upper() not in SOCS:
-        raise PolicyError(f"soc: found {soc!r}, expected one of {', '.join(SOCS)}")
-    return soc.upper()
 
 
 def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
@@ -68,7 +59,7 @@ def _match_rms_norm(node: Any) -> tuple[Any, Any, float] | None:
     return None
 
 
-def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, recipe: str = "") -> Lowered:
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> Lowered:
     """Lower quantized, exported segments, by method, to one QNN delegate each, for a SoC, the target.
 
     Several methods are graphs of one context and share their weights. It takes the steps of ExecuTorch's

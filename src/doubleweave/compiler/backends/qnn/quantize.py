@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from doubleweave.compiler.backends.export_segment import export_segment
+from doubleweave.compiler.backends.qnn import BACKEND
 from doubleweave.compiler.backends.qnn import lower as qnn
 from doubleweave.compiler.graph.ops import attention_reference
 from doubleweave.compiler.quiet import quiet
@@ -28,7 +29,7 @@ from doubleweave.compiler.split.transform import transform_segments
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.ir.split import Segment, SizeRanges
 
-RECIPES = ("16a8w", "16a4w", "8a8w")
+RECIPES = tuple(BACKEND.recipes)
 
 
 def recipes_of(names: Sequence[str], recipe: str, keep: Mapping[str, str]) -> dict[str, str]:

@@ -13,9 +13,10 @@ import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from doubleweave.errors import BackendError, PolicyError
+from doubleweave.errors import BackendError
+from doubleweave.vendors.library import Library, Segments
 
 DEVICES = ("CPU", "GPU", "NPU")
 _LIBRARY = "OPENVINO_LIB_PATH"
@@ -57,10 +58,14 @@ def load_openvino(*, in_float32: bool = False) -> None:
 
 def check_nncf() -> None:
     """Raises BackendError where NNCF, which quantizes for OpenVINO, is not installed."""
-    if importlib.util.find_spec("nncf") is None:
+    if not _has_nncf():
         raise BackendError(
             f"nncf, which makes 8-bit weights, is not installed; {_INSTALL}, or use --quantize none"
         )
+
+
+def _has_nncf() -> bool:
+    return importlib.util.find_spec("nncf") is not None
 
 
 @cache
@@ -78,14 +83,31 @@ def available_devices() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.partition(".")[0] for name in done.stdout.split()))
 
 
-def check_device(device: str) -> str:
-    """The device's name as OpenVINO writes it; raises PolicyError for an unknown one, BackendError for one that is
-    not on this machine."""
-    if device.upper() not in DEVICES:
-        raise PolicyError(f"device: found {device!r}, expected one of {', '.join(DEVICES)}")
-    if device.upper() not in available_devices():
+def check_device(device: str) -> None:
+    """Raises BackendError for a device that is not on this machine."""
+    if device not in available_devices():
         raise BackendError(
-            f"device {device.upper()}: OpenVINO {find_openvino().version} finds {', '.join(available_devices())} here; "
+            f"device {device}: OpenVINO {find_openvino().version} finds {', '.join(available_devices())} here; "
             "use a machine that has the device and its driver, or device CPU"
         )
-    return device.upper()
+
+
+def _load(segments: Segments) -> None:
+    load_openvino(in_float32=all(segment.recipe == "none" for segment in segments))
+
+
+def _examine() -> dict[str, Any]:
+    try:
+        found, devices = find_openvino(), available_devices()
+    except BackendError as error:
+        return {"works": False, "missing": str(error)}
+    text = f"OpenVINO {found.version}; devices {', '.join(devices)}"
+    return {
+        "works": True,
+        "text": text if _has_nncf() else f"{text}; --quantize none alone, for nncf is not installed",
+        "version": found.version,
+        "devices": list(devices),
+    }
+
+
+LIBRARY = Library(is_npu=True, load=_load, examine=_examine)

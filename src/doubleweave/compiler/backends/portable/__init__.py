@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from doubleweave.compiler.backends.lowered import Lowered
+from doubleweave.compiler.backends.backend import Backend
 
-NAME = "portable"
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from doubleweave.compiler.backends.lowered import Lowered
 
 
-def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str = "", recipe: str = "") -> Lowered:
+def to_edge(exported: dict[str, ExportedProgram], target: str = "", recipe: str = "") -> Lowered:
     """Every operator is a kernel's. There is one target, any CPU."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
+    from doubleweave.compiler.backends.lowered import Lowered
+
     edge = to_edge_transform_and_lower(exported, compile_config=EdgeCompileConfig(_check_ir_validity=False))
     return Lowered(edge)
+
+
+BACKEND = Backend("portable", to_edge)

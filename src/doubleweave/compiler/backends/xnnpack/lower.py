@@ -1,4 +1,4 @@
-"""The XNNPACK backend: the default on every CPU, and the stand-in for an NPU where there is none.
+"""Lower segments to XNNPACK's delegates.
 
 Rewrites what XNNPACK's partitioner would leave outside its delegate, and says which partitioner and
 compile options to use. It knows nothing of models or schedules.
@@ -15,8 +15,6 @@ from torch import fx
 from doubleweave.compiler.backends.lowered import Lowered
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 from doubleweave.compiler.split.transform import Convert, Weights, copy_graph, over_empty_weights
-
-NAME = "xnnpack"
 
 aten = torch.ops.aten
 
@@ -53,8 +51,8 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     return over_empty_weights(graph), convert
 
 
-def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str = "", recipe: str = "") -> Lowered:
-    """Lower to XNNPACK's delegates. There is one target, any CPU; the graphs say how they are quantized."""
+def to_edge(exported: dict[str, torch.export.ExportedProgram]) -> Lowered:
+    """Lower to XNNPACK's delegates. The graphs say how they are quantized."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     edge = to_edge_transform_and_lower(

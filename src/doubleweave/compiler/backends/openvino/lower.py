@@ -1,4 +1,4 @@
-"""The OpenVINO backend: Intel's NPUs and GPUs, and CPUs. Fixed sizes, in float32 or with 8-bit weights.
+"""Lower segments to OpenVINO's delegates.
 
 A segment becomes one delegate, compiled for one device; NNCF compresses its weights. It knows nothing of models or
 schedules.
@@ -9,35 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
 
 from doubleweave.compiler.backends.lowered import Lowered, left_over
-from doubleweave.compiler.backends.placing import fits, placed
-from doubleweave.compiler.backends.plain_rotary import replace_rotary
-from doubleweave.compiler.split.pieces import TorchSplit
-from doubleweave.compiler.split.transform import Convert, copy_graph, over_empty_weights, transform_segments
 from doubleweave.errors import LowerError
-from doubleweave.vendors.openvino_sdk import load_openvino
+from doubleweave.vendors.openvino import load_openvino
 from doubleweave.vendors.printed_output import captured
 
-NAME = "openvino"
 
-
-def to_openvino(torch_split: TorchSplit, device: str, recipe: str) -> TorchSplit:
-    """Place the segments that OpenVINO can take on one of its devices ("CPU", "GPU" or "NPU"). recipe: "8w", int8
-    weights with one scale an output feature, or "none"."""
-    recipes = {segment.name: recipe for segment in torch_split.split.segments if fits(segment)}
-    split = placed(torch_split, recipes, NAME, device, shares_context=False)
-    return transform_segments(split, _prepare, frozenset(recipes))
-
-
-def _prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
-    graph = copy_graph(graph_module)
-    replace_rotary(graph)
-    return over_empty_weights(graph), lambda weights: weights
-
-
-def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, recipe: str = "none") -> Lowered:
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, recipe: str) -> Lowered:
     """Lower exported segments, by method, to one OpenVINO delegate each, for a device, the target.
 
     Raises LowerError for what OpenVINO does not take.

@@ -1,0 +1,63 @@
+"""From a float32 split to one that QNN can lower: lookups on the CPU, everything else quantized and measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from doubleweave.compiler.backends.backend import CalibrationChunks, Options
+from doubleweave.compiler.backends.placing import fits, placed
+from doubleweave.compiler.backends.qnn.dynamic import ask_for_dynamic_shape
+from doubleweave.compiler.backends.qnn.quantize import quantize, recipes_of
+from doubleweave.compiler.program_folder import Progress
+from doubleweave.compiler.quantize.quality import signal_to_noise
+from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.ir.split import SizeRanges
+
+CPU = "cpu"  # the recipe of a segment that stays on the CPU, in float32
+
+
+def place(
+    torch_split: TorchSplit, options: Options, calibration: CalibrationChunks, report: Progress
+) -> TorchSplit:
+    """Place and quantize the segments.
+
+    On a phone the methods of a segment are graphs of one context and share its weights. The emulator cannot run that:
+    with `emulate` each method has a context of its own. Raises PolicyError, LowerError or InputError.
+    """
+    own = options.own
+    chunks = calibration(own["calibrate"])
+    total = len(torch_split.split.segments) + len(chunks) + 1
+    done = 0
+
+    def step(what: str) -> None:
+        nonlocal done
+        done += 1
+        report(what, min(done, total), total)
+
+    if own["attention_device"] == "npu":
+        torch_split = _with_attention_on_npu(torch_split)
+    names = [segment.name for segment in torch_split.split.segments if fits(segment)]
+    recipes = recipes_of(names, options.recipe, own["keep"])
+    on_npu = {name: recipe for name, recipe in recipes.items() if recipe != CPU}
+    split = placed(torch_split, on_npu, options.backend.name, own["soc"], shares_context=not own["emulate"])
+    for name in on_npu:
+        if isinstance(split.split.segment(name).shape, SizeRanges):
+            step(f"asking QNN for {name} with sizes that change")
+            ask_for_dynamic_shape(split, name, on_npu[name], own["soc"], chunks[0].shape[1])
+    quantized = quantize(split, on_npu, own["soc"], chunks, step)
+    step("comparing with float32")
+    found = signal_to_noise(split, quantized, list(on_npu), chunks[:2])
+    segments = [
+        replace(segment, snr_db=found[segment.name]) if segment.name in found else segment
+        for segment in quantized.split.segments
+    ]
+    return replace(quantized, split=replace(quantized.split, segments=tuple(segments)))
+
+
+def _with_attention_on_npu(torch_split: TorchSplit) -> TorchSplit:
+    """Attention is what takes sizes that change: the NPU's other segments have fixed ones."""
+    segments = [
+        replace(segment, device="npu") if isinstance(segment.shape, SizeRanges) else segment
+        for segment in torch_split.split.segments
+    ]
+    return replace(torch_split, split=replace(torch_split.split, segments=tuple(segments)))
