@@ -53,9 +53,8 @@ def quality_lines(manifest: Manifest) -> list[str]:
     if len(found) > _SHOWN:
         lines.append(f"  … {len(found) - _SHOWN} more, up to {found[-1][0]:.1f} dB")
     worst_db, worst = found[0]
-    if worst_db < _POOR_DB:
-        better = "cpu" if worst.recipe == "16a8w" else "16a8w"
-        lines.append(f"hint: --keep {worst.name}={better} compiles the worst one with less noise")
+    if worst_db < _POOR_DB and (better := backends()[worst.backend].quieter(worst)):
+        lines.append(f"hint: {better} compiles the worst one with less noise")
     return lines
 
 

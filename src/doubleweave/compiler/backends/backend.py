@@ -1,18 +1,19 @@
 """A backend as the compiler sees it: one record. Knows no backend by name, and no registry.
 
-Records are listed without torch: their functions import it when they are called.
+Records are listed without torch: their functions are imported when they are called (`late`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.errors import PolicyError
-from doubleweave.ir.split import FixedSizes, SizeRanges
+from doubleweave.ir.split import FixedSizes, Segment, SizeRanges
 from doubleweave.vendors.library import Library, library_of
 
 if TYPE_CHECKING:
@@ -79,6 +80,15 @@ class Options:
 CalibrationChunks = Callable[[str | Path | None], "list[Tensor]"]
 
 
+def late(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that is imported when the function is first called."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return getattr(import_module(module), name)(*args, **kwargs)
+
+    return call
+
+
 def _as_given(recipe: str, attention: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
     return own
 
@@ -105,6 +115,8 @@ class Backend:
     check: Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]] = _as_given
     # Puts the segments of a split on the backend, and quantizes them.
     place: Callable[[TorchSplit, Options, CalibrationChunks, Progress], TorchSplit] | None = None
+    # What compiles a segment with less noise, as options of the command line; "" for nothing.
+    quieter: Callable[[Segment], str] = lambda segment: ""
     hidden_score: float = -1e9  # what static attention adds to the scores of keys that a query does not see
 
     @property

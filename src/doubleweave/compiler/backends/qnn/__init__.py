@@ -6,24 +6,11 @@ Imports compiler.backends, compiler.quantize and vendors; knows nothing of other
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from doubleweave.compiler.backends.backend import Backend, CalibrationChunks, Option, Options
-from doubleweave.compiler.program_folder import Progress
+from doubleweave.compiler.backends.backend import Backend, Option, late
 from doubleweave.errors import PolicyError
 from doubleweave.vendors.qnn_sdk import SOCS, find_sdk, keep_from_downloading
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
-    from doubleweave.compiler.backends.lowered import Lowered
-    from doubleweave.compiler.split.pieces import TorchSplit
-
-
-def _to_edge(exported: dict[str, ExportedProgram], target: str, recipe: str) -> Lowered:
-    from doubleweave.compiler.backends.qnn.lower import to_edge
-
-    return to_edge(exported, target)
 
 
 def _check(recipe: str, attention: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -34,14 +21,6 @@ def _check(recipe: str, attention: str, own: Mapping[str, Any]) -> Mapping[str, 
     find_sdk()  # its errors come before the work
     keep_from_downloading()
     return own
-
-
-def _place(
-    torch_split: TorchSplit, options: Options, chunks: CalibrationChunks, report: Progress
-) -> TorchSplit:
-    from doubleweave.compiler.backends.qnn.place import place
-
-    return place(torch_split, options, chunks, report)
 
 
 _ATTENTION_DEVICE = Option(
@@ -56,7 +35,7 @@ _ATTENTION_DEVICE = Option(
 
 BACKEND = Backend(
     "qnn",
-    _to_edge,
+    to_edge=late(f"{__name__}.lower", "to_edge"),
     way_out="keep it on the CPU: --keep {}=cpu",
     about="Qualcomm's NPU, on x86 its emulator",
     recipes={"16a8w": "16-bit activations, 8-bit weights", "16a4w": "", "8a8w": ""},
@@ -90,7 +69,8 @@ BACKEND = Backend(
     ),
     takes_fixed_sizes_only=True,
     check=_check,
-    place=_place,
+    place=late(f"{__name__}.place", "place"),
+    quieter=lambda segment: f"--keep {segment.name}={'cpu' if segment.recipe == '16a8w' else '16a8w'}",
     # The scores are quantized: less would take the steps of the scale, and ExecuTorch's Qualcomm examples say that this
     # leaves a hidden key no weight.
     hidden_score=-255.0,

@@ -59,7 +59,7 @@ def _match_rms_norm(node: Any) -> tuple[Any, Any, float] | None:
     return None
 
 
-def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> Lowered:
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, recipe: str = "") -> Lowered:
     """Lower quantized, exported segments, by method, to one QNN delegate each, for a SoC, the target.
 
     Several methods are graphs of one context and share their weights. It takes the steps of ExecuTorch's

@@ -12,8 +12,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from doubleweave.compiler.backends.backend import CalibrationChunks, Options
 from doubleweave.compiler.backends.lowered import Lowered
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
+from doubleweave.compiler.program_folder import Progress
+from doubleweave.compiler.quantize.weights import quantize
+from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.transform import Convert, Weights, copy_graph, over_empty_weights
 
 aten = torch.ops.aten
@@ -51,8 +55,15 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     return over_empty_weights(graph), convert
 
 
-def to_edge(exported: dict[str, torch.export.ExportedProgram]) -> Lowered:
-    """Lower to XNNPACK's delegates. The graphs say how they are quantized."""
+def place(
+    torch_split: TorchSplit, options: Options, calibration: CalibrationChunks, report: Progress
+) -> TorchSplit:
+    """Quantize the weights; the split puts every segment here by itself."""
+    return quantize(torch_split, options.recipe)
+
+
+def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, recipe: str) -> Lowered:
+    """Lower to XNNPACK's delegates. There is one target, any CPU; the graphs say how they are quantized."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     edge = to_edge_transform_and_lower(
