@@ -55,7 +55,6 @@ def toy(monkeypatch):
     return backend
 
 
-@pytest.mark.executorch
 def test_a_backend_from_outside_compiles_and_runs(toy, toy_program, tmp_path, cli):
     manifest = dw.compile_llm(toys.model(), tmp_path / "toy", backend="toy", marker="striped", chunk=(32,))
     found = manifest.split.segments_of("toy")
@@ -73,7 +72,6 @@ def test_a_backend_from_outside_compiles_and_runs(toy, toy_program, tmp_path, cl
     assert (code, "toy" in out) == (0, True)
 
 
-@pytest.mark.executorch
 def test_a_segment_that_it_refuses_comes_with_the_way_out(toy, tmp_path):
     def refuse(exported, target, recipe):
         raise LowerError("no such toy")
@@ -104,7 +102,6 @@ def help_of_compile() -> str:
     return commands.choices["compile"].format_help()
 
 
-@pytest.mark.executorch
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -15,7 +15,7 @@ import toys
 from doubleweave.ir import manifest
 from native_runner import RUNNER, native, needs_runner, report, sentence
 
-pytestmark = [pytest.mark.executorch, needs_runner]
+pytestmark = needs_runner
 
 SCHEDULES = ("auto", "sequential", "lockstep", "pipelined", "out_of_order", "wavefront")
 PROMPT_IDS = [number % 250 for number in range(7, 7 + 77 * 13, 13)]

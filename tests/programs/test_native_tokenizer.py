@@ -10,7 +10,7 @@ import pytest
 import meta_llama
 from native_runner import native, needs_runner, report, sentence
 
-pytestmark = [pytest.mark.executorch, needs_runner]
+pytestmark = needs_runner
 
 TEXTS = (
     "plain words",
