@@ -92,6 +92,22 @@ def test_the_command_line_offers_it(toy, cli):
     assert "toy: what its segments are compiled for" in text
 
 
+def test_its_options_are_flags(toy, cli, tmp_path):
+    def says(*argv):
+        code, _, err = cli("compile", "smollm2", "-o", tmp_path / "out", *argv)
+        return code, err.splitlines()[-1]
+
+    sentence = "doubleweave: marker: is an option of the toy backend; add backend toy or leave it out"
+    assert says("--marker", "striped") == (2, sentence)
+    assert says("--backend", "toy", "--marker", "dotted") == (
+        2,
+        "doubleweave: marker: found 'dotted', expected one of plain, Striped",
+    )
+    code, line = says("--keep", "cpu")
+    assert code == 2
+    assert "argument --keep: found 'cpu', expected PATTERN=RECIPE, such as 'block_*=16a8w'" in line
+
+
 def help_of_compile() -> str:
     import argparse
 

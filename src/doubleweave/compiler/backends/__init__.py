@@ -59,9 +59,8 @@ def own_options(backend: Backend, attention: str, given: Mapping[str, Any]) -> d
     values = {name: option.default for name, option in own.items()}
     for name, value in given.items():
         option, owner = (own[name], backend) if name in own else option_owners()[name]
-        if not value or value == option.default:
+        if not value or (checked := option.checked(value)) == option.default:
             continue
-        checked = option.checked(value)
         if owner is not backend:
             raise option.misplaced(checked, owner.name, attention, backend.name)
         values[name] = checked
