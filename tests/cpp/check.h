@@ -4,9 +4,8 @@
 
 #include <atomic>
 #include <cstdio>
+#include <exception>
 #include <string>
-
-#include "doubleweave/error.h"
 
 namespace check {
 
@@ -24,7 +23,7 @@ template <typename Act>
 std::string refusal(const Act& act) {
   try {
     act();
-  } catch (const doubleweave::Error& error) {
+  } catch (const std::exception& error) {
     return error.what();
   }
   return "(nothing was refused)";
