@@ -19,6 +19,7 @@ import doubleweave as dw
 from doubleweave.ir import manifest
 from doubleweave.ir.split import Split, whole_cache
 from doubleweave.predict.find_profile import find_profile
+from doubleweave.predict.plan_run import RunPlanner
 from doubleweave.predict.planner import plan
 from doubleweave.schedule.choice import chunk_shape
 from doubleweave.schedule.chunks import cut
@@ -126,8 +127,9 @@ def predicted(folder: Path, length: int) -> dict[str, Any]:
     profile = find_profile(folder, found, SOC.lower())
     cpu = replace(profile.devices["cpu"], efficiency=0.5)
     faster = replace(profile, devices={**profile.devices, "cpu": cpu})
+    planners = [RunPlanner(found.split, p, found.model.max_context) for p in (profile, faster)]
     threads = sum(device.workers or 1 for device in profile.devices.values())
-    chosen, other = (plan(found.split, length, p, threads).chosen for p in (profile, faster))
+    chosen, other = (plan(planner, length, threads).chosen for planner in planners)
     return {
         "simulated_s": chosen.makespan_s,
         "simulated_fast_cpu_s": other.makespan_s,

@@ -110,9 +110,7 @@ def at_length(
     }
     choice = ran["auto"]
     plain = default_choice(program.split, "sequential", auto.threads)
-    chosen_s, plain_s = (
-        simulate(program.split, c, length, auto.profile).end_ns.max() for c in (choice, plain)
-    )
+    chosen_s, plain_s = (simulate(auto.planner, c, length).end_ns.max() for c in (choice, plain))
     return {
         "prompt_tokens": length,
         "chose": f"{choice.schedule} {len(choice.workers)}x{choice.threads}, chunk {choice.chunk}",

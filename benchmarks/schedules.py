@@ -132,9 +132,7 @@ def report(
         if graph.chunks != first.verified.graph.chunks:
             raise AssertionError(f"{name} cuts {length} tokens otherwise")
         bound_ns, bound = lower_bound_ns(graph, schedule.devices, Costs(alone))
-        simulated_s = (
-            simulate(program.split, recorded.choice, length, entrant.session.profile).end_ns.max() / 1e9
-        )
+        simulated_s = simulate(entrant.session.planner, recorded.choice, length).end_ns.max() / 1e9
         devices = np.array(graph.devices)[graph.call_of]
         work = {device: float(alone[devices == device].sum()) / 1e9 for device in sorted(set(graph.devices))}
         hand_over, same = (median_us(values) for values in (entrant.hand_over_ns, entrant.same_worker_ns))
