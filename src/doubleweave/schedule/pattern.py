@@ -1,4 +1,4 @@
-"""The pattern of a run: what is the same for every prompt, so that it is worked out at compile time.
+"""The pattern of a run: the part of a task graph that is the same for every prompt; it is worked out at compile time.
 
 A pattern has the calls of a chunk, the slots of their values and what each call waits for. Calls nobody needs are not
 in it: `needed` walks back from what is asked for. Reusing a slot is a dependency, so slots are assigned here as well.
@@ -164,7 +164,7 @@ def _slot_waits(
 
 
 def _without_implied(waits: Mapping[int, set[Dependency]]) -> dict[int, set[Dependency]]:
-    """Drop what a call waits for already through another of its chunk.
+    """Drop dependencies that another call of the same chunk, which is waited for as well, already has.
 
     One step back is enough: it keeps the lists short, which are repeated for every chunk.
     """

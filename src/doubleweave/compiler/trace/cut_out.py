@@ -66,7 +66,7 @@ def cut_out_calls(
     boundaries = _cut(unlifted, calls, named)
     graph_module = fx.GraphModule(unlifted.root, graph)
     drop_no_ops(graph_module)
-    # Only now: what a named module computes inside it is its own trace's to refuse.
+    # Only now: nodes inside a named module are gone, and its own trace refuses those.
     _refuse_nodes(what, graph, named)
     names, ranges = name_symbols(exported, unlifted.inputs, leaves)
     by_name = {r.symbol: r for r in ranges}
@@ -84,7 +84,7 @@ def _plain(name: Any) -> str:
 
 
 def _refuse_other_effects(what: str, exported: torch.export.ExportedProgram) -> None:
-    """Refuse what is no function of tensors: branches on their values, printing."""
+    """Refuse effects such as printing, and branches on the values of tensors."""
     for node in exported.graph.nodes:
         if not isinstance(node.target, torch._ops.HigherOrderOperator):
             continue
@@ -190,7 +190,7 @@ has_side_effect(BOUNDARY)
 
 
 def _cut(unlifted: _Unlifted, calls: Sequence[Call], named: NamedModules) -> dict[fx.Node, Call]:
-    """Let boundary nodes compute nothing themselves: what made their outputs is dead then, and goes."""
+    """Give boundary nodes no outputs to pass on: the nodes that computed those are dead then, and are erased."""
     graph = unlifted.graph
     # By identity: a module may have several names.
     stateful = {id(named.module(named.of_buffer(name))) for name in unlifted.nested.values()}
@@ -229,7 +229,7 @@ def _is_random(node: Any) -> bool:
 
 
 def _refuse_nodes(what: str, graph: fx.Graph, named: NamedModules) -> None:
-    """Refuse random numbers, statistics of a batch, and what leaves a named module other than as its result."""
+    """Refuse random numbers, statistics of a batch, and tensors that leave a named module other than as its result."""
     for node in graph.nodes:
         if node.op != "call_function" or node.target in (BOUNDARY, operator.getitem):
             continue
