@@ -1,7 +1,7 @@
-"""The interface of a callable piece: its parameters and what it returns, as plain data.
+"""The interface of a callable piece: its parameters and the tree of its result, as plain data.
 
-It binds a call's arguments as Python would, and checks them against what was compiled. It knows nothing of
-shapes or of memory.
+It binds a call's arguments as Python does, and checks them against the arguments that the piece was compiled with. It
+knows nothing of shapes or of memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from doubleweave.ir.trees import Tree, TreeError, build, flatten, match
 _KINDS = {kind.name: kind for kind in inspect._ParameterKind}
 
 
+# Stands for an argument that the call leaves out and that has no constant default; a signature shows it as "...".
 class _NotGiven:
     def __repr__(self) -> str:
         return "..."
@@ -42,7 +43,8 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Interface:
-    """Parameters and the tree of what is returned; tensors are numbered in the order of both."""
+    """Parameters and the tree of the result; input tensors are numbered in the order of the parameters, results in that
+    of the tree."""
 
     parameters: tuple[Parameter, ...]
     returns: Tree
@@ -50,12 +52,7 @@ class Interface:
     def to_dict(self) -> dict[str, Any]:
         return {
             "parameters": [
-                {
-                    "name": p.name,
-                    "kind": p.kind,
-                    "tree": None if p.tree is None else p.tree.to_dict(),
-                    "default": None if p.default is None else p.default.to_dict(),
-                }
+                {**vars(p), "tree": p.tree and p.tree.to_dict(), "default": p.default and p.default.to_dict()}
                 for p in self.parameters
             ],
             "returns": self.returns.to_dict(),
@@ -68,10 +65,10 @@ class Interface:
         for item in data["parameters"]:
             if item["kind"] not in _KINDS:
                 raise ValueError(f"parameter kind {item['kind']!r}")
-            trees = {
-                key: None if item[key] is None else Tree.from_dict(item[key]) for key in ("tree", "default")
-            }
-            parameters.append(Parameter(item["name"], item["kind"], trees["tree"], trees["default"]))
+            tree, default = (
+                None if item[key] is None else Tree.from_dict(item[key]) for key in ("tree", "default")
+            )
+            parameters.append(Parameter(item["name"], item["kind"], tree, default))
         return Interface(tuple(parameters), Tree.from_dict(data["returns"]))
 
     @property
@@ -136,16 +133,14 @@ def parameters_of(
     bound = signature.bind(*args, **kwargs)
     parameters, tensors = [], []
     for name, parameter in signature.parameters.items():
-        default: Tree | None = None
-        tree: Tree | None
-        if parameter.default is not inspect.Parameter.empty:
-            default = _constant(parameter.default)
-        if name in bound.arguments or parameter.default is inspect.Parameter.empty:
+        is_required = parameter.default is inspect.Parameter.empty
+        default = None if is_required else _constant(parameter.default)
+        tree = default
+        if name in bound.arguments or is_required:
+            # *args and **kwargs that got nothing are absent from `bound`.
             empty: Any = () if parameter.kind is inspect.Parameter.VAR_POSITIONAL else {}
             tree, leaves = flatten(bound.arguments.get(name, empty), name)
             tensors += leaves
-        else:
-            tree, leaves = default, []
         parameters.append(Parameter(name, parameter.kind.name, tree, default))
     return tuple(parameters), tensors
 

@@ -1,6 +1,6 @@
-"""manifest.json: what a program directory says about itself.
+"""manifest.json: a program folder's own description, written by the compiler and read by everything else.
 
-Read without torch. Unknown keys, another version, or a program file with another digest are refused.
+Reading it takes no torch. Unknown keys, another version, or a program file with another digest are refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RUN_FILE = "run.json"  # predict/run_file.py
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What generating text needs to know of the model."""
+    """The facts about a language model that generating text needs; `max_context` is in tokens."""
 
     vocab_size: int
     max_context: int
@@ -39,8 +39,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`model` is there for a language model, `name` says what else was compiled. state.bin holds the first values
-    of the states, in the order of the functions that own them; its digest is "" where there are none."""
+    """A program folder's own description.
+
+    `name` is the source's or the module's; `model` is None for a module that is no language model. state.bin holds the
+    first values of the states, in the order of `Split.states`; its digest is "" where there are none.
+    """
 
     name: str
     model: ModelInfo | None
@@ -59,9 +62,7 @@ class Manifest:
             "program_bytes": self.program_bytes,
             "state_sha256": self.state_sha256,
             "made_with": self.made_with,
-            "model": None
-            if self.model is None
-            else {**asdict(self.model), "eos_token_ids": list(self.model.eos_token_ids)},
+            "model": None if self.model is None else asdict(self.model),
             "split": self.split.to_dict(),
         }
         (folder / MANIFEST_FILE).write_text(json.dumps(data, indent=1) + "\n")
@@ -78,9 +79,9 @@ def read(folder: Path) -> Manifest:
             f"{folder}: no such program folder; make one with: doubleweave compile SOURCE -o {folder}"
         )
     manifest = _parse(path)
-    _check_program(folder / PROGRAM_FILE, manifest)
+    _check_file(folder / PROGRAM_FILE, manifest.program_sha256, manifest.program_bytes)
     if manifest.state_sha256:
-        _check_digest(folder / STATE_FILE, manifest.state_sha256)
+        _check_file(folder / STATE_FILE, manifest.state_sha256)
     return manifest
 
 
@@ -108,15 +109,8 @@ def _parse(path: Path) -> Manifest:
             model = ModelInfo(**{**data["model"], "eos_token_ids": tuple(data["model"]["eos_token_ids"])})
         split = Split.from_dict(data["split"])
         _check_keys(path, data["split"], {field.name for field in fields(Split)}, "split.")
-        manifest = Manifest(
-            data["name"],
-            model,
-            split,
-            data["program_sha256"],
-            data["program_bytes"],
-            data["state_sha256"],
-            dict(data["made_with"]),
-        )
+        del data["format"], data["version"]
+        manifest = Manifest(**{**data, "model": model, "split": split})
         if not _conforms(manifest, Manifest):
             raise TypeError("a value is of another type than expected")
         if problem := _inconsistency(manifest):
@@ -138,7 +132,7 @@ def _check_keys(path: Path, data: Any, expected: set[str], where: str) -> None:
 
 
 def _conforms(value: Any, kind: Any) -> bool:
-    """Whether a value is what a type annotation says, all the way down."""
+    """Whether a value has the annotated type, and its fields and items have theirs."""
     if kind is Any:
         return True
     origin, args = get_origin(kind), get_args(kind)
@@ -150,10 +144,7 @@ def _conforms(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple) and all(_conforms(item, args[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict) and all(_conforms(item, args[1]) for item in value.values())
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return type(value) is kind and all(_conforms(getattr(value, name), hints[name]) for name in hints)
-    if hasattr(kind, "_fields"):  # a named tuple
+    if is_dataclass(kind) or hasattr(kind, "_fields"):  # a dataclass or a named tuple
         hints = get_type_hints(kind)
         return type(value) is kind and all(_conforms(getattr(value, name), hints[name]) for name in hints)
     return type(value) is kind
@@ -219,31 +210,27 @@ def _function_problem(split: Split, function: Function) -> str | None:
     return None
 
 
-def _check_program(path: Path, manifest: Manifest) -> None:
+def _check_file(path: Path, sha256: str, num_bytes: int | None = None) -> None:
+    """Check size, where it is known, and digest: a damaged program would end the process where it is run."""
     try:
         size = path.stat().st_size
-        if size != manifest.program_bytes:
+        if num_bytes not in (None, size):
             raise ProgramError(
-                f"{path}: found {size} bytes, the manifest says {manifest.program_bytes}: the file is truncated or "
+                f"{path}: found {size} bytes, the manifest says {num_bytes}: the file is truncated or "
                 "of another program; compile it again"
             )
-    except OSError as error:
-        raise ProgramError(f"{path}: cannot be read ({error.strerror}); compile the program again") from None
-    _check_digest(path, manifest.program_sha256)
-
-
-def _check_digest(path: Path, expected: str) -> None:
-    try:
         with open(path, "rb") as file:
             digest = (
                 hashlib.file_digest(file, "sha256").hexdigest()
-                if hasattr(hashlib, "file_digest")
-                else (hashlib.sha256(file.read()).hexdigest())
+                if hasattr(
+                    hashlib, "file_digest"
+                )  # from Python 3.11 on: it does not read the file as a whole
+                else hashlib.sha256(file.read()).hexdigest()
             )
     except OSError as error:
         raise ProgramError(f"{path}: cannot be read ({error.strerror}); compile the program again") from None
-    if digest != expected:
+    if digest != sha256:
         raise ProgramError(
-            f"{path}: its SHA-256 is {digest[:12]}…, the manifest says {expected[:12]}…: the file was "
+            f"{path}: its SHA-256 is {digest[:12]}…, the manifest says {sha256[:12]}…: the file was "
             "changed or damaged; compile it again"
         )

@@ -7,7 +7,6 @@ division functions that torch's symbolic shapes print. It knows nothing of tenso
 from __future__ import annotations
 
 import ast
-import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -24,7 +23,7 @@ _BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
-# What a manifest says is computed: it must not take for ever.
+# Sizes come from a manifest, which anybody may have written: evaluating them must end soon and stay small.
 _LARGEST = 2**63
 _MOST_POWER = 8
 _FUNCTIONS: dict[str, Callable[..., int]] = {
@@ -101,9 +100,10 @@ def shape_of(shape: Shape, values: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def solve(size: Size, found: int, values: dict[str, int]) -> bool:
-    """Let `size` be `found`: gives a symbol that has no value yet its value. False where it cannot be.
+    """Solve `size` = `found` for the symbol of `size` that has no value yet, and add its value to `values`.
 
-    An expression of one unknown symbol is solved if it is linear in it, such as 2*k + 1.
+    An expression is solved if it is linear in that symbol, such as 2*k + 1. Returns False where no whole number solves
+    it, or where all symbols are known and the size is another; raises ValueError for several unknown symbols.
     """
     unknown = [name for name in sorted(symbols(size)) if name not in values]
     if not unknown:
@@ -112,6 +112,7 @@ def solve(size: Size, found: int, values: dict[str, int]) -> bool:
         raise ValueError(f"{size!r} has several unknown symbols")
     (name,) = unknown
     try:
+        # Two points give a line; whether the size is one is checked at the solution.
         zero, one = (evaluate(size, {**values, name: number}) for number in (0, 1))
     except ZeroDivisionError:
         return False
@@ -122,10 +123,6 @@ def solve(size: Size, found: int, values: dict[str, int]) -> bool:
         return False
     values[name] = number
     return True
-
-
-def num_elements(shape: Iterable[int]) -> int:
-    return math.prod(shape)
 
 
 def text(shape: Iterable[Any]) -> str:

@@ -62,10 +62,7 @@ class SizeRanges:
 
     def range(self, symbol: str) -> Range:
         """The range of a symbol; KeyError when the shape does not have it."""
-        for found in self.ranges:
-            if found.symbol == symbol:
-                return found
-        raise KeyError(symbol)
+        return {found.symbol: found for found in self.ranges}[symbol]
 
 
 def rows(low: int, high: int, max_cached: int = 0) -> SizeRanges:
@@ -272,6 +269,12 @@ class Split:
             if call.segment == segment and call.callee == "segment"
         )
 
+    @cached_property
+    def appending(self) -> list[int]:
+        """The places of the calls of the whole model that append to the cache, in order."""
+        cached = {value.name for value in self.values if value.kind == "cache"}
+        return [place for place, call in enumerate(self.calls) if cached.intersection(call.writes)]
+
     def writer(self) -> dict[str, int]:
         """The index of the call that writes each value of the model; its inputs have none."""
         return {name: index for index, call in enumerate(self.calls) for name in call.writes}
@@ -322,20 +325,9 @@ def _function_to_dict(function: Function) -> dict[str, Any]:
     return {
         "name": function.name,
         "calls": [
-            {
-                "name": c.name,
-                "segment": c.segment,
-                "reads": list(c.reads),
-                "writes": list(c.writes),
-                "rows": c.rows,
-                "callee": c.callee,
-            }
-            for c in function.calls
+            {**vars(call), "reads": list(call.reads), "writes": list(call.writes)} for call in function.calls
         ],
-        "values": [
-            {"name": v.name, "dtype": v.dtype, "shape": list(v.shape), "kind": v.kind}
-            for v in function.values
-        ],
+        "values": [{**vars(value), "shape": list(value.shape)} for value in function.values],
         "outputs": list(function.outputs),
         "ranges": [list(item) for item in function.ranges],
         "states": [list(item) for item in function.states],
@@ -364,26 +356,13 @@ def _function_from_dict(data: dict[str, Any]) -> Function:
 def _segment_to_dict(segment: Segment) -> dict[str, Any]:
     shape = segment.shape
     return {
-        "name": segment.name,
-        "device": segment.device,
-        "backend": segment.backend,
+        **vars(segment),
         "shape": {"static": list(shape.sizes)}
         if isinstance(shape, FixedSizes)
         else {"dynamic": [list(item) for item in shape.ranges]},
-        "inputs": [_port_to_list(port) for port in segment.inputs],
-        "outputs": [_port_to_list(port) for port in segment.outputs],
-        "structure": segment.structure,
-        "target": segment.target,
-        "recipe": segment.recipe,
-        "snr_db": segment.snr_db,
-        "contexts": segment.contexts,
-        "linear_weights": segment.linear_weights,
-        "attended_width": segment.attended_width,
+        "inputs": [[port.name, port.dtype, list(port.shape)] for port in segment.inputs],
+        "outputs": [[port.name, port.dtype, list(port.shape)] for port in segment.outputs],
         "traffic": [list(item) for item in segment.traffic],
-        "weight_bytes": segment.weight_bytes,
-        "num_operators": segment.num_operators,
-        "num_delegated": segment.num_delegated,
-        "rows": segment.rows,
     }
 
 
@@ -396,16 +375,7 @@ def _segment_from_dict(data: dict[str, Any]) -> Segment:
             if "static" in shape
             else SizeRanges(tuple(Range(*item) for item in shape["dynamic"])),
             "traffic": tuple(Traffic(*item) for item in data.get("traffic", ())),
-            "inputs": tuple(_port_from_list(item) for item in data["inputs"]),
-            "outputs": tuple(_port_from_list(item) for item in data["outputs"]),
+            "inputs": tuple(Port(name, dtype, tuple(shape)) for name, dtype, shape in data["inputs"]),
+            "outputs": tuple(Port(name, dtype, tuple(shape)) for name, dtype, shape in data["outputs"]),
         }
     )
-
-
-def _port_to_list(port: Port) -> list[Any]:
-    return [port.name, port.dtype, list(port.shape)]
-
-
-def _port_from_list(data: list[Any]) -> Port:
-    name, dtype, shape = data
-    return Port(name, dtype, tuple(shape))

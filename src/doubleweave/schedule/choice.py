@@ -1,4 +1,4 @@
-"""How a prompt is run: schedule, workers, threads, chunks. The choice of the planner, which a session follows.
+"""A choice: the schedule, workers, threads and chunks that run a prompt. The planner makes it, a session follows it.
 
 It knows nothing of costs or memory.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from doubleweave import _scheduling
-from doubleweave.ir.split import FixedSizes, SizeRanges, Split, most_rows
+from doubleweave.ir.split import FixedSizes, Segment, SizeRanges, Split, most_rows
 from doubleweave.schedule.chunks import Chunk, cut
 from doubleweave.schedule.makers import MAKERS
 from doubleweave.schedule.pattern import Want
@@ -19,9 +19,9 @@ SCHEDULES = (AUTO, *MAKERS)
 
 
 class Choice(NamedTuple):
-    """`threads` is the number of each worker's methods. `chunk` is the most tokens of a chunk. `in_flight` chunks have
-    buffers at once. `abreast` divides the number of chunks where they may have any size, so that each worker of a
-    wavefront gets as many."""
+    """`workers` are the devices of the workers, and each method of a worker uses `threads` threads. `chunk` is the most
+    tokens of a chunk. `in_flight` chunks have buffers at once. The number of chunks is a multiple of `abreast` where
+    chunks may have any size, so that every worker of a wavefront gets equally many."""
 
     schedule: str
     workers: tuple[str, ...]
@@ -32,8 +32,8 @@ class Choice(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """What the user asks for: AUTO chooses workers and chunks itself. `threads` are those in all; None is the
-    default."""
+    """The user's part of a choice; None leaves a part to the planner, and AUTO all but `threads`. `threads` counts
+    those of all workers together."""
 
     schedule: str = AUTO
     threads: int | None = None
@@ -42,7 +42,7 @@ class Wish(NamedTuple):
 
 
 def as_choice(found: tuple[str, list[str], int, int, int, int]) -> Choice:
-    """The choice that the native module gives as a tuple."""
+    """The choice of a tuple that the native module returns."""
     schedule, workers, *numbers = found
     return Choice(schedule, tuple(workers), *numbers)
 
@@ -54,7 +54,7 @@ def default_choice(
     workers: tuple[str, ...] | None = None,
     chunk: int | None = None,
 ) -> Choice:
-    """The choice that names of a schedule and a number of threads stand for.
+    """The choice for a named schedule on `threads` threads in all, whatever a profile says.
 
     Raises InputError for a schedule or a worker's device that does not exist, and a chunk below 1.
     """
@@ -69,16 +69,17 @@ def devices_of(split: Split) -> tuple[str, ...]:
 
 def chunk_shape(split: Split) -> FixedSizes | SizeRanges:
     """The shape that chunks are cut for: that of the segments that append to the cache."""
-    cached = {value.name for value in split.values if value.kind == "cache"}
-    return next(split.segment(call.segment).shape for call in split.calls if cached.intersection(call.writes))
+    return _appending(split).shape
 
 
 def static_device(split: Split) -> str:
     """The device of the segments that append to the cache."""
-    cached = {value.name for value in split.values if value.kind == "cache"}
-    return next(
-        split.segment(call.segment).device for call in split.calls if cached.intersection(call.writes)
-    )
+    return _appending(split).device
+
+
+def _appending(split: Split) -> Segment:
+    """The first segment that appends to the cache; the others have its shape and device."""
+    return split.segment(split.calls[split.appending[0]].segment)
 
 
 def chunks_of(split: Split, choice: Choice, num_tokens: int) -> tuple[Chunk, ...]:

@@ -1,4 +1,4 @@
-"""What the tasks of one graph cost on one machine: what makers weigh and the simulator runs on.
+"""The costs of one graph's tasks on one machine: makers weigh by them, and the simulator runs on them.
 
 It knows nothing of where costs come from (predict/profile.py).
 """
@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from doubleweave import _scheduling
+from doubleweave.schedule.schedule import ANY
 from doubleweave.schedule.task_graph import TaskGraph, build
 
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-_ANY = "any"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Costs:
     repeated: FloatArray | None = None
 
     def native(self, graph: TaskGraph) -> _scheduling.Costs:
-        """The same over the devices of a graph."""
+        """The costs for the native module, with pairs in the order of the graph's devices."""
         pairs = [(a, b) for a in graph.every_device for b in graph.every_device]
         return _scheduling.Costs(
             np.asarray(self.duration_ns, np.int64),
@@ -48,16 +48,19 @@ class Costs:
 
 
 def lower_bound_ns(graph: TaskGraph, workers: Sequence[str], costs: Costs) -> tuple[int, str]:
-    """What no schedule on these workers can be shorter than, and why: the longest path of what tasks read, or a
-    device's work over its workers. Hand-overs, contention and reuse of buffers are not in it."""
+    """A bound that no schedule on these workers beats, in nanoseconds, and the reason for it.
+
+    The bound is the largest of the longest path over what tasks read from each other, each device's work over its
+    workers, and all work over all workers. Hand-overs, contention and reuse of buffers are not in it: with them, a bad
+    schedule over few buffers would look efficient.
+    """
+    # As many lanes as chunks: no buffer is reused, so the dependencies are those of data.
     data = build(graph.split, graph.chunks, graph.want, len(graph.chunks))
     path = _scheduling.path_to_end(costs.duration_ns, data.after_starts, data.after_list)
     bounds = [(int(path.max(initial=0)), "critical path")]
     devices = np.array(graph.devices)[graph.call_of]
-    anywhere = sum(worker == _ANY for worker in workers)
     for device in sorted(set(graph.devices)):
-        count = anywhere + sum(worker == device for worker in workers)
-        if count:
+        if count := sum(worker in (device, ANY) for worker in workers):
             bounds.append((int(costs.duration_ns[devices == device].sum()) // count, f"work of {device}"))
     bounds.append((int(costs.duration_ns.sum()) // len(workers), "work of all workers"))
     return max(bounds)

@@ -1,8 +1,9 @@
-"""The pattern of a run: the part of a task graph that is the same for every prompt; it is worked out at compile time.
+"""The pattern of a run: a chunk's calls and the calls that each of them waits for.
 
-A pattern has the calls of a chunk, the slots of their values and what each call waits for. Calls nobody needs are not
-in it: `needed` walks back from what is asked for. Reusing a slot is a dependency, so slots are assigned here as well.
-It knows nothing of the prompt's length, of workers, threads or torch.
+All chunks but the last are alike, and prompts differ only in how many chunks they have. So a pattern is worked out
+once, at compile time, and the native module repeats it for every chunk of a prompt. Calls whose results nobody reads
+are not in it. A slot's reuse is a dependency, so the pattern depends on the slots. This file knows nothing of the
+prompt's length, of workers, threads or torch.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from doubleweave.schedule.buffer_slots import Slots, assign, users
 
 Want = Literal["last", "all"]
 Int32Array = npt.NDArray[np.int32]
-# Stands for the chunk whose buffers a chunk takes over: as many before as there are lanes. So a pattern is the same for
-# every number of lanes (doubleweave/scheduling/task_graph.h).
+# Stands for the chunk whose buffers a chunk takes over: as many chunks before as there are lanes. With a symbol in the
+# place of the number, run.json needs no pattern for each number of lanes (doubleweave/scheduling/task_graph.h).
 LANE_BEFORE = 1
 
 
 class Dependency(NamedTuple):
-    """Another call, of the same chunk (0), of the chunk that far before (-1, …), or of LANE_BEFORE."""
+    """A call to wait for: of the same chunk (`chunks` is 0), of an earlier chunk (-1, …), or of LANE_BEFORE's."""
 
     call: int
     chunks: int
@@ -38,8 +39,8 @@ class Dependency(NamedTuple):
 class Pattern:
     """`body` are the calls of every chunk but the last, `last` those of the last one.
 
-    A row of waits, int64 [n, 3], has the place of a call among its chunk's calls, the place of the call it waits for
-    among that call's chunk's, and how many chunks before (0, -1, …, LANE_BEFORE) that chunk is.
+    Waits are int64 [n, 3]. A row has the place of a call among its chunk's calls, the place of a call that it waits for
+    among the calls of that other call's chunk, and that chunk (as `Dependency.chunks`).
     """
 
     body: Int32Array
@@ -74,11 +75,10 @@ def needed(split: Split, want: Want) -> tuple[tuple[int, ...], tuple[int, ...]]:
     "last" asks for the outputs of the last chunk, "all" for those of every chunk; a later turn reads the cache of
     every token, so what writes it is always needed.
     """
-    kinds = {value.name: value.kind for value in split.values}
-    cached = [i for i, call in enumerate(split.calls) if any(kinds[name] == "cache" for name in call.writes)]
-    giving = [i for i, call in enumerate(split.calls) if any(kinds[name] == "output" for name in call.writes)]
-    last = _with_ancestors(split, [*cached, *giving])
-    return (last if want == "all" else _with_ancestors(split, cached)), last
+    writer = split.writer()
+    giving = [writer[value.name] for value in split.values if value.kind == "output"]
+    last = _with_ancestors(split, split.appending + giving)
+    return (last if want == "all" else _with_ancestors(split, split.appending)), last
 
 
 def _with_ancestors(split: Split, calls: Sequence[int]) -> tuple[int, ...]:
@@ -93,7 +93,11 @@ def _with_ancestors(split: Split, calls: Sequence[int]) -> tuple[int, ...]:
 
 
 def has_instance_per_worker(split: Split, call: int) -> bool:
-    """Whether each worker has its own instance: dynamic segments without weights (attention)."""
+    """Whether each worker has an instance of its own: dynamic segments without weights, such as attention.
+
+    Such an instance takes little memory, and layers share the segment: with one instance their attentions would run one
+    at a time, which would serialise the chunks in flight.
+    """
     segment = split.segment(split.calls[call].segment)
     return isinstance(segment.shape, SizeRanges) and segment.weight_bytes == 0
 
@@ -101,7 +105,7 @@ def has_instance_per_worker(split: Split, call: int) -> bool:
 def _waits(
     split: Split, slots: Slots, here: Sequence[int], earlier: Sequence[int]
 ) -> dict[int, set[Dependency]]:
-    """What each call of a chunk waits for; `here` are the chunk's calls, `earlier` those of the chunks before it."""
+    """The dependencies of each call of a chunk; `here` are the chunk's calls, `earlier` those of a chunk before it."""
     waits: dict[int, set[Dependency]] = {call: set() for call in here}
     for call, dependency in chain(
         _data_waits(split, here, earlier),
@@ -115,15 +119,14 @@ def _waits(
 def _data_waits(
     split: Split, here: Sequence[int], earlier: Sequence[int]
 ) -> Iterator[tuple[int, Dependency]]:
-    writer = split.writer()
-    cached = {value.name for value in split.values if value.kind == "cache"}
+    writer, appending = split.writer(), split.appending
     for call in here:
         for name in split.calls[call].reads:
             # A call may read the cache it appends to: the rows of the chunks before.
             if writer.get(name, call) != call:
                 yield call, Dependency(writer[name], 0)
-        # A layer's chunks are appended in order: who waits for a chunk's rows then has all rows before them too.
-        if call in earlier and any(name in cached for name in split.calls[call].writes):
+        # A layer's chunks are appended in order: a reader that waits for a chunk's rows then has all rows before them.
+        if call in earlier and call in appending:
             yield call, Dependency(call, -1)
 
 
@@ -146,11 +149,11 @@ def _instance_waits(
 def _slot_waits(
     split: Split, slots: Slots, here: Sequence[int], earlier: Sequence[int]
 ) -> Iterator[tuple[int, Dependency]]:
-    # A slot's next writer waits for all who used what it held: a reader that comes later would read the new value,
-    # and a writer that comes later would overwrite it (a value may have no reader).
+    # A slot's next writer waits for all calls that touched the value it held: a late reader would read the new value,
+    # and a late writer would overwrite it (a value may have no reader).
     writer, touching = split.writer(), users(split)
     for held in slots.values:
-        # The chunk that had this lane before left in the slot what its last calls put there.
+        # The first writer of a chunk waits for the value that the lane's chunk before left in the slot.
         left = [name for name in held if any(call in earlier for call in touching[name])]
         before = (
             [Dependency(call, LANE_BEFORE) for call in touching[left[-1]] if call in earlier] if left else []
@@ -164,9 +167,10 @@ def _slot_waits(
 
 
 def _without_implied(waits: Mapping[int, set[Dependency]]) -> dict[int, set[Dependency]]:
-    """Drop dependencies that another call of the same chunk, which is waited for as well, already has.
+    """Drop dependencies that follow from another dependency within the chunk.
 
-    One step back is enough: it keeps the lists short, which are repeated for every chunk.
+    The lists are repeated for every chunk of every prompt, so short lists save time. One step back makes them short
+    enough; a dependency too many changes nothing.
     """
     return {
         call: found

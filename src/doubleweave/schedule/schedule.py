@@ -13,7 +13,7 @@ from doubleweave.errors import ScheduleError
 from doubleweave.schedule.pattern import Int32Array
 from doubleweave.schedule.task_graph import TaskGraph
 
-# In a worker's list: it goes on when every worker has reached its barrier of the same number.
+# In a worker's list: the worker goes on when every other one has passed its barrier of the same number, or has ended.
 BARRIER = -1
 _BARRIER_TEXT = "|"
 # A worker that runs the tasks of every device.

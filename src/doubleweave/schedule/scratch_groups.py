@@ -1,27 +1,24 @@
-"""Which segments share scratch memory, and how far apart chunks must stay so that they never meet in it.
+"""Scratch groups: which segments share scratch memory, so that chunks in flight never meet in it.
 
-A block's scratch (a few megabytes at 128 rows) is dead between runs, so blocks share it in a few groups:
-block i is in group i mod n. Two chunks in flight use one group at once only if they are n blocks apart;
-`task_graph.py` keeps them closer than that. Where n divides the number of blocks, the end of a chunk and the
-beginning of the next one keep apart as well. It knows nothing of how memory is allocated.
+A block's scratch (3 MB at 128 rows) is dead between runs, so blocks share it in a few groups: block i is in group i mod
+n. Scratch of their own for 30 blocks would take 90 MB, and one for all would make them lock each other out. Two chunks
+in flight use one group at once only if they are n blocks apart; the task graph keeps them closer than that. Where n
+divides the number of blocks, the end of a chunk and the beginning of the next one keep apart as well. This file knows
+nothing of how memory is allocated.
 """
 
 from __future__ import annotations
 
 from doubleweave.ir.split import Split
 
+# Each group takes megabytes, and fewer groups hold chunks in flight closer together: about five, and rather a number
+# that divides the blocks.
 _PREFERRED = (5, 6, 7, 4, 8)
 
 
 def blocks(split: Split) -> list[int]:
     """The calls that every chunk runs in a delegate, in order: those that append to the cache."""
-    cached = {value.name for value in split.values if value.kind == "cache"}
-    segments = {segment.name: segment for segment in split.segments}
-    return [
-        index
-        for index, call in enumerate(split.calls)
-        if cached.intersection(call.writes) and segments[call.segment].num_delegated
-    ]
+    return [call for call in split.appending if split.segment(split.calls[call].segment).num_delegated]
 
 
 def num_groups(split: Split) -> int:

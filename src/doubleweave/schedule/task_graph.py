@@ -1,8 +1,7 @@
-"""The task graph of a run: which calls are needed for which chunks, and what each waits for.
+"""The task graph of a run: the calls that each chunk needs, the tasks that each task waits for, and the buffers.
 
-Tasks nobody needs are never listed: they are found by walking back from what is asked for. Buffers are
-assigned here too, because reusing one is a dependency. All chunks but the last are alike, so dependencies are
-found once for a chunk and repeated. It knows nothing of workers, threads or torch.
+The native module repeats the pattern of a chunk (pattern.py) for the chunks of a prompt. Arrays in the place of task
+objects keep that to milliseconds for thousands of chunks. It knows nothing of workers, threads or torch.
 """
 
 from __future__ import annotations
@@ -31,10 +30,11 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskGraph:
-    """Tasks chunk behind chunk, which is an order that can run when one chunk is in flight.
+    """Tasks chunk behind chunk, an order that can run with one chunk in flight.
 
-    What task t waits for is `after_list[after_starts[t]:after_starts[t + 1]]`. `slots` are the buffers of one chunk;
-    a lane has a copy of each, and `lanes` chunks may be in flight.
+    `call_of` and `chunk_of`, int32 [n], are the tasks. Task t waits for the tasks
+    `after_list[after_starts[t]:after_starts[t + 1]]`. `slots` are the buffers of one chunk; a lane has a copy of each,
+    of `lane_bytes[slot]` bytes, and `lanes` chunks may be in flight.
     """
 
     split: Split
@@ -58,9 +58,8 @@ class TaskGraph:
 
     @cached_property
     def after(self) -> tuple[tuple[int, ...], ...]:
-        """What each task waits for."""
-        starts, found = self.after_starts.tolist(), self.after_list.tolist()
-        return tuple(tuple(found[a:b]) for a, b in pairwise(starts))
+        """The tasks that each task waits for."""
+        return lists_of(self.after_starts, self.after_list)
 
     @cached_property
     def devices(self) -> tuple[str, ...]:
@@ -86,6 +85,7 @@ class TaskGraph:
         if value in self.slots.of:
             return chunk % self.lanes * len(self.lane_bytes) + self.slots.of[value]
         outputs = self.slots.outputs
+        # "last" keeps one set of outputs, "all" one for each chunk.
         place = 0 if len(self.output_bytes) == len(outputs) else chunk * len(outputs)
         return self.lanes * len(self.lane_bytes) + place + outputs.index(value)
 
@@ -100,12 +100,18 @@ class TaskGraph:
         return f"{self.split.calls[self.call_of[index]].name}/{start}+{tokens}@{size}"
 
 
+def lists_of(starts: Int32Array, flat: Int32Array) -> tuple[tuple[int, ...], ...]:
+    """The lists that lie one behind the other in `flat`, int32 [m]: list i from `starts[i]` to `starts[i + 1]`."""
+    found = flat.tolist()
+    return tuple(tuple(found[a:b]) for a, b in pairwise(starts.tolist()))
+
+
 def build(
     split: Split, chunks: tuple[Chunk, ...], want: Want, in_flight: int = 1, *, abreast: int = 1
 ) -> TaskGraph:
-    """Build the task graph with buffers for `in_flight` chunks at once; chunk c follows c - in_flight.
+    """Build the task graph with buffers for `in_flight` chunks at once; chunk c takes over those of c - in_flight.
 
-    `abreast`: how many chunks may be in static segments at once; they are kept apart in scratch memory.
+    `abreast` chunks may be in static segments at once; their dependencies keep them apart in scratch memory.
     """
     pattern = pattern_of(split, want)
     scratch = _scheduling.Scratch(scratch_groups.blocks(split), scratch_groups.num_groups(split))
@@ -113,6 +119,7 @@ def build(
         pattern.native, scratch, chunks, in_flight, abreast
     )
     slots = assign(split)
+    # Lanes are alike, so each has room for the largest chunk, padding included.
     rows = max(chunk.compiled_size for chunk in chunks)
     values, writer = {value.name: value for value in split.values}, split.writer()
     outputs = tuple(

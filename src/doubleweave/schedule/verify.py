@@ -1,21 +1,22 @@
 """Check a schedule before it runs: every task once, on its device, nothing read before it is written, no deadlock,
 no buffer overwritten that is still read, no instance on two workers at once.
 
-What a task may rely on is what surely ended before it: by its worker's order and by what it waits for (vector
-clocks). The checks read the split itself, not the dependencies that the graph says are enough.
+A task may rely on the tasks that surely ended before it: by its worker's order and by the tasks that it waits for. The
+checks read the split itself, not the graph's dependencies: a mistake in the pattern, which makers, simulator and
+executor share, is found here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from doubleweave.errors import ScheduleError
 from doubleweave.schedule.pattern import has_instance_per_worker
 from doubleweave.schedule.schedule import ANY, BARRIER, Schedule, without_barriers
-from doubleweave.schedule.task_graph import TaskGraph
+from doubleweave.schedule.task_graph import TaskGraph, lists_of
 
-_SHOWN = 3
+_SHOWN = 3  # tasks before and behind a marked one
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,12 @@ def verify(schedule: Schedule, graph: TaskGraph) -> Verified:
     """Raises ScheduleError, with the grid and the offending row marked, where the schedule may not run."""
     _check_places(schedule, graph)
     lists, starts, found = without_barriers(schedule, graph)
-    bounds, flat = starts.tolist(), found.tolist()
-    after = tuple(tuple(flat[bounds[t] : bounds[t + 1]]) for t in range(len(graph)))
-    worker_of = {task: worker for worker, tasks in enumerate(lists) for task in tasks}
-    place_of = {task: place for tasks in lists for place, task in enumerate(tasks)}
-    clocks = _clocks(schedule, graph, lists, after, worker_of, place_of)
+    after = lists_of(starts, found)
+    stands = {task: (w, place) for w, tasks in enumerate(lists) for place, task in enumerate(tasks)}
+    clocks = _clocks(schedule, graph, lists, after, stands)
     for earlier, later, why in _required(graph):
-        if clocks[later][worker_of[earlier]] <= place_of[earlier]:
+        worker, place = stands[earlier]
+        if clocks[later][worker] <= place:
             _refuse(
                 f"{graph.name(later)} {why} {graph.name(earlier)}, but nothing makes it wait for that",
                 schedule,
@@ -96,47 +96,50 @@ def _clocks(
     graph: TaskGraph,
     lists: Sequence[Sequence[int]],
     after: Sequence[Sequence[int]],
-    worker_of: dict[int, int],
-    place_of: dict[int, int],
+    stands: Mapping[int, tuple[int, int]],
 ) -> list[list[int]]:
-    """clocks[t][w]: how many tasks of worker w have surely ended when t starts; refuses deadlocks."""
+    """clocks[t][w]: how many tasks of worker w have surely ended when t starts; refuses deadlocks.
+
+    `stands[t]` is the worker of task t and t's place in its list. The clocks are vector clocks (Fidge, Mattern, 1988).
+    """
     clocks: list[list[int]] = [[] for _ in range(len(graph))]
     position = [0] * len(lists)
+
+    def waits_for(task: int) -> list[int]:
+        """The tasks that keep `task` from starting: their workers have not come past them."""
+        return [before for before in after[task] if position[stands[before][0]] <= stands[before][1]]
+
     moved = True
     while moved:
         moved = False
         for worker, tasks in enumerate(lists):
             while position[worker] < len(tasks):
                 task = tasks[position[worker]]
-                if not all(place_of[before] < position[worker_of[before]] for before in after[task]):
+                if waits_for(task):
                     break
+                # A task knows all that the worker's last task and those it waits for knew, and these themselves.
                 clock = list(clocks[tasks[position[worker] - 1]]) if position[worker] else [0] * len(lists)
                 clock[worker] = position[worker]
                 for before in after[task]:
-                    other = worker_of[before]
+                    other, place = stands[before]
                     clock = [max(a, b) for a, b in zip(clock, clocks[before], strict=True)]
-                    clock[other] = max(clock[other], place_of[before] + 1)
+                    clock[other] = max(clock[other], place + 1)
                 clocks[task] = clock
                 position[worker] += 1
                 moved = True
-    stuck = {tasks[position[w]] for w, tasks in enumerate(lists) if position[w] < len(tasks)}
+    stuck = {tasks[position[w]]: w for w, tasks in enumerate(lists) if position[w] < len(tasks)}
     if stuck:
         rows = [
-            f"worker {worker} stands at {graph.name(tasks[position[worker]])}, which waits for "
-            + ", ".join(
-                graph.name(before)
-                for before in after[tasks[position[worker]]]
-                if place_of[before] >= position[worker_of[before]]
-            )
-            for worker, tasks in enumerate(lists)
-            if position[worker] < len(tasks)
+            f"worker {worker} stands at {graph.name(task)}, which waits for "
+            + ", ".join(map(graph.name, waits_for(task)))
+            for task, worker in stuck.items()
         ]
-        _refuse("its tasks would wait for ever: " + "; ".join(rows), schedule, graph, stuck)
+        _refuse("its tasks would wait for ever: " + "; ".join(rows), schedule, graph, set(stuck))
     return clocks
 
 
 def _required(graph: TaskGraph) -> Iterator[tuple[int, int, str]]:
-    """(earlier, later, why): what must have ended before what, read off the split and the buffers."""
+    """(earlier, later, why): pairs of tasks of which the first must have ended, read off the split and the buffers."""
     split = graph.split
     writer = split.writer()
     kinds = {value.name: value.kind for value in split.values}
