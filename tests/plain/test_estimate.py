@@ -11,6 +11,7 @@ import toys
 from doubleweave.errors import InputError
 from doubleweave.ir.split import Port, Traffic, rows
 from doubleweave.predict.estimate import Device, estimate_us, weight_format
+from doubleweave.predict.profile_file import parse_device
 
 # 1,000 operations and 1,000 bytes a microsecond of one worker; half of it reached in products.
 DEVICE = Device(10.0, 5.0, 1.0, {"int8": 1.0, "float32": 1.0}, 0.5)
@@ -102,9 +103,9 @@ def test_the_format_of_a_recipes_weights(recipe, kind):
 
 def test_devices_read_back():
     for device in (DEVICE, replace(DEVICE, workers=3)):
-        assert Device.parse(device.to_dict(), "here") == device
+        assert parse_device(device.to_dict(), "here") == device
 
 
 def test_a_device_needs_its_figures():
     with pytest.raises(InputError, match="here: key 'bandwidth_gb_s' is missing"):
-        Device.parse({"launch_us": 1, "hand_over_us": 1, "peak_gops": {"int8": 1}}, "here")
+        parse_device({"launch_us": 1, "hand_over_us": 1, "peak_gops": {"int8": 1}}, "here")

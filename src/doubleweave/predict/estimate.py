@@ -10,25 +10,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from doubleweave import _scheduling
-from doubleweave.errors import InputError
 from doubleweave.ir.split import CACHED, ITEM_BYTES, ROWS, Segment, whole_cache
+from doubleweave.schedule.costs import FloatArray
 
-FloatArray = npt.NDArray[np.float64]
 _ANY_CORES = 1 << 30
-_ITEM_BYTES = {"int4": 0.5, "int8": 1.0, "float16": 2.0, "float32": 4.0}
+WEIGHT_BYTES = {"int4": 0.5, "int8": 1.0, "float16": 2.0, "float32": 4.0}
 
 
 @dataclass(frozen=True)
 class Device:
-    """What one device can do. `workers` tasks run on it at once (None: as many as one likes); `peak_gops[format]` are
-    1e9 operations a second of one worker for weights of a format (a multiply-add is two), of which products reach the
-    share `efficiency`;
-    `bandwidth_gb_s` in 1e9 bytes a second; `launch_us` is the cost of a call; `hand_over_us` from the end of a task on
-    another worker to the start of one here that reads its result."""
+    """A device's published figures.
+
+    `launch_us` is the cost of a call. `hand_over_us` is the time from the end of a task on another worker to the start
+    of a task here that reads its result. `bandwidth_gb_s` is in 1e9 bytes a second. `peak_gops[format]` is in 1e9
+    operations a second of one worker (a multiply-add is two) for weights of a format; products reach the share
+    `efficiency` of it. `workers` tasks run at once; None stands for any number.
+    """
 
     launch_us: float
     hand_over_us: float
@@ -40,30 +38,6 @@ class Device:
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
-    @staticmethod
-    def parse(data: Any, where: str) -> Device:
-        """Parse a table of a profile; raises InputError that names the key."""
-        if not isinstance(data, Mapping):
-            raise InputError(f"{where}: found {data!r}, expected a table")
-        names = set(Device.__annotations__)
-        if unknown := sorted(set(data) - names):
-            raise InputError(f"{where}: found key {unknown[0]!r}, expected one of {', '.join(sorted(names))}")
-        if missing := sorted(names - set(data) - {"efficiency", "workers"}):
-            raise InputError(f"{where}: key {missing[0]!r} is missing")
-        peak = data["peak_gops"]
-        if not isinstance(peak, Mapping) or not peak or not set(peak) <= set(_ITEM_BYTES):
-            raise InputError(
-                f"{where}, peak_gops: found {peak!r}, expected numbers for some of {', '.join(_ITEM_BYTES)}"
-            )
-        numbers = [(key, data[key]) for key in names - {"peak_gops"} if key in data]
-        for key, value in [*numbers, *((f"peak_gops.{k}", v) for k, v in peak.items())]:
-            least = 0 if key in ("launch_us", "hand_over_us") else 1e-9
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1e18:
-                raise InputError(f"{where}, {key}: found {value!r}, expected a number above 0")
-        if not isinstance(data.get("workers", 1), int):
-            raise InputError(f"{where}, workers: found {data['workers']!r}, expected a whole number above 0")
-        return Device(**data)
-
 
 def weight_format(recipe: str) -> str:
     """The format of a quantization recipe's weights, such as int4 of "8da4w"."""
@@ -74,9 +48,11 @@ class Estimate(NamedTuple):
     """A segment's microseconds on a device: a cost a call, and the longer of computing and moving bytes.
 
     Computing takes `row_us` a row, `square_us` a row's square, and `key_us` a row times the keys that it sees, shared
-    by at most `cores` cores. Bytes are those of a call, a row and a cached token; `counted_us` is what the device's
-    compiler counted instead, by exact numbers of rows. The native module works times out (EstimatedTimes in
-    doubleweave/scheduling/costs.h)."""
+    by at most `cores` cores. Moving takes `call_bytes_us` a call, `row_bytes_us` a row and `cached_bytes_us` a cached
+    token. `counted_us` has (rows, microseconds) pairs from the traffic that the device's compiler counted; they replace
+    the three for those numbers of rows. The native module works times out (EstimatedTimes in
+    doubleweave/scheduling/costs.h).
+    """
 
     launch_us: float
     cores: int
@@ -104,12 +80,14 @@ def estimate(device: Device, segment: Segment, weights: str) -> Estimate:
         # Queries times keys and weights times values.
         width = math.prod(size for size in segment.inputs[0].shape if isinstance(size, int))
         key_us = us(4.0 * width, "float32")
-    elif segment.num_delegated:  # otherwise a table's rows are copied
-        row_us = us(2.0 * (segment.linear_weights or segment.weight_bytes / _ITEM_BYTES[weights]), weights)
+    elif segment.num_delegated:  # a segment that nothing was delegated of copies a table's rows
+        # Each row takes part in one multiply-add with each weight; without a count, each weight byte is taken for one.
+        row_us = us(2.0 * (segment.linear_weights or segment.weight_bytes / WEIGHT_BYTES[weights]), weights)
         if segment.attended_width:
             # Inlined, attention goes over the whole cache and the chunk's own rows, whatever the mask hides.
             square_us = us(2.0 * segment.attended_width, "float16")
             row_us += square_us * max(map(whole_cache, segment.inputs))
+    # Weights count for every call: other layers have driven them out of the caches when the next chunk comes.
     byte_us = 1 / (device.bandwidth_gb_s * 1e3)
     cached_bytes = row_bytes = call_bytes = 0
     for port in (*segment.inputs, *segment.outputs):

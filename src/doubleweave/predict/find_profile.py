@@ -54,12 +54,12 @@ def shipped(name: str) -> Profile:
         raise InputError(
             f"profile: found {name!r}, expected a .toml file or one of {', '.join(shipped_names())}"
         )
-    with_path = files("doubleweave") / "profiles" / f"{name}.toml"
-    return read_profile(Path(str(with_path)))
+    return read_profile(Path(str(files("doubleweave") / "profiles" / f"{name}.toml")))
 
 
 def program_id(split: Split) -> str:
-    """A digest of what the segments compute and at which sizes; their weights' numbers are not in it."""
+    """A digest of the segments' structures, devices, backends and sizes. Weights' numbers are not in it: times do not
+    depend on them, so a profile holds for every program of the same shape."""
     text = repr([(s.name, s.structure, s.device, s.backend, s.shape) for s in split.segments])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

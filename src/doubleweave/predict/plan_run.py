@@ -1,7 +1,7 @@
 """From a program, a profile, a prompt length and a wish to a verified schedule: the only way there.
 
-Sessions, predictions, plans and benchmarks ask a RunPlanner; doubleweave-run asks the same native planner with what
-run.json says of program and profile. It knows nothing of ExecuTorch.
+Sessions, predictions, plans and benchmarks ask a RunPlanner, so that a prediction is of the very run that happens.
+doubleweave-run asks the same native planner with the content of run.json. It knows nothing of ExecuTorch.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class RunPlanner:
         self._native = _scheduling.Planner(_outline(split, max_tokens), machine)
 
     def threads(self, asked: int | None, cores: int, most: int = _ANY_THREADS) -> int:
-        """Threads in all: those asked for; else those that the profile's decisions were made with; those of the CPU of
-        a chip that the profile describes; `cores`, this machine's. `most` are those that a run here can have.
+        """The number of threads in all: `asked`; else that which the profile's decisions were made with; else that of
+        the CPU of a chip that the profile describes; else `cores`, this machine's. A run here can have `most`.
 
         Raises InputError for less than one.
         """
@@ -92,8 +92,8 @@ class RunPlanner:
         )
 
     def settled(self, choice: Choice, threads: int, num_tokens: int) -> Choice:
-        """A choice that was made whatever the length: a single chunk has nothing to overlap, so it runs on every
-        thread."""
+        """Fit a choice that was made without regard to length to a prompt: a single chunk has nothing to overlap, so it
+        runs on every thread."""
         return as_choice(self._native.settled(choice, threads, num_tokens))
 
     def candidates(self, num_tokens: int, threads: int) -> list[Choice]:
@@ -107,7 +107,10 @@ class RunPlanner:
     def plan_run(
         self, choice: Choice, num_tokens: int, want: Want = "last", maker: Maker | None = None
     ) -> PlannedRun:
-        """The run of a choice; `maker` builds the schedule, and `choice.schedule` is the name it is shown under."""
+        """The run of a choice; `maker` builds the schedule, and `choice.schedule` is the name it is shown under.
+
+        `want` "all" computes every row's outputs, as scoring a text needs. Raises ScheduleError and InputError.
+        """
         graph = graph_of(self.split, choice, chunks_of(self.split, choice, num_tokens), want)
         costs = costs_of(self._tables, graph, choice.threads, len(choice.workers), all_rows=want == "all")
         if maker is None:

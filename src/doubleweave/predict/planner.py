@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from doubleweave import _scheduling
+from doubleweave._scheduling import lengths_up_to
 from doubleweave.errors import InputError
 from doubleweave.predict.plan_run import PlannedRun, RunPlanner
 from doubleweave.predict.profile import Decision
@@ -17,8 +18,9 @@ from doubleweave.schedule.costs import lower_bound_ns
 from doubleweave.schedule.schedule import ANY, Schedule
 from doubleweave.schedule.simulate import times
 
-# A candidate must promise this much more than a simpler one to be taken, as in native/scheduling/planner.cpp.
-_WORTH = 0.01
+# A candidate must be faster than a simpler one by this share to be taken, as in native/scheduling/planner.cpp: smaller
+# differences are within the errors of prediction, and a simpler choice takes less memory.
+WORTH = 0.01
 
 
 class Run(NamedTuple):
@@ -31,8 +33,12 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a choice promises. `bound` says what limits it, `bottleneck` the device that is busy for the largest share
-    of the time; `hidden` is the share of the CPU's time during which another worker was busy too."""
+    """The simulated run of a choice. `chunks` are (start, tokens, compiled size).
+
+    `bound` names the part of the lower bound that is the largest, `bottleneck` the device that is busy for the largest
+    share of the time. `busy_s` has the seconds of each worker. `hidden` is the share of the CPU's time during which
+    another worker was busy too.
+    """
 
     schedule: str
     workers: tuple[str, ...]
@@ -54,7 +60,7 @@ class Forecast:
 @dataclass(frozen=True)
 class Plan:
     """The candidates for one prompt length, fastest first. `chosen` is the simplest of those within 1% of the fastest,
-    `auto` what a run takes that names no schedule."""
+    `auto` the run of a prompt for which no schedule is named."""
 
     num_tokens: int
     chosen: Forecast
@@ -111,7 +117,7 @@ def hidden_share(schedule: Schedule, is_cpu: Any, start_ns: Any, end_ns: Any) ->
             if task >= 0:
                 cpu = int(is_cpu[task])
                 events += [(int(start_ns[task]), 1, cpu), (int(end_ns[task]), -1, -cpu)]
-    events.sort()
+    events.sort()  # at equal times ends come first, so that tasks that only touch do not overlap
     running = on_cpu = total = hidden = last = 0
     for at, change, cpu in events:
         total += on_cpu * (at - last)
@@ -132,7 +138,7 @@ def plan(planner: RunPlanner, num_tokens: int, threads: int, only: Sequence[Choi
         for choice in (only if only is not None else planner.candidates(num_tokens, threads))
     ]
     best = min(item.makespan_s for item in tried)
-    chosen = next(item for item in tried if item.makespan_s <= best * (1 + _WORTH))
+    chosen = next(item for item in tried if item.makespan_s <= best * (1 + WORTH))
     auto = forecast(simulate(planner, planner.choose(Wish(threads=threads), num_tokens), num_tokens))
     return Plan(num_tokens, chosen, auto, tuple(sorted(tried, key=lambda item: item.makespan_s)))
 
@@ -142,13 +148,8 @@ def choice_of(found: Forecast) -> Choice:
     return Choice(**{key: getattr(found, key) for key in Choice._fields})
 
 
-def lengths_up_to(most: int) -> list[int]:
-    """A grid of prompt lengths, `most` the last."""
-    return _scheduling.lengths_up_to(most)
-
-
 def decisions(planner: RunPlanner, threads: int, max_tokens: int) -> tuple[Decision, ...]:
-    """The choice for every prompt length up to `max_tokens`: what `auto` looks up. Lengths between two of a grid go
+    """The choice for every prompt length up to `max_tokens`, for `auto` to look up. Lengths between two of a grid go
     with the longer one."""
     found = []
     for length in lengths_up_to(max_tokens):
@@ -159,9 +160,5 @@ def decisions(planner: RunPlanner, threads: int, max_tokens: int) -> tuple[Decis
 
 
 def merged(found: Sequence[Decision]) -> tuple[Decision, ...]:
-    """One decision for neighbouring lengths that are run alike: that of the longest."""
-    return tuple(
-        decision
-        for decision, following in zip(found, [*found[1:], None], strict=True)
-        if following is None or following.choice != decision.choice
-    )
+    """The decisions without those that the next longer length repeats."""
+    return tuple([*alike][-1] for _, alike in groupby(found, key=lambda decision: decision.choice))

@@ -1,4 +1,4 @@
-"""Profiles: what segments cost on a machine, measured there or estimated from published figures.
+"""Profiles: the costs of segments on a machine, measured there or estimated from published figures.
 
 A measured segment has its time by rows and by cached tokens; for anything else the time is estimated from operations
 over peak and bytes over bandwidth of its device. It knows nothing of how profiles are
@@ -12,17 +12,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from doubleweave import _scheduling
 from doubleweave.errors import InputError
 from doubleweave.ir.split import CACHED, FixedSizes, Segment, Split
 from doubleweave.predict.estimate import Device, Estimate, estimate, weight_format
 from doubleweave.schedule.choice import Choice, devices_of
-from doubleweave.schedule.costs import Costs
+from doubleweave.schedule.costs import Costs, FloatArray
 from doubleweave.schedule.task_graph import TaskGraph
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,8 @@ class Measured:
     `cached[j]` tokens; between and beyond them the model is linear in each.
 
     `repeated[j]` is the share of that time that a call of the most rows takes behind `cached[j]` tokens where its
-    worker has just run the same call, for the chunk before; empty where it makes no difference.
+    worker has just run the same call, for the chunk before: keys and values are then in the processor's cache. It is
+    empty where it makes no difference.
     `spread[i]` is half the distance of the quartiles over the median; `misfit[i]` how far, at most, a median lies from
     the line between its neighbours, as a share of it: what leaving that point out would have cost.
     """
@@ -53,7 +51,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the planner chose for prompts of up to `tokens` tokens (and more than the decision before)."""
+    """The choice for prompts of up to `tokens` tokens (and more than the decision before), and its makespan in seconds:
+    measured, or simulated by `doubleweave profile --quick`."""
 
     tokens: int
     choice: Choice
@@ -84,28 +83,26 @@ class Profile:
     def costs(
         self, graph: TaskGraph, threads: int = 1, workers: int = 1, *, all_rows: bool = False, cached: int = 0
     ) -> Costs:
-        """What the tasks of a graph cost on so many workers, each method on `threads` threads, behind `cached` tokens.
+        """The costs of a graph's tasks on so many workers, each method on `threads` threads, behind `cached` tokens.
 
-        Raises InputError where the profile has neither a segment's time nor its device.
+        `all_rows`: calls that compute the last row alone otherwise compute all rows. Raises InputError where the
+        profile has neither a segment's time nor its device.
         """
         return costs_of(self.tables(graph.split), graph, threads, workers, all_rows=all_rows, cached=cached)
 
     def tables(self, split: Split) -> _scheduling.CostTables:
-        """What a program's segments cost, over its devices; raises InputError as `costs` does."""
+        """The costs of a program's segments for the native module; raises InputError as `costs` does."""
         devices = devices_of(split)
-        segments = []
-        for segment in split.segments:
-            measured = [
-                table.native(threads) for threads, table in self.segments.get(segment.name, {}).items()
-            ]
-            estimated = None if measured else self.estimate(segment).native()
-            segments.append(_scheduling.SegmentTimes(measured, estimated))
         return _scheduling.CostTables(
-            segments,
+            list(map(self._times, split.segments)),
             self.hand_overs_ns(devices),
             round(self.same_worker_us * 1e3),
-            [(workers, shares) for workers, shares in self.contentions(devices).items()],
+            list(self.contentions(devices).items()),
         )
+
+    def _times(self, segment: Segment) -> _scheduling.SegmentTimes:
+        measured = [table.native(threads) for threads, table in self.segments.get(segment.name, {}).items()]
+        return _scheduling.SegmentTimes(measured, None if measured else self.estimate(segment).native())
 
     def estimate(self, segment: Segment) -> Estimate:
         """The times of a segment that was not measured; raises InputError without its device."""
@@ -118,14 +115,12 @@ class Profile:
         return estimate(self.devices[segment.device], segment, weights)
 
     def time_us(self, segment: Segment, rows: FloatArray, cached: FloatArray, threads: int) -> FloatArray:
-        """A segment's time for `rows` rows behind `cached` tokens."""
-        measured = [table.native(count) for count, table in self.segments.get(segment.name, {}).items()]
-        estimated = None if measured else self.estimate(segment).native()
-        times = _scheduling.SegmentTimes(measured, estimated)
-        return _scheduling.time_us(times, np.asarray(rows, float), np.asarray(cached, float), threads)
+        """A segment's microseconds for `rows` rows behind `cached` tokens, element by element."""
+        rows, cached = np.asarray(rows, float), np.asarray(cached, float)
+        return _scheduling.time_us(self._times(segment), rows, cached, threads)
 
     def hand_overs_ns(self, devices: Sequence[str]) -> list[list[int]]:
-        """From a worker of one device to another worker, of another (or the same) device."""
+        """Nanoseconds from a worker of device i to another worker, of device j."""
 
         def us(a: str, b: str) -> float:
             if (a, b) in self.hand_over_us:
@@ -136,11 +131,14 @@ class Profile:
 
     def most_tasks(self, devices: Sequence[str]) -> list[int]:
         """How many tasks run at once on each device; 0 where the profile does not say."""
-        found = [self.devices.get(device) for device in devices]
-        return [(device.workers or 0) if device is not None else 0 for device in found]
+        return [(self.devices[name].workers or 0) if name in self.devices else 0 for name in devices]
 
     def contentions(self, devices: Sequence[str]) -> dict[int, list[list[float]]]:
-        """How much longer a task of one device takes beside one of another (or the same), by number of workers."""
+        """By number of workers: the share by which a task of device i takes longer beside a task of device j.
+
+        One set a number of workers: two cores of a processor may share a third unit, so that one figure a pair of
+        devices is wrong for two workers or for four.
+        """
         return {
             workers: [[pairs.get((a, b), 0.0) for b in devices] for a in devices]
             for workers, pairs in self.contention.items()
@@ -156,7 +154,7 @@ def costs_of(
     all_rows: bool = False,
     cached: int = 0,
 ) -> Costs:
-    """What the tasks of a graph cost by tables of its program."""
+    """The costs of a graph's tasks by tables of its program; the arguments are those of `Profile.costs`."""
     split = graph.split
     duration_ns, repeated, hand_over_ns, same_worker_ns, contention = _scheduling.costs_of(
         tables,
@@ -181,16 +179,15 @@ def costs_of(
 
 @lru_cache(maxsize=64)
 def call_costs(split: Split) -> list[tuple[int, int, bool, bool]]:
-    """What of each call its costs depend on: the places of its segment and device, whether it has fixed sizes, and
+    """The facts that each call's costs depend on: the places of its segment and device, whether it has fixed sizes, and
     whether it computes the last row alone."""
     places = {segment.name: place for place, segment in enumerate(split.segments)}
     devices = devices_of(split)
-    found = []
-    for call in split.calls:
-        segment = split.segment(call.segment)
-        is_static = isinstance(segment.shape, FixedSizes)
-        found.append((places[segment.name], devices.index(segment.device), is_static, call.rows == "last"))
-    return found
+    segments = [split.segment(call.segment) for call in split.calls]
+    return [
+        (places[s.name], devices.index(s.device), isinstance(s.shape, FixedSizes), call.rows == "last")
+        for s, call in zip(segments, split.calls, strict=True)
+    ]
 
 
 def uses_cache(segment: Segment) -> bool:

@@ -1,4 +1,7 @@
-"""Profiles as TOML files and as plain data, and back: written by `doubleweave profile`, or by hand."""
+"""Profiles as TOML files and as plain data, and back: `doubleweave profile` writes them, and people do.
+
+So every key is checked: a misspelt one would be a figure that counts for nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 from doubleweave.errors import InputError
 from doubleweave.files import written_whole
-from doubleweave.predict.estimate import Device
+from doubleweave.predict.estimate import WEIGHT_BYTES, Device
 from doubleweave.predict.profile import Decision, Measured, Profile
 from doubleweave.schedule.choice import Choice
 
@@ -68,25 +71,18 @@ def parse_profile(data: Mapping[str, Any], where: str) -> Profile:
         for f in Profile.__annotations__
     }
     _check_keys(data, known - {"weights"}, {"name", "kind"}, where)
-    segments = {
-        name: {
-            _count(key, "threads_", f"{where}, segment {name}"): _measured(
-                table, f"{where}, segment {name}, {key}"
-            )
-            for key, table in _table(by_threads, f"{where}, segment {name}").items()
-        }
-        for name, by_threads in _table(data.get("segment", {}), f"{where}, segment").items()
-    }
     contention = _table(data.get("contention", {}), f"{where}, contention")
-    devices = {
-        name: Device.parse(table, f"{where}, device {name}")
-        for name, table in _table(data.get("device", {}), f"{where}, device").items()
-    }
     return Profile(
         name=str(data["name"]),
         kind=str(data["kind"]),
-        devices=devices,
-        segments=segments,
+        devices={
+            name: parse_device(table, f"{where}, device {name}")
+            for name, table in _table(data.get("device", {}), f"{where}, device").items()
+        },
+        segments={
+            name: _by_threads(table, f"{where}, segment {name}")
+            for name, table in _table(data.get("segment", {}), f"{where}, segment").items()
+        },
         hand_over_us=_pairs(data, "hand_over_us", where),
         contention={
             _count(key, "workers_", f"{where}, contention"): _pairs(contention, key, f"{where}, contention")
@@ -99,6 +95,26 @@ def parse_profile(data: Mapping[str, Any], where: str) -> Profile:
         threads=int(_number(data.get("threads", 0), f"{where}, threads")),
         decisions=tuple(_decision(item, f"{where}, decision") for item in data.get("decision", ())),
     )
+
+
+def parse_device(data: Any, where: str) -> Device:
+    """Parse a table of a device; raises InputError that names the key."""
+    table = _table(data, where)
+    names = set(Device.__annotations__)
+    _check_keys(table, names, names - {"efficiency", "workers"}, where)
+    peak = table["peak_gops"]
+    if not isinstance(peak, Mapping) or not peak or not set(peak) <= set(WEIGHT_BYTES):
+        raise InputError(
+            f"{where}, peak_gops: found {peak!r}, expected numbers for some of {', '.join(WEIGHT_BYTES)}"
+        )
+    numbers = [(key, table[key]) for key in names - {"peak_gops"} if key in table]
+    for key, value in [*numbers, *((f"peak_gops.{k}", v) for k, v in peak.items())]:
+        least = 0 if key in ("launch_us", "hand_over_us") else 1e-9  # the model divides by the others
+        if not _is_number(value, least):
+            raise InputError(f"{where}, {key}: found {value!r}, expected a number above 0")
+    if not isinstance(table.get("workers", 1), int):
+        raise InputError(f"{where}, workers: found {table['workers']!r}, expected a whole number above 0")
+    return Device(**table)
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:
@@ -114,8 +130,13 @@ def _check_keys(data: Mapping[str, Any], known: set[str], needed: set[str], wher
         raise InputError(f"{where}: key {missing[0]!r} is missing")
 
 
+def _is_number(value: Any, least: float) -> bool:
+    # TOML has infinity and NaN, and True is an int.
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < 1e18
+
+
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e18:
+    if not _is_number(value, 0):
         raise InputError(f"{where}: found {value!r}, expected a number, 0 or more")
     return float(value)
 
@@ -136,10 +157,17 @@ def _pairs(data: Mapping[str, Any], key: str, where: str) -> dict[tuple[str, str
     }
 
 
+def _by_threads(data: Any, where: str) -> dict[int, Measured]:
+    return {
+        _count(key, "threads_", where): _measured(table, f"{where}, {key}")
+        for key, table in _table(data, where).items()
+    }
+
+
 def _measured(data: Any, where: str) -> Measured:
     table = _table(data, where)
     _check_keys(table, set(Measured.__annotations__), {"rows", "cached", "us"}, where)
-    columns = {key: _numbers(table[key], f"{where}, {key}") for key in table if key != "us"}
+    columns: dict[str, Any] = {key: _numbers(table[key], f"{where}, {key}") for key in table if key != "us"}
     rows, cached = columns["rows"], columns["cached"]
     for key, points, least in (("rows", rows, 1), ("cached", cached, 0)):
         if not points or list(points) != sorted(set(points)) or points[0] < least:
@@ -154,14 +182,8 @@ def _measured(data: Any, where: str) -> Measured:
         _check_length(row, {len(cached)}, f"{where}, us")
     for key, points in (("spread", rows), ("misfit", rows), ("repeated", cached)):
         _check_length(columns.get(key, ()), {0, len(points)}, f"{where}, {key}")
-    return Measured(
-        tuple(map(int, rows)),
-        tuple(map(int, cached)),
-        lists,
-        columns.get("spread", ()),
-        columns.get("misfit", ()),
-        columns.get("repeated", ()),
-    )
+    counts = {"rows": tuple(map(int, rows)), "cached": tuple(map(int, cached))}
+    return Measured(**{**columns, **counts, "us": lists})
 
 
 def _check_length(values: tuple[float, ...], allowed: set[int], where: str) -> None:
@@ -201,7 +223,7 @@ def read_profile(path: Path) -> Profile:
 
 
 def write_profile(profile: Profile, path: Path) -> None:
-    """Write a TOML file, in one piece: under another name beside it first."""
+    """Write a TOML file as a whole, as `written_whole` does."""
     import tomli_w
 
     with written_whole(path) as temporary:

@@ -1,8 +1,7 @@
-"""run.json: what running a program's prompts takes, worked out beforehand, for runners without Python.
+"""run.json: the part of planning a run that depends on neither the prompt nor the schedule, for runners without Python.
 
-All that depends on neither the prompt nor the schedule is in it: calls, values, the slots and dependencies of one
-chunk, and what methods cost by a profile. What is left is to cut a prompt, to repeat the chunk's pattern, to make a
-schedule and to bind it; doubleweave-run (native/runner) does that. It knows nothing of torch.
+It has calls, values, the slots and dependencies of one chunk, and the costs of methods by a profile. doubleweave-run
+(native/runner) cuts the prompt, repeats the chunk's pattern, makes a schedule and binds it. It knows nothing of torch.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from doubleweave.vendors.library import library_of
 
 VERSION = 3
 _PATTERN = ("body", "last", "body_waits", "last_waits")
+_MEASURED = ("rows", "cached", "us", "repeated")
 
 
 def write_run_file(folder: Path, manifest: Manifest, profile: Profile) -> None:
@@ -34,7 +34,7 @@ def write_run_file(folder: Path, manifest: Manifest, profile: Profile) -> None:
 
 
 def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
-    """What run.json says of a language model's program. Raises InputError for a profile that does not fit."""
+    """The content of run.json for a language model's program. Raises InputError for a profile that does not fit."""
     split, model = manifest.split, manifest.model
     assert model is not None
     shape = chunk_shape(split)
@@ -110,13 +110,7 @@ def _times(segment: Segment, profile: Profile) -> dict[str, Any]:
     """A segment's times: measured, by numbers of threads, or estimated."""
     measured = profile.segments.get(segment.name, {})
     tables = [
-        {
-            "threads": threads,
-            "rows": table.rows,
-            "cached": table.cached,
-            "us": table.us,
-            "repeated": table.repeated,
-        }
+        {"threads": threads, **{key: getattr(table, key) for key in _MEASURED}}
         for threads, table in measured.items()
     ]
     return {"measured": tables, "estimated": None if tables else profile.estimate(segment)._asdict()}
