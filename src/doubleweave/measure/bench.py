@@ -30,9 +30,9 @@ def bench(
     and the timeline of the last prefill.
 
     Rates are in tokens/s; `ttft_s` is from the prompt to the first token, `makespan_s` the prefill's own time on the
-    workers. Each round also runs the same chunks one task at a time: from those times comes `lower_bound_s`, and
-    `overlap_efficiency` is that over the makespan. Raises InputError for counts that make no sense and what
-    `Session.append` raises.
+    workers. Each round also runs the same chunks one task at a time: `lower_bound_s` follows from those times, and
+    `overlap_efficiency` is the bound over the makespan. Raises InputError for a count below its least and for more
+    tokens than the context holds, and the errors of `Session.append`.
     """
     for name, value, least in (("prompt-len", prompt_len, 1), ("gen", gen, 0), ("runs", runs, 1)):
         if value < least:
@@ -55,9 +55,10 @@ def bench(
         end = time.perf_counter()
         recorded = session.recorded
         assert recorded is not None
+        # In the same round: the machine's speed drifts, and the bound is to be of the speed that the run had.
         took_alone = _alone(one_by_one, recorded, ids)
         if number == 0:
-            continue  # loads methods, touches memory
+            continue  # the warm-up loads methods and touches memory
         ttft.append(first - start)
         makespan.append(float(recorded.end_ns.max()) / 1e9)
         alone.append(took_alone)
@@ -71,9 +72,7 @@ def bench(
     assert timeline is not None
     middle = statistics.median(makespan)
     report = {
-        "schedule": session.schedule
-        if session.schedule == schedule.name
-        else f"{session.schedule}: {schedule.name}",
+        "schedule": ": ".join(dict.fromkeys([session.schedule, schedule.name])),
         "workers": list(schedule.devices),
         "threads": session.threads,
         "prompt_tokens": len(ids),

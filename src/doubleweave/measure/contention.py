@@ -1,8 +1,7 @@
-"""How much tasks on different workers slow each other down, fitted to what was measured: the simulator's model read
-backwards.
+"""Contention: how much tasks on different workers slow each other down, fitted to measured runs.
 
-While others run beside it, a task of device a advances at the rate 1 / (1 + sum of contention[a, their device]). It
-knows nothing of programs or threads.
+The model is the simulator's: a task of device a advances at the rate 1 / (1 + sum of contention[a, b]) over the
+devices b of the tasks that run beside it. This file knows nothing of programs or threads.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from doubleweave.schedule.costs import Int64Array
+from doubleweave.schedule.costs import FloatArray, Int64Array
 
-FloatArray = npt.NDArray[np.float64]
 # A task that took this many times its own time was held up by something else (the machine's other work).
 _MOST = 3.0
-_TURNS = 20
+_TURNS = 20  # of a fixed-point iteration
 
 
 class Ran(NamedTuple):
@@ -32,7 +29,11 @@ class Ran(NamedTuple):
 
 
 def fit(runs: Sequence[Ran]) -> dict[tuple[str, str], float]:
-    """Least squares over all tasks of all runs, each counting by its time; never below 0."""
+    """Least squares over all tasks of all runs, each weighted by its time alone.
+
+    Returns contention[a, b] for all pairs of devices, 0.1 for 10% longer. It is never below 0: noise makes some tasks
+    quicker beside others, and a simulator that believed it would prefer to run them so.
+    """
     names = sorted({device for run in runs for device in run.devices})
     result: dict[tuple[str, str], float] = {}
     for device in names:
@@ -55,12 +56,16 @@ def _tasks(run: Ran, device: str, names: Sequence[str]) -> tuple[FloatArray, Flo
 
 
 def _fitted(beside: FloatArray, took: FloatArray, alone: FloatArray) -> list[float]:
-    """A task's delay is contention times the work it does beside others: the time beside them over how much slower it
-    is then, which depends on the contention; so the two are found in turns."""
+    """The contention with each device, for tasks of one device; `beside`, float [tasks, devices], is in ns.
+
+    A task's delay is contention times the work that it does beside others. That work is the time beside them over the
+    slow-down meanwhile, which depends on the contention; so the two are found in turns.
+    """
     found = [0.0] * beside.shape[1]
-    weight = np.sqrt(alone)[:, None]
+    weight = np.sqrt(alone)[:, None]  # squared errors then count by the time
     for _ in range(_TURNS):
         together = (beside / took[:, None]) @ np.array(found)
+        # Beside a device the slow-down is at least that device's own; beside several, the mean over the task's time.
         slower = 1 + np.maximum(np.array(found)[None, :], together[:, None])
         work = beside / slower
         found = _not_negative(work / alone[:, None] * weight, (took / alone - 1) * weight[:, 0])
@@ -77,24 +82,20 @@ def _overlap(run: Ran, device: str) -> FloatArray:
             continue
         tasks = tasks[np.argsort(run.start_ns[tasks])]
         begin, end = run.start_ns[tasks], run.end_ns[tasks]
-        done = np.concatenate([[0], np.cumsum(end - begin)])
-
-        overlapped = _busy_until(run.end_ns, begin, end, done) - _busy_until(run.start_ns, begin, end, done)
+        # How long the worker had been busy by a time: it grows from each begin to its end, and rests until the next.
+        done = np.concatenate([[0], np.cumsum(end - begin)]).repeat(2)[1:-1]
+        changes = np.stack([begin, end], axis=1).ravel()
+        overlapped = np.interp(run.end_ns, changes, done) - np.interp(run.start_ns, changes, done)
         others = run.workers != worker
         total[others] += overlapped[others]
     return total
 
 
-def _busy_until(at: Int64Array, begin: Int64Array, end: Int64Array, done: Int64Array) -> Int64Array:
-    """How long a worker had been busy by some times; `done` are the sums of its tasks' times, from 0 on."""
-    last = np.searchsorted(begin, at, side="right")
-    rest = np.where(last > 0, np.maximum(end[last - 1] - at, 0), 0)
-    result: Int64Array = done[last] - rest
-    return result
-
-
 def _not_negative(x: FloatArray, y: FloatArray) -> list[float]:
-    """Least squares with no coefficient below 0: those that would be are left out, the worst first."""
+    """Least squares with no coefficient below 0: columns whose coefficient would be are left out, the worst first.
+
+    Two or three columns need no exact solver, such as scipy's nnls.
+    """
     kept = [column for column in range(x.shape[1]) if x[:, column].any()]
     while kept:
         found = np.linalg.lstsq(x[:, kept], y, rcond=None)[0]

@@ -1,34 +1,32 @@
-"""The decisions of `auto`, measured: of the ways to run a prompt that the simulator finds fastest, the one that is.
+"""Decisions of `auto`: runs the three fastest simulated choices for each prompt length and keeps the fastest here.
 
-Predictions are some percent apart from what happens, and often two ways are closer together than that. Nothing else
-should run meanwhile.
+Predictions are some percent off, and often two choices are closer together than that. Nothing else should run on the
+machine meanwhile.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
+from doubleweave._scheduling import lengths_up_to
+from doubleweave.measure.segments import Progress
 from doubleweave.predict.plan_run import RunPlanner
-from doubleweave.predict.planner import choice_of, lengths_up_to, merged, plan
+from doubleweave.predict.planner import WORTH, choice_of, merged, plan
 from doubleweave.predict.profile import Decision, Profile
 from doubleweave.runtime.llm.program import Program
 from doubleweave.runtime.llm.session import Session, TokenIds
 from doubleweave.runtime.threads import threads_or_all
 from doubleweave.schedule.choice import Choice
 
-Progress = Callable[[str, int, int], None]
-
 _FINALISTS = 3
-# A way that was predicted to be slower than the fastest by more than this is not tried.
+# Choices that are predicted to be slower than the fastest by more than this are not tried.
 _MARGIN = 0.25
-# Of ways within this of the fastest the simplest is taken.
-_WORTH = 0.01
-# Longer prompts are run as the longest that is tried.
+# The longest prompt that is tried; its decision holds for longer ones.
 _MOST_TOKENS = 4096
-# Runs of each way, for prompts of up to so many tokens: short ones are over before the machine has settled.
+# Runs of each choice, for prompts of up to so many tokens: short ones are over before the machine has settled.
 _RUNS = {512: 9, 1536: 5, _MOST_TOKENS: 3}
 
 
@@ -51,14 +49,14 @@ def tune(
         progress(f"{length} tokens", place, len(lengths))
         times = _times(session, ids[:length], list(_finalists(planner, length, threads)))
         best = min(times.values())
-        choice = next(choice for choice, took in times.items() if took <= best * (1 + _WORTH))
+        choice = next(choice for choice, took in times.items() if took <= best * (1 + WORTH))
         found.append(Decision(length, choice, round(times[choice], 6)))
     progress("done", len(lengths), len(lengths))
     return merged(found)
 
 
 def _finalists(planner: RunPlanner, length: int, threads: int) -> Iterator[Choice]:
-    """The fastest by prediction, in the planner's order: simple ones first."""
+    """The choices that are fastest by prediction, the simple ones first, so that they win ties."""
     planned = plan(planner, length, threads)
     most = planned.candidates[0].makespan_s * (1 + _MARGIN)
     kept = [item for item in planned.candidates if item.makespan_s <= most][:_FINALISTS]
@@ -66,7 +64,8 @@ def _finalists(planner: RunPlanner, length: int, threads: int) -> Iterator[Choic
 
 
 def _times(session: Session, ids: TokenIds, choices: list[Choice]) -> dict[Choice, float]:
-    """Makespans, medians of the faster half: what else goes on in a machine only adds. The choices take turns."""
+    """The makespan of each choice in seconds: the median of the faster half of its runs, because the machine's other
+    work only adds time. Choices take turns, in both orders, because the machine's speed drifts."""
     took: dict[Choice, list[float]] = {choice: [] for choice in choices}
     runs = next(count for tokens, count in _RUNS.items() if len(ids) <= tokens)
     for number in range(runs + 1):
@@ -75,6 +74,6 @@ def _times(session: Session, ids: TokenIds, choices: list[Choice]) -> dict[Choic
             session.reset()
             session.append(ids, record=True)
             assert session.recorded is not None
-            if number:
+            if number:  # round 0 loads methods and touches memory
                 took[choice].append(float(session.recorded.end_ns.max()) / 1e9)
     return {choice: statistics.median(sorted(took[choice])[: (runs + 1) // 2]) for choice in choices}

@@ -14,7 +14,7 @@ from doubleweave.runtime.llm.session import Session
 
 
 def score(program: Program, session: Session, text: str) -> dict[str, Any]:
-    """exp of the mean negative log likelihood of each token given those before it.
+    """Score a text: `perplexity` is exp of `nll`, the mean negative log likelihood of a token given those before it.
 
     A text longer than the context is cut into windows of the context's length, scored on their own.
     Raises InputError for a text of fewer than two tokens.
@@ -45,6 +45,7 @@ def score(program: Program, session: Session, text: str) -> dict[str, Any]:
 
 
 def _negative_log_likelihood(logits: Any, targets: Any) -> float:
+    # The largest logit is taken out first, so that exp does not overflow.
     largest = logits.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(logits - largest, dtype=np.float64).sum(axis=1)) + largest[:, 0]
     return float((log_sum - logits[np.arange(len(targets)), targets]).sum())

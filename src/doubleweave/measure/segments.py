@@ -1,16 +1,16 @@
-"""Measure a program on this machine: every method's time by rows, by cached tokens and by threads; hand-overs; how
-much workers slow each other down. Nothing else should run meanwhile.
+"""Measure a program on this machine: every method's time by rows, by cached tokens and by threads; hand-overs; and
+contention between workers. Nothing else should run on the machine meanwhile.
 
-Methods run in their turn, as in a prefill, so that each finds the caches as its neighbours left them.
+Methods run in their turn, as in a prefill, so that each finds the processor's caches as its neighbours leave them.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 
@@ -34,6 +34,7 @@ Samples = dict[tuple[str, int], dict[int, list[float]]]
 
 _ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _CACHED = (0, 256, 1024, 2048, 4096)
+# Contention is fitted to the faster half of so many runs of a prompt of so many tokens.
 _RUNS_TOGETHER = 7
 _PROMPT = 1024
 
@@ -47,9 +48,9 @@ def measure(
     progress: Progress = lambda what, done, total: None,
 ) -> Profile:
     """Measure with `runs` runs each, caches of up to `max_cached` tokens, methods on one thread and on `threads` (by
-    default the machine's cores), workers by twos, fours, … up to all. The profile has no decisions yet (`planner.py`).
+    default the machine's cores), and 2, 4, … `threads` workers. The profile has no decisions yet (decisions.py).
 
-    Raises InputError for numbers that make no sense.
+    `progress` gets a text, the steps done and the steps in all. Raises InputError for fewer than 1 run or 0 tokens.
     """
     if runs < 1 or max_cached < 0:
         raise InputError(
@@ -62,17 +63,14 @@ def measure(
     limit = max(0, min(max_cached, program.model.max_context - 2 * max(sizes)))
     depths = sorted({min(cached, limit) for cached in _CACHED}, reverse=True)
     total = (runs + 1) * len(counts) * len(depths) + len(workers)
-    done = 0
+    done = itertools.count()
 
     def step(what: str) -> None:
-        nonlocal done
-        progress(what, done, total)
-        done += 1
+        progress(what, next(done), total)
 
     ids = np.random.default_rng(0).integers(0, program.model.vocab_size, limit + 2 * max(sizes))
     session = program.session("wavefront", threads, profile=GENERIC)
-    samples: dict[int, Samples] = {count: defaultdict(lambda: defaultdict(list)) for count in counts}
-    repeats: dict[int, Samples] = {count: defaultdict(lambda: defaultdict(list)) for count in counts}
+    samples, repeats = ({count: _no_samples() for count in counts} for _ in range(2))
     # A machine's speed drifts: rounds go over everything, so that each number is a median over all the time.
     for number in range(runs + 1):
         for count in counts:
@@ -99,6 +97,10 @@ def measure(
     return profile
 
 
+def _no_samples() -> Samples:
+    return defaultdict(lambda: defaultdict(list))
+
+
 def worker_counts(most: int) -> tuple[int, ...]:
     """2, 4, … and `most`; none where that is 1."""
     return tuple(sorted({*(2**i for i in range(1, most.bit_length()) if 2**i <= most), most} - {1}))
@@ -109,7 +111,7 @@ def _rows(most: int) -> tuple[int, ...]:
 
 
 def _fill(program: Program, session: Session, ids: TokenIds, threads: int) -> None:
-    """Fill the cache in the quickest way."""
+    """Fill the cache; a wavefront is the quickest way."""
     session.use(default_choice(program.split, "wavefront", threads))
     session.reset()
     if len(ids):
@@ -131,7 +133,7 @@ def _sample(session: Session, ids: TokenIds, rows: int, cached: int, found: Samp
 
 
 def _sample_repeats(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples | None) -> None:
-    """Run two chunks behind `cached` tokens, each call for one and then for the other, and note the second's
+    """Run two chunks behind `cached` tokens, each call for the first and then for the second, and note the second's
     microseconds."""
     session.truncate(cached)
     if cached + 2 * rows > session.max_context:
@@ -141,7 +143,7 @@ def _sample_repeats(session: Session, ids: TokenIds, rows: int, cached: int, fou
         return
     graph = recorded.verified.graph
     (tasks,) = recorded.verified.workers
-    for before, task in pairwise(tasks):
+    for before, task in itertools.pairwise(tasks):
         call = graph.split.calls[graph.call_of[task]]
         if graph.call_of[before] == graph.call_of[task] and call.rows == "all":
             us = (recorded.end_ns[task] - recorded.start_ns[task]) / 1e3
@@ -188,7 +190,7 @@ def _repeated(measured: Measured, found: Mapping[int, Sequence[float]]) -> tuple
     if not set(measured.cached) <= set(found):
         return ()
     rows = measured.rows[-1]
-    # The second chunk has the first one in its cache.
+    # The second chunk has the rows of the first in its cache.
     usual = measured.time_us(
         np.full(len(measured.cached), float(rows)), np.array(measured.cached, float) + rows
     )
@@ -226,7 +228,11 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _with_workers(program: Program, profile: Profile, ids: TokenIds, count: int, threads: int) -> Profile:
-    """Add what workers cost each other, from runs of several schedules on `count` workers."""
+    """Add contention and hand-overs, from runs of several schedules on `count` workers.
+
+    Each round also runs the tasks alone: compared with times of another minute, a drift of the machine's speed would
+    pass for contention.
+    """
     devices = {segment.device for segment in program.split.segments}
     schedules = ["wavefront", *(["out_of_order"] if 1 < len(devices) <= count else [])]
     runs: list[Ran] = []
@@ -266,12 +272,12 @@ def _with_workers(program: Program, profile: Profile, ids: TokenIds, count: int,
 
 
 def _faster_half(runs: Sequence[Recorded]) -> list[Recorded]:
-    """What else goes on in a machine only adds time, to some runs much."""
+    """The machine's other work only adds time, to some runs much."""
     return sorted(runs, key=lambda run: int(run.end_ns.max()))[: (len(runs) + 1) // 2]
 
 
 def _ran(alone: Sequence[Recorded], together: Sequence[Recorded]) -> list[Ran]:
-    """Runs on several workers beside the same tasks' median times, one at a time, in the same rounds."""
+    """The runs in `together`, with the median times of their tasks in `alone`."""
     alone_ns = np.median([run.end_ns - run.start_ns for run in alone], axis=0).astype(np.int64)
     graph = together[0].verified.graph
     assert graph.chunks == alone[0].verified.graph.chunks

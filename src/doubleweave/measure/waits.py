@@ -1,4 +1,4 @@
-"""How long tasks waited although they could have run, read off a timeline's times: hand-overs and gaps.
+"""Waits: hand-overs between workers and gaps on a worker, read off the times of a run.
 
 It knows nothing of how schedules are made.
 """
@@ -8,22 +8,23 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from doubleweave.schedule.costs import Int64Array
-from doubleweave.schedule.task_graph import TaskGraph
 from doubleweave.schedule.verify import Verified
 
 
 class Waits(NamedTuple):
-    """Nanoseconds, one for each task that was held up by nothing else: `hand_overs[a, b]` from the end of a task on
-    device a to the start of one on another worker, of device b, that waited for it; `same_worker` from the end of a
-    task to the start of the next one of its worker."""
+    """Nanoseconds of waiting, each task under the task that held it up last.
+
+    `hand_overs[a, b]` are from the end of a task on device a to the start of a task on another worker, of device b,
+    that waits for it; `same_worker` from the end of a task to the start of its worker's next.
+    """
 
     hand_overs: dict[tuple[str, str], list[int]]
     same_worker: list[int]
 
 
 def waits_of(verified: Verified, start_ns: Int64Array, end_ns: Int64Array) -> Waits:
-    """Find which task each one was held up by: the last to end of those that it waits for and its worker's last."""
-    graph: TaskGraph = verified.graph
+    """Take for each task the last to end of the tasks that it waits for and of its worker's task before it."""
+    graph = verified.graph
     starts, ends = start_ns.tolist(), end_ns.tolist()
     worker_of = {task: worker for worker, tasks in enumerate(verified.workers) for task in tasks}
     device_of = [graph.devices[call] for call in graph.call_of.tolist()]

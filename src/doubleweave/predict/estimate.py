@@ -81,7 +81,7 @@ def estimate(device: Device, segment: Segment, weights: str) -> Estimate:
         width = math.prod(size for size in segment.inputs[0].shape if isinstance(size, int))
         key_us = us(4.0 * width, "float32")
     elif segment.num_delegated:  # a segment that nothing was delegated of copies a table's rows
-        # Each row takes part in one multiply-add with each weight; without a count, each weight byte is taken for one.
+        # One multiply-add a row and weight; without a count, the weights' bytes give their number.
         row_us = us(2.0 * (segment.linear_weights or segment.weight_bytes / WEIGHT_BYTES[weights]), weights)
         if segment.attended_width:
             # Inlined, attention goes over the whole cache and the chunk's own rows, whatever the mask hides.

@@ -19,22 +19,12 @@ from doubleweave.schedule.choice import Choice
 
 def profile_dict(profile: Profile) -> dict[str, Any]:
     """The profile as plain data, ready for TOML or JSON; `parse_profile` reads it back."""
-    data: dict[str, Any] = {"name": profile.name, "kind": profile.kind}
-    for key in ("machine", "program", "threads", "same_worker_us"):
-        if getattr(profile, key):
-            data[key] = getattr(profile, key)
-    if profile.sources:
-        data["sources"] = list(profile.sources)
-    if profile.devices:
-        data["device"] = {name: device.to_dict() for name, device in profile.devices.items()}
-    if profile.hand_over_us:
-        data["hand_over_us"] = _by_device(profile.hand_over_us)
-    if profile.contention:
-        data["contention"] = {
-            f"workers_{count}": _by_device(pairs) for count, pairs in profile.contention.items()
-        }
-    if profile.segments:
-        data["segment"] = {
+    data = {key: getattr(profile, key) for key in ("machine", "program", "threads", "same_worker_us")} | {
+        "sources": list(profile.sources),
+        "device": {name: device.to_dict() for name, device in profile.devices.items()},
+        "hand_over_us": _by_device(profile.hand_over_us),
+        "contention": {f"workers_{count}": _by_device(pairs) for count, pairs in profile.contention.items()},
+        "segment": {
             name: {
                 f"threads_{threads}": {
                     key: [list(row) for row in value] if key == "us" else list(value)
@@ -43,18 +33,14 @@ def profile_dict(profile: Profile) -> dict[str, Any]:
                 for threads, measured in by_threads.items()
             }
             for name, by_threads in profile.segments.items()
-        }
-    if profile.decisions:
-        data["decision"] = [
-            {
-                "tokens": d.tokens,
-                **d.choice._asdict(),
-                "workers": list(d.choice.workers),
-                "makespan_s": d.makespan_s,
-            }
+        },
+        "decision": [
+            {"tokens": d.tokens, **d.choice._asdict(), "workers": list(d.choice.workers)}
+            | {"makespan_s": d.makespan_s}
             for d in profile.decisions
-        ]
-    return data
+        ],
+    }
+    return {"name": profile.name, "kind": profile.kind} | {key: value for key, value in data.items() if value}
 
 
 def _by_device(pairs: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:

@@ -9,7 +9,8 @@ from doubleweave.ir.split import FixedSizes, SizeRanges, most_rows
 
 
 class Chunk(NamedTuple):
-    """Consecutive tokens; a static segment computes `compiled_size` rows, the last of them padding."""
+    """Consecutive tokens; a static segment computes `compiled_size` rows, of which those behind `num_tokens` are
+    padding."""
 
     start: int
     num_tokens: int
@@ -19,7 +20,7 @@ class Chunk(NamedTuple):
 def cut(
     num_tokens: int, shape: FixedSizes | SizeRanges, num_workers: int = 1, *, most: int | None = None
 ) -> tuple[Chunk, ...]:
-    """Cut `num_tokens` into chunks for a shape, of at most `most` tokens; only the last one is padded.
+    """Cut `num_tokens` into chunks for a shape, of at most `most` tokens; only the last chunk is padded.
 
     Bounded rows: chunks of equal size, as many as the workers can share evenly. Fixed sizes: the cheapest
     sequence of sizes, counting padding and calls; the smallest is used whatever `most` is.

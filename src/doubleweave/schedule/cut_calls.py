@@ -1,6 +1,8 @@
-"""Make steps of flat calls: a segment of fixed sizes runs chunk by chunk, with copies where rows do not lie in place.
+"""Cut calls into steps: a segment of fixed sizes runs chunk by chunk, with copies where rows do not lie in place.
 
-It knows nothing of functions or buffers.
+Most chunks are read and written where their rows lie; only the last, padded chunk is copied, and rows of an inner axis,
+which do not lie one behind the other. The copies are steps of the native executor, so that no Python runs between
+tasks. This file knows nothing of functions or buffers.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ class Cut(NamedTuple):
 
 
 def cut_calls(flat: Flat) -> Cut:
-    """Make steps of flat calls; staged tensors stand behind those of their call."""
+    """Make steps of flat calls; staged tensors stand behind the tensors of their call."""
     tensors: list[Tensor] = []
-    numbers: list[int] = []  # what each tensor of `flat` is among `tensors`
+    numbers: list[int] = []  # the number among `tensors` of each tensor of `flat`
     steps: list[Step] = []
 
     def meet(end: int) -> None:
@@ -62,7 +64,7 @@ def _chunk_by_chunk(call: FlatCall, numbers: Sequence[int], tensors: list[Tensor
     segment = call.segment
     assert segment is not None
     ports = (*segment.inputs, *segment.outputs)
-    # A chunk reads the state that the one before it wrote.
+    # A chunk reads the state that the chunk before it wrote, so the state's two buffers change places at every chunk.
     other = {tensor: after for pair in call.swaps for tensor, after in (pair, pair[::-1])}
     for index, chunk in enumerate(call.chunks):
         used = [other.get(t, t) if index % 2 else t for t in call.reads + call.writes]

@@ -1,6 +1,8 @@
-"""Lay the calls of a function out one behind the other, nested functions in place, over tensors of known sizes.
+"""Inline functions: the calls of a function and of the functions that it calls, one behind the other, over tensors of
+known sizes.
 
-How often each state changes is counted here. It knows nothing of buffers, and of chunks no more than their number.
+A function has symbols of its own, so its sizes are solved anew at each call. Updates of states are counted here. This
+file knows nothing of buffers, and of chunks only their sizes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class FlatCall(NamedTuple):
 
 
 class Flat(NamedTuple):
-    """The inputs are the first tensors. `outputs` are those of the results, `updates` how often each state changes."""
+    """Calls in an order that can run. The inputs are the first tensors, `outputs` are the tensors of the results, and
+    `updates` counts how often each state changes."""
 
     tensors: tuple[Tensor, ...]
     calls: tuple[FlatCall, ...]
@@ -68,9 +71,9 @@ class _Layout:
         return len(self.tensors) - 1
 
     def state(self, value: Value, ahead: int) -> int:
-        """A state as it is now (0) or as the next update leaves it (1).
+        """The tensor of a state as it is now (0) or as the next update leaves it (1).
 
-        It has two buffers that take turns: an update must not overwrite what calls that follow still read.
+        A state has two buffers that take turns: an update must not overwrite the value that later calls still read.
         """
         which = (self.versions.setdefault(value.name, 0) + ahead) % 2
         key = (value.name, which)
@@ -95,7 +98,7 @@ def _lay_out(layout: _Layout, function: Function, inputs: Sequence[int], where: 
     # Where two states take the same value, the first has it written and the other copied.
     state_of = {state.next: values[state.value] for state in reversed(function.states)}
     chunked: set[str] = set()  # states that have been updated chunk by chunk
-    sizes_of: dict[Shape, tuple[int, ...]] = {}  # most values have one of few shapes
+    sizes_of: dict[Shape, tuple[int, ...]] = {}  # evaluating is slow, and most values have one of few shapes
     for call in function.calls:
         if call.callee == "function":
             inner = f"{path}{call.name}/"
@@ -157,7 +160,7 @@ def _flat_call(layout: _Layout, function: Function, call: Call, names: dict[str,
     swaps = tuple(
         (names[state.value], names[state.next]) for state in function.states if state.next in call.writes
     )
-    # Padding would reach the state.
+    # Padding would reach the state: a cache would grow by it, a running mean would count it.
     is_exact = swaps or any(state.value in call.reads for state in function.states)
     chunks = _exact(rows, segment.shape.sizes) if is_exact else cut(rows, segment.shape)
     return FlatCall(name, segment, reads, writes, chunks, swaps)
@@ -174,8 +177,9 @@ def _exact(rows: int, sizes: Sequence[int]) -> tuple[Chunk, ...]:
 
 
 def _give_away(layout: _Layout, results: Sequence[int], names: Sequence[str]) -> tuple[int, ...]:
-    """Let the caller own the results: they are written to its memory; an input or a state is copied there."""
-    owned: dict[int, int] = {}  # a result may be asked for twice
+    """Let the caller own the results: they are written to its memory; an input or a state is copied there, because
+    the caller may change its result, and the session its state."""
+    owned: dict[int, int] = {}  # a function may return a value twice
     for tensor, name in zip(results, names, strict=True):
         if tensor in owned:
             continue

@@ -1,8 +1,8 @@
 """The makers of schedules: each builds a schedule from a task graph, workers and costs.
 
 `workers` are the devices of the workers, such as ("npu", "cpu", "cpu"). Every maker's schedule keeps the order of
-the graph's dependencies; which of them is fastest, costs tell. The makers of these names are native
-(native/scheduling/makers.cpp says what each does); a user's own is a Python function.
+the graph's dependencies; costs tell which is fastest. The makers of these names are native
+(native/scheduling/makers.cpp describes them); a user's own maker is a Python function.
 """
 
 from __future__ import annotations

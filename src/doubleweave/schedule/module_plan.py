@@ -1,7 +1,7 @@
 """The plan of a run of a module for given sizes: three passes over plain data.
 
 `inline` lays the calls out flat, `cut_calls` makes steps of them, `place_tensors` gives each tensor its memory.
-Plans are made at the first call of each new size. Nothing here knows of threads or ExecuTorch.
+A plan is made at the first call of each new size and kept. Nothing here knows of threads or ExecuTorch.
 """
 
 from __future__ import annotations

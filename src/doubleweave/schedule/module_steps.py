@@ -15,9 +15,9 @@ Place = Literal["input", "output", "state", "buffer"]
 
 
 class Tensor(NamedTuple):
-    """A tensor of a run. `place` says whose memory it is in: the caller's (input, output), the session's (state),
-    or a buffer of the run; `number` which one. Writers (several where it is written chunk by chunk) and readers are
-    numbers of steps."""
+    """A tensor of a run, in memory of the caller (`place` "input", "output"), of the session ("state") or of the run
+    ("buffer"). `number` is its number there: of the argument, the result, the state's buffer or the run's buffer.
+    `writers` (several where it is written chunk by chunk) and `readers` are numbers of steps."""
 
     name: str
     dtype: str
@@ -89,7 +89,7 @@ class Plan:
         return max((*found.readers, *found.writers), default=None)
 
     def peak_bytes(self) -> int:
-        """The most bytes of buffers that are in use at one time; what no plan can be below."""
+        """The most bytes of tensors in buffers that are in use at one time; no plan takes less."""
         most = 0
         for step in range(len(self.steps)):
             alive = 0

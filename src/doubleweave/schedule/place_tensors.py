@@ -1,6 +1,7 @@
-"""Place the tensors of a run in buffers: a buffer is free again after the last use of what it held.
+"""Place the tensors of a run in buffers: a buffer is free again after the last step that uses its tensor.
 
-It knows nothing of calls or chunks, only which step reads and writes which tensor.
+A module's run is in order and its sizes are known, so buffers take any tensor that fits, unlike the slots of a language
+model's chunks (buffer_slots.py). This file knows nothing of calls or chunks, only of steps and tensors.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _assign(
     readers: list[list[int]],
     num_steps: int,
 ) -> tuple[dict[int, int], list[int]]:
-    """The buffer of each tensor of the run, and the buffers' sizes."""
+    """The buffer of each tensor of the run, and the buffers' sizes in bytes: best fit, in the order of steps."""
     begins: list[list[int]] = [[] for _ in range(num_steps)]
     ends: list[list[int]] = [[] for _ in range(num_steps)]
     for index, tensor in enumerate(tensors):
@@ -63,7 +64,7 @@ def _assign(
             if fitting := [buffer for buffer in free if sizes[buffer] >= size]:
                 buffer = min(fitting, key=sizes.__getitem__)
                 free.remove(buffer)
-            elif free:  # growing the largest takes less than another buffer
+            elif free:  # growing the largest takes fewer bytes than another buffer
                 buffer = max(free, key=sizes.__getitem__)
                 free.remove(buffer)
                 sizes[buffer] = size

@@ -1,4 +1,4 @@
-"""When the tasks of a schedule would run: a discrete-event run on costs. No torch, no ExecuTorch."""
+"""Simulate a schedule: a discrete-event run on costs. No torch, no ExecuTorch."""
 
 from __future__ import annotations
 
@@ -9,5 +9,6 @@ from doubleweave.schedule.task_graph import TaskGraph
 
 
 def times(graph: TaskGraph, schedule: Schedule, costs: Costs) -> tuple[Int64Array, Int64Array]:
-    """When each task would start and end, in nanoseconds; raises ScheduleError where it would wait for ever."""
+    """The start and end of each task in nanoseconds, int64 [n]; raises ScheduleError for tasks that would wait for
+    ever."""
     return _scheduling.times(schedule.devices, schedule.workers, graph.native, costs.native(graph))

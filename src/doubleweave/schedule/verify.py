@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from doubleweave.errors import ScheduleError
 from doubleweave.schedule.pattern import has_instance_per_worker
@@ -49,6 +50,9 @@ def verify(schedule: Schedule, graph: TaskGraph) -> Verified:
 
 
 def _check_places(schedule: Schedule, graph: TaskGraph) -> None:
+    def refuse(what: str, *marked: int) -> NoReturn:
+        _refuse(what, schedule, graph, set(marked))
+
     if not schedule.workers or len(schedule.devices) != len(schedule.workers):
         raise ScheduleError(
             f"schedule: found {len(schedule.workers)} workers and {len(schedule.devices)} devices, expected at least "
@@ -66,29 +70,17 @@ def _check_places(schedule: Schedule, graph: TaskGraph) -> None:
                     f"schedule: found task {task}, expected 0 to {len(graph) - 1} (the tasks of the graph)"
                 )
             if task in seen:
-                _refuse(
+                refuse(
                     f"{graph.name(task)} is there twice; each of the {len(graph)} tasks must be placed once",
-                    schedule,
-                    graph,
-                    {task},
+                    task,
                 )
             needs = graph.devices[graph.call_of[task]]
             if device not in (ANY, needs):
-                _refuse(
-                    f"{graph.name(task)} is for device {needs!r}, but is on a worker of {device!r}",
-                    schedule,
-                    graph,
-                    {task},
-                )
+                refuse(f"{graph.name(task)} is for device {needs!r}, but is on a worker of {device!r}", task)
             seen.add(task)
     if len(seen) < len(graph):
         missing = next(task for task in range(len(graph)) if task not in seen)
-        _refuse(
-            f"{graph.name(missing)} is missing; each of the {len(graph)} tasks must be placed once",
-            schedule,
-            graph,
-            set(),
-        )
+        refuse(f"{graph.name(missing)} is missing; each of the {len(graph)} tasks must be placed once")
 
 
 def _clocks(
@@ -178,7 +170,7 @@ def _required(graph: TaskGraph) -> Iterator[tuple[int, int, str]]:
             last_run[call.segment] = task
 
 
-def _refuse(what: str, schedule: Schedule, graph: TaskGraph, marked: set[int]) -> None:
+def _refuse(what: str, schedule: Schedule, graph: TaskGraph, marked: set[int]) -> NoReturn:
     raise ScheduleError(f"schedule: {what}\n{grid(schedule, graph, marked)}")
 
 
@@ -191,9 +183,8 @@ def grid(schedule: Schedule, graph: TaskGraph, marked: set[int]) -> str:
         last = min(len(tasks), (places[-1] if places else 0) + _SHOWN + 1)
         last = min(last, first + 4 * _SHOWN)
         words = [_word(task, graph, marked) for task in tasks[first:last]]
-        cut = ["…"] if first else []
-        more = ["…"] if last < len(tasks) else []
-        rows.append(f"{'>' if places else ' '} worker {worker} {device}: " + " ".join([*cut, *words, *more]))
+        shown = ["…"] * (first > 0) + words + ["…"] * (last < len(tasks))
+        rows.append(f"{'>' if places else ' '} worker {worker} {device}: " + " ".join(shown))
     return "\n".join(rows)
 
 

@@ -1,9 +1,10 @@
-"""Compare two timelines task by task: a prediction and what was measured, or two schedules."""
+"""Compare two timelines task by task: a prediction and a measured run, or two schedules."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 from doubleweave.errors import InputError
@@ -13,7 +14,7 @@ from doubleweave.timeline.timeline import Event, Timeline, kind_of
 
 @dataclass(frozen=True)
 class Kind:
-    """The tasks of one kind of segment that are in both; milliseconds in all, `apart` the median |difference|."""
+    """The tasks of one kind of segment that are in both; their milliseconds in all, and the median |difference|."""
 
     kind: str
     tasks: int
@@ -35,8 +36,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`tasks` are all of both, the most different first; `moved` of them ran on another worker, `reordered` behind
-    another task of their worker than in the other timeline."""
+    """Timelines A and B. `tasks` are in both, the most different first; `moved` counts those that ran on different
+    workers, `reordered` those that ran behind different tasks of their workers."""
 
     a: str
     b: str
@@ -54,7 +55,7 @@ class Comparison:
 
 def compare(a: Timeline, b: Timeline) -> Comparison:
     """Match the tasks by call and chunk. Raises InputError where the two have no task in common."""
-    in_a, in_b = _by_task(a), _by_task(b)
+    in_a, in_b = ({_name(event): event for event in timeline.events} for timeline in (a, b))
     both = [task for task in in_a if task in in_b]
     if not both:
         raise InputError(
@@ -64,7 +65,7 @@ def compare(a: Timeline, b: Timeline) -> Comparison:
     for task in both:
         times = in_a[task].duration_ns / 1e6, in_b[task].duration_ns / 1e6
         kinds.setdefault(kind_of(in_a[task].segment), []).append(times)
-    pairs = [_pair(in_a[task], in_b[task]) for task in both]
+    pairs = [_pair(task, in_a[task], in_b[task]) for task in both]
     before_a, before_b = _before(a), _before(b)
     return Comparison(
         a=a.title,
@@ -73,8 +74,8 @@ def compare(a: Timeline, b: Timeline) -> Comparison:
         b_makespan_ms=b.makespan_s * 1e3,
         kinds=tuple(_kind(kind, times) for kind, times in kinds.items()),
         tasks=tuple(sorted(pairs, key=lambda pair: -abs(pair.a_ms - pair.b_ms))),
-        only_a=tuple(_name(task) for task in in_a if task not in in_b),
-        only_b=tuple(_name(task) for task in in_b if task not in in_a),
+        only_a=tuple(task for task in in_a if task not in in_b),
+        only_b=tuple(task for task in in_b if task not in in_a),
         moved=sum(in_a[task].worker != in_b[task].worker for task in both),
         reordered=sum(before_a[task] != before_b[task] for task in both),
         a_busy_ms=tuple(a.busy_s(worker) * 1e3 for worker in range(a.num_workers)),
@@ -82,29 +83,22 @@ def compare(a: Timeline, b: Timeline) -> Comparison:
     )
 
 
-def _by_task(timeline: Timeline) -> dict[tuple[str, int], Event]:
-    return {(event.call, event.chunk): event for event in timeline.events}
-
-
-def _before(timeline: Timeline) -> Mapping[tuple[str, int], tuple[str, int] | None]:
-    """What each task's worker ran just before it."""
-    latest: dict[int, tuple[str, int]] = {}
-    found: dict[tuple[str, int], tuple[str, int] | None] = {}
+def _before(timeline: Timeline) -> Mapping[str, str | None]:
+    """The task that each task's worker ran just before it."""
+    latest: dict[int, str] = {}
+    found: dict[str, str | None] = {}
     for event in timeline.events:
-        task = event.call, event.chunk
-        found[task] = latest.get(event.worker)
-        latest[event.worker] = task
+        found[_name(event)] = latest.get(event.worker)
+        latest[event.worker] = _name(event)
     return found
 
 
-def _name(task: tuple[str, int]) -> str:
-    return f"{task[0]}/{task[1]}"
+def _name(event: Event) -> str:
+    return f"{event.call}/{event.chunk}"
 
 
-def _pair(a: Event, b: Event) -> Pair:
-    return Pair(
-        _name((a.call, a.chunk)), a.duration_ns / 1e6, b.duration_ns / 1e6, a.start_ns / 1e6, b.start_ns / 1e6
-    )
+def _pair(task: str, a: Event, b: Event) -> Pair:
+    return Pair(task, a.duration_ns / 1e6, b.duration_ns / 1e6, a.start_ns / 1e6, b.start_ns / 1e6)
 
 
 def _kind(kind: str, times: Sequence[tuple[float, float]]) -> Kind:
@@ -128,9 +122,7 @@ def comparison_text(found: Comparison, limit: int = 15) -> str:
         [k.kind, str(k.tasks), f"{k.a_ms:.2f}", f"{k.b_ms:.2f}", _ratio(k.a_ms, k.b_ms), f"{k.apart_ms:.4f}"]
         for k in found.kinds
     ]
-    for worker in range(max(len(found.a_busy_ms), len(found.b_busy_ms))):
-        a = found.a_busy_ms[worker] if worker < len(found.a_busy_ms) else 0.0
-        b = found.b_busy_ms[worker] if worker < len(found.b_busy_ms) else 0.0
+    for worker, (a, b) in enumerate(zip_longest(found.a_busy_ms, found.b_busy_ms, fillvalue=0.0)):
         rows.append([f"worker {worker} busy", "", f"{a:.2f}", f"{b:.2f}", _ratio(a, b), ""])
     lines += [format_table(rows), ""]
     rows = [["the most different tasks", "A ms", "B ms", "A starts", "B starts"]]

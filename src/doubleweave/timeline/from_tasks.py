@@ -1,4 +1,4 @@
-"""The timeline of a task graph's run, measured or simulated: events, hand-overs, and what memory is in use.
+"""The timeline of a task graph's run, measured or simulated: events, hand-overs, and the bytes in use.
 
 It knows nothing of where the times come from.
 """
@@ -6,13 +6,11 @@ It knows nothing of where the times come from.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from doubleweave.schedule.costs import Int64Array
 from doubleweave.schedule.schedule import BARRIER, Schedule
 from doubleweave.schedule.task_graph import TaskGraph
 from doubleweave.timeline.timeline import Counter, Event, Timeline
-
-Int64Array = npt.NDArray[np.int64]
 
 
 def timeline_of(
@@ -95,7 +93,7 @@ def _counters(graph: TaskGraph, ends: list[int], starts: list[int], cached: int)
 
 
 def _sums(changes: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    """Changes as running totals, one for each time."""
+    """Running totals of (time, change) pairs, one for each time."""
     total, result = 0.0, {}
     for at, change in sorted(changes):
         total += change

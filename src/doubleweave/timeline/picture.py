@@ -1,4 +1,4 @@
-"""A timeline as a picture: a Gantt chart, and what memory was in use below it. Needs matplotlib (the extra `plot`)."""
+"""A timeline as a picture: a Gantt chart, and below it the memory in use. Needs matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 

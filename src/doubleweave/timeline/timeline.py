@@ -1,4 +1,4 @@
-"""Timelines: what ran when on which worker, and their text form. No torch, no ExecuTorch."""
+"""Timelines: when each task of a run ran, and on which worker; and their text form. No torch, no ExecuTorch."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ class Counter(NamedTuple):
 class Timeline:
     """The events of one run, in order of their start.
 
-    `devices` are those of the workers; `chunks` is what `Event.chunk` counts; `links` are hand-overs, as places in
-    `events`: the second reads, on another worker, what the first wrote. What is not known is empty.
+    `devices` are those of the workers; `Event.chunk` is a place in `chunks`. `links` are hand-overs, as places in
+    `events`: the second task reads, on another worker, a value that the first wrote. A field that is not known is
+    empty.
     """
 
     events: tuple[Event, ...]
@@ -76,21 +77,16 @@ class Timeline:
             )
             lines.append(f"{self._label(worker)} |{row}|")
         margin = " " * (len(self._label(0)) + 1)
-        axis = f"{margin}0{'':{max(1, width - 9)}}{end / 1e6:>8.1f} ms"
-        return "\n".join(
-            [
-                *lines,
-                axis,
-                f"{margin}digit: chunk, in static segments; letter: chunk, in attention; dot: waiting",
-            ]
-        )
+        lines.append(f"{margin}0{'':{max(1, width - 9)}}{end / 1e6:>8.1f} ms")
+        lines.append(f"{margin}digit: chunk, in static segments; letter: chunk, in attention; dot: waiting")
+        return "\n".join(lines)
 
     def _label(self, worker: int) -> str:
         widest = max(map(len, self.devices), default=0)
         return f"worker {worker}" + (f" {self.devices[worker]:<{widest}}" if self.devices else "")
 
     def table(self) -> str:
-        """What ran where: busy time by kind of segment and worker."""
+        """Busy time by kind of segment and worker."""
         kinds: dict[str, list[float]] = {}
         counts: dict[str, int] = {}
         for event in self.events:
@@ -99,16 +95,12 @@ class Timeline:
             counts[kind_of(event.segment)] = counts.get(kind_of(event.segment), 0) + 1
         head = ["segment", "runs", *(f"worker {w} ms" for w in range(self.num_workers))]
         rows = [[kind, str(counts[kind]), *(f"{ms:.1f}" for ms in times)] for kind, times in kinds.items()]
-        busy = (
-            [f"{self.busy_s(w) / self.makespan_s:.0%}" for w in range(self.num_workers)]
-            if self.events
-            else []
-        )
+        busy = [f"{self.busy_s(w) / self.makespan_s:.0%}" for w in range(self.num_workers) if self.events]
         return format_table([head, *rows, ["busy share", "", *busy]])
 
 
 def kind_of(segment: str) -> str:
-    """Segments that differ in their number are of one kind: "block_*"."""
+    """The kind of a segment: "block_*" for all that differ in their number alone."""
     stem, _, number = segment.rpartition("_")
     return f"{stem}_*" if number.isdigit() else segment
 

@@ -26,7 +26,7 @@ def check_path(path: Path) -> None:
 
 
 def write_trace(timeline: Timeline, path: Path) -> None:
-    """Write it in one piece: under another name beside it first. Raises InputError as `check_path`, OSError."""
+    """Write the file as a whole, as `written_whole` does. Raises InputError as `check_path` does, and OSError."""
     check_path(path)
     with written_whole(path) as temporary:
         if path.suffix == ".json":
