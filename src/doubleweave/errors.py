@@ -1,7 +1,21 @@
-"""Every error a user of Doubleweave can meet, as one tree.
+"""Every error that a user of Doubleweave can meet, as one tree.
 
-Each message is one sentence (or a few short ones) that says what was found, what was expected and
-what to do. This module knows nothing of torch or ExecuTorch.
+```
+DoubleweaveError(Exception)         catches all of them; the command line prints it and exits with 2
+├── SourceError(…, ValueError)      a model source that cannot be read or is of no supported kind
+├── PolicyError(…, ValueError)      a policy, or an option that becomes one, that asks for something impossible
+├── SplitError(…, ValueError)       a model that cannot be split by its policy
+├── LowerError(…, RuntimeError)     a segment that its backend cannot lower
+├── BackendError(…, RuntimeError)   a vendor's library that is missing here or of a version that does not fit
+├── ProgramError(…, ValueError)     a program folder that is missing, damaged or of another version
+├── InputError(…, ValueError)       a prompt, token ids, an option or an argument of a call out of range
+├── ScheduleError(…, ValueError)    a schedule that misses or doubles a task, or would wait for ever
+└── RunError(…, RuntimeError)       a method that failed while it ran
+```
+
+The second base says whose mistake it is, to callers that know nothing of Doubleweave: ValueError for something that the
+caller gave, RuntimeError for something that went wrong here. A message says in a sentence or a few what was found, what
+was expected and what to do. This module knows nothing of torch or ExecuTorch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files written in one piece: under another name beside their place first, so that nothing half-written is left."""
+"""Whole files: written under another name beside their place, then renamed, so that nobody meets half a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path of the same extension to write to, which then takes the place of `path`; gone on an error."""
+    """Give a path to write to, which then takes the place of `path`; after an error the old `path` stays.
+
+    It has the extension of `path`, because some writers choose their format by it, and lies in the same folder, because
+    renaming is atomic only within a file system.
+    """
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield temporary

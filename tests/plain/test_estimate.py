@@ -8,14 +8,21 @@ import numpy as np
 import pytest
 
 import toys
+from doubleweave import _scheduling
 from doubleweave.errors import InputError
 from doubleweave.ir.split import Port, Traffic, rows
-from doubleweave.predict.estimate import Device, estimate_us, weight_format
+from doubleweave.predict.estimate import Device, estimate, weight_format
 from doubleweave.predict.profile_file import parse_device
 
 # 1,000 operations and 1,000 bytes a microsecond of one worker; half of it reached in products.
 DEVICE = Device(10.0, 5.0, 1.0, {"int8": 1.0, "float32": 1.0}, 0.5)
 SPLIT = toys.split(1, rows(1, 64))
+
+
+def estimate_us(device, segment, weights, rows_, cached, threads):
+    """Microseconds of one call for `rows_` rows, where the cache holds `cached` with them."""
+    times = _scheduling.SegmentTimes([], estimate(device, segment, weights).native())
+    return _scheduling.time_us(times, rows_, cached - rows_, threads)
 
 
 def us(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import toys
+from doubleweave import _scheduling
 from doubleweave.errors import InputError
 from doubleweave.ir.split import FixedSizes, Segment
 from doubleweave.predict.find_profile import GENERIC, shipped, shipped_names
@@ -56,7 +57,8 @@ def block(num_weights: int, weights: str) -> Segment:
 
 def time_us(name: str, num_weights: int, rows: int, weights: str) -> float:
     profile = replace(shipped(name), weights=weights)
-    return float(profile.time_us(block(num_weights, weights), np.array([rows]), np.array([0]), 1)[0])
+    times = _scheduling.SegmentTimes([], profile.estimate(block(num_weights, weights)).native())
+    return float(_scheduling.time_us(times, np.array([float(rows)]), np.zeros(1), 1)[0])
 
 
 def test_these_machines_are_shipped():

@@ -14,7 +14,10 @@ _PROMPT = "doubleweave:prompt"
 
 
 def render_chat(template: str, messages: Sequence[dict[str, str]], special_tokens: dict[str, str]) -> str:
-    """Render as transformers' `apply_chat_template` does: sandboxed, with its block trimming."""
+    """Render as transformers' `apply_chat_template` does: sandboxed, with its block trimming and loop controls.
+
+    Raises InputError for a template that fails.
+    """
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -45,7 +48,10 @@ class Affixes(NamedTuple):
 
 
 def affixes_of(template: str, special_tokens: dict[str, str]) -> Affixes | None:
-    """The affixes that render a single user message as `template` does; None where the template does more than that."""
+    """The affixes that render a single user message as `template` does; None for a template that does more.
+
+    The template renders a message of known text, plain and between white space, and the results are compared.
+    """
 
     def parts(prompt: str, shown: str) -> list[str]:
         return render_chat(template, [{"role": "user", "content": prompt}], special_tokens).split(shown)

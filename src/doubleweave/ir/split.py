@@ -46,9 +46,9 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class FixedSizes:
-    """Fixed sizes, as an NPU compiles them: one method a size of "T", to which a chunk is padded up.
+    """Fixed sizes, as an NPU compiles them: a method for each size of "T", to which a chunk is padded up.
 
-    No sizes: there is no "T", every size is fixed, and there is one method.
+    Without sizes there is no "T": every size is fixed, and there is one method.
     """
 
     sizes: tuple[int, ...] = ()
@@ -83,8 +83,8 @@ def most_rows(shape: FixedSizes | SizeRanges) -> int:
 
 
 class Traffic(NamedTuple):
-    """Bytes between the device's own memory and the system's in one run of the method of `size` rows, as its compiler
-    counts them; `spilled` and `filled` are those of them for values that its own memory had no room for."""
+    """Bytes between the device's own memory and the system's in one run of the method of `size` rows, as the device's
+    compiler counts them. `spilled` and `filled` are the part for values that the device's memory has no room for."""
 
     size: int
     read: int
@@ -146,11 +146,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that passes between calls; one writer.
+    """A tensor that passes between calls; it has one writer, so that dependencies follow from names.
 
     kind "input" comes from outside, "chunk" lives for one chunk (for one run, in a module that is not cut into
     chunks as a whole), "cache" gets the rows of every chunk (its readers see all rows up to their own chunk),
-    "output" is read from outside, "state" belongs to the session and is what the run before left.
+    "output" is read from outside, "state" belongs to the session and has the value that the run before left.
     """
 
     name: str
@@ -168,7 +168,8 @@ class Value:
 class Call:
     """One use of a segment, or of a function: the values it reads (in port order) and writes.
 
-    rows "last" means that only the last row of a chunk is of interest when text is generated.
+    rows "last" means that generating text reads only the last row of a chunk: of lm_head's, that saves a product with
+    the vocabulary for every other row.
     """
 
     name: str
@@ -180,7 +181,8 @@ class Call:
 
 
 class State(NamedTuple):
-    """A tensor of the session: the value it has when its function begins, and the one it takes when it ends."""
+    """A tensor of the session: the value that it has when its function begins, and the value that it takes at the
+    end."""
 
     value: str
     next: str

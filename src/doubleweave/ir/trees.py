@@ -1,7 +1,8 @@
 """Arguments and results as trees: tuples, lists, dicts, named tuples and dataclasses of tensors and constants.
 
-A tree is plain data, so that a program can take and return what its module did without torch: classes are found
-again among the modules that the caller has imported. What counts as a tensor is anything that has `__dlpack__`.
+A tree is plain data, so that a program takes and returns its module's own containers without torch: classes are found
+again among the modules that the caller has imported. Anything that has `__dlpack__` is a tensor, so this file needs
+neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Tree:
 
 
 class TreeError(ValueError):
-    """`where` in an argument is something that no tree holds, or another thing than expected."""
+    """The value at `where` in an argument is of a type that no tree holds, or is not the expected value."""
 
     def __init__(self, where: str, found: str, expected: str) -> None:
         super().__init__(f"{where}: found {found}, expected {expected}")
@@ -139,7 +140,7 @@ def match(tree: Tree, value: Any, where: str) -> Iterator[Any]:
         yield value
         return
     if tree.kind == "constant":
-        is_nan = tree.value != tree.value
+        is_nan = tree.value != tree.value  # NaN equals nothing, but is the same constant
         if type(value) is not type(tree.value) or not (value == tree.value or (is_nan and value != value)):
             raise TreeError(where, describe(value), f"{tree.value!r} (constants are compiled in)")
         return
@@ -194,12 +195,12 @@ def build(tree: Tree, tensors: Iterator[Any]) -> Any:
 
 
 def _class(name: str, kind: Kind, keys: tuple[str, ...]) -> Any:
-    """The class itself where the caller has its module imported, else one with the same name and fields."""
+    """The class itself where the caller has its module imported, else a class with the same name and fields."""
     module, _, path = name.partition(":")
     found: Any = sys.modules.get(module)
     for step in path.split("."):
         found = getattr(found, step, None)
-    # Only what a tree was made of may be called: a manifest may name anything.
+    # A manifest may name anything to be called, so only classes of the kinds that trees are made of are.
     if isinstance(found, type) and kind == "dataclass" and dataclasses.is_dataclass(found):
         names = {field.name for field in dataclasses.fields(found) if field.init}
     elif isinstance(found, type) and issubclass(found, tuple):

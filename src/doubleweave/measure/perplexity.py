@@ -25,6 +25,7 @@ def score(program: Program, session: Session, text: str) -> dict[str, Any]:
     total, count = 0.0, 0
     start = time.perf_counter()
     for begin in range(0, len(ids) - 1, session.max_context):
+        # One token more than the context: the last one is only predicted, not read.
         window = np.asarray(ids[begin : begin + session.max_context + 1], dtype=np.int64)
         session.reset()
         step = session.score_rows

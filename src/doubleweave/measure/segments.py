@@ -23,7 +23,7 @@ from doubleweave.predict.profile import Measured, Profile, uses_cache
 from doubleweave.runtime.llm.program import Program
 from doubleweave.runtime.llm.session import Recorded, Session, TokenIds
 from doubleweave.runtime.threads import threads_or_all
-from doubleweave.schedule.choice import Choice, chunk_shape, default_choice
+from doubleweave.schedule.choice import chunk_shape, default_choice
 from doubleweave.schedule.costs import Costs
 from doubleweave.schedule.schedule import ANY, Schedule
 from doubleweave.schedule.task_graph import TaskGraph
@@ -77,11 +77,12 @@ def measure(
             _fill(program, session, ids[:limit], threads)
             for cached in depths:
                 step(f"{count} threads, {cached} cached, round {number}/{runs}")
-                session.use(default_choice(program.split, "sequential", count))
+                choice = default_choice(program.split, "sequential", count)
+                session.use(choice)
                 for rows in sizes:
                     # The first round loads methods and touches memory.
                     _sample(session, ids, rows, cached, samples[count] if number else None)
-                session.use(_pairwise_choice(program, count), _pairwise)
+                session.use(choice._replace(schedule="pairwise", in_flight=2), _pairwise)
                 _sample_repeats(session, ids, max(sizes), cached, repeats[count] if number else None)
     profile = Profile(
         name=f"{program.manifest.name} on {this_machine()}",
@@ -148,11 +149,6 @@ def _sample_repeats(session: Session, ids: TokenIds, rows: int, cached: int, fou
         if graph.call_of[before] == graph.call_of[task] and call.rows == "all":
             us = (recorded.end_ns[task] - recorded.start_ns[task]) / 1e3
             found[call.segment, rows][cached].append(float(us))
-
-
-def _pairwise_choice(program: Program, threads: int) -> Choice:
-    one = default_choice(program.split, "sequential", threads)
-    return one._replace(schedule="pairwise", in_flight=2)
 
 
 def _pairwise(graph: TaskGraph, workers: Sequence[str], costs: Costs) -> Schedule:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from doubleweave import _scheduling
 from doubleweave.ir.split import CACHED, ITEM_BYTES, ROWS, Segment, whole_cache
-from doubleweave.schedule.costs import FloatArray
 
 _ANY_CORES = 1 << 30
 WEIGHT_BYTES = {"int4": 0.5, "int8": 1.0, "float16": 2.0, "float32": 4.0}
@@ -111,15 +110,3 @@ def estimate(device: Device, segment: Segment, weights: str) -> Estimate:
         cached_bytes_us=cached_bytes * byte_us,
         counted_us=tuple((float(t.size), (t.read + t.written) * byte_us) for t in segment.traffic),
     )
-
-
-def estimate_us(
-    device: Device, segment: Segment, weights: str, rows: FloatArray, cached: FloatArray, threads: int
-) -> FloatArray:
-    """Microseconds of one call for `rows` rows, the cache, where the segment reads one, holding `cached`.
-
-    `weights` is their format: int4, int8, float16 or float32. On a CPU `threads` cores share the work, of those
-    it has.
-    """
-    times = _scheduling.SegmentTimes([], estimate(device, segment, weights).native())
-    return _scheduling.time_us(times, rows, cached - rows, threads)

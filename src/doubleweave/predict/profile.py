@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import numpy as np
-
 from doubleweave import _scheduling
 from doubleweave.errors import InputError
 from doubleweave.ir.split import CACHED, FixedSizes, Segment, Split
@@ -113,11 +111,6 @@ class Profile:
             )
         weights = weight_format(segment.recipe) if segment.recipe else self.weights
         return estimate(self.devices[segment.device], segment, weights)
-
-    def time_us(self, segment: Segment, rows: FloatArray, cached: FloatArray, threads: int) -> FloatArray:
-        """A segment's microseconds for `rows` rows behind `cached` tokens, element by element."""
-        rows, cached = np.asarray(rows, float), np.asarray(cached, float)
-        return _scheduling.time_us(self._times(segment), rows, cached, threads)
 
     def hand_overs_ns(self, devices: Sequence[str]) -> list[list[int]]:
         """Nanoseconds from a worker of device i to another worker, of device j."""

@@ -64,8 +64,7 @@ class TaskGraph:
     @cached_property
     def devices(self) -> tuple[str, ...]:
         """The device of each call."""
-        of = {segment.name: segment.device for segment in self.split.segments}
-        return tuple(of[call.segment] for call in self.split.calls)
+        return tuple(self.split.segment(call.segment).device for call in self.split.calls)
 
     @cached_property
     def every_device(self) -> tuple[str, ...]:

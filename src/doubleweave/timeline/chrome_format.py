@@ -12,7 +12,7 @@ from doubleweave.errors import InputError
 from doubleweave.schedule.chunks import Chunk
 from doubleweave.timeline.timeline import Counter, Event, Timeline, kind_of
 
-# Names of colours that trace viewers know, told apart well beside each other.
+# Names of colours that trace viewers know, chosen to be told apart beside each other.
 _COLOURS = (
     "thread_state_running",
     "rail_animation",

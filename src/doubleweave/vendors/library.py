@@ -1,7 +1,7 @@
-"""What the run time must know of a backend's library on this machine: one record each.
+"""A backend's library on this machine, as the run time sees it: one record a backend, found by the backend's name.
 
-A backend without a library of a vendor's (its delegate or its kernels are ExecuTorch's) has the defaults. Knows nothing
-of compiling.
+So the run time names no vendor, and a backend adds a file. A backend whose delegate or kernels are ExecuTorch's own has
+the defaults. This file knows nothing of compiling.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Library:
 
     is_npu: bool = False  # its device has workers of its own
     loads_alone: bool = False  # it must not load two methods at once
-    emulator: str = ""  # what stands in for the device here: slow, and a crash of it ends the process
+    emulator: str = ""  # stands in for the device here: it is slow, and its crash ends the process
     # Makes itself known to ExecuTorch, before a program's first method is loaded; raises BackendError, and ProgramError
     # for segments that this machine cannot run.
     load: Callable[[Segments], None] = lambda segments: None
-    # What an error says more, from what was printed while a method was loaded alone.
+    # Ends an error's message, from the text that was printed while a method was loaded alone.
     explain: Callable[[str], str] = lambda printed: ""
-    # What doctor shows: "works", then "missing" or "text" and more.
+    # For `doubleweave doctor`: "works", then "missing" or "text", and more for --json.
     examine: Callable[[], dict[str, Any]] = lambda: {"works": True}
-    # What inspect shows of a program's segments, as data and as text.
+    # For `doubleweave inspect`: a program's segments, as data and as text.
     build: Callable[[Segments], dict[str, Any]] | None = None
     build_lines: Callable[[Segments], list[str]] = lambda segments: []
 
@@ -51,7 +51,7 @@ def libraries_of(split: Split) -> dict[str, Library]:
 
 
 def load_libraries(split: Split) -> None:
-    """Load what the segments of a split need; raises BackendError or ProgramError."""
+    """Load the libraries of a split's backends; raises BackendError or ProgramError."""
     for name, library in libraries_of(split).items():
         library.load(split.segments_of(name))
 

@@ -1,7 +1,7 @@
 """Intel's OpenVINO run time: found in its Python package, and made known to ExecuTorch's delegate.
 
-The delegate loads libopenvino_c.so when its first method is loaded, by the path in OPENVINO_LIB_PATH. What is
-compiled is read by the version that compiled it.
+The delegate loads libopenvino_c.so when its first method is loaded, by the path in OPENVINO_LIB_PATH. A compiled model
+is read by the version that compiled it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INSTALL = "run: pip install 'doubleweave[openvino]'"
 
 
 class OpenVino(NamedTuple):
-    """`library` is libopenvino_c.so, of that version."""
+    """An installed OpenVINO; `library` is its libopenvino_c.so."""
 
     library: Path
     version: str

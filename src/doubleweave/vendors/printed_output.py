@@ -1,4 +1,4 @@
-"""What native libraries print: past Python's sys.stdout, to the process's own standard output and error."""
+"""The output of native libraries, which passes sys.stdout by and goes to the process's own descriptors 1 and 2."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ Result = TypeVar("Result")
 
 
 def captured(function: Callable[[], Result]) -> tuple[Result, str]:
-    """Call `function`; returns its result and what was printed meanwhile, by any thread of the process.
+    """Call `function`; returns its result and the text that any thread of the process printed meanwhile.
 
-    Where it raises, what was printed is in the error's `printed`, so that a library's own reason is not lost.
+    An error of `function` carries the text as `printed`, so that a library's own reason is not lost.
     """
+    # A file, because a full pipe would stop the library until somebody reads.
     with tempfile.TemporaryFile() as file:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -40,7 +41,7 @@ def captured(function: Callable[[], Result]) -> tuple[Result, str]:
 
 
 def silence_errors() -> None:
-    """Let nothing more reach the process's standard error: for what libraries say when the process ends."""
+    """Let nothing more reach the process's standard error: libraries complain there when the process ends."""
     sys.stderr.flush()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,4 +1,8 @@
-"""Qualcomm's library as the run time sees it: the chip's builds and the emulator's, messages, versions."""
+"""Qualcomm's library as the run time sees it: builds for the chip and for the emulator, messages, versions.
+
+A build for the chip lets the methods of a segment share one context, and so their weights; the emulator cannot run
+that.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +55,7 @@ def _examine() -> dict[str, Any]:
 
 
 def _build(segments: Segments) -> dict[str, Any]:
-    """The chip, what the build is for, its contexts and how many a process may hold."""
+    """The chip, "chip" or "emulator" for the build, its contexts, and the most that a process may hold."""
     return {
         "soc": segments[0].target,
         "build": "chip" if any(map(_shares_context, segments)) else "emulator",

@@ -1,4 +1,4 @@
-"""What Qualcomm's HTP compiler prints: what a graph moves between the NPU and the system's memory, and refusals."""
+"""The messages of Qualcomm's HTP compiler, parsed: a graph's traffic between NPU and system memory, and refusals."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from doubleweave.ir.split import Traffic
 _SUMMARY = re.compile(r"=+ DDR bandwidth summary =+(.{,1000}?read_total_bytes=\d+)", re.DOTALL)
 _ERROR = re.compile(r"(?:\[ERROR\] \[Qnn ExecuTorch\]:|<E>)[ \t]*(?:<E>[ \t]*)?(.*\S)")
 _OPERATOR = re.compile(r"Failed to validate op (\w+)")
-# What it complains of on every run, and what only passes a complaint on.
+# Complaints of every run, and lines that only pass a complaint on.
 _NO_REASON = re.compile(
     r"unexpected GraphHtpSettings option|failed( -?\d+)?\.?$|not well formed|failed with error|Failed to validate"
 )
 
 
 def traffic(printed: str) -> list[Traffic]:
-    """One entry a graph, in the order in which they were compiled; which size each has is not said (0).
+    """One Traffic a graph, in bytes, in the order in which graphs were compiled; the summary does not say a graph's
+    size, so `size` is 0.
 
-    None of a summary that lacks one of its figures: an SDK whose report is another one.
+    A summary without one of the figures (another SDK's) gives no entry.
     """
     found = []
     for summary in _SUMMARY.findall(printed):
@@ -30,7 +31,7 @@ def traffic(printed: str) -> list[Traffic]:
 
 
 def refusal(printed: str) -> str:
-    """What the compiler complained of first, and at which operator; "" if nothing."""
+    """The compiler's first complaint, behind the operator that it is about; "" for no complaint."""
     found = [line.rstrip(". ") for line in _ERROR.findall(printed)]
     reasons = [line for line in found if not _NO_REASON.search(line)] or found
     operator = _OPERATOR.search(printed)

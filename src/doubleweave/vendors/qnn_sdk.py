@@ -1,8 +1,9 @@
-"""Qualcomm's QNN libraries on this machine: which there are, their version, and loading them into the process.
+"""Qualcomm's QNN libraries on this machine: found, their version checked, and loaded into the process.
 
-ExecuTorch opens "libQnnHtp.so" and "libQnnSystem.so" by name when a QNN backend starts, which finds what is loaded
-already. It is built against SDK 2.37; newer ones are loaded behind a library of ours that passes everything on
-(native/qnn/forward_htp.cpp). Needs no torch.
+ExecuTorch opens "libQnnHtp.so" and "libQnnSystem.so" by name when a QNN backend starts, which gives it libraries of
+that name that are loaded already. It is built against SDK 2.37. In newer SDKs a struct of the device's creation has
+another layout, so they are loaded behind a library of ours that converts it and passes everything else on
+(native/qnn/forward_htp.cpp). This file needs no torch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from doubleweave.errors import BackendError
 
 BUILT_FOR = (2, 37)  # the SDK that ExecuTorch 1.5 is built against
 OLDEST = (2, 28)
-NEWEST = (2, 51)  # the newest one that was tried
+NEWEST = (2, 51)  # the newest that was tried
 SOCS = ("SM8550", "SM8650", "SM8750", "SM8850")  # Snapdragon 8 Gen 2 and 3, 8 Elite, 8 Elite Gen 5
 HTP, SYSTEM, SAVER = "libQnnHtp.so", "libQnnSystem.so", "libQnnSaver.so"
 # Contexts that a process may hold on a phone: 66 failed to load, and up to about 50 do (pytorch/executorch#14985).
@@ -34,7 +35,8 @@ INSTALL = (
 
 @dataclass(frozen=True)
 class Sdk:
-    """Qualcomm's libraries: where they come from, the folder they are in, the version, such as (2, 47)."""
+    """Qualcomm's libraries: their origin as doctor shows it, their folder, the version, such as (2, 47), and the build,
+    such as "2.47.0.260601114230"."""
 
     origin: str
     folder: Path
@@ -43,7 +45,7 @@ class Sdk:
 
     @property
     def is_forwarded(self) -> bool:
-        """Whether it is newer than what ExecuTorch is built for, so that the forwarding library is needed."""
+        """Whether the SDK is newer than ExecuTorch's, so that it needs the forwarding library."""
         return self.version > BUILT_FOR
 
 
@@ -72,7 +74,7 @@ def load_sdk() -> Sdk:
 
 
 def keep_from_downloading() -> None:
-    """Keep ExecuTorch from downloading an SDK: that it is set, though empty, says that one is taken care of."""
+    """Keep ExecuTorch from downloading an SDK, which it does where QNN_SDK_ROOT is not set; an empty value will do."""
     os.environ.setdefault("QNN_SDK_ROOT", "")
 
 
@@ -123,7 +125,7 @@ def is_host() -> bool:
 
 
 def _checked(origin: str, folder: Path) -> Sdk:
-    # Small ones first: any of them carries it.
+    # Each library carries the version; the small one is read first.
     build = next(filter(None, (_build_of(folder / name) for name in (SAVER, HTP))), None)
     if build is None:
         raise BackendError(
