@@ -60,7 +60,7 @@ class Interface:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Interface:
-        """Parse what `to_dict` made; KeyError, TypeError or ValueError on anything else."""
+        """Parse the data of `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
         parameters = []
         for item in data["parameters"]:
             if item["kind"] not in _KINDS:

@@ -71,7 +71,7 @@ class Manifest:
 def read(folder: Path) -> Manifest:
     """Read and check a program directory's manifest and program file.
 
-    Raises ProgramError that names the file, what is wrong with it, and what to do.
+    Raises ProgramError that names the file, its fault, and the remedy.
     """
     path = folder / MANIFEST_FILE
     if not folder.is_dir():
@@ -151,7 +151,7 @@ def _conforms(value: Any, kind: Any) -> bool:
 
 
 def _inconsistency(manifest: Manifest) -> str | None:
-    """What in the manifest does not fit together, or None."""
+    """The first contradiction within a manifest, or None: everything that reads a split relies on there being none."""
     split = manifest.split
     if not split.functions:
         return "there is no function"

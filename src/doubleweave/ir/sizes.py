@@ -39,7 +39,7 @@ _FUNCTIONS: dict[str, Callable[..., int]] = {
 
 @cache
 def _parsed(text: str) -> tuple[ast.expr, frozenset[str]]:
-    """An expression and its symbols. Raises ValueError for what is no size expression."""
+    """An expression and its symbols. Raises ValueError for text that is no size expression."""
     try:
         found = ast.parse(text, mode="eval").body
         return found, frozenset(_names(found))
@@ -48,7 +48,7 @@ def _parsed(text: str) -> tuple[ast.expr, frozenset[str]]:
 
 
 def symbols(size: Size) -> frozenset[str]:
-    """The symbols in a size. Raises ValueError for what is no size expression."""
+    """The symbols in a size. Raises ValueError for text that is no size expression."""
     return frozenset() if isinstance(size, int) else _parsed(size)[1]
 
 

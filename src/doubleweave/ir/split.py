@@ -1,7 +1,7 @@
 """The split: segments, calls and values, the whole model as a small frozen graph.
 
-Plain data that prints, parses (`Split.from_dict(split.to_dict())`) and diffs. It knows nothing of torch or
-ExecuTorch: it is what the compiler hands to the run time.
+Plain data that prints, parses (`Split.from_dict(split.to_dict())`) and diffs. The compiler hands it to the run time, so
+it knows nothing of torch or ExecuTorch.
 
 Sizes in shapes are numbers, symbols or expressions of symbols (sizes.py). In a language model "T" is the rows of
 the chunk at hand and "S" the rows of the cache up to and including that chunk; in any other module the symbols
@@ -78,7 +78,7 @@ def whole_cache(port: Port) -> int:
 
 
 def most_rows(shape: FixedSizes | SizeRanges) -> int:
-    """The most rows that one call takes."""
+    """The most rows of a call."""
     return max(shape.sizes) if isinstance(shape, FixedSizes) else shape.range(ROWS).high
 
 
@@ -106,16 +106,16 @@ class Port:
 class Segment:
     """A piece of the model compiled once.
 
-    `structure` names what it computes without its weights: equal structures differ in weights alone. `target` is
-    the chip that its backend compiles it for, "" where that makes no difference. `recipe` is how it is quantized where
-    scales are fixed beforehand, `snr_db` its signal-to-noise ratio against float32 in decibels. `contexts` counts QNN's
-    context binaries: fewer than methods where methods of several sizes share one, and so their weights. `traffic` is
-    what the method of each size moves, where the backend's compiler says so. `linear_weights` counts a language model's
-    multiply-adds with weights for each row (0: not counted). `attended_width`, where attention is
-    inlined, is its multiply-adds for each row and each row of the cache: widths of queries and outputs of all layers.
-    `num_delegated` of `num_operators` operators run in the backend's delegate, the others in ExecuTorch's
-    CPU kernels (both are 0 until the segment is lowered). `rows` says how a segment that is run chunk by chunk was
-    shown to have independent rows.
+    `structure` names its computation: segments of one structure differ in their weights' numbers alone, so it is
+    lowered once. `target` is the chip that its backend compiles it for, "" where that makes no difference. `recipe` is
+    its quantization where scales are fixed beforehand, `snr_db` its signal-to-noise ratio against float32 in decibels.
+    `contexts` counts QNN's context binaries: fewer than methods where methods of several sizes share a context, and so
+    their weights. `traffic` has the bytes that the method of each size moves, where the backend's compiler counts
+    them. `linear_weights` counts a language model's multiply-adds with weights for each row (0: not counted).
+    `attended_width`, where attention is inlined, is its multiply-adds for each row and each row of the cache: widths
+    of queries and outputs of all layers. `num_delegated` of `num_operators` operators run in the backend's delegate,
+    the others in ExecuTorch's CPU kernels (both are 0 until the segment is lowered). `rows` names the proof that the
+    rows of a segment that runs chunk by chunk are independent.
     """
 
     name: str
@@ -192,8 +192,8 @@ class State(NamedTuple):
 class Function:
     """Calls (in an order that can run) and values: the model, or a nested module that the policy names.
 
-    Its symbols are its own: a call of a function gives them the sizes of what it reads. `outputs` are values in
-    the order of the interface, and may be inputs or the same value twice.
+    Its symbols are its own, because it may be called at several sizes: each call gives them the sizes of its reads.
+    `outputs` are values in the order of the interface, and may be inputs or the same value twice.
     """
 
     name: str
@@ -242,7 +242,7 @@ class Split:
     def _hash(self) -> int:
         return hash((self.segments, self.functions))
 
-    def __hash__(self) -> int:  # computed once: what depends on a split alone is cached by it
+    def __hash__(self) -> int:  # computed once: results that depend on a split alone are cached by it
         return self._hash
 
     def segment(self, name: str) -> Segment:
@@ -307,7 +307,7 @@ class Split:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Split:
-        """Parse what `to_dict` made; KeyError, TypeError or ValueError on anything else."""
+        """Parse the data of `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
         return Split(
             segments=tuple(_segment_from_dict(item) for item in data["segments"]),
             functions=tuple(_function_from_dict(item) for item in data["functions"]),

@@ -46,7 +46,7 @@ class Tree:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Tree:
-        """Parse what `to_dict` made; KeyError, TypeError or ValueError on anything else."""
+        """Parse the data of `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
         items = tuple(Tree.from_dict(item) for item in data.get("items", ()))
         tree = Tree(
             **{**data, "items": items, "keys": tuple(data.get("keys", ())), "value": data.get("value")}

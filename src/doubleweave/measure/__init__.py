@@ -1,4 +1,4 @@
 """Runs programs to learn about them: times, contention, decisions, perplexity.
 
-Imports runtime and what is below it; knows nothing of the command line.
+Imports runtime and the packages below it; knows nothing of the command line.
 """

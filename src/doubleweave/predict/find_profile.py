@@ -1,4 +1,4 @@
-"""Which profile a program runs by: one that is named, the one measured for it on this machine, or a generic one."""
+"""Find the profile that a program runs by: a named profile, its own measured on this machine, or a generic one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ GENERIC = "generic"
 def find_profile(folder: Path, manifest: Manifest, given: str | None = None) -> Profile:
     """The profile of that name or path; else the folder's own if it was measured on this machine; else a generic one.
 
-    Raises InputError for one that is missing, malformed or of another program.
+    Raises InputError for a profile that is missing, malformed or of another program.
     """
     if given is not None:
         found = read_profile(Path(given)) if given.endswith(".toml") else shipped(given)
     else:
         own = folder / PROFILE_FILE
         found = read_profile(own) if own.exists() else shipped(GENERIC)
+        # A program that is copied to another machine takes its profile along, whose times are wrong there.
         if found.machine and found.machine != this_machine():
             found = shipped(GENERIC)
     if found.program and found.program != program_id(manifest.split):

@@ -37,7 +37,7 @@ _ANY_THREADS = 2**31 - 1  # a prediction's
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """How a prompt runs: the choice, its task graph, what the tasks cost, and their schedule."""
+    """The run of a prompt: the choice, its task graph, the tasks' costs, and their schedule."""
 
     choice: Choice
     graph: TaskGraph

@@ -29,7 +29,7 @@ class Measured:
     worker has just run the same call, for the chunk before: keys and values are then in the processor's cache. It is
     empty where it makes no difference.
     `spread[i]` is half the distance of the quartiles over the median; `misfit[i]` how far, at most, a median lies from
-    the line between its neighbours, as a share of it: what leaving that point out would have cost.
+    the line between its neighbours, as a share of it: the model's error had that point been left out.
     """
 
     rows: tuple[int, ...]

@@ -51,7 +51,7 @@ def _by_device(pairs: Mapping[tuple[str, str], float]) -> dict[str, dict[str, fl
 
 
 def parse_profile(data: Mapping[str, Any], where: str) -> Profile:
-    """Parse what `profile_dict` gives; raises InputError that names the key that is wrong, missing or unknown."""
+    """Parse the data of `profile_dict`; raises InputError that names the key that is wrong, missing or unknown."""
     known = {
         f.removesuffix("s") if f in ("devices", "segments", "decisions") else f
         for f in Profile.__annotations__

@@ -48,7 +48,7 @@ def assign(split: Split) -> Slots:
                 of[name] = len(held)
                 held.append([name])
                 row_bytes.append(size)
-        # What a call writes is placed before the values that it reads are freed: a method may write before it has read.
+        # Values that a call writes are placed before its reads are freed: a method may write before it has read all.
         for name in dict.fromkeys((*call.reads, *call.writes)):
             if name in of and last_use[name] == index:
                 free.setdefault(values[name].row_bytes, []).append(of[name])

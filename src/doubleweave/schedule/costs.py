@@ -26,7 +26,7 @@ class Costs:
     `hand_over_ns[a, b]`: from the end of a task on device a to the start of one on another worker, of device b, that
     reads its result; `same_worker_ns`: between two tasks of one worker. `repeated[t]`: the share of its time that task
     t takes where its worker has just run the same call (None: all of it). `contention[a, b]`: how much longer a task
-    on device a takes while another worker, of device b, runs one (0.1 is 10% longer). What is not listed is 0.
+    on device a takes while another worker, of device b, runs one (0.1 is 10% longer). Pairs that are not listed have 0.
     """
 
     duration_ns: Int64Array

@@ -22,7 +22,7 @@ class FlatCall(NamedTuple):
     """A call of a segment over whole tensors, given by their numbers; without a segment, a copy.
 
     `chunks` says how a segment of fixed sizes takes its rows; it is empty for any other. `swaps` are the two tensors
-    of each state that changes with every chunk: a chunk reads what the one before it wrote.
+    of each state that changes with every chunk: a chunk reads the tensor that the chunk before it wrote.
     """
 
     name: str

@@ -70,10 +70,11 @@ def pattern_of(split: Split, want: Want) -> Pattern:
 
 
 def needed(split: Split, want: Want) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The calls that every chunk but the last needs, and those that the last one needs.
+    """The calls that every chunk but the last needs, and the calls that the last chunk needs.
 
-    "last" asks for the outputs of the last chunk, "all" for those of every chunk; a later turn reads the cache of
-    every token, so what writes it is always needed.
+    "last" asks for the outputs of the last chunk, "all" for those of every chunk. Calls that append to the cache are
+    always needed, because later tokens read the rows of every token. Generating text drops lm_head, and the last
+    layer's attention and MLP, for all chunks but the last.
     """
     writer = split.writer()
     giving = [writer[value.name] for value in split.values if value.kind == "output"]
@@ -173,13 +174,7 @@ def _without_implied(waits: Mapping[int, set[Dependency]]) -> dict[int, set[Depe
     enough; a dependency too many changes nothing.
     """
     return {
-        call: found
-        - {
-            Dependency(further.call, further.chunks)
-            for near in found
-            if near.chunks == 0
-            for further in waits[near.call]
-        }
+        call: found.difference(*(waits[near.call] for near in found if near.chunks == 0))
         for call, found in waits.items()
     }
 

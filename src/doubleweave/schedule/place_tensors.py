@@ -58,7 +58,7 @@ def _assign(
     sizes: list[int] = []
     free: list[int] = []
     for beginning, ending in zip(begins, ends, strict=True):
-        # What a step writes is placed before what it reads is freed: a method may write before it has read all.
+        # Tensors that a step writes are placed before its reads are freed: a method may write before it has read all.
         for index in beginning:
             size = tensors[index].num_bytes
             if fitting := [buffer for buffer in free if sizes[buffer] >= size]:

@@ -39,7 +39,7 @@ class Schedule:
 
 
 def parse(text: str, graph: TaskGraph, name: str = "given", threads: int = 1) -> Schedule:
-    """Parse what `Schedule.text` gives; raises ScheduleError for a device or a task the graph does not have."""
+    """Parse the text of `Schedule.text`; raises ScheduleError for a device or a task the graph does not have."""
     numbers = {graph.name(index): index for index in range(len(graph))} | {_BARRIER_TEXT: BARRIER}
     known = {ANY, *graph.devices}
     devices, workers = [], []
@@ -63,6 +63,6 @@ def parse(text: str, graph: TaskGraph, name: str = "given", threads: int = 1) ->
 
 
 def without_barriers(schedule: Schedule, graph: TaskGraph) -> tuple[list[list[int]], Int32Array, Int32Array]:
-    """The workers' lists of tasks alone, and what each task waits for (starts and list, as in a TaskGraph) with the
-    barriers as dependencies."""
+    """The workers' lists without barriers, and the tasks that each task waits for (starts and list, as in a TaskGraph),
+    which have the barriers as dependencies."""
     return _scheduling.without_barriers(schedule.workers, graph.after_starts, graph.after_list)

@@ -12,11 +12,11 @@ from doubleweave.ir.split import Function, Range, Value
 def symbols_of(function: Function, name: str, found: Sequence[tuple[str, Sequence[int]]]) -> dict[str, int]:
     """The sizes of a function's symbols for inputs of these dtypes and shapes.
 
-    Raises InputError that names the input, what was found and what is allowed.
+    Raises InputError that names the input, its shape or dtype, and the allowed shapes.
     """
     known: dict[str, int] = {}
     ranges = {r.symbol: r for r in function.ranges}
-    # Plain symbols first: expressions follow from them.
+    # Plain symbols first, whatever the order of the inputs: expressions such as 2*k + m follow from them.
     for is_plain in (True, False):
         for value, (dtype, sizes) in zip(function.inputs, found, strict=True):
             if dtype != value.dtype:

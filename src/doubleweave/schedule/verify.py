@@ -22,7 +22,8 @@ _SHOWN = 3  # tasks before and behind a marked one
 
 @dataclass(frozen=True)
 class Verified:
-    """A schedule that may run; only `verify` makes one. `after[t]` is what task t waits for, barriers included."""
+    """A schedule that may run; only `verify` makes it, so that nothing unchecked reaches the native executor. Task t
+    waits for the tasks `after[t]`, which have the barriers of `schedule` as dependencies; `workers` has none."""
 
     schedule: Schedule
     graph: TaskGraph

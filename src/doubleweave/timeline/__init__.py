@@ -1,4 +1,4 @@
 """When tasks ran, or would run: events, traces, pictures, comparison.
 
-Imports schedule, files and tables; knows nothing of how tasks run or what they cost.
+Imports schedule, files and tables; knows nothing of costs or of how tasks run.
 """

@@ -78,7 +78,7 @@ def _slice(event: Event, timeline: Timeline) -> dict[str, Any]:
 
 
 def from_chrome(data: Any, where: str) -> Timeline:
-    """Read back what `to_chrome` gives; raises InputError for anything else."""
+    """Read the data of `to_chrome` back; raises InputError for anything else."""
     about = data.get("otherData") if isinstance(data, Mapping) else None
     if not isinstance(about, Mapping) or about.get("format") != _FORMAT:
         raise InputError(f"{where}: is no trace of doubleweave; expected a file that --trace FILE.json wrote")

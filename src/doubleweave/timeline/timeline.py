@@ -87,14 +87,15 @@ class Timeline:
 
     def table(self) -> str:
         """Busy time by kind of segment and worker."""
-        kinds: dict[str, list[float]] = {}
-        counts: dict[str, int] = {}
+        kinds: dict[str, list[list[int]]] = {}
         for event in self.events:
-            row = kinds.setdefault(kind_of(event.segment), [0.0] * self.num_workers)
-            row[event.worker] += event.duration_ns / 1e6
-            counts[kind_of(event.segment)] = counts.get(kind_of(event.segment), 0) + 1
+            of_workers = kinds.setdefault(kind_of(event.segment), [[] for _ in range(self.num_workers)])
+            of_workers[event.worker].append(event.duration_ns)
         head = ["segment", "runs", *(f"worker {w} ms" for w in range(self.num_workers))]
-        rows = [[kind, str(counts[kind]), *(f"{ms:.1f}" for ms in times)] for kind, times in kinds.items()]
+        rows = [
+            [kind, str(sum(map(len, found))), *(f"{sum(took) / 1e6:.1f}" for took in found)]
+            for kind, found in kinds.items()
+        ]
         busy = [f"{self.busy_s(w) / self.makespan_s:.0%}" for w in range(self.num_workers) if self.events]
         return format_table([head, *rows, ["busy share", "", *busy]])
 

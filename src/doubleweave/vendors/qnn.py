@@ -79,7 +79,7 @@ def _build_lines(segments: Segments) -> list[str]:
 
 LIBRARY = Library(
     is_npu=True,
-    loads_alone=True,  # it sets up what methods share without a lock
+    loads_alone=True,  # it sets up the methods' shared parts without a lock
     emulator="the HTP emulator",
     load=_load,
     explain=_explain,

@@ -51,9 +51,9 @@ class Sdk:
 
 @cache
 def find_sdk() -> Sdk:
-    """QNN_SDK_ROOT's, or the one that ExecuTorch has downloaded, or that of the package onnxruntime-qnn.
+    """The SDK in QNN_SDK_ROOT, else the SDK that ExecuTorch has downloaded, else that of the package onnxruntime-qnn.
 
-    Raises BackendError where there is none, or one that is too old or too new.
+    Raises BackendError for no SDK, and for an SDK that is too old or too new.
     """
     for origin, folder in _places():
         if (folder / HTP).is_file():
