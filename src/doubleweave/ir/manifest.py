@@ -17,7 +17,7 @@ from doubleweave.ir.sizes import symbols
 from doubleweave.ir.split import ITEM_BYTES, FixedSizes, Function, Split
 
 FORMAT = "doubleweave-program"
-VERSION = 2
+VERSION = 2  # programs of another version are refused, not converted: they can be compiled again
 PROGRAM_FILE = "program.pte"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -133,6 +133,7 @@ def _check_keys(path: Path, data: Any, expected: set[str], where: str) -> None:
 
 def _conforms(value: Any, kind: Any) -> bool:
     """Whether a value has the annotated type, and its fields and items have theirs."""
+    # JSON gives whatever the file has, and dataclasses check nothing.
     if kind is Any:
         return True
     origin, args = get_origin(kind), get_args(kind)

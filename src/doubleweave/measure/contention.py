@@ -82,6 +82,7 @@ def _overlap(run: Ran, device: str) -> FloatArray:
             continue
         tasks = tasks[np.argsort(run.start_ns[tasks])]
         begin, end = run.start_ns[tasks], run.end_ns[tasks]
+        # Cumulated, so that the overlap with every task is two lookups, not a comparison with every other task.
         # How long the worker had been busy by a time: it grows from each begin to its end, and rests until the next.
         done = np.concatenate([[0], np.cumsum(end - begin)]).repeat(2)[1:-1]
         changes = np.stack([begin, end], axis=1).ravel()

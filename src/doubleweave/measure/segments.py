@@ -60,7 +60,9 @@ def measure(
     counts, workers = sorted({1, threads}), worker_counts(threads)
     shape = chunk_shape(program.split)
     sizes = shape.sizes if isinstance(shape, FixedSizes) else _rows(most_rows(shape))
+    # Behind the deepest cache two chunks of the most rows must fit: times of repeated calls take two.
     limit = max(0, min(max_cached, program.model.max_context - 2 * max(sizes)))
+    # The deepest first: the cache is filled once a round, and cut for the others.
     depths = sorted({min(cached, limit) for cached in _CACHED}, reverse=True)
     total = (runs + 1) * len(counts) * len(depths) + len(workers)
     done = itertools.count()

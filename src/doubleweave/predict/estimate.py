@@ -71,12 +71,13 @@ def estimate(device: Device, segment: Segment, weights: str) -> Estimate:
     """The estimate of a segment; `weights` is their format: int4, int8, float16 or float32."""
 
     def us(operations: float, kind: str) -> float:
+        # A format without a figure runs as the slowest that has one: devices widen what they cannot compute.
         peak = device.peak_gops.get(kind) or min(device.peak_gops.values())
         return operations / (peak * device.efficiency * 1e3)
 
     row_us = square_us = key_us = 0.0
     if any(CACHED in port.shape for port in segment.inputs):
-        # Queries times keys and weights times values.
+        # Two products of a multiply-add each, queries by keys and weights by values, in the float32 of our CPU kernel.
         width = math.prod(size for size in segment.inputs[0].shape if isinstance(size, int))
         key_us = us(4.0 * width, "float32")
     elif segment.num_delegated:  # a segment that nothing was delegated of copies a table's rows
@@ -101,6 +102,7 @@ def estimate(device: Device, segment: Segment, weights: str) -> Estimate:
         call_bytes += segment.weight_bytes
     return Estimate(
         launch_us=device.launch_us,
+        # A CPU's peak is of one core, and a call's threads share its work; another device's is of all that a call gets.
         cores=(device.workers or _ANY_CORES) if segment.device == "cpu" else 1,
         row_us=row_us,
         square_us=square_us,

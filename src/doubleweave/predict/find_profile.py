@@ -78,4 +78,4 @@ def this_machine() -> str:
 
 def num_cores() -> int:
     """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0))  # os.cpu_count() counts cores that the process may not use

@@ -32,7 +32,7 @@ from doubleweave.schedule.schedule import Schedule
 from doubleweave.schedule.task_graph import TaskGraph
 from doubleweave.schedule.verify import Verified, verify
 
-_ANY_THREADS = 2**31 - 1  # a prediction's
+_ANY_THREADS = 2**31 - 1  # a prediction may be of a machine with more threads than this one
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class RunPlanner:
         self.split = split
         self.profile = profile
         self.most_tasks = profile.most_tasks(devices_of(split))
+        # Built once: only the lookup in them depends on the prompt.
         self._tables = profile.tables(split)
         machine = _scheduling.Machine(
             costs=self._tables,

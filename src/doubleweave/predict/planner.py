@@ -72,6 +72,7 @@ def simulate(planner: RunPlanner, choice: Choice, num_tokens: int) -> Run:
     """Run a prompt on the planner's profile. Raises ScheduleError or InputError where schedule, workers or profile do
     not fit."""
     profile = planner.profile
+    # The device would run the tasks beyond its number one after the other, which the simulator does not model.
     for device, most in zip(devices_of(planner.split), planner.most_tasks, strict=True):
         count = sum(worker in (device, ANY) for worker in choice.workers)
         if most and count > most:
@@ -94,6 +95,7 @@ def forecast(run: Run) -> Forecast:
     shares = {}
     for device in sorted(set(graph.devices)):
         count = sum(of in (device, ANY) for of in schedule.devices)
+        # Over the device's workers: two CPU workers that are each half busy limit nothing.
         shares[device] = took[devices == device].sum() / max(count, 1)
     return Forecast(
         **choice._asdict(),
@@ -139,6 +141,7 @@ def plan(planner: RunPlanner, num_tokens: int, threads: int, only: Sequence[Choi
     ]
     best = min(item.makespan_s for item in tried)
     chosen = next(item for item in tried if item.makespan_s <= best * (1 + WORTH))
+    # Measured decisions, or a rule, may say another choice than the prediction: the plan shows both.
     auto = forecast(simulate(planner, planner.choose(Wish(threads=threads), num_tokens), num_tokens))
     return Plan(num_tokens, chosen, auto, tuple(sorted(tried, key=lambda item: item.makespan_s)))
 

@@ -109,6 +109,7 @@ class Profile:
                 f"profile {self.name}: found neither segment {segment.name!r} nor device {segment.device!r}, expected "
                 f"one of them; measure this program with doubleweave profile, or add [device.{segment.device}]"
             )
+        # A segment whose scales are fixed at compile time names its recipe; the others have the program's.
         weights = weight_format(segment.recipe) if segment.recipe else self.weights
         return estimate(self.devices[segment.device], segment, weights)
 

@@ -32,6 +32,7 @@ def cut_calls(flat: Flat) -> Cut:
     steps: list[Step] = []
 
     def meet(end: int) -> None:
+        # In the order of use: staged tensors come in between, so tensors of `flat` get new numbers.
         for tensor in flat.tensors[len(numbers) : end]:
             numbers.append(len(tensors))
             tensors.append(tensor)
@@ -94,6 +95,7 @@ def _chunk_view(port: Port, tensor: int, index: int, chunk: Chunk, tensors: list
     name, dtype, sizes, *_ = tensors[tensor]
     start, count, size = chunk
     axis = port.shape.index(ROWS)
+    # Rows of an inner axis lie in as many blocks as the outer axes have places.
     num_blocks, rows = math.prod(sizes[:axis]), sizes[axis]
     row_bytes = math.prod(sizes[axis + 1 :]) * ITEM_BYTES[dtype]
     chunk_sizes = (*sizes[:axis], size, *sizes[axis + 1 :])

@@ -97,7 +97,8 @@ def _lay_out(layout: _Layout, function: Function, inputs: Sequence[int], where: 
     names |= {state.value: layout.state(values[state.value], 0) for state in function.states}
     # Where two states take the same value, the first has it written and the other copied.
     state_of = {state.next: values[state.value] for state in reversed(function.states)}
-    chunked: set[str] = set()  # states that have been updated chunk by chunk
+    # States that were updated chunk by chunk: their versions are counted already, and may end in either buffer.
+    chunked: set[str] = set()
     sizes_of: dict[Shape, tuple[int, ...]] = {}  # evaluating is slow, and most values have one of few shapes
     for call in function.calls:
         if call.callee == "function":
@@ -123,6 +124,7 @@ def _lay_out(layout: _Layout, function: Function, inputs: Sequence[int], where: 
                 names[name] = layout.state(state_of[name], 0)
                 chunked.add(state_of[name].name)
     results = [names[name] for name in function.outputs]
+    # The whole model's results are given to the caller (`_give_away`), so nothing need be kept from its next call.
     if path:
         results = [
             _kept(layout, tensor, _named(path, function, name))

@@ -35,7 +35,7 @@ class Dependency(NamedTuple):
     chunks: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
 class Pattern:
     """`body` are the calls of every chunk but the last, `last` those of the last one.
 
@@ -53,13 +53,14 @@ class Pattern:
         return _scheduling.Pattern(self.body, self.last, self.body_waits, self.last_waits)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # a session plans at every prompt, and a pattern depends on the split alone
 def pattern_of(split: Split, want: Want) -> Pattern:
     """The pattern of the calls that `want` needs."""
     body, last = needed(split, want)
+    # One set of slots for every chunk, of all calls: the last chunk, which runs more of them, needs no other lane.
     slots = assign(split)
     body_waits = _without_implied(_waits(split, slots, body, body))
-    # A last chunk with more calls is not repeated: its lists need not be short.
+    # A last chunk with more calls is not repeated, so its lists need not be short.
     last_waits = body_waits if last == body else _waits(split, slots, last, body)
     return Pattern(
         np.array(body, np.int32),

@@ -54,6 +54,7 @@ class TaskGraph:
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
+        # Built when first asked for: planning works on the arrays, and a long prompt has a hundred thousand tasks.
         return tuple(map(Task, self.call_of.tolist(), self.chunk_of.tolist()))
 
     @cached_property
@@ -73,6 +74,7 @@ class TaskGraph:
 
     @cached_property
     def native(self) -> _scheduling.Tasks:
+        # Native code knows no calls, so each task carries the number of its device.
         place = [self.every_device.index(device) for device in self.devices]
         device = np.array(place, np.int32)[self.call_of]
         return _scheduling.Tasks(
@@ -121,6 +123,7 @@ def build(
     # Lanes are alike, so each has room for the largest chunk, padding included.
     rows = max(chunk.compiled_size for chunk in chunks)
     values, writer = {value.name: value for value in split.values}, split.writer()
+    # Where one row of logits is read, there is room for one: a row takes 192 KiB with a vocabulary of 49,152.
     outputs = tuple(
         values[name].row_bytes * (1 if want == "last" and split.calls[writer[name]].rows == "last" else rows)
         for name in slots.outputs

@@ -34,12 +34,14 @@ class Verified:
 def verify(schedule: Schedule, graph: TaskGraph) -> Verified:
     """Raises ScheduleError, with the grid and the offending row marked, where the schedule may not run."""
     _check_places(schedule, graph)
+    # Barriers become dependencies, so that one rule serves both.
     lists, starts, found = without_barriers(schedule, graph)
     after = lists_of(starts, found)
     stands = {task: (w, place) for w, tasks in enumerate(lists) for place, task in enumerate(tasks)}
     clocks = _clocks(schedule, graph, lists, after, stands)
     for earlier, later, why in _required(graph):
         worker, place = stands[earlier]
+        # The clock counts the tasks of that worker that have ended: `earlier`, at that place, must be among them.
         if clocks[later][worker] <= place:
             _refuse(
                 f"{graph.name(later)} {why} {graph.name(earlier)}, but nothing makes it wait for that",
@@ -102,6 +104,7 @@ def _clocks(
         """The tasks that keep `task` from starting: their workers have not come past them."""
         return [before for before in after[task] if position[stands[before][0]] <= stands[before][1]]
 
+    # Every worker goes on as far as it can, in turn; a round in which none moves is the end, or a deadlock.
     moved = True
     while moved:
         moved = False
@@ -165,6 +168,8 @@ def _required(graph: TaskGraph) -> Iterator[tuple[int, int, str]]:
                     yield user, task, "overwrites a buffer of"
                 holds[buffer], users[buffer] = (name, chunk), []
             users[buffer].append(task)
+        # Inputs, outputs and planned memory of an instance serve one run at a time. Waiting is transitive, so pairs of
+        # neighbouring runs are enough.
         if not has_copies[call_index]:
             if call.segment in last_run:
                 yield last_run[call.segment], task, "runs in the same instance as"

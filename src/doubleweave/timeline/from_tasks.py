@@ -26,6 +26,7 @@ def timeline_of(
     worker_of = {
         task: worker for worker, tasks in enumerate(schedule.workers) for task in tasks if task != BARRIER
     }
+    # Tasks that start together keep the graph's order, so that a picture is the same every time.
     order = np.lexsort((np.arange(len(graph)), start_ns)).tolist()
     place = {task: index for index, task in enumerate(order)}
     starts, ends = start_ns.tolist(), end_ns.tolist()
