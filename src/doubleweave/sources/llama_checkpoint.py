@@ -69,7 +69,7 @@ def load(path: Path, params: Path | None = None, tokenizer: Path | None = None) 
 
 
 def checkpoint_in(folder: Path) -> Path | None:
-    """The checkpoint of a folder in Meta's layout, None where it is none. Raises SourceError for one in parts."""
+    """The checkpoint of a folder in Meta's layout, None for another folder. Raises SourceError for a model in parts."""
     if not (folder / PARAMS).exists():
         return None
     found = sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}"))
@@ -90,7 +90,7 @@ def _check_whole(path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, and llama2.c's model_args, which say what its params.json may leave out."""
+    """The tensors, and the parameters that llama2.c saves in the checkpoint itself (model_args)."""
     try:
         # A file from before torch 1.6 is no archive, which could be mapped.
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -176,11 +176,12 @@ def _module(params: LlamaParams, tensors: Mapping[str, Tensor], is_tied: bool) -
             tie_word_embeddings=is_tied,
             attn_implementation="eager",
         )
+        # Without memory for initial weights: the checkpoint's tensors take their places.
         with torch.device("meta"):
             module = typed.LlamaForCausalLM(config)
         module.load_state_dict(state, assign=True)
         module.tie_weights()
-        # What is in no state dict was made without numbers as well.
+        # The tables of rotary embedding are in no state dict, and were made on the meta device, without numbers.
         module.model.rotary_emb = type(module.model.rotary_emb)(config=config)
     found: torch.nn.Module = module.eval()
     return found
@@ -188,14 +189,12 @@ def _module(params: LlamaParams, tensors: Mapping[str, Tensor], is_tied: bool) -
 
 def _renamed(params: LlamaParams, tensors: Mapping[str, Tensor], is_tied: bool) -> dict[str, Tensor]:
     """transformers' state dict in float32."""
-    embedding = tensors["tok_embeddings.weight"]
+    embedding = tensors["tok_embeddings.weight"].float()
     state = {
-        "model.embed_tokens.weight": embedding.float(),
+        "model.embed_tokens.weight": embedding,
         "model.norm.weight": tensors["norm.weight"].float(),
+        "lm_head.weight": embedding if is_tied else tensors["output.weight"].float(),
     }
-    state["lm_head.weight"] = (
-        state["model.embed_tokens.weight"] if is_tied else tensors["output.weight"].float()
-    )
     for layer in range(params.n_layers):
         for name, new in _NAMES.items():
             weight = tensors[f"layers.{layer}.{name}"].float()
@@ -206,6 +205,6 @@ def _renamed(params: LlamaParams, tensors: Mapping[str, Tensor], is_tied: bool) 
 
 
 def _halves(weight: Tensor, width: int) -> Tensor:
-    """Rows of a head from neighbours that turn together (0 1, 2 3, …) to halves that do (0 2 …, 1 3 …)."""
+    """Reorder rows from Meta's rotary pairs, neighbours (0 1, 2 3, …), to transformers' halves (0 2 …, 1 3 …)."""
     rows, columns = weight.shape
     return weight.view(rows // width, width // 2, 2, columns).transpose(1, 2).reshape(rows, columns)

@@ -1,8 +1,9 @@
-"""params.json of a Llama checkpoint in Meta's layout: what it says, and what tensors the checkpoint then has."""
+"""params.json of a Llama checkpoint in Meta's layout, and the tensors that a checkpoint of these parameters has."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,7 @@ from typing import Any
 
 from doubleweave.errors import SourceError
 
-_ROPE_THETA_3 = 500000.0
-_INFINITE = float("inf")
+_ROPE_THETA_3 = 500000.0  # of Llama 3; Llama 1 and 2 have 10,000
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -36,7 +36,7 @@ class LlamaParams:
         return self.dim // self.n_heads
 
     def shapes(self) -> Shapes:
-        """The tensors of a checkpoint; the output may be missing, being the embedding then."""
+        """The tensors of a checkpoint, by name; without output.weight the output layer is the embedding."""
         of_layer = {
             "attention.wq.weight": (self.dim, self.dim),
             "attention.wk.weight": (self.n_kv_heads * self.head_dim, self.dim),
@@ -57,8 +57,11 @@ class LlamaParams:
 
 
 def read_params(path: Path, found: Shapes, known: Mapping[str, Any], *, is_tied: bool) -> LlamaParams:
-    """Read the file; sizes that it leaves open are those of the tensors `found`, and what else it leaves open is in
-    `known`, what the checkpoint says of itself. `is_tied`: the output is the embedding. Raises SourceError."""
+    """Read the file; a missing number comes from `known`, the parameters in the checkpoint itself, then from defaults.
+
+    The defaults of sizes are those of the tensors `found`. `is_tied`: the output layer is the embedding. Raises
+    SourceError for a missing file, a missing parameter, or a value out of range.
+    """
     given = _Given(path, known)
     dim, n_heads = given.whole("dim"), given.whole("n_heads")
     n_kv_heads = given.whole("n_kv_heads", n_heads)
@@ -86,7 +89,7 @@ def read_params(path: Path, found: Shapes, known: Mapping[str, Any], *, is_tied:
 
 
 class _Given:
-    """The file's numbers, checked; one that is missing or null has its default."""
+    """The file's numbers, checked; a missing number or null has its default."""
 
     def __init__(self, path: Path, known: Mapping[str, Any]) -> None:
         self.path = path
@@ -100,20 +103,19 @@ class _Given:
             raise SourceError(
                 f"{path}: found a JSON {type(values).__name__}, expected an object with dim, n_layers and n_heads"
             )
-        self.values = {**known, **{name: value for name, value in values.items() if value is not None}}
+        # A null, as llama2.c writes it, is a missing number.
+        self.values = {
+            name: value for given in (known, values) for name, value in given.items() if value is not None
+        }
 
     def number(self, name: str, default: float) -> float:
-        value = self.values.get(name)
-        if value is None:
-            return default
-        if type(value) not in (int, float) or not 0 < value < _INFINITE:
+        value = self.values.get(name, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
             raise SourceError(f"{self.path}: {name} is {value!r}, expected a number above 0")
         return float(value)
 
     def whole(self, name: str, default: int | None = None) -> int:
-        value = self.values.get(name)
-        if value is None and default is not None:
-            return default
+        value = self.values.get(name, default)
         if value is None:
             raise SourceError(f"{self.path}: has no {name}; expected dim, n_layers and n_heads at least")
         if type(value) is not int or value <= 0:
@@ -122,9 +124,9 @@ class _Given:
 
 
 def _hidden_dim(given: _Given, dim: int, found: Shapes) -> int:
-    """Given, or by the rule of Meta's reference code, or what the checkpoint has."""
+    """The given width, or the width by the rule of Meta's reference code, or that of the checkpoint's tensors."""
     from_tensors = found.get("layers.0.feed_forward.w1.weight", (dim,))[0]
-    if given.values.get("hidden_dim") is not None or given.values.get("multiple_of") is None:
+    if "hidden_dim" in given.values or "multiple_of" not in given.values:
         return given.whole("hidden_dim", from_tensors)
     multiple = given.whole("multiple_of")
     hidden = int(int(8 * dim / 3) * given.number("ffn_dim_multiplier", 1.0))
@@ -132,7 +134,7 @@ def _hidden_dim(given: _Given, dim: int, found: Shapes) -> int:
 
 
 def _trained_context(given: _Given) -> int:
-    """What the released models of these parameters were trained for; Meta's own files do not say it."""
+    """The trained context of the released models of these parameters, which Meta's own files leave out."""
     if given.values.get("use_scaled_rope"):
         return 131072  # Llama 3.1 and 3.2
     if given.number("rope_theta", 10000.0) == _ROPE_THETA_3:

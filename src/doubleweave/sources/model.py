@@ -1,4 +1,4 @@
-"""What every loader returns."""
+"""The record that every loader returns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Model:
-    """A causal language model with what generating text needs.
+    """A causal language model, with its tokenizer and the settings that generation needs.
 
     `module` is float32, in eval mode, in Hugging Face's calling convention. `save_tokenizer` writes
     tokenizer.json into a folder (None: the source has no tokenizer). `special_tokens` are the texts a chat

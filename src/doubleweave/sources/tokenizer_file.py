@@ -1,4 +1,4 @@
-"""Tokenizers as Meta's Llama comes with them: a SentencePiece model or a tiktoken list, made a `tokenizers` one."""
+"""Meta's Llama tokenizers, SentencePiece models and tiktoken lists, as tokenizers of the library `tokenizers`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_tokenizer(path: Path) -> LlamaTokenizer:
 
 
 def _ranks(data: bytes) -> dict[bytes, int] | None:
-    """Tokens and ranks of a tiktoken list, None where it is none."""
+    """Tokens and ranks of a tiktoken list, None for data in another format."""
     ranks = {}
     try:
         for line in data.splitlines():
@@ -141,7 +141,7 @@ def _from_sentencepiece(data: bytes) -> LlamaTokenizer | None:
 
 
 def _normalizers(rules: Any) -> list[Any]:
-    """What SentencePiece does to a text first: its characters' map, white space, the first space, spaces as ▁."""
+    """SentencePiece's normalization of a text: its map of characters, white space, the first space, spaces as ▁."""
     from tokenizers import Regex, normalizers
 
     found: list[Any] = []

@@ -1,8 +1,8 @@
 """Export a Hugging Face causal language model to one graph in which attention is one node a layer.
 
-No model is taken apart: transformers' `AttentionInterface` lets us register an attention function that
-calls our opaque op, and `AttentionMaskInterface` one that makes no mask. This module knows nothing of
-segments, quantization or backends.
+transformers' `AttentionInterface` takes an attention function that calls our opaque operator, and
+`AttentionMaskInterface` a function that makes no mask, so a model's own code stays untouched. This module knows nothing
+of segments, quantization or backends.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from doubleweave.compiler.graph.simplify import simplify
 from doubleweave.errors import SplitError
 
 _ATTENTION = "doubleweave"
+# torch.export takes a size of 0 or 1 for a constant; 33 is unlike the other sizes of a model.
 _EXAMPLE_ROWS = 33
 
 

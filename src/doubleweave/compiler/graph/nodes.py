@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import sympy
 from torch import Tensor, fx
 
 # In a node's meta:
@@ -42,6 +43,11 @@ def is_call(node: Any, *targets: Any) -> bool:
 
 def is_tensor(node: Any) -> bool:
     return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
+
+
+def expression(size: Any) -> Any:
+    """A size of a fake tensor, an int or a SymInt, as a sympy expression."""
+    return sympy.Integer(size) if isinstance(size, int) else size.node.expr
 
 
 def output_node(graph: fx.Graph) -> Any:

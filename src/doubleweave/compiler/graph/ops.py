@@ -17,15 +17,17 @@ from torch import Tensor
 
 _LIBRARY: Any = torch.library.Library("doubleweave", "DEF")  # type: ignore[no-untyped-call]
 
-_ATTENTION_ARGS = (
-    "Tensor q, Tensor k, Tensor v, int num_heads, int num_kv_heads, float scale, int window, float soft_cap"
-)
-_ROTARY_ARGS = "Tensor x, Tensor cos, Tensor sin, int num_heads"
-
-_LIBRARY.define(f"attention({_ATTENTION_ARGS}) -> Tensor")
-_LIBRARY.define(f"attention.out({_ATTENTION_ARGS}, *, Tensor(a!) out) -> Tensor(a!)")
-_LIBRARY.define(f"rotary({_ROTARY_ARGS}) -> Tensor")
-_LIBRARY.define(f"rotary.out({_ROTARY_ARGS}, *, Tensor(a!) out) -> Tensor(a!)")
+# ExecuTorch calls the `.out` overloads: results are written into memory that is planned, or bound, before the run.
+for _name, _arguments in (
+    (
+        "attention",
+        "Tensor q, Tensor k, Tensor v, int num_heads, int num_kv_heads, float scale, int window, float soft_cap",
+    ),
+    ("rotary", "Tensor x, Tensor cos, Tensor sin, int num_heads"),
+):
+    _LIBRARY.define(f"{_name}({_arguments}) -> Tensor")
+    _LIBRARY.define(f"{_name}.out({_arguments}, *, Tensor(a!) out) -> Tensor(a!)")
+    torch.library.register_fake(f"doubleweave::{_name}.out", lambda *args, out: out, lib=_LIBRARY)
 _LIBRARY.define("boundary(Tensor[] inputs, Tensor[] outputs, int call) -> Tensor[]")
 
 
@@ -82,38 +84,22 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Ten
     return out.view(x.shape)
 
 
-def _fake_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    num_heads: int,
-    num_kv_heads: int,
-    scale: float,
-    window: int,
-    soft_cap: float,
-) -> Tensor:
+def _fake_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, num_kv_heads: int, *_: float) -> Tensor:
+    # The heads of V may be narrower or wider than those of Q and K.
     return q.new_empty(q.shape[0], q.shape[1], v.shape[2] // num_kv_heads * num_heads)
 
 
-def _fake_rotary(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
-    return torch.empty_like(x)
-
-
-_LIBRARY.impl("attention", attention_reference, "CompositeExplicitAutograd")
-_LIBRARY.impl("rotary", rotary_reference, "CompositeExplicitAutograd")
-torch.library.register_fake("doubleweave::attention", _fake_attention, lib=_LIBRARY)
-torch.library.register_fake("doubleweave::rotary", _fake_rotary, lib=_LIBRARY)
-
-# Marks in an exported graph where a nested module is called (compiler/trace); it never reaches a program.
-torch.library.register_fake(
-    "doubleweave::boundary",
-    lambda inputs, outputs, call: [x.new_empty(x.shape) for x in outputs],
-    lib=_LIBRARY,
-)
-_LIBRARY.impl(
-    "boundary", lambda inputs, outputs, call: [x.clone() for x in outputs], "CompositeExplicitAutograd"
-)
-
-
-for _name in ("attention", "rotary"):
-    torch.library.register_fake(f"doubleweave::{_name}.out", lambda *args, out: out, lib=_LIBRARY)
+# `boundary` marks in an exported graph where a nested module is called (compiler/trace); it never reaches a program.
+# Its results are copies, because an operator that is pure must not return its own inputs.
+for _name, _compute, _fake in (
+    ("attention", attention_reference, _fake_attention),
+    ("rotary", rotary_reference, lambda x, *_: torch.empty_like(x)),
+    (
+        "boundary",
+        lambda _, outputs, call: [x.clone() for x in outputs],
+        lambda _, outputs, call: [x.new_empty(x.shape) for x in outputs],
+    ),
+):
+    # CompositeExplicitAutograd keeps the operator whole in exported graphs; an implicit one is decomposed.
+    _LIBRARY.impl(_name, _compute, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"doubleweave::{_name}", _fake, lib=_LIBRARY)

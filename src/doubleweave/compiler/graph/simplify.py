@@ -1,22 +1,23 @@
-"""Graph passes that take an exported model to the form the split wants, without changing its numbers.
+"""Graph passes that bring an exported language model to the form that the split expects; its numbers stay equal.
 
-What they do, in order: drop checks and no-ops, compute what depends on weights alone, take a linear whose
-output is cut into slices apart into one linear a slice, recognise rotary embedding, move head transposes
-down until they cancel, and join chains of views. After them a decoder layer is linears, norms and
-element-wise operators over [1, T, features], which is what lets K and V be written straight into a cache.
+In order, the passes drop checks and no-ops, compute calls that depend on weights alone, cut a linear whose output is
+sliced into one linear a slice, move head transposes down until they cancel, fuse rotary embedding into one operator,
+and join chains of views. A decoder layer is then linears, norms and element-wise operators over [1, T, features]:
+K and V leave it as rows of the cache, and appending them needs no copy.
 
-Each pass takes a GraphModule and changes it in place. It knows nothing of segments or backends.
+Each pass changes a GraphModule in place. This module knows nothing of segments or backends.
 """
 
 from __future__ import annotations
 
+import itertools
 import operator
 from typing import Any
 
 import torch
 from torch import fx
 
-from doubleweave.compiler.graph.nodes import constant, insert, is_call, nodes_of
+from doubleweave.compiler.graph.nodes import constant, insert, is_call, is_tensor, nodes_of
 
 aten = torch.ops.aten
 
@@ -51,6 +52,7 @@ def simplify(graph_module: fx.GraphModule) -> None:
     drop_no_ops(graph_module)
     fold_constants(graph_module)
     split_sliced_linears(graph_module)
+    # The patterns of the next two passes have no views in between; rotary leaves views and transposes to cancel again.
     cancel_views(graph_module)
     sink_transposes(graph_module)
     fuse_rotary(graph_module)
@@ -60,7 +62,7 @@ def simplify(graph_module: fx.GraphModule) -> None:
 
 
 def drop_no_ops(graph_module: fx.GraphModule) -> None:
-    """Drop checks of tensor metadata, casts to the same dtype, dropout, times one and the like."""
+    """Drop checks of tensor metadata, casts to the same dtype, dropout in eval mode, products with 1.0 and the like."""
     graph = graph_module.graph
     for node in nodes_of(graph):
         if (node.op == "call_module" and node.target == "_guards_fn") or is_call(
@@ -74,11 +76,10 @@ def drop_no_ops(graph_module: fx.GraphModule) -> None:
 
 
 def _is_no_op(node: Any) -> bool:
-    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+    if not (node.op == "call_function" and node.args and is_tensor(node) and is_tensor(node.args[0])):
         return False
-    before, after = node.args[0].meta.get("val"), node.meta.get("val")
-    if not (isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)):
-        return False
+    before: torch.Tensor = node.args[0].meta["val"]
+    after: torch.Tensor = node.meta["val"]
     if node.target in _IDENTITY:
         return not (node.target is aten.dropout.default and node.args[2])
     if node.target in _CAST:
@@ -91,19 +92,18 @@ def _is_no_op(node: Any) -> bool:
 
 
 def _same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return len(a.shape) == len(b.shape) and all(
-        str(x) == str(y) for x, y in zip(a.shape, b.shape, strict=True)
-    )
+    # By their texts: comparing symbolic sizes with == would add a guard to the exported program.
+    return [str(size) for size in a.shape] == [str(size) for size in b.shape]
 
 
 def fold_constants(graph_module: fx.GraphModule) -> None:
-    """Compute calls that depend on weights alone (Gemma's `1 + weight`), where that costs no memory."""
+    """Compute calls that depend on weights alone (Gemma's `1 + weight`), where the result is no larger than they."""
     graph = graph_module.graph
     for node in nodes_of(graph):
-        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
-            continue
         inputs = node.all_input_nodes
-        if not inputs or any(n.op != "get_attr" for n in inputs):
+        if node.op != "call_function" or not is_tensor(node) or not inputs:
+            continue
+        if any(n.op != "get_attr" for n in inputs):
             continue
         if node.meta["val"].numel() > max(n.meta["val"].numel() for n in inputs):
             continue
@@ -119,7 +119,10 @@ def fold_constants(graph_module: fx.GraphModule) -> None:
 
 
 def split_sliced_linears(graph_module: fx.GraphModule) -> None:
-    """linear, then slices or a split of its features (Phi-3's qkv_proj) -> one linear a slice."""
+    """linear, then slices or a split of its features (Phi-3's qkv_proj) -> one linear a slice.
+
+    K and V would otherwise be columns of a wider tensor, and appending them to the cache would need a copy.
+    """
     graph = graph_module.graph
     for node in nodes_of(graph):
         if not is_call(node, aten.linear.default):
@@ -128,11 +131,9 @@ def split_sliced_linears(graph_module: fx.GraphModule) -> None:
         pieces = [piece for user in node.users if (piece := _feature_slice(user, width)) is not None]
         if not pieces or len(pieces) < len(node.users):
             continue
-        weight = node.args[1]
-        bias = node.args[2] if len(node.args) > 2 else None
-        for _, replaced, start, end in [row for piece in pieces for row in piece]:
+        for replaced, start, end in itertools.chain(*pieces):
             constants = []
-            for source, kind in ((weight, "weight"), (bias, "bias")):
+            for source, kind in zip(node.args[1:], ("weight", "bias"), strict=False):
                 if source is None:
                     continue
                 name = f"_{replaced.name}_{kind}"
@@ -146,29 +147,21 @@ def split_sliced_linears(graph_module: fx.GraphModule) -> None:
         graph.eliminate_dead_code()
 
 
-def _feature_slice(user: Any, width: int) -> list[tuple[Any, Any, int, int]] | None:
-    """(user, node to replace, first feature, end feature) of each piece, None when it is no such cut."""
-    rank = len(user.meta["val"].shape) if isinstance(user.meta.get("val"), torch.Tensor) else 3
+def _feature_slice(user: Any, width: int) -> list[tuple[Any, int, int]] | None:
+    """(node to replace, first feature, end feature) of each part, None where `user` cuts no features."""
+    rank = len(user.meta["val"].shape) if is_tensor(user) else 3
     if is_call(user, aten.slice.Tensor) and user.args[1] in (-1, rank - 1) and len(user.args) == 4:
         start, end = (int(x) for x in user.args[2:4])
-        return [
-            (user, user, start % width if start < 0 else start, min(end if end >= 0 else end + width, width))
-        ]
+        return [(user, start % width if start < 0 else start, min(end if end >= 0 else end + width, width))]
     if is_call(user, aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default):
-        rows, start = [], 0
         values = user.meta["val"]
         dim = user.args[2] if len(user.args) > 2 else 0
         if dim not in (-1, len(values[0].shape) - 1):
             return None
-        starts = []
-        for value in values:
-            starts.append((start, start + int(value.shape[-1])))
-            start += int(value.shape[-1])
-        for item in user.users:
-            if not is_call(item, operator.getitem):
-                return None
-            rows.append((user, item, *starts[item.args[1]]))
-        return rows
+        if not all(is_call(item, operator.getitem) for item in user.users):
+            return None
+        edges = list(itertools.accumulate((int(value.shape[-1]) for value in values), initial=0))
+        return [(item, *edges[item.args[1] :][:2]) for item in user.users]
     return None
 
 
@@ -177,7 +170,7 @@ def _is_head_transpose(node: Any) -> bool:
     return (
         is_call(node, aten.transpose.int)
         and {d % 4 for d in node.args[1:3]} == {1, 2}
-        and (len(node.meta["val"].shape) == 4)
+        and len(node.meta["val"].shape) == 4
     )
 
 
@@ -205,9 +198,7 @@ def _moves_below_transpose(node: Any) -> bool:
     if node.target not in _ELEMENTWISE or not any(_is_head_transpose(arg) for arg in tensors):
         return False
     return all(
-        _is_head_transpose(arg)
-        or (isinstance(arg.meta.get("val"), torch.Tensor) and len(arg.meta["val"].shape) <= 1)
-        for arg in tensors
+        _is_head_transpose(arg) or (is_tensor(arg) and len(arg.meta["val"].shape) <= 1) for arg in tensors
     )
 
 
@@ -219,8 +210,7 @@ def fuse_rotary(graph_module: fx.GraphModule) -> None:
     """
     graph = graph_module.graph
     for node in nodes_of(graph):
-        match = _match_rotary(node)
-        if match is None:
+        if (match := _match_rotary(node)) is None:
             continue
         x, cos, sin = match
         final = node

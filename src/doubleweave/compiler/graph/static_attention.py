@@ -1,11 +1,11 @@
 """Inline attention over a cache of fixed length, for compilers that want every shape fixed (the all-static way).
 
-Each attention operator becomes plain operators over the cache's rows, all of them, and the chunk's own keys and
-values, under a mask; what lies in the cache comes in as inputs, and a piece of its own works out from the positions
-what is hidden. It follows the static models of ExecuTorch's Qualcomm examples (examples/qualcomm/oss_scripts/llama),
-but the cache is token-major here and the chunk's own rows come behind all of it. It knows nothing of backends.
+Each attention operator becomes plain operators over all rows of the cache and the chunk's own keys and values, under a
+mask. The cache's rows are inputs, and a piece of its own computes the masks from the positions. The form follows the
+static models of ExecuTorch's Qualcomm examples (examples/qualcomm/oss_scripts/llama), but the cache is token-major here
+and the chunk's own rows come behind all of it. This module knows nothing of backends.
 
-Nothing here asks for the number of rows, so that one quantized graph serves every size.
+No operator has the number of rows in its arguments: a graph is quantized once, at one size, and lowered at every size.
 
 Shape legend: T new tokens, C rows of the cache, H query heads, K key-value heads, G query heads a key-value head (a
 group), D head dim.
@@ -14,7 +14,7 @@ group), D head dim.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -23,10 +23,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
 from doubleweave.compiler.graph.nodes import PAST, output_node
 
-WIDTH = (
-    "width"  # in the meta of a placeholder of earlier rows: multiply-adds for each query and each such row
-)
-MASK = "mask"  # the module, and so the segment, that what works out masks belongs to
+# In the meta of a placeholder of earlier rows: multiply-adds for each query and each such row.
+WIDTH = "width"
+# The module, and so the segment, of the operators that compute masks: once a chunk, not once a layer.
+MASK = "mask"
 
 _ATTENTION = torch.ops.doubleweave.attention.default
 
@@ -41,7 +41,7 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
     position_ids = next(n for n in graph.nodes if n.op == "placeholder" and n.target == "position_ids")
     attentions = [node for node in graph.nodes if node.target is _ATTENTION]
     graph_module.register_buffer("cache_rows", torch.arange(max_context).float())
-    with graph.inserting_before(_behind_placeholders(graph)):
+    with graph.inserting_before(next(n for n in graph.nodes if n.op not in ("placeholder", "get_attr"))):
         rows = graph.get_attr("cache_rows")
         fake_mode = position_ids.meta["val"].fake_mode
         rows.meta["val"] = fake_mode.from_tensor(graph_module.cache_rows, static_shapes=True)
@@ -53,7 +53,7 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
         stack = node.meta.get("nn_module_stack", {})
         group = num_heads // num_kv_heads
         if (window, group) not in masks:
-            with graph.inserting_before(_behind_placeholders(graph, offsets)):
+            with graph.inserting_before(offsets.next):
                 past_mask = _inline(
                     graph, mask_of_past, [position_ids, rows], (window, hidden), {MASK: (MASK, MASK)}
                 )
@@ -85,27 +85,27 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
 
 
 def offsets_in_chunk(position_ids: Tensor) -> Tensor:
-    """How far each token is behind the chunk's first: int64 [1, T], consecutive -> float32 [1, T, 1]."""
+    """The distance of each token from the chunk's first: int64 [1, T], consecutive -> float32 [1, T, 1]."""
     return (position_ids - position_ids[:, :1]).unsqueeze(2).float()
 
 
 def mask_of_past(position_ids: Tensor, rows: Tensor, window: int, hidden: float) -> Tensor:
-    """What is added to the scores of the cache's rows: position_ids int64 [1, T], rows 0 to C - 1 -> [1, T, C].
+    """The mask added to the scores of the cache's rows: position_ids int64 [1, T], rows 0 to C - 1 -> [1, T, C].
 
-    Hidden are rows that no chunk before has written and, where there is a `window`, those a window or more before the
-    token.
+    It hides rows that no earlier chunk has written and, under a `window`, rows a window or more before the token.
     """
+    # Differences of whole numbers, clamped: -1 where a row is hidden, 0 where it is seen.
     position_T1 = position_ids.unsqueeze(2).float()
     seen_TC = torch.clamp(position_T1[:, :1] - 1.0 - rows, -1.0, 0.0)
     if window > 0:
         seen_TC = torch.minimum(seen_TC, torch.clamp(rows - position_T1 + (window - 1.0), -1.0, 0.0))
     else:
-        seen_TC = seen_TC + position_T1 * 0.0  # the same for every token
+        seen_TC = seen_TC + position_T1 * 0.0  # broadcasts to T rows without their number in the arguments
     return seen_TC * -hidden
 
 
 def mask_of_chunk(offsets: Tensor, window: int, hidden: float, group: int) -> Tensor:
-    """What is added to the scores of the chunk's own keys, to hide later ones: offsets [1, T, 1] -> [1, 1, G*T, T]."""
+    """The mask added to the scores of the chunk's own keys, which hides later ones: [1, T, 1] -> [1, 1, G*T, T]."""
     behind_TT = offsets - offsets.permute(0, 2, 1)
     seen_TT = torch.clamp(behind_TT, -1.0, 0.0)
     if window > 0:
@@ -160,16 +160,6 @@ def static_attention(
     return out_HTD.permute(0, 2, 1, 3).reshape(1, -1, num_heads * value_dim)
 
 
-def _behind_placeholders(graph: fx.Graph, *later: fx.Node) -> fx.Node:
-    """The first node that computes, behind all placeholders, constants and `later`."""
-    passed = False
-    for node in graph.nodes:
-        passed = passed or not later or node in later
-        if passed and node.op not in ("placeholder", "get_attr") and node not in later:
-            return cast(fx.Node, node)
-    raise AssertionError("a graph computes something")
-
-
 def _inline(
     graph: fx.Graph,
     function: Callable[..., Tensor],
@@ -177,10 +167,9 @@ def _inline(
     parameters: tuple[Any, ...],
     stack: dict[str, Any],
 ) -> fx.Node:
-    """Insert the operators of `function(*inputs, *parameters)` at the graph's insertion point, as tracing it over the
-    fake values of `inputs` gives them; `stack` is their place in the module.
+    """Insert the operators of `function(*inputs, *parameters)` at the insertion point; returns the result's node.
 
-    Returns the node of the result.
+    The function is traced over the fake values of `inputs`; `stack` becomes the operators' place in the module.
     """
     trace = make_fx(lambda *tensors: function(*tensors, *parameters), tracing_mode="real", pre_dispatch=True)
     traced = trace(*(node.meta["val"] for node in inputs))

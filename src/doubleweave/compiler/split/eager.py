@@ -34,7 +34,7 @@ def run_chunks(
     chunks: Iterable[Tensor],
     modules: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Iterator[Tensor]:
-    """The logits [1, T, vocab] of each chunk of one sequence, token ids int64 [1, T], as they get done.
+    """Yield the logits [1, T, vocab] of each chunk (token ids int64 [1, T]) of one sequence.
 
     `modules` are the segments to run, by name, in place of the split's own.
     """
@@ -64,7 +64,7 @@ def run_chunks(
 
 
 def _cached(rows: Tensor | None, port: Port) -> Tensor:
-    """The rows that a call sees: those there are or, where it takes a cache of fixed length, zeros behind them."""
+    """The rows so far, or, for a call over a cache of fixed length, these rows with zeros behind them."""
     if CACHED in port.shape:
         assert rows is not None
         return rows

@@ -1,4 +1,4 @@
-"""Compute once, at compile time, what a segment without inputs computes."""
+"""Compute the results of a segment without inputs once, at compile time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from doubleweave.compiler.split.transform import Convert, Weights, over_empty_we
 
 
 def is_constant(graph_module: fx.GraphModule) -> bool:
-    """Whether a structure gives the same results each time: it has no inputs and draws no random numbers."""
+    """Whether a structure has no inputs and draws no random numbers, so that its results are the same each time."""
     return not any(
         node.op == "placeholder" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         for node in graph_module.graph.nodes
@@ -19,7 +19,7 @@ def is_constant(graph_module: fx.GraphModule) -> bool:
 
 
 def fold(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
-    """A structure whose weights are the results of this one, and what it makes of a segment's weights."""
+    """A structure that returns its weights, and a function that computes them from the old structure's weights."""
     (results,) = output_node(graph_module.graph).args
     graph = fx.Graph()
     copies = []

@@ -12,13 +12,11 @@ from doubleweave.compiler.graph.nodes import output_node
 from doubleweave.compiler.split.call_sizes import Variant
 from doubleweave.compiler.split.pieces import Piece
 from doubleweave.compiler.trace.trace_data import Trace
-from doubleweave.ir.split import Call, Function, Port, Range, State, Value
-
-aten = torch.ops.aten
+from doubleweave.ir.split import Call, Function, Port, State, Value
 
 
 def own_outputs(traced: Trace) -> None:
-    """Let segments compute what is returned, kept as a state, or handed to a named module and is only a weight."""
+    """Copy weights that are results, next values of states or arguments of named modules: a call must write them."""
     graph = traced.graph_module.graph
     output = output_node(graph)
     for node in (output, *traced.calls):
@@ -29,21 +27,23 @@ def own_outputs(traced: Trace) -> None:
 
 def _clone(graph: fx.Graph, node: fx.Node, before: fx.Node) -> fx.Node:
     with graph.inserting_before(before):
-        clone = graph.call_function(aten.clone.default, (node,))
+        clone = graph.call_function(torch.ops.aten.clone.default, (node,))
     clone.meta["val"] = node.meta["val"]
     return clone
 
 
 class Values:
-    """The values of one function, by name and by node."""
+    """The values of one function, by name and by node.
+
+    `next_of` maps a state to the value that is its next one, `outputs` are the nodes of the function's results.
+    """
 
     def __init__(self, variant: Variant, traced: Trace) -> None:
         self.variant, self.traced = variant, traced
         self.values: dict[str, Value] = {}
         self.name_of: dict[fx.Node, str] = {}
-        self.ranges = traced.ranges
         graph = traced.graph_module.graph
-        self.results: list[fx.Node] = list(output_node(graph).args[0])
+        results: list[fx.Node] = list(output_node(graph).args[0])
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         for node, leaf in zip(placeholders, traced.leaves, strict=False):
             self._add(node, leaf.path, "input")
@@ -52,24 +52,24 @@ class Values:
         for node, state in zip(placeholders[len(traced.leaves) :], traced.states, strict=True):
             self._add(node, owner + state, "state")
             self.next_of[owner + state] = f"{owner}{state}.next"
-        num_results = len(self.results) - len(traced.states)
-        self.outputs = self.results[:num_results]
-        for node, state in zip(self.results[num_results:], tuple(self.next_of), strict=True):
-            # Something that has a name already (an argument, another state's next value) is copied by the run.
+        num_results = len(results) - len(traced.states)
+        self.outputs = results[:num_results]
+        for node, state in zip(results[num_results:], tuple(self.next_of), strict=True):
+            # An argument or another state's next value has a name already; the run copies it.
             self._add(node, self.next_of[state], "chunk")
             self.next_of[state] = self.name_of[node]
 
     def _add(self, node: fx.Node, name: str, kind: Any) -> None:
-        if node in self.name_of:
-            return
+        if node not in self.name_of:
+            self.name_of[node] = self._new(name, node.meta["val"], kind)
+
+    def _new(self, name: str, tensor: Tensor, kind: Any) -> str:
+        """Make a value; returns its name, primed where another value has it."""
         while name in self.values:
             name += "'"
-        self.name_of[node] = name
-        self.values[name] = self._value(name, node.meta["val"], kind)
-
-    def _value(self, name: str, tensor: Tensor, kind: Any) -> Value:
         shape = tuple(self.traced.size(size) for size in tensor.shape)
-        return Value(name, str(tensor.dtype).removeprefix("torch."), shape, kind)
+        self.values[name] = Value(name, str(tensor.dtype).removeprefix("torch."), shape, kind)
+        return name
 
     def name_writes(self, piece: Piece, name: str) -> None:
         crossing = [node for node in piece.writes if node not in self.name_of]
@@ -91,15 +91,9 @@ class Values:
             readers = [n for n in piece.nodes[1:] if n.args[0] is boundary and n.args[1] == index]
             is_output = any(node in self.outputs for node in readers)
             named = [self.name_of[node] for node in readers if node in self.name_of]
-            if named:
-                stem = named[0]
-            else:
-                while stem in self.values:
-                    stem += "'"
-                self.values[stem] = self._value(stem, tensor, "output" if is_output else "chunk")
-            for node in readers:
-                self.name_of[node] = stem
-            writes.append(stem)
+            written = named[0] if named else self._new(stem, tensor, "output" if is_output else "chunk")
+            self.name_of.update(dict.fromkeys(readers, written))
+            writes.append(written)
         reads = tuple(self.name_of[node] for node in boundary.args[0])  # type: ignore[union-attr,index]
         return Call(name, callee, reads, tuple(writes), callee="function")
 
@@ -119,7 +113,7 @@ class Values:
             calls=tuple(calls),
             values=tuple(self.values.values()),
             outputs=tuple(self.name_of[node] for node in self.outputs),
-            ranges=tuple(Range(*r) for r in self.ranges),
+            ranges=self.traced.ranges,
             states=tuple(State(*pair) for pair in self.next_of.items()),
             interface=self.traced.interface,
         )

@@ -1,10 +1,10 @@
-"""Split an exported graph into pieces: what is compiled as one segment, or is one call of a named module.
+"""Split an exported graph into pieces: each becomes a segment, or is a call of a named module.
 
 The level of a node is the largest level of its inputs, plus one where an edge leaves a piece that has an owner.
 Nodes of one (level, owner) form a piece, so modules on different devices never merge. A piece's own graph reads
 its weights from buffers; pieces of one structure share one graph and differ in their weights alone.
 
-This module knows nothing of language models, policies, quantization or backends: what it needs is who owns a node.
+This module knows nothing of language models, policies, quantization or backends: its callers say who owns a node.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import operator
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from doubleweave.compiler.graph.nodes import IN_ORDER, PAST, is_tensor
+from doubleweave.compiler.graph.nodes import IN_ORDER, PAST, constant, is_tensor
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import Port, Segment, Split
 
@@ -57,7 +56,6 @@ def with_weights(graph: fx.Graph, weights: tuple[Tensor, ...]) -> fx.GraphModule
 class Piece:
     """Nodes of one (level, owner), in the graph's order; `reads` and `writes` are the nodes at its edge."""
 
-    level: int
     owner: str
     nodes: tuple[fx.Node, ...]
     reads: tuple[fx.Node, ...]
@@ -69,8 +67,8 @@ def cut_pieces(
 ) -> list[Piece]:
     """Cut a graph into pieces, in an order that can run.
 
-    `owner_of` names the owner of a node, "" for none. Nodes without one that read nothing but what an owner in
-    `absorbing` computes join it (what follows the head of a language model).
+    `owner_of` names the owner of a node, "" for none. A node without an owner that reads nothing but results of an
+    owner in `absorbing` joins that owner, as Gemma's soft cap behind the head does.
     """
     keys = _keys(graph, owner_of, absorbing)
     nodes: dict[tuple[int, str], list[fx.Node]] = defaultdict(list)
@@ -88,18 +86,15 @@ def cut_pieces(
             if is_tensor(node)
             and any(u.op == "output" or (_is_computation(u) and u not in members) for u in _users(node))
         )
-        pieces.append(Piece(*key, tuple(nodes[key]), tuple(_reads(nodes[key], members)), writes))
+        pieces.append(Piece(key[1], tuple(nodes[key]), tuple(_reads(nodes[key], members)), writes))
     return pieces
 
 
 def _is_computation(node: fx.Node) -> bool:
     """Whether a node computes tensors (one or several); sizes are computed again where they are needed."""
     value = node.meta.get("val")
-    if node.op != "call_function":
-        return False
-    return isinstance(value, Tensor) or (
-        isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value)
-    )
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return node.op == "call_function" and any(isinstance(v, Tensor) for v in values)
 
 
 def _keys(
@@ -140,44 +135,43 @@ def _users(node: fx.Node) -> list[fx.Node]:
 def _reads(nodes: Sequence[fx.Node], members: set[fx.Node]) -> list[fx.Node]:
     reads: list[fx.Node] = []
 
-    def add(tensor: Any) -> None:
-        if tensor.op != "get_attr" and tensor not in members and tensor not in reads:
-            reads.append(tensor)
-
     sizes: list[fx.Node] = []
-    for node in nodes:
+
+    def read_inputs(node: fx.Node) -> None:
         for source in node.all_input_nodes:
-            if is_tensor(source):
-                add(source)
-            elif source not in members:
+            if source in members:
+                continue
+            if not is_tensor(source):
                 sizes.append(source)
+            elif source.op != "get_attr" and source not in reads:
+                reads.append(source)
+
+    for node in nodes:
+        read_inputs(node)
+    # A size that a tensor read here has needs nothing more; any other is computed again from its own inputs.
     while sizes:
         size = sizes.pop(0)
         if _same_size(size, reads) is None:
-            for source in size.all_input_nodes:
-                if is_tensor(source):
-                    add(source)
-                elif source not in members:
-                    sizes.append(source)
+            read_inputs(size)
     return reads
 
 
 def _same_size(size: fx.Node, tensors: Sequence[fx.Node]) -> tuple[fx.Node, int] | None:
-    """(tensor, axis) that has this size."""
-    for tensor in tensors:
-        for axis, found in enumerate(tensor.meta["val"].shape):
-            if str(found) == str(size.meta["val"]):
-                return tensor, axis
-    return None
+    """The first (tensor, axis) of this size."""
+    wanted = str(size.meta["val"])
+    shapes = ((tensor, map(str, tensor.meta["val"].shape)) for tensor in tensors)
+    return next(
+        ((t, axis) for t, shape in shapes for axis, found in enumerate(shape) if found == wanted), None
+    )
 
 
 def extract(
-    piece: Piece, reads: Sequence[fx.Node], constant: Callable[[fx.Node], Tensor]
+    piece: Piece, reads: Sequence[fx.Node], graph_module: fx.GraphModule
 ) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
-    """Copy a piece into a graph of its own, with its weights.
+    """Copy a piece of `graph_module` into a graph of its own, with its weights.
 
-    `reads` are its inputs in order (those of the piece, perhaps in another one). Sizes are taken again from
-    the inputs.
+    `reads` are the piece's reads in the order of the new graph's inputs. Sizes are taken again from the inputs.
+    Raises SplitError where a node needs a tensor that is not among `reads`.
     """
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -188,6 +182,7 @@ def extract(
 
     def copy(node: fx.Node) -> fx.Node:
         result = graph.node_copy(node, resolve)
+        # Names that follow from the piece alone: segments of one structure then have equal graphs, names included.
         result.name = graph._graph_namespace.create_name(getattr(node.target, "__name__", "op"), result)
         return result
 
@@ -220,18 +215,17 @@ def extract(
         copied[node] = copy(node)
     graph.output(tuple(copied[node] for node in piece.writes))
     graph.eliminate_dead_code()
-    tensors = tuple(constant(node) for node in weights)
+    tensors = tuple(constant(graph_module, node) for node in weights)
     return with_weights(graph, tensors), tensors
 
 
 def structure(graph: fx.Graph, weights: tuple[Tensor, ...], ports: tuple[Port, ...]) -> str:
-    """A digest of everything but the numbers of weights of 16 bytes and more."""
+    """A digest of graph, ports and weights, without the numbers of weights of 16 bytes and more."""
     numbers = [w.tolist() if w.numel() * w.element_size() < SMALL_BYTES else None for w in weights]
-    lines = [str([(p.dtype, p.shape) for p in ports]), str([(w.dtype, tuple(w.shape)) for w in weights])]
-    lines.append(str(numbers))
+    shapes = [(p.dtype, p.shape) for p in ports], [(w.dtype, tuple(w.shape)) for w in weights]
+    lines = [*map(str, shapes), str(numbers)]
     index = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        target = node.target if isinstance(node.target, str) else str(node.target)
         args = fx.map_arg((node.args, node.kwargs), lambda n: f"%{index[n]}")
-        lines.append(f"{node.op} {target} {args}")
+        lines.append(f"{node.op} {node.target} {args}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Follow the axis of the rows through a graph, operator by operator: what keeps rows apart, and what mixes them."""
+"""Follow the axis of the rows through a graph; each operator keeps rows apart, or is refused because it mixes them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions
 from torch._guards import detect_fake_mode
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from doubleweave.compiler.graph.nodes import expression
 
 aten = torch.ops.aten
 
@@ -57,7 +59,7 @@ class Follower:
         self.rows[node] = rule(self, node)
 
     def _has_rows(self, size: Any) -> bool:
-        return not isinstance(size, int) and self.symbol in size.node.expr.free_symbols
+        return self.symbol in expression(size).free_symbols
 
     def axis(self, node: Any) -> Axis:
         return self.rows.get(node) if isinstance(node, fx.Node) else None
@@ -65,13 +67,22 @@ class Follower:
     def rank(self, node: Any) -> int:
         return len(node.meta["val"].shape)
 
+    def source(self, node: fx.Node, at: int = 0) -> tuple[int, int]:
+        """(axis of the rows, rank) of an argument; raises MixesRows where another argument has rows."""
+        first = node.args[at]
+        if any(self.axis(other) is not None for other in node.all_input_nodes if other is not first):
+            raise MixesRows(f"{_name(node)} uses rows as weights")
+        axis = self.axis(first)
+        assert axis is not None  # a rule is asked only where some argument has rows
+        return axis, self.rank(first)
+
 
 def _name(node: fx.Node) -> str:
     return str(node.target).removesuffix(".default")
 
 
 def _decomposed(follow: Follower, node: fx.Node) -> Axis:
-    """Follow the operators that torch takes this one for."""
+    """Follow the operators that torch decomposes this operator into."""
     given = [source for source in node.all_input_nodes if source in follow.rows]
     others = {source: source.meta["val"] for source in node.all_input_nodes if source not in follow.rows}
 
@@ -103,9 +114,9 @@ def _decomposed(follow: Follower, node: fx.Node) -> Axis:
 
 
 def _pointwise(follow: Follower, node: fx.Node) -> Axis:
-    value: Any = node.meta["val"]
-    found: set[int] = {
-        axis + value.ndim - follow.rank(source)
+    """An operator that broadcasts: the axis keeps its distance from the last one."""
+    found = {
+        axis + follow.rank(node) - follow.rank(source)
         for source in node.all_input_nodes
         if (axis := follow.axis(source)) is not None
     }
@@ -114,26 +125,16 @@ def _pointwise(follow: Follower, node: fx.Node) -> Axis:
     return found.pop()
 
 
-def _same(follow: Follower, node: fx.Node) -> Axis:
-    return follow.axis(node.args[0])
-
-
-def _others_free(follow: Follower, node: fx.Node, first: Any) -> None:
-    if any(follow.axis(other) is not None for other in node.all_input_nodes if other is not first):
-        raise MixesRows(f"{_name(node)} uses rows as weights")
-
-
 def _linear(follow: Follower, node: fx.Node) -> Axis:
-    _others_free(follow, node, node.args[0])
-    axis = follow.axis(node.args[0])
-    if axis == follow.rank(node.args[0]) - 1:
+    axis, rank = follow.source(node)
+    if axis == rank - 1:
         raise MixesRows(f"{_name(node)} adds up along the rows")
     return axis
 
 
 def _addmm(follow: Follower, node: fx.Node) -> Axis:
-    _others_free(follow, node, node.args[1])
-    if follow.axis(node.args[1]) != 0:
+    axis, _ = follow.source(node, 1)
+    if axis != 0:
         raise MixesRows(f"{_name(node)} adds up along the rows")
     return 0
 
@@ -141,31 +142,30 @@ def _addmm(follow: Follower, node: fx.Node) -> Axis:
 def _matmul(follow: Follower, node: fx.Node) -> Axis:
     left, right = node.args[:2]
     a, b = follow.axis(left), follow.axis(right)
-    value: Any = node.meta["val"]
+    rank = follow.rank(node)
     left_rank, right_rank = follow.rank(left), follow.rank(right)
     if min(left_rank, right_rank) < 2:
         raise UnknownOperator(_name(node))
     from_end = {axis - rank for axis, rank in ((a, left_rank), (b, right_rank)) if axis is not None}
     if len(from_end) == 1 and max(from_end) < -2:
-        return int(value.ndim + from_end.pop())  # a batch of products
+        return rank + from_end.pop()  # a batch of products
     if b is None and a == left_rank - 2:
-        return int(value.ndim - 2)
+        return rank - 2
     if a is None and b == right_rank - 1:
-        return int(value.ndim - 1)
+        return rank - 1
     raise MixesRows(f"{_name(node)} adds up along the rows, or combines each with each")
 
 
 def _norm(follow: Follower, node: fx.Node) -> Axis:
-    _others_free(follow, node, node.args[0])
-    axis = follow.axis(node.args[0])
+    axis, rank = follow.source(node)
     normalized: Any = node.args[1]
-    if axis is not None and axis >= follow.rank(node.args[0]) - len(normalized):
+    if axis >= rank - len(normalized):
         raise MixesRows(f"{_name(node)} is over the rows")
     return axis
 
 
 def _argument(node: fx.Node, *names: str) -> Any:
-    """The argument of one of these names, its default if it is not given; None if there is no such argument."""
+    """The first argument of these names, or its default; None for an operator without such an argument."""
     for at, parameter in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if parameter.name in names:
             if at < len(node.args):
@@ -176,68 +176,57 @@ def _argument(node: fx.Node, *names: str) -> Any:
 
 def _over_dims(follow: Follower, node: fx.Node) -> Axis:
     """A reduction, a scan, a sort or a softmax over the axes it names."""
-    source = node.args[0]
-    axis, rank = follow.axis(source), follow.rank(source)
+    axis, rank = follow.source(node)
     dims = _argument(node, "dim", "dims")
     if dims is None or dims == []:
         raise MixesRows(f"{_name(node)} is over all axes")
     over = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
     if axis in over:
         raise MixesRows(f"{_name(node)} is over the rows")
-    assert axis is not None
-    if _argument(node, "keepdim") is False:
-        return axis - len([d for d in over if d < axis])
-    return axis
+    return axis - sum(d < axis for d in over) if _argument(node, "keepdim") is False else axis
 
 
 def _view(follow: Follower, node: fx.Node) -> Axis:
+    """The rows stay apart where one axis of their size has as many elements before it as theirs had."""
     source: Any = node.args[0]
-    axis = follow.axis(source)
-    before = list(source.meta["val"].shape)
     value: Any = node.meta["val"]
-    lead = _product(before[:axis])
+    lead = _product(source.meta["val"].shape[: follow.axis(source)])
     for found, size in enumerate(value.shape):
-        is_rows = not isinstance(size, int) and size.node.expr == follow.symbol
-        if is_rows and sympy.simplify(_product(value.shape[:found]) - lead) == 0:
+        if expression(size) == follow.symbol and sympy.simplify(_product(value.shape[:found]) - lead) == 0:
             return found
     raise UnknownOperator(_name(node))
 
 
 def _product(sizes: Sequence[Any]) -> Any:
-    result = sympy.Integer(1)
-    for size in sizes:
-        result *= size if isinstance(size, int) else size.node.expr
-    return result
+    return sympy.Mul(*map(expression, sizes))
 
 
 def _permute(follow: Follower, node: fx.Node) -> Axis:
     order: Any = node.args[1]
-    rank = follow.rank(node.args[0])
-    at: int = [d % rank for d in order].index(follow.axis(node.args[0]))
-    return at
+    axis, rank = follow.source(node)
+    return [int(d) % rank for d in order].index(axis)
 
 
 def _transpose(follow: Follower, node: fx.Node) -> Axis:
-    rank = follow.rank(node.args[0])
+    axis, rank = follow.source(node)
     dims: Any = node.args[1:3]
     a, b = (int(d) % rank for d in dims)
-    axis = follow.axis(node.args[0])
     return b if axis == a else a if axis == b else axis
 
 
 def _t(follow: Follower, node: fx.Node) -> Axis:
-    axis = follow.axis(node.args[0])
-    return axis if follow.rank(node.args[0]) < 2 or axis is None else 1 - axis
+    axis, rank = follow.source(node)
+    return axis if rank < 2 else 1 - axis
 
 
 def _unsqueeze(follow: Follower, node: fx.Node) -> Axis:
     dim: Any = node.args[1]
-    axis, new = follow.axis(node.args[0]), int(dim) % (follow.rank(node.args[0]) + 1)
-    return axis if axis is None or axis < new else axis + 1
+    axis, rank = follow.source(node)
+    return axis + (axis >= int(dim) % (rank + 1))
 
 
 def _squeeze(follow: Follower, node: fx.Node) -> Axis:
-    axis, rank = follow.axis(node.args[0]), follow.rank(node.args[0])
+    axis, rank = follow.source(node)
     if len(node.args) < 2:
         raise UnknownOperator(_name(node))
     dims: Any = node.args[1]
@@ -246,41 +235,36 @@ def _squeeze(follow: Follower, node: fx.Node) -> Axis:
         raise MixesRows(f"{_name(node)} drops the axis of the rows")
     source: Any = node.args[0]
     shape = source.meta["val"].shape
-    return None if axis is None else axis - sum(d < axis and shape[d] == 1 for d in gone)
-
-
-def _expand(follow: Follower, node: fx.Node) -> Axis:
-    axis = follow.axis(node.args[0])
-    value: Any = node.meta["val"]
-    return None if axis is None else axis + value.ndim - follow.rank(node.args[0])
+    return axis - len([d for d in gone if d < axis and shape[d] == 1])
 
 
 def _repeat(follow: Follower, node: fx.Node) -> Axis:
     repeats: Any = node.args[1]
-    axis = follow.axis(node.args[0])
-    found = None if axis is None else axis + len(repeats) - follow.rank(node.args[0])
-    if found is not None and repeats[found] != 1:
+    axis, rank = follow.source(node)
+    found = axis + len(repeats) - rank
+    if repeats[found] != 1:
         raise MixesRows(f"{_name(node)} repeats the rows")
     return found
 
 
 def _pad(follow: Follower, node: fx.Node) -> Axis:
-    amounts: Any = node.args[1]  # (before, after) of the last axis, of the one before it, …
-    axis, rank = follow.axis(node.args[0]), follow.rank(node.args[0])
-    if axis is not None and any(amounts[2 * (rank - 1 - axis) :][:2]):
+    amounts: Any = node.args[1]  # (before, after) of the last axis, then of the axis before it, …
+    axis, rank = follow.source(node)
+    if any(amounts[2 * (rank - 1 - axis) :][:2]):
         raise MixesRows(f"{_name(node)} adds rows")
     return axis
 
 
-def _common_axis(follow: Follower, node: fx.Node) -> Axis:
+def _common_axis(follow: Follower, node: fx.Node) -> int:
     axes = {follow.axis(source) for source in node.all_input_nodes if source in follow.rows}
-    if len(axes) > 1:
+    axis = axes.pop()
+    if axes or axis is None:
         raise MixesRows(f"{_name(node)} joins rows with tensors that have none")
-    return axes.pop()
+    return axis
 
 
-def _within(follow: Follower, node: fx.Node) -> Axis:
-    """Cuts or joins along one axis, which must not be that of the rows."""
+def _within(follow: Follower, node: fx.Node) -> int:
+    """Cuts or joins along an axis other than the rows'."""
     axis = _common_axis(follow, node)
     if axis == int(_argument(node, "dim")) % follow.rank(node.all_input_nodes[0]):
         raise MixesRows(f"{_name(node)} is along the rows")
@@ -289,15 +273,12 @@ def _within(follow: Follower, node: fx.Node) -> Axis:
 
 def _select(follow: Follower, node: fx.Node) -> Axis:
     axis = _within(follow, node)
-    dim = int(_argument(node, "dim")) % follow.rank(node.args[0])
-    return None if axis is None else axis - (dim < axis)
+    return axis - (int(_argument(node, "dim")) % follow.rank(node.args[0]) < axis)
 
 
 def _stack(follow: Follower, node: fx.Node) -> Axis:
     axis = _common_axis(follow, node)
-    value: Any = node.meta["val"]
-    dim = int(_argument(node, "dim")) % value.ndim
-    return None if axis is None else axis + (dim <= axis)
+    return axis + (int(_argument(node, "dim")) % follow.rank(node) <= axis)
 
 
 def _embedding(follow: Follower, node: fx.Node) -> Axis:
@@ -308,8 +289,8 @@ def _embedding(follow: Follower, node: fx.Node) -> Axis:
 
 def _batched(follow: Follower, node: fx.Node) -> Axis:
     """An operator whose axis 0 is a batch: convolution, batch norm with fixed statistics, pooling."""
-    _others_free(follow, node, node.args[0])
-    if follow.axis(node.args[0]) != 0:
+    axis, _ = follow.source(node)
+    if axis != 0:
         raise MixesRows(f"{_name(node)} is over the rows")
     return 0
 
@@ -321,11 +302,9 @@ def _batch_norm(follow: Follower, node: fx.Node) -> Axis:
 
 
 def _attention(follow: Follower, node: fx.Node) -> Axis:
-    q, k, v = node.args[:3]
-    axes = [follow.axis(source) for source in (q, k, v)]
-    rank = follow.rank(q)
-    if axes[0] is not None and axes[0] < rank - 2 and axes[0] == axes[1] == axes[2]:
-        return axes[0]
+    first, *others = (follow.axis(source) for source in node.args[:3])
+    if first is not None and first < follow.rank(node.args[0]) - 2 and others == [first, first]:
+        return first
     raise MixesRows(f"{_name(node)} attends from rows to rows")
 
 
@@ -382,7 +361,7 @@ _RULES: dict[Any, Callable[[Follower, fx.Node], Axis]] = {
     aten.unsqueeze.default: _unsqueeze,
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
-    aten.expand.default: _expand,
+    aten.expand.default: _pointwise,
     aten.repeat.default: _repeat,
     aten.constant_pad_nd.default: _pad,
     aten.slice.Tensor: _within,
@@ -411,8 +390,8 @@ _RULES: dict[Any, Callable[[Follower, fx.Node], Axis]] = {
     aten._native_batch_norm_legit_no_training.default: _batched,
     aten.batch_norm.default: _batch_norm,
     aten.scaled_dot_product_attention.default: _attention,
-    aten.clone.default: _same,
-    aten.contiguous.default: _same,
-    aten._to_copy.default: _same,
-    aten.to.dtype: _same,
+    aten.clone.default: _pointwise,
+    aten.contiguous.default: _pointwise,
+    aten._to_copy.default: _pointwise,
+    aten.to.dtype: _pointwise,
 }

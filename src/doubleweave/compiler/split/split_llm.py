@@ -1,8 +1,8 @@
 """Split a language model: its values get names by layer, K and V become cache, attention is one segment.
 
-Every value is [1, T, …], rows of one sequence. What is a piece is decided in pieces.py; here are the names and
-kinds that running chunk behind chunk needs. Where attention is inlined (static_attention.py), the pieces that append to
-the cache read what the chunks before left in it, all its rows.
+Every value is [1, T, …], rows of one sequence. pieces.py cuts the graph; this module gives values the names and kinds
+that a run chunk behind chunk needs. Where attention is inlined (static_attention.py), the pieces that append to the
+cache also read all rows that earlier chunks left in it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor, fx
 from torch.export import Dim
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
-from doubleweave.compiler.graph.nodes import PAST, constant, is_tensor, output_node
+from doubleweave.compiler.graph.nodes import PAST, output_node
 from doubleweave.compiler.graph.static_attention import WIDTH
-from doubleweave.compiler.policy import DEFAULT_SIZES, KERNELS_BACKEND, Policy, Rule, operator_rules
-from doubleweave.compiler.policy import Dynamic as DynamicRule
-from doubleweave.compiler.policy import Static as StaticRule
-from doubleweave.compiler.split.pieces import (
-    Piece,
-    TorchSplit,
-    cut_pieces,
-    extract,
-    structure,
+from doubleweave.compiler.policy import (
+    DEFAULT_SIZES,
+    KERNELS_BACKEND,
+    Dynamic,
+    Policy,
+    Rule,
+    Static,
+    operator_rules,
 )
+from doubleweave.compiler.split.pieces import Piece, TorchSplit, cut_pieces, extract, structure
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import (
     CACHED,
@@ -59,11 +59,10 @@ def split_llm(
     max_context: int,
     backend: str,
 ) -> TorchSplit:
-    """Split a simplified graph by a policy such as `default_policy` gives: one rule for everything (""), one for
-    the attention operator.
+    """Split a simplified graph by a policy with a rule for everything ("") and a rule for the attention operator.
 
-    `owners` maps qualified module names to segment names; `last_row` names the segments of which
-    generation wants the last row only. Raises SplitError where a value cannot be at a segment's edge.
+    `owners` maps qualified module names to segment names; `last_row` names the segments that generation runs over a
+    chunk's last row alone. Raises SplitError for a value at a segment's edge that is not [1, T, …].
     """
     graph = graph_module.graph
     rule, attention_rule = policy[""], operator_rules(policy)[ATTENTION]
@@ -82,7 +81,7 @@ def split_llm(
     for piece, call_name in zip(pieces, names, strict=True):
         is_attention = piece.nodes[0].target is ATTENTION
         reads: list[Any] = list(piece.nodes[0].args[:3]) if is_attention else list(piece.reads)
-        piece_graph, tensors = extract(piece, reads, lambda node: constant(graph_module, node))
+        piece_graph, tensors = extract(piece, reads, graph_module)
         inputs = tuple(values.port(node, f"in{i}", is_attention and i > 0) for i, node in enumerate(reads))
         outputs = tuple(values.port(node, f"out{i}", False) for i, node in enumerate(piece.writes))
         digest = structure(piece_graph.graph, tensors, inputs)
@@ -105,18 +104,11 @@ def split_llm(
             weights[name] = tensors
             graphs.setdefault(digest, piece_graph)
         row_kind: Any = "last" if name in last_row else "all"
-        calls.append(
-            Call(
-                call_name,
-                name,
-                tuple(values.name_of[node] for node in reads),
-                tuple(values.name_of[node] for node in piece.writes),
-                row_kind,
-            )
-        )
+        read, written = (tuple(values.name_of[node] for node in nodes) for nodes in (reads, piece.writes))
+        calls.append(Call(call_name, name, read, written, row_kind))
     everything = tuple(values.values.values())
-    outputs_of = tuple(value.name for value in everything if value.kind == "output")
-    main = Function("", tuple(calls), everything, outputs_of)
+    results = tuple(value.name for value in everything if value.kind == "output")
+    main = Function("", tuple(calls), everything, results)
     return TorchSplit(Split(tuple(segments.values()), (main,)), graphs, weights)
 
 
@@ -125,16 +117,16 @@ def default_policy(shape: FixedSizes | SizeRanges) -> Policy:
     arguments = ("input_ids", "position_ids")
     rule: Rule
     if isinstance(shape, FixedSizes):
-        rule = StaticRule(device="npu", chunk=dict.fromkeys(arguments, 1), sizes=shape.sizes)
+        rule = Static(device="npu", chunk=dict.fromkeys(arguments, 1), sizes=shape.sizes)
     else:
         dim = Dim(ROWS, min=1, max=most_rows(shape))
-        rule = DynamicRule({name: {1: dim} for name in arguments}, device="cpu")
-    return {"": rule, ATTENTION: DynamicRule(device="cpu")}
+        rule = Dynamic({name: {1: dim} for name in arguments}, device="cpu")
+    return {"": rule, ATTENTION: Dynamic(device="cpu")}
 
 
 def _rows_of(rule: Rule) -> FixedSizes | SizeRanges:
     """The shape that a rule gives the rows of a chunk."""
-    if isinstance(rule, StaticRule):
+    if isinstance(rule, Static):
         return FixedSizes(tuple(sorted(rule.sizes or DEFAULT_SIZES)))
     dim = rule.dims["input_ids"][1]
     return rows(dim.min, dim.max)
@@ -168,11 +160,9 @@ def _num_weights(node: fx.Node) -> int:
 def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:
     if node.target is ATTENTION:
         return f"attention/{node.name}"  # each its own piece
-    for path, _ in node.meta.get("nn_module_stack", {}).values():
-        # A module called twice is listed as name@1.
-        if (name := owners.get(re.sub(r"@\d+", "", path))) is not None:
-            return name
-    return ""
+    # A module called twice is listed as name@1.
+    paths = (re.sub(r"@\d+", "", path) for path, _ in node.meta.get("nn_module_stack", {}).values())
+    return next((owners[path] for path in paths if path in owners), "")
 
 
 def _names(pieces: Sequence[Piece]) -> list[str]:
@@ -194,13 +184,12 @@ class _Values:
         self.values: dict[str, Value] = {}
         self.name_of: dict[fx.Node, str] = {}
         self.symbol: str | None = None
-        outputs = [node for node in output_node(graph).all_input_nodes if is_tensor(node)]
+        outputs = output_node(graph).all_input_nodes
         pasts = [node for node in graph.nodes if PAST in node.meta]
         for node in graph.nodes:
             if node.op == "placeholder" and node.users and node not in pasts:
                 self._add(node, str(node.target), "input")
-        attentions = [node for node in graph.nodes if node.target is ATTENTION]
-        for layer, attention in enumerate(attentions):
+        for layer, attention in enumerate(graph.find_nodes(op="call_function", target=ATTENTION)):
             for arg, letter in zip(attention.args[:3], "qkv", strict=True):
                 self._add_once(arg, f"{letter}_{layer}", "chunk" if letter == "q" else "cache")
         for node in pasts:

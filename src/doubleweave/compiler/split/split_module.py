@@ -1,8 +1,8 @@
-"""Split any module by a policy: a function for each module that the policy names, segments for what is between.
+"""Split any module by a policy: a function for each module that the policy names, segments for the operators between.
 
-The whole module is traced first, then the named ones, outermost first, each over the sizes that its calls need.
-A named module that is called in ways one trace cannot serve (other constants, other fixed sizes) becomes several
-functions: "fc", "fc#1", …. What is a piece is decided in pieces.py; how rows are shown independent, in rows.py.
+The whole module is traced first, then the named modules, outermost first, each over the sizes that its calls need.
+A named module whose calls have different constants or fixed sizes becomes several functions: "fc", "fc#1", ….
+pieces.py cuts the graphs; rows.py shows that rows are independent.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from doubleweave.compiler.graph.nodes import constant
 from doubleweave.compiler.policy import (
     DEFAULT_BACKEND,
     DEFAULT_SIZES,
+    Dynamic,
     Match,
     Policy,
     Rule,
+    Static,
     operator_rules,
     resolve,
 )
-from doubleweave.compiler.policy import Dynamic as DynamicRule
-from doubleweave.compiler.policy import Static as StaticRule
 from doubleweave.compiler.split import rows as _rows
 from doubleweave.compiler.split.call_sizes import (
     Variant,
@@ -45,6 +44,7 @@ from doubleweave.compiler.split.function_values import Values, own_outputs
 from doubleweave.compiler.split.pieces import Piece, TorchSplit, cut_pieces, extract, structure
 from doubleweave.compiler.trace import dims as _dims
 from doubleweave.compiler.trace.dims import Leaf
+from doubleweave.compiler.trace.export_flat import tensor_paths
 from doubleweave.compiler.trace.trace import bind, trace
 from doubleweave.compiler.trace.trace_data import BOUNDARY, Trace
 from doubleweave.compiler.trace.trace_data import Call as TracedCall
@@ -77,17 +77,17 @@ def split_module(
     """
     matches = resolve(module, policy)
     what = type(module).__name__
-    root = next((m for m in matches if m.module is module), Match("", module, DynamicRule(), "the default"))
-    if isinstance(root.rule, DynamicRule) and root.rule.dims is not None:
+    root = next((m for m in matches if m.module is module), Match("", module, Dynamic(), "the default"))
+    if isinstance(root.rule, Dynamic) and root.rule.dims is not None:
         if dynamic_shapes is not None:
             raise PolicyError(
                 "policy: '' gives dims for the whole module, and dynamic_shapes gives them too; leave one out"
             )
         dynamic_shapes = root.rule.dims
     builder = _Builder([m for m in matches if m.module is not module], operator_rules(policy))
-    parameters, tensors = bind(what, module, args, kwargs)
+    parameters, tensors = bind(what, module.forward, args, kwargs)
     leaves = _dims.leaves(what, parameters, tensors, dynamic_shapes)
-    if isinstance(root.rule, StaticRule) and root.rule.chunk is not None:
+    if isinstance(root.rule, Static) and root.rule.chunk is not None:
         leaves = chunked_root(what, root.rule, leaves)
     check_clash(what, module, parameters, leaves, [leaf.example.shape for leaf in leaves])
     builder.add(
@@ -102,7 +102,8 @@ def split_module(
                 "leave the key out, or name the module whose forward is"
             )
     builder.check_operators(what)
-    return builder.result()
+    split = Split(tuple(builder.segments.values()), tuple(builder.functions))
+    return ModuleSplit(TorchSplit(split, builder.graphs, builder.weights), builder.states)
 
 
 class _Builder:
@@ -130,25 +131,16 @@ class _Builder:
                     f"policy: {what} does not call {key}; operators that it calls: {', '.join(near) or '(none)'}"
                 )
 
-    def result(self) -> ModuleSplit:
-        split = Split(tuple(self.segments.values()), tuple(self.functions))
-        return ModuleSplit(TorchSplit(split, self.graphs, self.weights), self.states)
-
     def _variant_of(self, call: TracedCall) -> Variant:
         """The variant that serves a call, made when it is the first of its kind."""
         rule = call.match.rule
         sizes: list[Any] = []
-        if isinstance(rule, StaticRule):
-            paths = [path for p in call.parameters if p.tree is not None for path in p.tree.paths(p.name)]
-            cut = rule.chunk or {}
-            for path, tensor in zip(paths, call.inputs, strict=True):
-                axis = cut.get(path)
-                sizes.append(
-                    [
-                        "T" if axis is not None and i == axis % tensor.ndim else str(size)
-                        for i, size in enumerate(tensor.shape)
-                    ]
-                )
+        if isinstance(rule, Static):
+            for path, tensor in zip(tensor_paths(call.parameters), call.inputs, strict=True):
+                shape = list(map(str, tensor.shape))
+                if rule.chunk and path in rule.chunk and shape:
+                    shape[rule.chunk[path] % tensor.ndim] = ROWS
+                sizes.append(shape)
         key = repr((call.parameters, [(t.dtype, t.ndim) for t in call.inputs], sizes))
         found = self.variants.setdefault(id(call.match.module), {})
         if key not in found:
@@ -160,11 +152,12 @@ class _Builder:
         """Trace a variant over the sizes that its calls need; refuses calls that its rule does not allow."""
         match, rule = variant.match, variant.match.rule
         what = repr(variant.name)
-        if isinstance(rule, StaticRule):
+        if isinstance(rule, Static):
             return self._trace_over(variant, self._static_leaves(variant, rule))
         leaves = _dims.leaves(what, variant.parameters, variant.calls[0].inputs, rule.dims)
         if rule.dims is None:
             leaves = free_leaves(variant, leaves)
+            # With a name each, axes are unrelated; a module that relates them is refused, and torch finds out how.
             try:
                 return self._trace_over(variant, leaves)
             except SplitError:
@@ -177,13 +170,14 @@ class _Builder:
 
     def _trace_over(self, variant: Variant, leaves: Sequence[Leaf]) -> Trace:
         what = repr(variant.name)
+        # The caller's sizes are symbols of another trace; this trace needs numbers to make its own.
         examples = _dims.with_examples([Leaf(x.path, concrete(x.example), x.axes) for x in leaves])
         found = trace(what, variant.match.module, variant.parameters, examples, self.matches)
         for call in variant.calls:
             check_call(f"{what}, called at {call.site}", found, call)
         return found
 
-    def _static_leaves(self, variant: Variant, rule: StaticRule) -> tuple[Leaf, ...]:
+    def _static_leaves(self, variant: Variant, rule: Static) -> tuple[Leaf, ...]:
         what = repr(variant.name)
         leaves = _dims.leaves(what, variant.parameters, variant.calls[0].inputs, None)
         axes = {} if rule.chunk is None else chunk_axes(what, rule, leaves)
@@ -223,8 +217,7 @@ class _Builder:
         pieces = cut_pieces(graph, self._owner)
         namer = Values(variant, traced)
         calls: list[Call] = []
-        glue = [piece for piece in pieces if not piece.owner]
-        is_leaf = len(pieces) == len(glue) == 1 and variant.name
+        is_leaf = variant.name and [piece.owner for piece in pieces] == [""]
         prefix = f"{variant.name}.glue" if variant.name else "glue"
         taken = Counter(self._variant_of(call).name for call in traced.calls.values())
         count: Counter[str] = Counter()
@@ -234,29 +227,24 @@ class _Builder:
                 stem = f"{variant.name}.{target._opname}".lstrip(".")
                 name, rule = f"{stem}_{count[stem]}", self.operators[target]
                 count[stem] += 1
-                namer.name_writes(piece, name)
-                segment = self._add_segment(stem, rule, str(target), variant, traced, namer, piece)
-                calls.append(namer.segment_call(piece, name, segment))
-                continue
-            if piece.owner:
+                calls.append(self._segment_call(piece, name, stem, rule, str(target), namer))
+            elif piece.owner:
                 callee = self._variant_of(traced.calls[piece.nodes[0]]).name
                 name = f"{callee}_{count[callee]}" if taken[callee] > 1 else callee
                 count[callee] += 1
                 calls.append(namer.call(piece, name, callee))
-                continue
-            name = variant.name if is_leaf else f"{prefix}_{count['']}"
-            count[""] += 1
-            namer.name_writes(piece, name)
-            match = variant.match
-            segment = self._add_segment(name, match.rule, match.key, variant, traced, namer, piece)
-            calls.append(namer.segment_call(piece, name, segment))
+            else:
+                name = variant.name if is_leaf else f"{prefix}_{count['']}"
+                count[""] += 1
+                match = variant.match
+                calls.append(self._segment_call(piece, name, name, match.rule, match.key, namer))
         self._check_chunked_states(calls, namer.next_of)
         for state, tensor in namer.first_values(variant.match.module).items():
             self.states.setdefault(state, tensor)
         self.functions.append(namer.function(calls))
 
     def _check_chunked_states(self, calls: Sequence[Call], next_of: Mapping[str, str]) -> None:
-        """A state that changes chunk by chunk must be seen by the one segment that does so."""
+        """Refuse a state that changes chunk by chunk and that other segments use: they would see it in between."""
         for state, after in next_of.items():
             users = [
                 call for call in calls if state in call.reads or after in call.writes or after in call.reads
@@ -281,11 +269,12 @@ class _Builder:
             return f"call/{node.name}"
         return f"operator/{node.name}" if node.target in self.operators else ""
 
-    def _add_segment(
-        self, name: str, rule: Rule, key: str, variant: Variant, traced: Trace, namer: Values, piece: Piece
-    ) -> str:
-        """Make a segment of a piece, or find the one that computes the same; returns its name."""
-        graph_module, weights = extract(piece, piece.reads, lambda node: constant(traced.graph_module, node))
+    def _segment_call(
+        self, piece: Piece, call_name: str, name: str, rule: Rule, key: str, namer: Values
+    ) -> Call:
+        """A call of the segment `name` of this piece, or of an earlier segment that computes the same."""
+        namer.name_writes(piece, call_name)
+        graph_module, weights = extract(piece, piece.reads, namer.traced.graph_module)
         inputs = tuple(namer.port(node) for node in piece.reads)
         outputs = tuple(namer.port(node) for node in piece.writes)
         used = {symbol for port in (*inputs, *outputs) for size in port.shape for symbol in symbols(size)}
@@ -293,10 +282,10 @@ class _Builder:
         proof = ""
         if not used:
             shape = FixedSizes()
-        elif isinstance(rule, StaticRule):
-            shape, proof = _chunked(name, rule, key, traced, namer, piece, graph_module, inputs, outputs)
+        elif isinstance(rule, Static):
+            shape, proof = _chunked(name, rule, key, namer, piece, graph_module, inputs, outputs)
         else:
-            shape = SizeRanges(tuple(r for r in traced.ranges if r.symbol in used))
+            shape = SizeRanges(tuple(r for r in namer.traced.ranges if r.symbol in used))
         digest = structure(graph_module.graph, weights, inputs)
         if piece.owner and not weights:
             # An operator without weights is one segment, called wherever it computes the same.
@@ -304,27 +293,27 @@ class _Builder:
             name = self.of_structure.setdefault((digest, rule.device), f"{name}.{taken}" if taken else name)
         elif piece.owner:
             name = f"{name}.{sum(found.startswith(f'{name}.') for found in self.segments)}"
-        if name in self.segments:
-            return name
-        self.segments[name] = Segment(
-            name, rule.device, DEFAULT_BACKEND, shape, inputs, outputs, digest, rows=proof
-        )
-        self.graphs.setdefault(digest, graph_module)
-        self.weights[name] = weights
-        return name
+        if name not in self.segments:
+            self.segments[name] = Segment(
+                name, rule.device, DEFAULT_BACKEND, shape, inputs, outputs, digest, rows=proof
+            )
+            self.graphs.setdefault(digest, graph_module)
+            self.weights[name] = weights
+        return namer.segment_call(piece, call_name, name)
 
 
 def _chunked(
     name: str,
-    rule: StaticRule,
+    rule: Static,
     key: str,
-    traced: Trace,
     namer: Values,
     piece: Piece,
     graph_module: fx.GraphModule,
     inputs: tuple[Port, ...],
     outputs: tuple[Port, ...],
 ) -> tuple[FixedSizes, str]:
+    """The shape of a segment that runs chunk by chunk, and how its rows were shown independent."""
+    traced = namer.traced
     if rule.chunk is None or {r.symbol for r in traced.ranges} != {ROWS}:
         raise PolicyError(
             f"{name!r}: the policy's {key} makes it Static(), but sizes in it vary "
@@ -333,6 +322,7 @@ def _chunked(
         )
     most = traced.ranges[0].high
     sizes = tuple(sorted(set(rule.sizes or DEFAULT_SIZES)))
+    # The smallest size that holds all rows is the last one of use.
     useful = tuple(size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] < most)
     states = [port.name in namer.next_of for port in inputs]
     updates = {namer.name_of[node] for node in piece.writes} & set(namer.next_of.values())

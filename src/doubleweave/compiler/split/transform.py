@@ -1,16 +1,14 @@
-"""Rewrite the graphs of a split, each structure once, and carry every segment's weights over."""
+"""Rewrite the graphs of a split and convert every segment's weights with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from doubleweave.compiler.split.pieces import TorchSplit
-from doubleweave.ir.split import Segment
 
 Weights = tuple[Tensor, ...]
 # Turns a segment's old weights into the new graph's.
@@ -22,23 +20,20 @@ def transform_segments(
     transform: Callable[[fx.GraphModule], tuple[fx.GraphModule, Convert]],
     names: frozenset[str] | None = None,
 ) -> TorchSplit:
-    """Rewrite the structures of the named segments (None: of all)."""
-    graphs: dict[str, fx.GraphModule] = {}
-    weights: dict[str, Weights] = {}
+    """Rewrite the structures of the named segments (None: of all), each structure once.
+
+    `transform` returns the new graph and a function from a segment's old weights to the new graph's.
+    """
+    graphs, weights = dict(torch_split.graphs), dict(torch_split.weights)
     convert: dict[str, Convert] = {}
-    segments: list[Segment] = []
     for segment in torch_split.split.segments:
-        old = segment.structure
         if names is not None and segment.name not in names:
-            graphs[old] = torch_split.graphs[old]
-            weights[segment.name] = torch_split.weights[segment.name]
-            segments.append(segment)
             continue
-        if old not in convert:
-            graphs[old], convert[old] = transform(torch_split.graphs[old])
-        weights[segment.name] = convert[old](torch_split.weights[segment.name])
-        segments.append(segment)
-    return TorchSplit(replace(torch_split.split, segments=tuple(segments)), graphs, weights)
+        key = segment.structure
+        if key not in convert:
+            graphs[key], convert[key] = transform(torch_split.graphs[key])
+        weights[segment.name] = convert[key](torch_split.weights[segment.name])
+    return TorchSplit(torch_split.split, graphs, weights)
 
 
 def copy_graph(graph_module: fx.GraphModule) -> fx.Graph:
@@ -52,7 +47,8 @@ def copy_graph(graph_module: fx.GraphModule) -> fx.Graph:
 
 
 def over_empty_weights(graph: fx.Graph) -> fx.GraphModule:
-    """A rewritten graph over uninitialised buffers of the shapes that its get_attr nodes say."""
+    """A rewritten graph over uninitialised buffers in the shapes of its get_attr nodes."""
+    # A structure's graph serves segments of other weights: the numbers are in TorchSplit.weights.
     root = torch.nn.Module()
     for node in graph.nodes:
         if node.op == "get_attr" and not hasattr(root, str(node.target)):

@@ -1,4 +1,4 @@
-"""What a module keeps in plain attributes: a program remembers buffers alone, so `forward` must not rely on them."""
+"""A module's plain attributes: `forward` must not rely on them from call to call, a program remembers buffers alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Kept = dict[tuple[int, str], tuple[nn.Module, Any, Any]]  # by module and name: 
 
 
 def kept(module: nn.Module) -> Kept:
-    """What modules keep beside buffers: state that torch.export would freeze where `forward` changes it."""
+    """The plain attributes of all modules: torch.export freezes their values even where `forward` changes them."""
     return {
         # Not the module: torch.export wraps modules anew each time, around the same attributes.
         (id(vars(owner)), name): (owner, value, _contents(value))
@@ -29,7 +29,7 @@ def kept(module: nn.Module) -> Kept:
 
 
 def _contents(value: Any) -> Any:
-    """Containers with what is in them, numbers and texts as they are, tensors by identity, of all else the type."""
+    """A value to compare later: containers by items, tensors by identity and version, objects by type alone."""
     if isinstance(value, (tuple, list)):
         return [_contents(item) for item in value]
     if isinstance(value, dict):
@@ -38,7 +38,9 @@ def _contents(value: Any) -> Any:
         return set(value)
     if isinstance(value, Tensor):
         return (id(value), value._version)
-    return [value if isinstance(value, _KEPT) else type(value)]  # in a list NaN is itself
+    return [
+        value if isinstance(value, _KEPT) else type(value)
+    ]  # lists compare items by identity first: NaN is NaN
 
 
 def _containers(value: Any, found: dict[int, Any]) -> None:
@@ -51,7 +53,7 @@ def _containers(value: Any, found: dict[int, Any]) -> None:
 
 
 def check_kept(module: nn.Module, before: Kept) -> None:
-    """Refuse a `forward` that changes what it keeps."""
+    """Raise SplitError where an attribute has another value than `before`."""
     after = kept(module)
     for key, (owner, value, contents) in before.items():
         _, now, found = after.get(key, (owner, None, contents))
@@ -77,7 +79,7 @@ def snapshot(module: nn.Module) -> Snapshot:
 
 
 def changed(before: Snapshot) -> list[tuple[nn.Module, str]]:
-    """The attributes that were set since."""
+    """The attributes that were set since the snapshot."""
     return [
         (owner, name)
         for owner, had in before
@@ -88,7 +90,7 @@ def changed(before: Snapshot) -> list[tuple[nn.Module, str]]:
 
 @contextlib.contextmanager
 def attributes_restored(module: nn.Module) -> Iterator[None]:
-    """Put back or delete afterwards every attribute that is set while this lasts, and what is in containers."""
+    """Restore on exit every attribute that was set within the context, and the items of containers."""
     before = snapshot(module)
     found: dict[int, Any] = {}
     for _, attributes in before:

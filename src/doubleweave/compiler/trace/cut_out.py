@@ -1,6 +1,6 @@
-"""From what torch.export gives to a Trace: named modules cut out, buffers that change lifted, symbols named.
+"""From an ExportedProgram to a Trace: named modules cut out, buffers that change lifted, symbols named.
 
-It knows nothing of how the module was run.
+This module knows nothing of how the module was run.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from doubleweave.compiler.trace.trace_data import BOUNDARY, MODULE, Call, Trace
 from doubleweave.errors import SplitError
 from doubleweave.ir.interface import Interface
 
-
-class _Updates(NamedTuple):
-    """Names of the buffers that `forward` changes: the traced module's own, and those of named modules inside it."""
-
-    own: frozenset[str]
-    nested: frozenset[str]
+aten = torch.ops.aten
+_RECURRENT = {aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input}
 
 
 class _Unlifted(NamedTuple):
-    """A graph whose weights are get_attr nodes of buffers of `root`. Placeholders are the inputs, then the states by
-    name; `nested` are the get_attr nodes of buffers that a named module changes."""
+    """A graph whose weights are get_attr nodes of buffers of `root`.
+
+    Placeholders are the inputs, then the states by name; `nested` are the get_attr nodes of buffers that a named
+    module changes.
+    """
 
     graph: fx.Graph
     root: nn.Module
@@ -51,22 +50,21 @@ def cut_out_calls(
     leaves: tuple[Leaf, ...],
     calls: list[Call],
 ) -> Trace:
-    """Make a Trace of what torch.export gave; `calls` are those behind the boundary nodes' numbers.
+    """Make a Trace of an exported module; boundary nodes hold indices into `calls`.
 
-    Raises SplitError for what a program cannot hold, PolicyError for a dim without a largest size.
+    Raises SplitError for an operator that a program cannot run, PolicyError for a dim without a largest size.
     """
     _refuse_other_effects(what, exported)
     named = named_modules(module, [call.match.module for call in calls])
     unify_dims(exported, leaves)
-    updates = _updates(what, exported, named)
-    unlifted = _unlift(what, exported, updates)
+    unlifted = _unlift(what, exported, *_updates(what, exported, named))
     graph = unlifted.graph
     _reshape_views(graph)
     _refuse_states_used_outside(what, unlifted, named)
     boundaries = _cut(unlifted, calls, named)
     graph_module = fx.GraphModule(unlifted.root, graph)
     drop_no_ops(graph_module)
-    # Only now: nodes inside a named module are gone, and its own trace refuses those.
+    # After the cut: the insides of a named module are checked in that module's own trace.
     _refuse_nodes(what, graph, named)
     names, ranges = name_symbols(exported, unlifted.inputs, leaves)
     by_name = {r.symbol: r for r in ranges}
@@ -84,7 +82,7 @@ def _plain(name: Any) -> str:
 
 
 def _refuse_other_effects(what: str, exported: torch.export.ExportedProgram) -> None:
-    """Refuse effects such as printing, and branches on the values of tensors."""
+    """Refuse branches on the values of tensors, and effects such as printing."""
     for node in exported.graph.nodes:
         if not isinstance(node.target, torch._ops.HigherOrderOperator):
             continue
@@ -99,7 +97,10 @@ def _refuse_other_effects(what: str, exported: torch.export.ExportedProgram) -> 
         )
 
 
-def _updates(what: str, exported: torch.export.ExportedProgram, named: NamedModules) -> _Updates:
+def _updates(
+    what: str, exported: torch.export.ExportedProgram, named: NamedModules
+) -> tuple[set[str], set[str]]:
+    """Names of the buffers that `forward` changes: the traced module's own, and those of named modules inside it."""
     own: set[str] = set()
     nested: set[str] = set()
     for spec in exported.graph_signature.output_specs:
@@ -118,11 +119,11 @@ def _updates(what: str, exported: torch.export.ExportedProgram, named: NamedModu
                 f"{what}: changes {_plain(spec.target)!r} in forward, expected a buffer; make it one with "
                 "register_buffer"
             )
-    return _Updates(frozenset(own), frozenset(nested))
+    return own, nested
 
 
 def _refuse_shared(what: str, buffer: Tensor, named: NamedModules) -> None:
-    """Refuse a state that a named module has, and a module around it or beside it too: it would be two states."""
+    """Refuse a state shared by a named module and another module: each would have a state of its own."""
     owners = named.owners_of(buffer)
     if len({id(owner) for owner in owners.values()}) > 1:
         one, *_, other = sorted(owners, key=lambda name: named.of_buffer(name) is not None)
@@ -132,9 +133,13 @@ def _refuse_shared(what: str, buffer: Tensor, named: NamedModules) -> None:
         )
 
 
-def _unlift(what: str, exported: torch.export.ExportedProgram, updates: _Updates) -> _Unlifted:
-    """Copy the exported graph: weights, which torch.export lifts to inputs, are get_attr nodes, and states follow the
-    inputs and results."""
+def _unlift(
+    what: str, exported: torch.export.ExportedProgram, own_updates: set[str], nested_updates: set[str]
+) -> _Unlifted:
+    """Copy the exported graph with its weights, which torch.export lifts to inputs, as get_attr nodes again.
+
+    The module's own states follow the inputs, and their next values the results.
+    """
     graph, root = fx.Graph(), nn.Module()
     placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
     specs = list(zip(exported.graph_signature.input_specs, placeholders, strict=True))
@@ -144,20 +149,20 @@ def _unlift(what: str, exported: torch.export.ExportedProgram, updates: _Updates
     states = {
         str(spec.target): copied.setdefault(node, graph.node_copy(node))
         for spec, node in specs
-        if spec.kind is InputKind.BUFFER and spec.target in updates.own
+        if spec.kind is InputKind.BUFFER and spec.target in own_updates
     }
     nested: dict[fx.Node, str] = {}
+    tensors = exported.state_dict | exported.constants
     for spec, node in specs:
         if node in copied:
             continue
         if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             raise SplitError(f"{what}: has a {spec.kind.name.lower().replace('_', ' ')}, expected tensors")
         name, attribute = str(spec.target), f"c{len(copied) - len(inputs) - len(states)}"
-        tensor = exported.constants[name] if name in exported.constants else exported.state_dict[name]
-        root.register_buffer(attribute, tensor.detach())
+        root.register_buffer(attribute, tensors[name].detach())
         get = copied[node] = graph.create_node("get_attr", attribute)
         get.meta["val"] = node.meta["val"]
-        if name in updates.nested:
+        if name in nested_updates:
             nested[get] = name
     results = graph.graph_copy(exported.graph, copied)
     outputs = list(zip(exported.graph_signature.output_specs, results, strict=True))  # type: ignore[arg-type]
@@ -170,8 +175,8 @@ def _unlift(what: str, exported: torch.export.ExportedProgram, updates: _Updates
 def _reshape_views(graph: fx.Graph) -> None:
     # At a segment's edge tensors become contiguous: what was a view of strided memory may have to copy.
     for node in graph.nodes:
-        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
-            node.target = torch.ops.aten.reshape.default
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
 
 
 def _refuse_states_used_outside(what: str, unlifted: _Unlifted, named: NamedModules) -> None:
@@ -190,7 +195,7 @@ has_side_effect(BOUNDARY)
 
 
 def _cut(unlifted: _Unlifted, calls: Sequence[Call], named: NamedModules) -> dict[fx.Node, Call]:
-    """Give boundary nodes no outputs to pass on: the nodes that computed those are dead then, and are erased."""
+    """Take the outputs of named modules from boundary nodes alone; the operators that computed them are dead and go."""
     graph = unlifted.graph
     # By identity: a module may have several names.
     stateful = {id(named.module(named.of_buffer(name))) for name in unlifted.nested.values()}
@@ -213,19 +218,16 @@ def _cut(unlifted: _Unlifted, calls: Sequence[Call], named: NamedModules) -> dic
 
 
 def _is_random(node: Any) -> bool:
-    if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+    # Attention and recurrent layers draw random numbers only if their own dropout is above 0.
+    if node.target is aten.scaled_dot_product_attention.default:
         dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
         return bool(dropout)
-    if str(node.target) in (
-        "aten.lstm.input",
-        "aten.gru.input",
-        "aten.rnn_tanh.input",
-        "aten.rnn_relu.input",
-    ):
+    if node.target in _RECURRENT:
         dropout, is_training = node.args[5:7]
         return bool(dropout and is_training)
-    is_dropout = node.target is torch.ops.aten.dropout.default
-    return is_dropout or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return node.target is aten.dropout.default or torch.Tag.nondeterministic_seeded in getattr(
+        node.target, "tags", ()
+    )
 
 
 def _refuse_nodes(what: str, graph: fx.Graph, named: NamedModules) -> None:

@@ -6,7 +6,7 @@ It knows nothing of policies' keys or of graphs beyond the sizes of their inputs
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from doubleweave.ir.trees import Tree
 # Sizes to export with: all different, so that no two dims look equal by chance.
 _EXAMPLES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 
+# The largest size of a dim: a dynamic method plans its memory for it.
 _MOST = 2**24
 
 Axes = dict[int, Any]  # axis -> Dim or DimHint
@@ -30,7 +31,7 @@ Axes = dict[int, Any]  # axis -> Dim or DimHint
 class Leaf:
     """One input tensor: its path in the arguments, an example and its dynamic axes.
 
-    `given` are the sizes that it was called with, where the example has others.
+    `given` are the sizes of the user's own argument, where the example has others.
     """
 
     path: str
@@ -44,7 +45,7 @@ def leaves(
 ) -> tuple[Leaf, ...]:
     """Match dims, by name or position, with the tensors of the arguments.
 
-    Raises PolicyError where they name no argument, no axis, or are no dims.
+    Raises PolicyError for dims of an argument or axis that does not exist, and for values that are no dims.
     """
     given = [p for p in parameters if p.tree is not None]
     if dims is None:
@@ -82,17 +83,15 @@ def _match(what: str, tree: Tree, dims: Any, path: str, rest: list[Tensor]) -> l
         return []
     if dims is None:
         dims = [None] * len(tree.items)
+    keys: Sequence[Any] = tree.keys or range(len(tree.items))
     if isinstance(dims, Mapping):
-        keys: Iterable[Any] = tree.keys or range(len(tree.items))
-        unknown = [key for key in dims if key not in set(keys)]
-        dims = [dims.get(key) for key in keys] if not unknown else None
+        dims = [dims.get(key) for key in keys] if set(dims) <= set(keys) else None
     if not isinstance(dims, (tuple, list)) or len(dims) != len(tree.items):
         raise PolicyError(
             f"{what}: the dims of {path} are not built like it, a {tree.kind} of {len(tree.items)}"
         )
     found: list[Leaf] = []
-    for index, (item, inner) in enumerate(zip(tree.items, dims, strict=True)):
-        key = tree.keys[index] if tree.keys else index
+    for key, item, inner in zip(keys, tree.items, dims, strict=True):
         found += _match(what, item, inner, f"{path}[{key!r}]", rest)
     return found
 
@@ -140,32 +139,22 @@ def _check_bounds(what: str, dim: Any) -> None:
         raise PolicyError(f"{what}: dim {dim.__name__!r} begins at {dim.min}, expected at least 1")
 
 
-def roots(found: Sequence[Leaf]) -> dict[str, Any]:
-    """The dims by name, of derived ones (2*k) what they derive from."""
-    dims: dict[str, Any] = {}
-    for leaf in found:
-        for dim in leaf.axes.values():
-            if isinstance(dim, Dim):
-                root = getattr(dim, "root", dim)
-                dims.setdefault(root.__name__, root)
-    return dims
+def axis_name(path: str, axis: int) -> str:
+    """The name of an axis without a Dim: "xs_0__1" for axis 1 of "xs[0]"."""
+    return "".join(c if c.isalnum() else "_" for c in path) + f"_{axis}"
 
 
 def with_examples(found: Sequence[Leaf]) -> tuple[Leaf, ...]:
     """Give every named dim an example size of its own, of at least 2: torch takes a 1 for a constant."""
     sizes: dict[str, int] = {}
-    for name, dim in roots(found).items():
-        low, high = max(2, dim.min), dim.max
-        options = [
-            low - 2 + n for n in _EXAMPLES if low - 2 + n <= high and low - 2 + n not in sizes.values()
-        ]
-        sizes[name] = options[0] if options else max(low, min(high, low + 1))
     result = []
     for leaf in found:
         shape = list(leaf.example.shape)
         for axis, dim in leaf.axes.items():
             if isinstance(dim, Dim):
-                root = getattr(dim, "root", dim)
+                root: Any = getattr(dim, "root", dim)  # of 2*k, k has the example size
+                if root.__name__ not in sizes:
+                    sizes[root.__name__] = _example(root, set(sizes.values()))
                 number = sizes[root.__name__]
                 shape[axis] = number if root is dim else int(getattr(dim, "fn")(number))  # noqa: B009  derived dims only
         example = torch.zeros(shape, dtype=leaf.example.dtype)
@@ -173,19 +162,22 @@ def with_examples(found: Sequence[Leaf]) -> tuple[Leaf, ...]:
     return tuple(result)
 
 
+def _example(dim: Any, taken: set[int]) -> int:
+    low: int = max(2, dim.min)
+    high: int = dim.max
+    options = (low - 2 + n for n in _EXAMPLES if low - 2 + n <= high and low - 2 + n not in taken)
+    return next(options, max(low, min(high, low + 1)))
+
+
 def text(paths: Sequence[str], axes: Sequence[Mapping[int, str]]) -> str:
-    """Dims as one writes them: {"a": {0: m, 1: k}}."""
+    """Dims in the notation of `dynamic_shapes`: {"a": {0: m, 1: k}}."""
     nested: dict[str, Any] = {}
     for path, named in zip(paths, axes, strict=True):
         if not named:
             continue
-        first, *steps = re.findall(r"[^][.]+", path)  # of "xs[0]['a']" or "config.scale"
         inner = nested
-        for step in [
-            f'"{first}"',
-            *(step if step.isdigit() or step[0] == "'" else f'"{step}"' for step in steps),
-        ]:
-            inner = inner.setdefault(step, {})
+        for step in re.findall(r"[^][.]+", path):  # of "xs[0]['a']" or "config.scale"
+            inner = inner.setdefault(step if step.isdigit() or step[0] == "'" else f'"{step}"', {})
         inner.update({str(axis): name for axis, name in named.items()})
     return _text(nested)
 

@@ -1,4 +1,4 @@
-"""torch.export of a flat module to a functional graph, and in one sentence why it could not be done."""
+"""torch.export of a flat module to a functional graph, or one sentence on why the export failed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import io
 import re
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind
 
+from doubleweave.compiler.graph.nodes import expression
 from doubleweave.compiler.quiet import quiet
 from doubleweave.compiler.trace import dims as _dims
 from doubleweave.compiler.trace.dims import Leaf
@@ -23,21 +22,20 @@ from doubleweave.errors import DoubleweaveError, SplitError
 from doubleweave.ir.interface import Parameter
 
 _SYMBOL = re.compile(r"\b[su]\d+\b")
+_LETTERS = "mknpqrstuvwxyz"  # names of suggested dims, in order
 
 
 def export_flat(what: str, flat: Flat, leaves: Sequence[Leaf]) -> torch.export.ExportedProgram:
-    examples = tuple(leaf.example for leaf in leaves)
-    axes = [leaf.axes for leaf in leaves]
+    """Raises SplitError with the reason where torch.export fails."""
     try:
         # torch prints the graph so far where it gives up.
         with torch.no_grad(), quiet(), contextlib.redirect_stderr(io.StringIO()):
-            shapes = (tuple(axes),) if axes else None
             try:
-                return _functional(flat, examples, shapes)
+                return _functional(flat, leaves)
             except torch._export.verifier.SpecViolationError:
-                # It cannot tell changes apart that give two buffers one value.
+                # torch's verifier refuses two buffers whose new values are one node.
                 flat.separates_changes = True
-                return _functional(flat, examples, shapes)
+                return _functional(flat, leaves)
     except DoubleweaveError:
         raise
     except Exception as error:
@@ -50,14 +48,22 @@ def export_flat(what: str, flat: Flat, leaves: Sequence[Leaf]) -> torch.export.E
         raise SplitError(f"{what}: {_reason(flat, leaves, error)}") from error
 
 
-def _functional(flat: Flat, examples: tuple[Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
-    exported = torch.export.export(flat, examples, dynamic_shapes=shapes, strict=False)
-    _merge_sharedbuffers_of(exported)
+def _export(flat: Flat, leaves: Sequence[Leaf]) -> torch.export.ExportedProgram:
+    shapes = (tuple(leaf.axes for leaf in leaves),) if leaves else None
+    return torch.export.export(
+        flat, tuple(leaf.example for leaf in leaves), dynamic_shapes=shapes, strict=False
+    )
+
+
+def _functional(flat: Flat, leaves: Sequence[Leaf]) -> torch.export.ExportedProgram:
+    exported = _export(flat, leaves)
+    _merge_shared_buffers(exported)
+    # An empty table decomposes nothing: it only turns changes in place into values.
     functional: torch.export.ExportedProgram = exported.run_decompositions({})
     return functional
 
 
-def _merge_sharedbuffers_of(exported: torch.export.ExportedProgram) -> None:
+def _merge_shared_buffers(exported: torch.export.ExportedProgram) -> None:
     """Let a buffer that the module has under several names be one input: torch cannot change it otherwise."""
     signature = exported.graph_signature
     tensors = {**exported.constants, **exported.state_dict}
@@ -77,7 +83,7 @@ def _merge_sharedbuffers_of(exported: torch.export.ExportedProgram) -> None:
 
 
 def _reason(flat: Flat, leaves: Sequence[Leaf], error: Exception) -> str:
-    """What torch.export did not like, in one sentence, with dims that would work where dims are the matter."""
+    """Why torch.export failed, in one sentence, with dims that would work if the dims were the reason."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if "DataDependent" in type(error).__name__:
         return (
@@ -105,35 +111,20 @@ def working_dims(flat: Flat, leaves: Sequence[Leaf]) -> str | None:
         free.append(Leaf(leaf.path, example, dict.fromkeys(range(example.ndim), Dim.AUTO)))
     try:
         with torch.no_grad(), quiet():
-            exported = torch.export.export(
-                flat,
-                tuple(leaf.example for leaf in free),
-                dynamic_shapes=(tuple(leaf.axes for leaf in free),),
-                strict=False,
-            )
+            exported = _export(flat, free)
     except Exception:
         return None
     inputs = [node for node in exported.graph.nodes if node.op == "placeholder"][-len(free) :]
     names: dict[str, str] = {}
-    letters = iter("mknpqrstuvwxyz")
     axes: list[dict[int, str]] = []
     for node in inputs:
-        named = {}
-        for axis, size in enumerate(node.meta["val"].shape):
-            # The expression knows of sizes that turned out fixed, or equal to another.
-            if not isinstance(size, int) and not size.node.expr.is_Integer:
-                key = str(size.node.expr)
-                if key not in names:
-                    names[key] = next(letters, f"d{len(names)}")
-                named[axis] = names[key]
-        axes.append(named)
+        # The expression knows of sizes that turned out fixed, or equal to another.
+        sizes = [expression(size) for size in node.meta["val"].shape]
+        dynamic = {axis: str(size) for axis, size in enumerate(sizes) if not size.is_Integer}
+        for key in dynamic.values():
+            names.setdefault(key, _LETTERS[len(names)] if len(names) < len(_LETTERS) else f"d{len(names)}")
+        axes.append({axis: names[key] for axis, key in dynamic.items()})
     return _dims.text([leaf.path for leaf in leaves], axes) if names else None
-
-
-def suggest(module: nn.Module, parameters: tuple[Parameter, ...], tensors: Sequence[Tensor]) -> str | None:
-    """`working_dims` for arguments of these sizes."""
-    leaves = [Leaf(path, tensor, {}) for path, tensor in zip(tensor_paths(parameters), tensors, strict=True)]
-    return working_dims(Flat(module, parameters), leaves)
 
 
 def tensor_paths(parameters: Sequence[Parameter]) -> list[str]:

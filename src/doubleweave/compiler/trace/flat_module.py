@@ -1,6 +1,6 @@
-"""A module as a function of its input tensors alone: what torch.export gets, and what it must not see undone.
+"""A module as a function of its input tensors alone, the form that torch.export traces.
 
-What `forward` does to buffers shows in the graph; what it keeps elsewhere is refused (attributes.py).
+Changes of buffers show in the graph; state in plain attributes is refused (attributes.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Flat(nn.Module):
         super().__init__()
         self.model = module
         self.parameters_ = parameters
-        self.note = note  # gets the result's tree and the attributes that forward set: torch takes them back
+        # Receives the result's tree and the attributes that forward set, which torch.export undoes when it returns.
+        self.note = note
         self.separates_changes = False
         self.train(module.training)
 
@@ -47,6 +48,7 @@ class Flat(nn.Module):
         self.note(returns, sorted({name for _, name in changed(attributes)}))
         found = change_assigned(before, found)
         updated = [buffer for (_, _, buffer), n in zip(before, versions, strict=True) if buffer._version != n]
+        # A copy of its own makes each buffer's new value a node of its own.
         for buffer in updated[1:] if self.separates_changes else ():
             buffer.copy_(buffer.clone())
         return tuple(found)

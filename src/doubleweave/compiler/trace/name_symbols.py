@@ -13,16 +13,17 @@ import torch
 from torch import fx
 from torch.export import Dim
 
-from doubleweave.compiler.trace.dims import Leaf
+from doubleweave.compiler.graph.nodes import expression
+from doubleweave.compiler.trace.dims import Leaf, axis_name
 from doubleweave.errors import PolicyError
 from doubleweave.ir.split import Range
 
 
 def unify_dims(exported: torch.export.ExportedProgram, leaves: Sequence[Leaf]) -> None:
-    """Let sizes of one Dim be one symbol; torch keeps one for each argument."""
+    """Let the sizes of one Dim be one symbol: torch keeps a symbol for each argument."""
     first: dict[str, Any] = {}
     placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
-    inputs = placeholders[len(placeholders) - len(leaves) :]
+    inputs = placeholders[len(placeholders) - len(leaves) :]  # the lifted weights and buffers come first
     for node, leaf in zip(inputs, leaves, strict=True):
         for axis, dim in leaf.axes.items():
             size = node.meta["val"].shape[axis]
@@ -41,19 +42,17 @@ def name_symbols(
     names: dict[sympy.Symbol, str] = {}
     for node, leaf in zip(inputs, leaves, strict=True):
         for axis, size in enumerate(node.meta["val"].shape):
-            if isinstance(size, int):
-                continue
-            expression = size.node.expr
+            found = expression(size)
             dim: Any = leaf.axes.get(axis)
-            is_dim, is_derived = isinstance(dim, Dim), hasattr(dim, "root")
-            if isinstance(expression, sympy.Symbol) and expression not in names:
-                name = "".join(c if c.isalnum() else "_" for c in leaf.path) + f"_{axis}"
-                name = dim.__name__ if is_dim and not is_derived else name
+            is_derived = hasattr(dim, "root")
+            if isinstance(found, sympy.Symbol) and found not in names:
+                is_named = isinstance(dim, Dim) and not is_derived
+                name = dim.__name__ if is_named else axis_name(leaf.path, axis)
                 while name in names.values():
                     name += "_"
-                names[expression] = name
-            elif is_dim and is_derived and len(expression.free_symbols) == 1:
-                (symbol,) = expression.free_symbols
+                names[found] = name
+            elif is_derived and len(found.free_symbols) == 1:
+                (symbol,) = found.free_symbols
                 names.setdefault(symbol, dim.root.__name__)
     ranges = []
     least = _least(inputs, leaves)
@@ -73,9 +72,8 @@ def _least(inputs: Sequence[fx.Node], leaves: Sequence[Leaf]) -> dict[sympy.Symb
     least: dict[sympy.Symbol, int] = {}
     for node, leaf in zip(inputs, leaves, strict=True):
         for axis, dim in leaf.axes.items():
-            size = node.meta["val"].shape[axis]
             low = getattr(getattr(dim, "root", dim), "min", None)
-            symbols = set() if isinstance(size, int) else size.node.expr.free_symbols
+            symbols = expression(node.meta["val"].shape[axis]).free_symbols
             if isinstance(low, int) and len(symbols) == 1:
                 (symbol,) = symbols
                 least[symbol] = max(1, low, least.get(symbol, 1))

@@ -15,8 +15,11 @@ from doubleweave.compiler.trace.trace_data import MODULE
 
 @dataclass(frozen=True)
 class NamedModules:
-    """`named` gives the name of each named module by its path, `outer` the name of the outermost named module that a
-    path is in, `inner` the innermost named module. A shared module has several paths, and a shared buffer names."""
+    """The modules that the policy names, by path. A shared module has several paths, a shared buffer several names.
+
+    `named` maps the path of a named module to its name, `outer` any path to the name of the outermost named module
+    around it, `inner` any path to the innermost named module itself.
+    """
 
     modules: dict[str, nn.Module]
     named: dict[str, str]
@@ -30,15 +33,13 @@ class NamedModules:
 
     def of_node(self, node: fx.Node) -> str | None:
         """The outermost named module that was being called when a node's value was computed."""
-        # Called from elsewhere, a shared module has the same path; only its callers tell.
-        for path, _ in (node.meta.get("nn_module_stack") or {}).values():
-            found = self.named.get(path.split("@")[0])
-            if found is not None:
-                return found
-        return None
+        # A shared module has one path wherever it is called, so the path of the innermost call alone is ambiguous.
+        stack = node.meta.get("nn_module_stack") or {}
+        paths = (path.split("@")[0] for path, _ in stack.values())  # a module's second call is at path@1
+        return next((self.named[path] for path in paths if path in self.named), None)
 
     def module(self, name: str | None) -> nn.Module | None:
-        """The module of a name that `of_buffer` or `of_node` gave."""
+        """The module of a name from `of_buffer` or `of_node`."""
         return None if name is None else self.modules[name]
 
     def owners_of(self, buffer: Tensor) -> dict[str, nn.Module | None]:

@@ -8,8 +8,7 @@ Buffers that `forward` changes become inputs and outputs of the graph. It knows 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,10 +28,13 @@ from doubleweave.ir.split import ITEM_BYTES
 from doubleweave.ir.trees import ALLOWED, Tree, TreeError, build, flatten
 
 
-def bind(what: str, module: nn.Module | _Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """(parameters, tensors) of a call of `module`; raises PolicyError where the arguments do not fit."""
+def bind(what: str, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """(parameters, tensors) of a call of a module's `forward`.
+
+    Raises PolicyError for arguments that do not fit it, SplitError for an argument that a program cannot take.
+    """
     try:
-        parameters, tensors = parameters_of(module.forward, args, kwargs)
+        parameters, tensors = parameters_of(forward, args, kwargs)
     except TypeError as error:
         raise PolicyError(f"{what}: {error}") from None
     except TreeError as error:
@@ -60,7 +62,7 @@ def trace(
 ) -> Trace:
     """Trace `module` over its arguments' leaves; `named` are the modules that the policy names.
 
-    Raises SplitError where torch.export cannot, or for what a program cannot hold.
+    Raises SplitError where torch.export fails and where the module does something that a program cannot.
     """
     for leaf in leaves:
         dtype = str(leaf.example.dtype).removeprefix("torch.")
@@ -92,7 +94,8 @@ def trace(
 def _check_forgets(
     what: str, module: nn.Module, is_set: list[str], flat: Flat, leaves: Sequence[Leaf]
 ) -> None:
-    """Refuse a module whose second call reads what its first one left in an attribute."""
+    """Refuse a module whose second call reads an attribute that its first call set."""
+    # Compared in numbers: an attribute that is set and never read across calls, such as a cached result, is harmless.
     buffers = [(buffer, buffer.clone()) for _, _, buffer in buffers_of(module)]
     before, given = ([_some_numbers(leaf) for leaf in leaves] for _ in range(2))
     results = []
@@ -112,13 +115,13 @@ def _check_forgets(
 
 
 def _some_numbers(leaf: Leaf) -> Tensor:
-    """Integers stay what they are: they may be indices."""
+    # Integers may be indices, for which random numbers could be out of range.
     return torch.rand_like(leaf.example) if leaf.example.is_floating_point() else leaf.example
 
 
 @contextlib.contextmanager
 def _cut(matches: Sequence[Match], calls: list[Call]) -> Iterator[None]:
-    """While this lasts, calls of these modules are marked in what is traced and noted in `calls`."""
+    """Within this context, calls of these modules are marked in the traced graph and noted in `calls`."""
     before = [(match.module, match.module.__dict__.get("forward")) for match in matches]
     try:
         for match in matches:
@@ -133,10 +136,12 @@ def _cut(matches: Sequence[Match], calls: list[Call]) -> Iterator[None]:
 
 
 def _marked(match: Match, forward: Any, calls: list[Call]) -> Any:
+    """A `forward` that also notes its call in `calls` and passes its tensors through a boundary node."""
+
     def call(*args: Any, **kwargs: Any) -> Any:
         site = user_site()
         what = f"{match.name!r}, called at {site}"
-        parameters, tensors = bind(what, _Forward(forward), args, kwargs)
+        parameters, tensors = bind(what, forward, args, kwargs)
         before = buffers_of(match.module)
         result = forward(*args, **kwargs)
         try:
@@ -151,8 +156,3 @@ def _marked(match: Match, forward: Any, calls: list[Call]) -> Any:
         return build(returns, iter(BOUNDARY(tensors, outputs, number)))
 
     return call
-
-
-@dataclass
-class _Forward:
-    forward: Any

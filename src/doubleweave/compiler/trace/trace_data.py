@@ -1,4 +1,4 @@
-"""What tracing a module gives: a functional graph in which each named module's call is one node."""
+"""The result of tracing a module: a functional graph in which each named module's call is one node."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::boundary
+from doubleweave.compiler.graph.nodes import expression
 from doubleweave.compiler.policy import Match
 from doubleweave.compiler.trace.dims import Leaf
 from doubleweave.errors import SplitError
@@ -36,9 +37,7 @@ class Call:
 
     def bounds(self, size: Any) -> tuple[int, int]:
         """The least and the largest number that a size of the inputs can be."""
-        if isinstance(size, int):
-            return size, size
-        found = bound_sympy(size.node.expr, self.ranges)
+        found = bound_sympy(expression(size), self.ranges)
         return int(found.lower), int(found.upper)
 
 
@@ -59,16 +58,13 @@ class Trace:
 
     def size(self, size: Any) -> Size:
         """A size as a number or as text in the names of this trace's symbols."""
-        if isinstance(size, int):
-            return size
-        expression = size.node.expr
-        unknown = expression.free_symbols - set(self.names)
-        if unknown:
+        found = expression(size)
+        if found.free_symbols - set(self.names):
             raise SplitError(
                 "a size depends on the values of a tensor, expected sizes that follow from the inputs' shapes; keep "
                 "the size and mask instead"
             )
-        renamed = expression.xreplace({symbol: sympy.Symbol(name) for symbol, name in self.names.items()})
+        renamed = found.xreplace({symbol: sympy.Symbol(name) for symbol, name in self.names.items()})
         text = str(renamed)
         try:
             symbols(text)

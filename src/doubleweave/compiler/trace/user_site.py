@@ -1,4 +1,4 @@
-"""Where the user's own code is, for messages."""
+"""The line of the user's own code that an error message names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TORCHS = str(Path(torch.__file__).parent)
 
 
 def user_site(error: BaseException | None = None) -> str:
-    """Where the user's code is, now or where it met this error: "model.py:12, in forward"."""
+    """The innermost frame of the user's code, now or in an error's traceback: "model.py:12, in forward"."""
     stack = traceback.extract_stack() if error is None else traceback.extract_tb(error.__traceback__)
     for frame in reversed(stack):
         if not frame.filename.startswith((_OURS, _TORCHS, "<")):
