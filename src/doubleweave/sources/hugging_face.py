@@ -56,6 +56,7 @@ def load_pretrained(path: Path, name: str, **kwargs: Any) -> Model:
                 path,
                 dtype=torch.float32,
                 attn_implementation="eager",
+                # SOURCE is a folder: nothing is fetched.
                 local_files_only=True,
                 **kwargs,
             )

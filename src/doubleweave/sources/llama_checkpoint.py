@@ -119,6 +119,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _is_tied(tensors: Mapping[str, Tensor]) -> bool:
     embedding = tensors["tok_embeddings.weight"]
+    # The output layer of a tied model is missing, or is a second copy of the embedding.
     return torch.equal(tensors.get("output.weight", embedding), embedding)
 
 

@@ -129,6 +129,7 @@ def _hidden_dim(given: _Given, dim: int, found: Shapes) -> int:
     if "hidden_dim" in given.values or "multiple_of" not in given.values:
         return given.whole("hidden_dim", from_tensors)
     multiple = given.whole("multiple_of")
+    # FeedForward in Meta's model.py: two thirds of 4 * dim, times the multiplier, up to the next multiple.
     hidden = int(int(8 * dim / 3) * given.number("ffn_dim_multiplier", 1.0))
     return -(-hidden // multiple) * multiple
 

@@ -66,6 +66,7 @@ def _ranks(data: bytes) -> dict[bytes, int] | None:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
     except (ValueError, binascii.Error):
         return None
+    # Other files may parse as well; a tiktoken list has every rank once, the 256 single bytes among them.
     return ranks if sorted(ranks.values()) == list(range(len(ranks))) and len(ranks) >= 256 else None
 
 

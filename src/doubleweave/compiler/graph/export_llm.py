@@ -86,6 +86,7 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(_ATTENTION, _attention)
+    # The operator is causal by itself; a mask would be an input of every segment that attends.
     AttentionMaskInterface.register(_ATTENTION, lambda *args, **kwargs: None)
     before = model.config._attn_implementation
     try:
@@ -95,6 +96,7 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
         # Of a range such as 1 to 2 torch.export makes several dims.
         rows = torch.export.Dim("T", min=1, max=max(_EXAMPLE_ROWS, max_rows))
         with torch.no_grad():
+            # Not strict: only the operators are traced, so a model may use any Python on the way.
             exported = torch.export.export(
                 _Logits(model), (example, positions), dynamic_shapes=({1: rows}, {1: rows}), strict=False
             )

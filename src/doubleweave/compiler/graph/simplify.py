@@ -205,8 +205,9 @@ def _moves_below_transpose(node: Any) -> bool:
 def fuse_rotary(graph_module: fx.GraphModule) -> None:
     """x * cos + rotate_half(x) * sin over [B, H, T, D] -> doubleweave.rotary over [B, T, H*D].
 
-    The pattern is transformers' `apply_rotary_pos_emb`; with a rotary dim below the head dim the rest of
-    each head is concatenated behind it, and that `cat` is part of the pattern.
+    One operator, because XNNPACK delegates neither slices nor views of tensors with dynamic rows: in plain operators
+    rotary embedding would cut the block's delegate. The pattern is transformers' `apply_rotary_pos_emb`; with a rotary
+    dim below the head dim the rest of each head is concatenated behind it, and that `cat` is part of the pattern.
     """
     graph = graph_module.graph
     for node in nodes_of(graph):

@@ -52,6 +52,7 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
         q, k, v, num_heads, num_kv_heads, scale, window, soft_cap = node.args
         stack = node.meta.get("nn_module_stack", {})
         group = num_heads // num_kv_heads
+        # Layers with one window share a mask: Gemma 3 has two windows, most models one.
         if (window, group) not in masks:
             with graph.inserting_before(offsets.next):
                 past_mask = _inline(
@@ -140,6 +141,7 @@ def static_attention(
     head_dim, value_dim = width // num_heads, v.shape[2] // num_kv_heads
     q_HTD = q.view(1, -1, num_heads, head_dim).permute(0, 2, 1, 3)
     # A group's query heads are rows of one matrix: G*T of them.
+    # Scaling Q takes D products a row, scaling the scores would take C + T.
     q_KRD = (q_HTD * scale).reshape(1, num_kv_heads, -1, head_dim)
 
     def scores(keys: Tensor, mask: Tensor) -> Tensor:
@@ -153,6 +155,7 @@ def static_attention(
         v_KSD = values.view(1, -1, num_kv_heads, value_dim).permute(0, 2, 1, 3)
         return torch.matmul(weights, v_KSD)
 
+    # The scores are joined, not the keys: joining these would copy the whole cache in every layer.
     both = torch.cat((scores(past_k, past_mask), scores(k, chunk_mask)), dim=-1)
     weights_KRS = torch.softmax(both, dim=-1)
     out_KRD = weighted(weights_KRS[..., :cached], past_v) + weighted(weights_KRS[..., cached:], v)

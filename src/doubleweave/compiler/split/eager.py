@@ -57,6 +57,7 @@ def run_chunks(
                 written = run[call.segment](*read)
             for name, result in zip(call.writes, written, strict=True):
                 if kinds[name] == "cache":
+                    # Copies the cache at every chunk: this is the reference for numbers, not for speed.
                     cache[name] = torch.cat((cache[name], result), 1) if name in cache else result
                 else:
                     env[name] = result

@@ -47,6 +47,7 @@ class Values:
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         for node, leaf in zip(placeholders, traced.leaves, strict=False):
             self._add(node, leaf.path, "input")
+        # States are named in the whole module: calls of one module under several functions share them.
         owner = f"{variant.match.name}." if variant.match.name else ""
         self.next_of: dict[str, str] = {}
         for node, state in zip(placeholders[len(traced.leaves) :], traced.states, strict=True):

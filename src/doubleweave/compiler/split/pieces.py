@@ -71,6 +71,7 @@ def cut_pieces(
     owner in `absorbing` joins that owner, as Gemma's soft cap behind the head does.
     """
     keys = _keys(graph, owner_of, absorbing)
+    # Equal levels merge what may run together into few, large segments: each costs a method and a hand-over.
     nodes: dict[tuple[int, str], list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
         if node in keys and _is_computation(node):
@@ -105,9 +106,11 @@ def _keys(
     for node in graph.nodes:
         if node.op != "call_function":
             continue
+        # Rows of earlier chunks are read by the piece that appends to them, so they stand for its own results.
         sources = (source.meta.get(PAST, source) for source in node.all_input_nodes)
         inputs = [keys[source] for source in sources if source in keys]
         if node.meta.get(IN_ORDER):
+            # Calls that share a state run in the order of the graph, though no value passes between them.
             inputs += [keys[before]] if before is not None else []
             before = node
         if not _is_computation(node):
@@ -187,6 +190,7 @@ def extract(
         return result
 
     def size_of(node: fx.Node) -> fx.Node:
+        # Symbols belong to the whole graph; a segment is exported alone and must find each size in its own inputs.
         found = _same_size(node, reads)
         if found is None:
             for source in node.all_input_nodes:

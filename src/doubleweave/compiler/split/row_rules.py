@@ -146,6 +146,7 @@ def _matmul(follow: Follower, node: fx.Node) -> Axis:
     left_rank, right_rank = follow.rank(left), follow.rank(right)
     if min(left_rank, right_rank) < 2:
         raise UnknownOperator(_name(node))
+    # Counted from the end, because a product broadcasts over the axes in front of the last two.
     from_end = {axis - rank for axis, rank in ((a, left_rank), (b, right_rank)) if axis is not None}
     if len(from_end) == 1 and max(from_end) < -2:
         return rank + from_end.pop()  # a batch of products
@@ -202,6 +203,7 @@ def _product(sizes: Sequence[Any]) -> Any:
 
 
 def _permute(follow: Follower, node: fx.Node) -> Axis:
+    # The output's axis i is the input's axis order[i].
     order: Any = node.args[1]
     axis, rank = follow.source(node)
     return [int(d) % rank for d in order].index(axis)
@@ -308,6 +310,7 @@ def _attention(follow: Follower, node: fx.Node) -> Axis:
     raise MixesRows(f"{_name(node)} attends from rows to rows")
 
 
+# Operators without a rule are pointwise by torch's tag, or are followed through torch's decomposition.
 _RULES: dict[Any, Callable[[Follower, fx.Node], Axis]] = {
     aten.linear.default: _linear,
     aten.addmm.default: _addmm,

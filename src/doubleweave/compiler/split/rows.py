@@ -94,6 +94,7 @@ def _compare(graph: Graph, sizes: Sequence[int]) -> str | None:
     """The first difference between all rows at once and chunk by chunk, None where there is none."""
     generator = torch.Generator().manual_seed(20261)
     for size, make in product(sizes, (_random, _large, _uneven)):
+        # A full chunk, and one that is padded or, with state, single rows.
         total = size + max(1, size // 2)
         whole = [make(port, total, generator) for port in graph.inputs]
         chunks = [size, *([1] * (total - size) if any(graph.are_states) else [size])]
@@ -116,7 +117,8 @@ def _random(port: Port, rows: int, generator: torch.Generator) -> Tensor:
     dtype = getattr(torch, port.dtype)
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)
-    return torch.randint(0, 2, shape, generator=generator).to(dtype)  # small: they may be indices
+    # Small, because they may be indices.
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
 
 
 def _large(port: Port, rows: int, generator: torch.Generator) -> Tensor:

@@ -80,8 +80,10 @@ def split_llm(
     attention_of: dict[str, str] = {}
     for piece, call_name in zip(pieces, names, strict=True):
         is_attention = piece.nodes[0].target is ATTENTION
+        # The run time passes q, k, v to its kernel in this order; a piece lists its reads in the order of the graph.
         reads: list[Any] = list(piece.nodes[0].args[:3]) if is_attention else list(piece.reads)
         piece_graph, tensors = extract(piece, reads, graph_module)
+        # Attention reads K and V with the rows of all chunks so far, and q with those of this chunk.
         inputs = tuple(values.port(node, f"in{i}", is_attention and i > 0) for i, node in enumerate(reads))
         outputs = tuple(values.port(node, f"out{i}", False) for i, node in enumerate(piece.writes))
         digest = structure(piece_graph.graph, tensors, inputs)
@@ -138,6 +140,7 @@ def _shape(
     if is_attention:
         return rows(1, most_rows(static), max_context)
     if isinstance(static, FixedSizes) and name in last_row:
+        # Only the last row of a prompt has logits that generation reads: a head of 128 rows would compute 127 in vain.
         return FixedSizes(tuple(sorted({1, *static.sizes})))
     return static
 
@@ -203,6 +206,7 @@ class _Values:
                 self._add(node, f"{name}{suffix}", "output" if node in outputs else "chunk")
 
     def _add_once(self, node: fx.Node, name: str, kind: Any) -> None:
+        # Each layer's K and V are a cache of their own; models that share them between layers are not supported.
         if node in self.name_of:
             letter, _, layer = name.partition("_")
             raise SplitError(f"attention {layer} shares its {letter} with another one")
@@ -222,6 +226,7 @@ class _Values:
             self.symbol = self.symbol or str(size)
             sizes.append(ROWS if str(size) == self.symbol else f"?{size}")
         shape = tuple(sizes)
+        # Token-major rows: a chunk's K and V are then whole rows of the cache, and are written in place.
         if shape[0] != 1 or shape.count(ROWS) != 1 or shape[1] != ROWS:
             raise SplitError(
                 f"value {node.name} has shape {list(shape)}: expected [1, T, …] (one sequence, token-major); "

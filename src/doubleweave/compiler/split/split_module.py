@@ -113,6 +113,7 @@ class _Builder:
         self.operators = operators
         self.operators_met: Counter[Any] = Counter()
         self.of_structure: dict[tuple[str, str], str] = {}  # operators without weights: (structure, device)
+        # Outer modules first: a trace gives the sizes at which the modules inside it are called.
         inside = {id(m.module): {id(found) for found in m.module.modules()} for m in matches}
         depth = {id(m.module): sum(id(m.module) in other for other in inside.values()) for m in matches}
         self.matches = sorted(matches, key=lambda m: (depth[id(m.module)], m.name))
@@ -136,6 +137,7 @@ class _Builder:
         rule = call.match.rule
         sizes: list[Any] = []
         if isinstance(rule, Static):
+            # Fixed sizes are part of a static function; one dynamic function serves calls of different sizes.
             for path, tensor in zip(tensor_paths(call.parameters), call.inputs, strict=True):
                 shape = list(map(str, tensor.shape))
                 if rule.chunk and path in rule.chunk and shape:
@@ -217,6 +219,7 @@ class _Builder:
         pieces = cut_pieces(graph, self._owner)
         namer = Values(variant, traced)
         calls: list[Call] = []
+        # A named module that is one segment gives the segment its own name.
         is_leaf = variant.name and [piece.owner for piece in pieces] == [""]
         prefix = f"{variant.name}.glue" if variant.name else "glue"
         taken = Counter(self._variant_of(call).name for call in traced.calls.values())

@@ -115,6 +115,7 @@ def _axes(what: str, dims: Any, path: str, tensor: Tensor) -> Axes:
                 f"{what}: axis {axis} of {path} is {tensor.shape[axis]}, and its dim says {dim}; give it a "
                 "Dim, or leave it out"
             )
+        # torch.export takes an int, None and Dim.STATIC for a fixed size.
         if dim is None or isinstance(dim, int) or dim is Dim.STATIC:
             continue
         if not isinstance(dim, (Dim, type(Dim.AUTO))):

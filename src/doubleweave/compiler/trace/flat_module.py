@@ -70,7 +70,8 @@ def _arguments(
     skipped = False
     for p in parameters:
         if p.tree is None or (p.default is not None and p.tree == p.default):
-            skipped = True  # left out: the module's own default
+            # The module's own default; parameters behind it go by name.
+            skipped = True
             continue
         value = build(p.tree, tensors)
         if p.kind == "VAR_KEYWORD":

@@ -83,6 +83,7 @@ def trace(
         attributes_restored(module),
     ):
         exported = export_flat(what, flat, leaves)
+    # torch.export may be tried twice; the last run of forward is the exported one.
     returns, is_set = noted[-1]
     if is_set:
         _check_forgets(what, module, is_set, flat, leaves)
@@ -153,6 +154,7 @@ def _marked(match: Match, forward: Any, calls: list[Call]) -> Any:
         outputs = change_assigned(before, outputs)
         number = len(calls)
         calls.append(Call(match, parameters, returns, site))
+        # The caller goes on with the boundary's copies, so the operators behind them can be cut out.
         return build(returns, iter(BOUNDARY(tensors, outputs, number)))
 
     return call
