@@ -144,7 +144,7 @@ def _trained_context(given: _Given) -> int:
 
 
 def _rope_scaling(given: _Given, is_tied: bool) -> dict[str, Any] | None:
-    """Meta's code has one factor for a release: 8 for Llama 3.1, and 32 for the small ones of 3.2, which are tied."""
+    """Meta's code has a factor for each release: 8 for Llama 3.1, 32 for the small models of 3.2, which are tied."""
     if not given.values.get("use_scaled_rope"):
         return None
     return {

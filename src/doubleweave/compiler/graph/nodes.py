@@ -1,4 +1,4 @@
-"""Nodes of fx graphs: what passes ask of them, and the marks they leave in their meta.
+"""Nodes of fx graphs: questions that passes ask about them, and marks that passes leave in their meta.
 
 It knows nothing of models, segments or backends.
 """
@@ -13,7 +13,7 @@ import sympy
 from torch import Tensor, fx
 
 # In a node's meta:
-IN_ORDER = "in_order"  # it runs after those before it that are so marked (they share a state)
+IN_ORDER = "in_order"  # the node runs after earlier nodes with this mark: they share a state
 PAST = "past"  # of a placeholder: the node whose rows of earlier chunks it stands for, and to whose piece it belongs
 
 

@@ -1,8 +1,9 @@
 """The operators Doubleweave adds to PyTorch: attention over a growing cache, and rotary embedding.
 
-Both are pure functions of their inputs, have a plain-op reference (`*_reference`) that is also what
-they compute in eager mode, and an `.out` overload whose kernel is ours at run time
-(native/src/operators.cpp). This module knows nothing of models, splits or ExecuTorch programs.
+Both are pure functions of their inputs: an operator that changed a cache in place would be functionalised, with a copy
+of the whole cache in each call. In eager mode they compute their reference in plain operators (`*_reference`); a
+program calls the `.out` overload, whose kernel is in native/src/operators.cpp. This module knows nothing of models,
+splits or ExecuTorch programs.
 
 Shape legend: B batch (always 1), T new tokens, S tokens in the cache (T newest included), H query
 heads, K key-value heads, D head dim, R rotary dim.

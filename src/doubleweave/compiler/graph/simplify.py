@@ -151,8 +151,8 @@ def _feature_slice(user: Any, width: int) -> list[tuple[Any, int, int]] | None:
     """(node to replace, first feature, end feature) of each part, None where `user` cuts no features."""
     rank = len(user.meta["val"].shape) if is_tensor(user) else 3
     if is_call(user, aten.slice.Tensor) and user.args[1] in (-1, rank - 1) and len(user.args) == 4:
-        start, end = (int(x) for x in user.args[2:4])
-        return [(user, start % width if start < 0 else start, min(end if end >= 0 else end + width, width))]
+        start, end, _ = slice(*map(int, user.args[2:4])).indices(width)
+        return [(user, start, end)]
     if is_call(user, aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default):
         values = user.meta["val"]
         dim = user.args[2] if len(user.args) > 2 else 0

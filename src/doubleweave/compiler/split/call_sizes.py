@@ -27,7 +27,7 @@ from doubleweave.ir.split import ROWS
 
 @dataclass
 class Variant:
-    """A named module as called in one way; several calls share it."""
+    """A named module with the arguments of one or several calls, which one function serves."""
 
     name: str
     match: Match

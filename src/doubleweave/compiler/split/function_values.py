@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from doubleweave.compiler.graph.nodes import output_node
 from doubleweave.compiler.split.call_sizes import Variant
@@ -101,12 +101,6 @@ class Values:
     def segment_call(self, piece: Piece, name: str, segment: str) -> Call:
         reads = tuple(self.name_of[node] for node in piece.reads)
         return Call(name, segment, reads, tuple(self.name_of[node] for node in piece.writes))
-
-    def first_values(self, module: nn.Module) -> dict[str, Tensor]:
-        return {
-            name: module.get_buffer(state).detach().clone()
-            for name, state in zip(self.next_of, self.traced.states, strict=True)
-        }
 
     def function(self, calls: Sequence[Call]) -> Function:
         return Function(

@@ -28,7 +28,7 @@ SMALL_BYTES = 16
 
 @dataclass(frozen=True)
 class TorchSplit:
-    """A Split with what compiling it needs: a graph per structure, tensors per segment.
+    """A Split with a graph per structure and weights per segment, which compiling it needs.
 
     A structure's GraphModule takes the segment's inputs and reads its weights from buffers "w0", "w1", …;
     `weights[segment]` holds that segment's own tensors in this order.

@@ -125,18 +125,11 @@ def _pointwise(follow: Follower, node: fx.Node) -> Axis:
     return found.pop()
 
 
-def _linear(follow: Follower, node: fx.Node) -> Axis:
-    axis, rank = follow.source(node)
+def _linear(follow: Follower, node: fx.Node, at: int = 0) -> Axis:
+    axis, rank = follow.source(node, at)
     if axis == rank - 1:
         raise MixesRows(f"{_name(node)} adds up along the rows")
     return axis
-
-
-def _addmm(follow: Follower, node: fx.Node) -> Axis:
-    axis, _ = follow.source(node, 1)
-    if axis != 0:
-        raise MixesRows(f"{_name(node)} adds up along the rows")
-    return 0
 
 
 def _matmul(follow: Follower, node: fx.Node) -> Axis:
@@ -188,7 +181,7 @@ def _over_dims(follow: Follower, node: fx.Node) -> Axis:
 
 
 def _view(follow: Follower, node: fx.Node) -> Axis:
-    """The rows stay apart where one axis of their size has as many elements before it as theirs had."""
+    """The rows stay apart where an axis of their size has as many elements in front of it as before the view."""
     source: Any = node.args[0]
     value: Any = node.meta["val"]
     lead = _product(source.meta["val"].shape[: follow.axis(source)])
@@ -211,20 +204,9 @@ def _permute(follow: Follower, node: fx.Node) -> Axis:
 
 def _transpose(follow: Follower, node: fx.Node) -> Axis:
     axis, rank = follow.source(node)
-    dims: Any = node.args[1:3]
+    dims: Any = node.args[1:3] or (0, 1)  # aten.t names none
     a, b = (int(d) % rank for d in dims)
     return b if axis == a else a if axis == b else axis
-
-
-def _t(follow: Follower, node: fx.Node) -> Axis:
-    axis, rank = follow.source(node)
-    return axis if rank < 2 else 1 - axis
-
-
-def _unsqueeze(follow: Follower, node: fx.Node) -> Axis:
-    dim: Any = node.args[1]
-    axis, rank = follow.source(node)
-    return axis + (axis >= int(dim) % (rank + 1))
 
 
 def _squeeze(follow: Follower, node: fx.Node) -> Axis:
@@ -278,7 +260,7 @@ def _select(follow: Follower, node: fx.Node) -> Axis:
     return axis - (int(_argument(node, "dim")) % follow.rank(node.args[0]) < axis)
 
 
-def _stack(follow: Follower, node: fx.Node) -> Axis:
+def _new_axis(follow: Follower, node: fx.Node) -> Axis:
     axis = _common_axis(follow, node)
     return axis + (int(_argument(node, "dim")) % follow.rank(node) <= axis)
 
@@ -313,7 +295,7 @@ def _attention(follow: Follower, node: fx.Node) -> Axis:
 # Operators without a rule are pointwise by torch's tag, or are followed through torch's decomposition.
 _RULES: dict[Any, Callable[[Follower, fx.Node], Axis]] = {
     aten.linear.default: _linear,
-    aten.addmm.default: _addmm,
+    aten.addmm.default: lambda follow, node: _linear(follow, node, at=1),  # behind the bias
     aten.mm.default: _matmul,
     aten.bmm.default: _matmul,
     aten.matmul.default: _matmul,
@@ -360,8 +342,8 @@ _RULES: dict[Any, Callable[[Follower, fx.Node], Axis]] = {
     aten.unflatten.int: _view,
     aten.permute.default: _permute,
     aten.transpose.int: _transpose,
-    aten.t.default: _t,
-    aten.unsqueeze.default: _unsqueeze,
+    aten.t.default: _transpose,
+    aten.unsqueeze.default: _new_axis,
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
     aten.expand.default: _pointwise,
@@ -370,7 +352,7 @@ _RULES: dict[Any, Callable[[Follower, fx.Node], Axis]] = {
     aten.slice.Tensor: _within,
     aten.select.int: _select,
     aten.cat.default: _within,
-    aten.stack.default: _stack,
+    aten.stack.default: _new_axis,
     aten.split.Tensor: _within,
     aten.split_with_sizes.default: _within,
     aten.chunk.default: _within,

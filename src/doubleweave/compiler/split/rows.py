@@ -127,7 +127,7 @@ def _large(port: Port, rows: int, generator: torch.Generator) -> Tensor:
 
 
 def _uneven(port: Port, rows: int, generator: torch.Generator) -> Tensor:
-    """Small numbers, but large ones in the last row: a rare case of one row must not show in another."""
+    """Large numbers in the last row alone: a branch or scale that a single row decides must not show in other rows."""
     tensor = _random(port, rows, generator)
     if ROWS in port.shape and tensor.is_floating_point():
         tensor.select(port.shape.index(ROWS), -1).mul_(1000)
@@ -163,7 +163,7 @@ def _chunk_by_chunk(graph: Graph, whole: Sequence[Tensor], total: int, chunks: S
 
 
 def _chunk(tensor: Tensor, port: Port, start: int, size: int) -> Tensor:
-    """Rows start … start + size, zeros behind the last one."""
+    """`size` rows from `start`, with zeros behind the last row."""
     if ROWS not in port.shape:
         return tensor
     axis = port.shape.index(ROWS)

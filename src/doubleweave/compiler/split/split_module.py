@@ -242,8 +242,8 @@ class _Builder:
                 match = variant.match
                 calls.append(self._segment_call(piece, name, name, match.rule, match.key, namer))
         self._check_chunked_states(calls, namer.next_of)
-        for state, tensor in namer.first_values(variant.match.module).items():
-            self.states.setdefault(state, tensor)
+        for name, state in zip(namer.next_of, traced.states, strict=True):
+            self.states.setdefault(name, variant.match.module.get_buffer(state).detach().clone())
         self.functions.append(namer.function(calls))
 
     def _check_chunked_states(self, calls: Sequence[Call], next_of: Mapping[str, str]) -> None:

@@ -37,7 +37,7 @@ def transform_segments(
 
 
 def copy_graph(graph_module: fx.GraphModule) -> fx.Graph:
-    """A copy of a structure's graph to rewrite, with what torch.export noted at each node."""
+    """A copy of a structure's graph to rewrite, with the meta of each node."""
     graph = fx.Graph()
     copied: dict[Any, Any] = {}
     graph.output(graph.graph_copy(graph_module.graph, copied))

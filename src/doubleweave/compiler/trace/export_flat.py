@@ -104,7 +104,7 @@ def _reason(flat: Flat, leaves: Sequence[Leaf], error: Exception) -> str:
 
 
 def working_dims(flat: Flat, leaves: Sequence[Leaf]) -> str | None:
-    """Dims of every axis that can be dynamic, equal ones under one name; None if it cannot be exported at all."""
+    """Dims of every axis that can be dynamic, equal axes under one name; None where the export fails with any dims."""
     free = []
     for leaf in leaves:
         example = torch.zeros(leaf.given or leaf.example.shape, dtype=leaf.example.dtype)

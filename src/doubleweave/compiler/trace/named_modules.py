@@ -1,6 +1,6 @@
-"""Which buffers and which nodes of a traced graph belong to the modules that the policy names.
+"""The buffers and nodes of a traced graph that belong to the modules that the policy names.
 
-Names are those torch.export gives: `model.block.bias` for the buffer `block.bias`. It changes no graph.
+Names are torch.export's: `model.block.bias` for the buffer `block.bias`. This module changes no graph.
 """
 
 from __future__ import annotations
