@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,8 @@ def pytest_make_collect_report() -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol() -> Iterator[None]:
-    with hidden():
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    # pytest calls this hook for the items of every folder.
+    is_ours = item.path.is_relative_to(Path(__file__).parent)
+    with hidden() if is_ours else contextlib.nullcontext():
         return (yield)
