@@ -31,35 +31,30 @@ std::vector<Wait> waits_of(const Rows& rows, size_t tasks, size_t same, size_t b
 
 // A graph's tasks and their memory.
 struct OwnedTasks {
+  OwnedTasks(const Array<int32_t>& calls, const Array<int32_t>& chunks,
+             const Array<int32_t>& starts, const Array<int32_t>& waits,
+             const Array<int32_t>& places, std::vector<std::string> names)
+      : call_of(vector_of(calls)),
+        chunk_of(vector_of(chunks)),
+        after_starts(vector_of(starts)),
+        after(vector_of(waits)),
+        device(vector_of(places)),
+        devices(std::move(names)) {
+    const size_t count = call_of.size();
+    const auto has_device = [&](int32_t place) {
+      return place >= 0 && static_cast<size_t>(place) < devices.size();
+    };
+    if (chunk_of.size() != count || device.size() != count || after_starts.size() != count + 1 ||
+        !std::all_of(device.begin(), device.end(), has_device)) {
+      throw std::invalid_argument("the arrays of a task graph do not fit each other");
+    }
+  }
+
   std::vector<int32_t> call_of, chunk_of, after_starts, after, device;
   std::vector<std::string> devices;
 
   Tasks view() const { return {call_of, chunk_of, after_starts, after, device, devices}; }
 };
-
-OwnedTasks make_tasks(const Array<int32_t>& call_of, const Array<int32_t>& chunk_of,
-                      const Array<int32_t>& after_starts, const Array<int32_t>& after,
-                      const Array<int32_t>& device, std::vector<std::string> devices) {
-  OwnedTasks tasks{vector_of(call_of), vector_of(chunk_of), vector_of(after_starts),
-                   vector_of(after),   vector_of(device),   std::move(devices)};
-  const size_t count = tasks.call_of.size();
-  const auto has_device = [&](int32_t place) {
-    return place >= 0 && static_cast<size_t>(place) < tasks.devices.size();
-  };
-  if (tasks.chunk_of.size() != count || tasks.device.size() != count ||
-      tasks.after_starts.size() != count + 1 ||
-      !std::all_of(tasks.device.begin(), tasks.device.end(), has_device)) {
-    throw std::invalid_argument("the arrays of a task graph do not fit each other");
-  }
-  return tasks;
-}
-
-Costs make_costs(const Array<int64_t>& duration_ns, const std::optional<Array<double>>& repeated,
-                 const Array<int64_t>& hand_over_ns, int64_t same_worker_ns,
-                 const Array<double>& contention) {
-  return {vector_of(duration_ns), repeated ? vector_of(*repeated) : std::vector<double>{},
-          vector_of(hand_over_ns), same_worker_ns, vector_of(contention)};
-}
 
 void check_fit(const OwnedTasks& tasks, const Costs& costs) {
   const size_t pairs = tasks.devices.size() * tasks.devices.size();
@@ -77,7 +72,7 @@ void bind_graph(nb::module_& m) {
   m.def(
       "cut",
       [](int num_tokens, std::vector<int> fixed, int most, int num_workers, int limit) {
-        return to_tuples(cut(num_tokens, {std::move(fixed), most}, num_workers, limit));
+        return cut(num_tokens, {std::move(fixed), most}, num_workers, limit);
       },
       "num_tokens"_a, "fixed"_a, "most"_a, "num_workers"_a, "limit"_a);
   m.def(
@@ -85,13 +80,10 @@ void bind_graph(nb::module_& m) {
       [](const std::string& schedule, const std::optional<std::vector<std::string>>& workers,
          std::optional<int> chunk, int threads, const std::vector<std::string>& devices,
          int most_rows) {
-        return to_tuple(
-            default_choice(to_wish(schedule, workers, chunk, threads), devices, most_rows));
+        return default_choice(to_wish(schedule, workers, chunk, threads), devices, most_rows);
       },
       "schedule"_a, "workers"_a.none(), "chunk"_a.none(), "threads"_a, "devices"_a, "most_rows"_a);
-  m.def("num_abreast", [](const ChoiceTuple& choice, const std::string& device, size_t chunks) {
-    return num_abreast(to_choice(choice), device, chunks);
-  });
+  m.def("num_abreast", &num_abreast);
 
   nb::class_<Pattern>(m, "Pattern")
       .def(
@@ -104,17 +96,12 @@ void bind_graph(nb::module_& m) {
           },
           "body"_a, "last"_a, "body_waits"_a, "last_waits"_a);
   nb::class_<Scratch>(m, "Scratch")
-      .def(
-          "__init__",
-          [](Scratch* self, std::vector<int32_t> blocks, int groups) {
-            new (self) Scratch{std::move(blocks), groups};
-          },
-          "blocks"_a, "groups"_a);
+      .def(nb::init<std::vector<int32_t>, int>(), "blocks"_a, "groups"_a);
   m.def(
       "repeat",
-      [](const Pattern& pattern, const Scratch& scratch, const std::vector<ChunkTuple>& chunks,
-         int in_flight, int abreast) {
-        TaskGraph graph = repeat(pattern, scratch, to_chunks(chunks), in_flight, abreast);
+      [](const Pattern& pattern, const Scratch& scratch, std::vector<Chunk> chunks, int in_flight,
+         int abreast) {
+        TaskGraph graph = repeat(pattern, scratch, std::move(chunks), in_flight, abreast);
         return nb::make_tuple(
             to_numpy(std::move(graph.call_of)), to_numpy(std::move(graph.chunk_of)),
             to_numpy(std::move(graph.after_starts)), to_numpy(std::move(graph.after)), graph.lanes);
@@ -122,23 +109,18 @@ void bind_graph(nb::module_& m) {
       "pattern"_a, "scratch"_a, "chunks"_a, "in_flight"_a, "abreast"_a);
 
   nb::class_<OwnedTasks>(m, "Tasks")
-      .def(
-          "__init__",
-          [](OwnedTasks* self, const Array<int32_t>& call_of, const Array<int32_t>& chunk_of,
-             const Array<int32_t>& after_starts, const Array<int32_t>& after,
-             const Array<int32_t>& device, std::vector<std::string> devices) {
-            new (self) OwnedTasks(
-                make_tasks(call_of, chunk_of, after_starts, after, device, std::move(devices)));
-          },
-          "call_of"_a, "chunk_of"_a, "after_starts"_a, "after"_a, "device"_a, "devices"_a);
+      .def(nb::init<const Array<int32_t>&, const Array<int32_t>&, const Array<int32_t>&,
+                    const Array<int32_t>&, const Array<int32_t>&, std::vector<std::string>>(),
+           "call_of"_a, "chunk_of"_a, "after_starts"_a, "after"_a, "device"_a, "devices"_a);
   nb::class_<Costs>(m, "Costs")
       .def(
           "__init__",
           [](Costs* self, const Array<int64_t>& duration_ns,
              const std::optional<Array<double>>& repeated, const Array<int64_t>& hand_over_ns,
              int64_t same_worker_ns, const Array<double>& contention) {
-            new (self)
-                Costs(make_costs(duration_ns, repeated, hand_over_ns, same_worker_ns, contention));
+            new (self) Costs{vector_of(duration_ns),
+                             repeated ? vector_of(*repeated) : std::vector<double>{},
+                             vector_of(hand_over_ns), same_worker_ns, vector_of(contention)};
           },
           "duration_ns"_a, "repeated"_a.none(), "hand_over_ns"_a, "same_worker_ns"_a,
           "contention"_a);

@@ -1,4 +1,4 @@
-// Choices and chunks as the tuples that the Python package makes named tuples of.
+// Chunks, choices and their kin as the tuples that the Python package makes named tuples of.
 #pragma once
 
 #include <nanobind/stl/optional.h>
@@ -7,43 +7,54 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <optional>
-#include <string>
-#include <tuple>
-#include <vector>
-
 #include "doubleweave/scheduling/planner.h"
 
+namespace nanobind::detail {
+
+// A struct as the tuple of these fields, in both directions.
+template <typename Struct, auto... kFields>
+struct fields_caster {
+  using Tuple = std::tuple<std::remove_cvref_t<decltype(std::declval<Struct>().*kFields)>...>;
+  NB_TYPE_CASTER(Struct, make_caster<Tuple>::Name)
+
+  bool from_python(handle source, uint32_t flags, cleanup_list* cleanup) noexcept {
+    make_caster<Tuple> caster;
+    const bool fits = caster.from_python(source, flags, cleanup);
+    if (fits) {
+      std::tie(value.*kFields...) = static_cast<Tuple>(caster);
+    }
+    return fits;
+  }
+
+  static handle from_cpp(const Struct& from, rv_policy policy, cleanup_list* cleanup) noexcept {
+    return make_caster<Tuple>::from_cpp(std::tie(from.*kFields...), policy, cleanup);
+  }
+};
+
+namespace dw = doubleweave::scheduling;
+
+template <>
+struct type_caster<dw::Chunk> : fields_caster<dw::Chunk, &dw::Chunk::start, &dw::Chunk::num_tokens,
+                                              &dw::Chunk::compiled_size> {};
+template <>
+struct type_caster<dw::Choice>
+    : fields_caster<dw::Choice, &dw::Choice::schedule, &dw::Choice::workers, &dw::Choice::threads,
+                    &dw::Choice::chunk, &dw::Choice::in_flight, &dw::Choice::abreast> {};
+template <>
+struct type_caster<dw::Decision>
+    : fields_caster<dw::Decision, &dw::Decision::tokens, &dw::Decision::choice> {};
+template <>
+struct type_caster<dw::CallCosts>
+    : fields_caster<dw::CallCosts, &dw::CallCosts::segment, &dw::CallCosts::device,
+                    &dw::CallCosts::is_static, &dw::CallCosts::last_row> {};
+template <>
+struct type_caster<dw::ContentionTable>
+    : fields_caster<dw::ContentionTable, &dw::ContentionTable::workers,
+                    &dw::ContentionTable::shares> {};
+
+}  // namespace nanobind::detail
+
 namespace doubleweave::python {
-
-using ChunkTuple = std::tuple<int, int, int>;
-using ChoiceTuple = std::tuple<std::string, std::vector<std::string>, int, int, int, int>;
-
-inline std::vector<ChunkTuple> to_tuples(const std::vector<scheduling::Chunk>& chunks) {
-  std::vector<ChunkTuple> found;
-  for (const auto& [start, num_tokens, compiled_size] : chunks) {
-    found.emplace_back(start, num_tokens, compiled_size);
-  }
-  return found;
-}
-
-inline std::vector<scheduling::Chunk> to_chunks(const std::vector<ChunkTuple>& tuples) {
-  std::vector<scheduling::Chunk> chunks;
-  for (const auto& [start, num_tokens, compiled_size] : tuples) {
-    chunks.push_back({start, num_tokens, compiled_size});
-  }
-  return chunks;
-}
-
-inline ChoiceTuple to_tuple(const scheduling::Choice& choice) {
-  return {choice.schedule, choice.workers,   choice.threads,
-          choice.chunk,    choice.in_flight, choice.abreast};
-}
-
-inline scheduling::Choice to_choice(const ChoiceTuple& tuple) {
-  const auto& [schedule, workers, threads, chunk, in_flight, abreast] = tuple;
-  return {schedule, workers, threads, chunk, in_flight, abreast};
-}
 
 inline scheduling::Wish to_wish(const std::string& schedule,
                                 const std::optional<std::vector<std::string>>& workers,
