@@ -9,14 +9,6 @@ namespace {
 // memory.
 constexpr int kInFlight = 8;
 
-std::string joined(const std::vector<std::string>& words, const char* between) {
-  std::string text;
-  for (const std::string& word : words) {
-    text += (text.empty() ? "" : between) + word;
-  }
-  return text;
-}
-
 bool has(const std::vector<std::string>& words, const std::string& word) {
   return std::find(words.begin(), words.end(), word) != words.end();
 }
@@ -48,6 +40,14 @@ std::vector<std::string> default_workers(const std::vector<std::string>& devices
 }
 
 }  // namespace
+
+std::string joined(const std::vector<std::string>& words, const char* between) {
+  std::string text;
+  for (const std::string& word : words) {
+    text += (text.empty() ? "" : between) + word;
+  }
+  return text;
+}
 
 bool is_schedule(const std::string& name) {
   return std::find(kSchedules.begin(), kSchedules.end(), name) != kSchedules.end();

@@ -32,6 +32,17 @@ double measured_us(const MeasuredTimes& times, double rows, double cached) {
   return std::max(here + share * (there - here), 0.0);
 }
 
+// The share of its time that a call behind `cached` tokens takes after the same call.
+double repeated_share(const MeasuredTimes& times, double cached) {
+  if (times.repeated.empty()) {
+    return 1.0;
+  }
+  const double at = std::clamp(cached, times.cached.front(), times.cached.back());
+  const auto [j, along] = place(at, times.cached);
+  const size_t next = std::min(j + 1, times.cached.size() - 1);
+  return times.repeated[j] + along * (times.repeated[next] - times.repeated[j]);
+}
+
 double estimated_us(const EstimatedTimes& times, double rows, double cached, int threads) {
   // A chunk's rows see half of each other.
   const double keys = std::max(cached + rows / 2, 1.0);
@@ -73,16 +84,6 @@ double time_us(const SegmentTimes& times, double rows, double cached, int thread
     return estimated_us(times.estimated, rows, cached, threads);
   }
   return measured_us(nearest(times.measured, &MeasuredTimes::threads, threads), rows, cached);
-}
-
-double repeated_share(const MeasuredTimes& times, double cached) {
-  if (times.repeated.empty()) {
-    return 1.0;
-  }
-  const double at = std::clamp(cached, times.cached.front(), times.cached.back());
-  const auto [j, along] = place(at, times.cached);
-  const size_t next = std::min(j + 1, times.cached.size() - 1);
-  return times.repeated[j] + along * (times.repeated[next] - times.repeated[j]);
 }
 
 Costs costs_of(const CostTables& tables, const std::vector<CallCosts>& calls,

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <limits>
 #include <queue>
-#include <stdexcept>
 #include <utility>
 
 #include "doubleweave/scheduling/simulate.h"
@@ -29,12 +28,13 @@ std::vector<int32_t> topological_order(const TaskArrays& tasks, const Successors
       }
     }
   }
-  if (order.size() != num_tasks) {
-    throw std::invalid_argument("some tasks wait for each other");
-  }
+  require(order.size() == num_tasks, "some tasks wait for each other");
   return order;
 }
 
+// Greedy list scheduling (Graham, 1969), event by event. Ready tasks wait in queues by device and
+// home, not in one queue: a worker looks at a few heads and never passes over tasks that do not
+// fit.
 class ListScheduler {
  public:
   ListScheduler(const TaskArrays& tasks, const Placement& placement, HandOvers hand_overs)
@@ -65,9 +65,7 @@ class ListScheduler {
     for (size_t num_placed = 0; num_placed < missing_.size();) {
       const size_t placed = place_ready();
       num_placed += placed;
-      if (placed == 0 && !step()) {
-        throw std::invalid_argument("some tasks wait for each other");
-      }
+      require(placed != 0 || step(), "some tasks wait for each other");
     }
     return std::move(lists_);
   }
@@ -100,9 +98,7 @@ class ListScheduler {
         earliest = std::min(earliest, inputs_ready(w, t));
       }
     }
-    if (earliest == std::numeric_limits<int64_t>::max()) {
-      throw std::invalid_argument("a task's device has no worker");
-    }
+    require(earliest != std::numeric_limits<int64_t>::max(), "a task's device has no worker");
     waiting_[placement_.device[t]].emplace(earliest, t);
   }
 
@@ -121,6 +117,7 @@ class ListScheduler {
       if (free_at_[w] > now_) {
         continue;
       }
+      // Its own first: their rows are still in this core's cache.
       Queue* best = better(w, ready_[w], nullptr);
       const bool has_own = best != nullptr;
       for (size_t other = 0; !has_own && other < ready_.size(); ++other) {
@@ -152,6 +149,8 @@ class ListScheduler {
     return placement_.home.empty() ? lists_.size() : static_cast<size_t>(placement_.home[t]);
   }
 
+  // Contention is left out: what runs beside the task is not known yet. `simulate` counts it when
+  // schedules are compared.
   void place(size_t w, int32_t t) {
     lists_[w].push_back(t);
     worker_of_[t] = static_cast<int32_t>(w);
@@ -213,22 +212,17 @@ std::vector<std::vector<int32_t>> list_schedule(const TaskArrays& tasks, const P
                                                 HandOvers hand_overs) {
   check_tasks(tasks);
   check_hand_overs(hand_overs, placement.worker_device.size());
-  if (placement.device.size() != tasks.duration_ns.size() ||
-      placement.priority.size() != tasks.duration_ns.size()) {
-    throw std::invalid_argument("each task needs a device and a priority");
-  }
+  const size_t num_tasks = tasks.duration_ns.size();
+  require(placement.device.size() == num_tasks && placement.priority.size() == num_tasks,
+          "each task needs a device and a priority");
   for (const int32_t device : placement.device) {
-    if (device < 0) {
-      throw std::invalid_argument("a task's device must not be negative");
-    }
+    require(device >= 0, "a task's device must not be negative");
   }
-  if (!placement.home.empty() && placement.home.size() != tasks.duration_ns.size()) {
-    throw std::invalid_argument("each task needs a home, or none has one");
-  }
+  require(placement.home.empty() || placement.home.size() == num_tasks,
+          "each task needs a home, or none has one");
   for (const int32_t home : placement.home) {
-    if (home < 0 || home >= static_cast<int32_t>(placement.worker_device.size())) {
-      throw std::invalid_argument("a task's home is a worker that does not exist");
-    }
+    require(home >= 0 && home < static_cast<int32_t>(placement.worker_device.size()),
+            "a task's home is a worker that does not exist");
   }
   return ListScheduler(tasks, placement, hand_overs).run();
 }

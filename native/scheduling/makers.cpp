@@ -16,6 +16,7 @@ class Maker {
       : tasks_(tasks),
         workers_(workers),
         costs_(costs),
+        arrays_{costs.duration_ns, tasks.after_starts, tasks.after},
         hand_overs_(hand_overs(workers, tasks.devices, costs)) {
     for (const std::string& device : tasks.devices) {
       able_.push_back(able(device));
@@ -52,26 +53,15 @@ class Maker {
       }
     }
     if (own.empty() && any.empty()) {
-      refuse(device);
+      throw ScheduleError("workers: found " + (workers_.empty() ? "none" : joined(workers_, ", ")) +
+                          ", but the program has segments for '" + device +
+                          "'; add a worker for it, such as --workers " + joined(workers_, ",") +
+                          (workers_.empty() ? "" : ",") + device);
     }
     return own.empty() ? any : own;
   }
 
-  [[noreturn]] void refuse(const std::string& device) const {
-    std::string found;
-    std::string more;
-    for (const std::string& worker : workers_) {
-      found += (found.empty() ? "" : ", ") + worker;
-      more += worker + ",";
-    }
-    throw ScheduleError("workers: found " + (found.empty() ? "none" : found) +
-                        ", but the program has segments for '" + device +
-                        "'; add a worker for it, such as --workers " + more + device);
-  }
-
-  TaskArrays arrays() const { return {costs_.duration_ns, tasks_.after_starts, tasks_.after}; }
-
-  std::vector<int64_t> urgency() const { return path_to_end(arrays()); }
+  std::vector<int64_t> urgency() const { return path_to_end(arrays_); }
 
   std::vector<int64_t> in_order() const {
     std::vector<int64_t> priority(tasks_.size());
@@ -88,7 +78,7 @@ class Maker {
       const auto at = std::find(tasks_.devices.begin(), tasks_.devices.end(), worker);
       devices.push_back(worker == kAny ? -1 : static_cast<int32_t>(at - tasks_.devices.begin()));
     }
-    return list_schedule(arrays(), {tasks_.device, devices, priority, homes}, hand_overs_);
+    return list_schedule(arrays_, {tasks_.device, devices, priority, homes}, hand_overs_);
   }
 
   // Every task at home, chunk behind chunk.
@@ -96,7 +86,7 @@ class Maker {
     std::vector<int32_t> workers(workers_.size());
     std::iota(workers.begin(), workers.end(), 0);
     if (tasks_.devices.size() > 1 && std::set<int32_t>(homes.begin(), homes.end()).size() > 1) {
-      return list_schedule(arrays(), {homes, workers, in_order(), {}}, hand_overs_);
+      return list_schedule(arrays_, {homes, workers, in_order(), {}}, hand_overs_);
     }
     Lists lists(workers.size());
     for (size_t task = 0; task < homes.size(); ++task) {
@@ -184,7 +174,8 @@ class Maker {
   const Tasks& tasks_;
   const std::vector<std::string>& workers_;
   const Costs& costs_;
-  std::vector<int64_t> hand_overs_;
+  const TaskArrays arrays_;
+  const std::vector<int64_t> hand_overs_;
   Lists able_;  // by device
 };
 

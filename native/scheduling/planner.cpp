@@ -9,7 +9,8 @@
 namespace doubleweave::scheduling {
 namespace {
 
-// A choice must promise this much more than a simpler one to be taken.
+// A choice must promise this much more than a simpler one to be taken: less is within the noise of
+// what it was measured with.
 constexpr double kWorth = 0.01;
 constexpr std::array kLengths{1,   2,   4,   8,   16,  24,   32,   48,   64,   96,   128,
                               192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192};
@@ -27,15 +28,16 @@ std::vector<int32_t> devices_of(const TaskGraph& graph, const std::vector<CallCo
   return found;
 }
 
+Tasks view_of(const TaskGraph& graph, const std::vector<int32_t>& device,
+              const std::vector<std::string>& devices) {
+  return {graph.call_of, graph.chunk_of, graph.after_starts, graph.after, device, devices};
+}
+
 }  // namespace
 
 std::vector<int> lengths_up_to(int most) {
-  std::vector<int> found;
-  for (const int length : kLengths) {
-    if (length < most) {
-      found.push_back(length);
-    }
-  }
+  std::vector<int> found(kLengths.begin(),
+                         std::lower_bound(kLengths.begin(), kLengths.end(), most));
   found.push_back(most);
   return found;
 }
@@ -95,6 +97,8 @@ Choice Planner::choose(const Wish& wish, int num_tokens) {
     const std::vector<int> lengths = lengths_up_to(outline_.max_tokens);
     const auto length =
         std::find_if(lengths.begin(), lengths.end(), [&](int most) { return num_tokens <= most; });
+    // At the next length of a grid, so that a session plans a handful of times, not at every
+    // prompt.
     const std::pair key(length == lengths.end() ? lengths.back() : *length, wish.threads);
     const std::lock_guard lock(mutex_);
     const auto known = planned_.find(key);
@@ -115,9 +119,7 @@ PlannedRun Planner::run(const Choice& choice, int num_tokens) const {
   run.costs = costs_of(machine_.costs, outline_.calls, run.graph, choice.threads,
                        static_cast<int>(choice.workers.size()), false, 0);
   const std::vector<int32_t> devices = devices_of(run.graph, outline_.calls);
-  run.schedule = make_schedule(choice.schedule,
-                               {run.graph.call_of, run.graph.chunk_of, run.graph.after_starts,
-                                run.graph.after, devices, outline_.devices},
+  run.schedule = make_schedule(choice.schedule, view_of(run.graph, devices, outline_.devices),
                                choice.workers, run.costs);
   return run;
 }
@@ -222,11 +224,8 @@ Choice Planner::best(int num_tokens, int threads) const {
   for (const Choice& choice : tried) {
     const PlannedRun planned = run(choice, num_tokens);
     const std::vector<int32_t> devices = devices_of(planned.graph, outline_.calls);
-    const Times times =
-        times_of(planned.schedule,
-                 {planned.graph.call_of, planned.graph.chunk_of, planned.graph.after_starts,
-                  planned.graph.after, devices, outline_.devices},
-                 planned.costs);
+    const Times times = times_of(planned.schedule,
+                                 view_of(planned.graph, devices, outline_.devices), planned.costs);
     ends.push_back(*std::max_element(times.end_ns.begin(), times.end_ns.end()));
   }
   const auto shortest = static_cast<double>(*std::min_element(ends.begin(), ends.end()));

@@ -98,6 +98,7 @@ Ordered without_barriers(const Lists& lists, std::span<const int32_t> after_star
 
 Times times_of(const Schedule& schedule, const Tasks& tasks, const Costs& costs) {
   const Ordered ordered = without_barriers(schedule.lists, tasks.after_starts, tasks.after);
+  // A call's cost depends on what its worker ran before, which only the lists say.
   std::vector<int64_t> durations = costs.duration_ns;
   for (const auto& list : costs.repeated.empty() ? Lists{} : ordered.lists) {
     for (size_t i = 1; i < list.size(); ++i) {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <stdexcept>
 
 #include "task_arrays.h"
 
@@ -17,16 +16,13 @@ void check_places(size_t num_tasks, const std::vector<std::vector<int32_t>>& wor
   size_t num_placed = 0;
   for (const auto& list : workers) {
     for (const int32_t t : list) {
-      if (t < 0 || t >= static_cast<int32_t>(num_tasks) || is_placed[t]) {
-        throw std::invalid_argument("a worker lists a task that does not exist or is placed twice");
-      }
+      require(t >= 0 && t < static_cast<int32_t>(num_tasks) && !is_placed[t],
+              "a worker lists a task that does not exist or is placed twice");
       is_placed[t] = true;
       ++num_placed;
     }
   }
-  if (num_placed != num_tasks) {
-    throw std::invalid_argument("a task is on no worker");
-  }
+  require(num_placed == num_tasks, "a task is on no worker");
 }
 
 // One worker's place in its list.
@@ -57,9 +53,7 @@ class Simulation {
     while (num_finished < tasks_.duration_ns.size()) {
       start_what_can();
       const double next = next_change();
-      if (next == kNever) {
-        throw std::invalid_argument("the schedule would wait for ever");
-      }
+      require(next != kNever, "the schedule would wait for ever");
       num_finished += advance(next);
     }
     return std::move(times_);
@@ -85,6 +79,7 @@ class Simulation {
     return ready;
   }
 
+  // In the workers' order, as a replay does: it decides nothing, it finds out when things happen.
   void start_what_can() {
     for (size_t w = 0; w < num_workers(); ++w) {
       WorkerState& state = states_[w];
@@ -100,7 +95,8 @@ class Simulation {
     }
   }
 
-  // How much longer the task of worker w takes now than alone.
+  // How much longer the task of worker w takes now than alone; the shares of several workers add
+  // up.
   double slow_down(size_t w) const {
     double factor = 1;
     const size_t row = contention_.kind[states_[w].running] * num_kinds_;
@@ -127,6 +123,7 @@ class Simulation {
 
   // Goes on to `next`; returns how many tasks finished then.
   size_t advance(double next) {
+    // Rates first, for all: a task that finishes now slowed the others down until now.
     for (size_t w = 0; w < num_workers(); ++w) {
       WorkerState& state = states_[w];
       if (state.running >= 0) {

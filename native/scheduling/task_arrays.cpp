@@ -7,60 +7,47 @@
 
 namespace doubleweave {
 
+void require(bool holds, const char* message) {
+  if (!holds) {
+    throw std::invalid_argument(message);
+  }
+}
+
 void check_tasks(const TaskArrays& tasks) {
   const auto num_tasks = static_cast<int32_t>(tasks.duration_ns.size());
-  if (tasks.after_starts.size() != tasks.duration_ns.size() + 1 || tasks.after_starts[0] != 0 ||
-      tasks.after_starts.back() != static_cast<int32_t>(tasks.after.size())) {
-    throw std::invalid_argument("the starts of the tasks' dependencies do not fit their list");
-  }
+  require(tasks.after_starts.size() == tasks.duration_ns.size() + 1 && tasks.after_starts[0] == 0 &&
+              tasks.after_starts.back() == static_cast<int32_t>(tasks.after.size()),
+          "the starts of the tasks' dependencies do not fit their list");
   for (int32_t t = 0; t < num_tasks; ++t) {
-    if (tasks.after_starts[t] > tasks.after_starts[t + 1]) {
-      throw std::invalid_argument("the starts of the tasks' dependencies must not fall");
-    }
-    if (tasks.duration_ns[t] < 0) {
-      throw std::invalid_argument("a task's duration must not be negative");
-    }
+    require(tasks.after_starts[t] <= tasks.after_starts[t + 1],
+            "the starts of the tasks' dependencies must not fall");
+    require(tasks.duration_ns[t] >= 0, "a task's duration must not be negative");
   }
   for (const int32_t before : tasks.after) {
-    if (before < 0 || before >= num_tasks) {
-      throw std::invalid_argument("a task waits for one that does not exist");
-    }
+    require(before >= 0 && before < num_tasks, "a task waits for one that does not exist");
   }
 }
 
 void check_hand_overs(HandOvers hand_overs, size_t num_workers) {
-  if (hand_overs.size() != num_workers * num_workers) {
-    throw std::invalid_argument("hand-overs must be square over the workers");
-  }
+  require(hand_overs.size() == num_workers * num_workers,
+          "hand-overs must be square over the workers");
   for (const int64_t hand_over : hand_overs) {
-    if (hand_over < 0) {
-      throw std::invalid_argument("a hand-over must not be negative");
-    }
+    require(hand_over >= 0, "a hand-over must not be negative");
   }
 }
 
 size_t check_contention(const Contention& contention, size_t num_tasks) {
-  if (contention.kind.size() != num_tasks) {
-    throw std::invalid_argument("each task needs a kind");
-  }
+  require(contention.kind.size() == num_tasks, "each task needs a kind");
   size_t num_kinds = 0;
   for (const int32_t kind : contention.kind) {
-    if (kind < 0) {
-      throw std::invalid_argument("a task's kind must not be negative");
-    }
+    require(kind >= 0, "a task's kind must not be negative");
     num_kinds = std::max(num_kinds, static_cast<size_t>(kind) + 1);
   }
-  size_t side = 0;
-  while (side * side < contention.matrix.size()) {
-    ++side;
-  }
-  if (side * side != contention.matrix.size() || side < num_kinds) {
-    throw std::invalid_argument("contention must be square over the kinds of tasks");
-  }
+  const auto side = static_cast<size_t>(std::lround(std::sqrt(contention.matrix.size())));
+  require(side * side == contention.matrix.size() && side >= num_kinds,
+          "contention must be square over the kinds of tasks");
   for (const double value : contention.matrix) {
-    if (!(value >= 0) || !std::isfinite(value)) {
-      throw std::invalid_argument("contention must be finite and not negative");
-    }
+    require(value >= 0 && std::isfinite(value), "contention must be finite and not negative");
   }
   return side;
 }

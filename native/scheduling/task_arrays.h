@@ -8,6 +8,9 @@
 
 namespace doubleweave {
 
+/// Throws std::invalid_argument with this message unless `holds`.
+void require(bool holds, const char* message);
+
 /// Throws std::invalid_argument unless the arrays fit each other.
 void check_tasks(const TaskArrays& tasks);
 

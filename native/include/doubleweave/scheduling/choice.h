@@ -22,6 +22,8 @@ inline const std::string kAuto = "auto";
 inline constexpr std::array<const char*, 5> kSchedules{"sequential", "lockstep", "pipelined",
                                                        "out_of_order", "wavefront"};
 bool is_schedule(const std::string& name);
+/// The words with `between` between them.
+std::string joined(const std::vector<std::string>& words, const char* between);
 
 /// `threads` is the number of each worker's methods. `chunk` is the most tokens of a chunk.
 /// `in_flight` chunks have buffers at once. `abreast` divides the number of chunks where they may

@@ -49,9 +49,6 @@ struct SegmentTimes {
 /// nearest number that was measured.
 double time_us(const SegmentTimes& times, double rows, double cached, int threads);
 
-/// The share of its time that a call behind `cached` tokens takes after the same call.
-double repeated_share(const MeasuredTimes& times, double cached);
-
 /// How much longer a task of device a takes while another of `workers` workers runs one of device
 /// b: shares[a][b]; 0.1 is 10 % longer.
 struct ContentionTable {

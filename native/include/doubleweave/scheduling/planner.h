@@ -83,7 +83,6 @@ class Planner {
   Choice best(int num_tokens, int threads) const;
 
   const Outline& outline() const { return outline_; }
-  const Machine& machine() const { return machine_; }
 
  private:
   bool is_described_chip() const;
