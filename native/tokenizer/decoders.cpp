@@ -1,5 +1,5 @@
 #include <map>
-#include <utility>
+#include <numeric>
 
 #include "byte_letters.h"
 #include "doubleweave/error.h"
@@ -107,16 +107,7 @@ Decode read_decoder(const Json& step) {
   }
   const auto type = step.at("type").get<std::string>();
   if (type == "Sequence") {
-    std::vector<Decode> steps;
-    for (const Json& item : step.at("decoders")) {
-      steps.push_back(read_decoder(item));
-    }
-    return [steps](std::vector<std::string> tokens) {
-      for (const Decode& one : steps) {
-        tokens = one(std::move(tokens));
-      }
-      return tokens;
-    };
+    return read_sequence(step.at("decoders"), &read_decoder);
   }
   if (type == "ByteLevel") {
     return byte_level_decoder();
@@ -141,11 +132,7 @@ Decode read_decoder(const Json& step) {
   }
   if (type == "Fuse") {
     return [](std::vector<std::string> tokens) {
-      std::string text;
-      for (const std::string& token : tokens) {
-        text += token;
-      }
-      return std::vector<std::string>{text};
+      return std::vector<std::string>{std::accumulate(tokens.begin(), tokens.end(), std::string())};
     };
   }
   throw Error("decoder '" + type + "'");

@@ -47,22 +47,20 @@ std::string only_printed_ascii(std::string text) {
 
 }  // namespace
 
+Regex read_pattern(const Json& pattern) {
+  if (pattern.contains("Regex")) {
+    return Regex(pattern.at("Regex").get<std::string>());
+  }
+  return Regex(Regex::literal(pattern.at("String").get<std::string>()));
+}
+
 Normalize read_normalizer(const Json& step) {
   if (step.is_null()) {
     return [](std::string text) { return text; };
   }
   const auto type = step.at("type").get<std::string>();
   if (type == "Sequence") {
-    std::vector<Normalize> steps;
-    for (const Json& item : step.at("normalizers")) {
-      steps.push_back(read_normalizer(item));
-    }
-    return [steps](std::string text) {
-      for (const Normalize& one : steps) {
-        text = one(std::move(text));
-      }
-      return text;
-    };
+    return read_sequence(step.at("normalizers"), &read_normalizer);
   }
   if (type == "Prepend") {  // SentencePiece's dummy prefix: nothing before an empty text
     return [with = step.at("prepend").get<std::string>()](std::string text) {

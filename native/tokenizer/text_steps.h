@@ -18,6 +18,21 @@ using PreTokenize = std::function<std::vector<std::string>(std::string piece, bo
 /// From tokens to pieces of text, which joined are the text.
 using Decode = std::function<std::vector<std::string>(std::vector<std::string>)>;
 
+/// The steps of a Sequence, one behind the other.
+template <typename Step>
+Step read_sequence(const nlohmann::json& items, Step (*read)(const nlohmann::json&)) {
+  std::vector<Step> steps;
+  for (const nlohmann::json& item : items) {
+    steps.push_back(read(item));
+  }
+  return [steps](auto value) {
+    for (const Step& step : steps) {
+      value = step(std::move(value));
+    }
+    return value;
+  };
+}
+
 /// The step for a JSON object of tokenizer.json, null included. Throws Error that names a step, or
 /// an option of one, that does not exist here.
 Normalize read_normalizer(const nlohmann::json& step);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <numeric>
 #include <set>
 #include <sstream>
 #include <utility>
@@ -137,10 +138,7 @@ std::vector<int64_t> Tokenizer::encode(std::string_view text, bool with_special)
   if (!utf8::is_valid(text)) {
     throw Error("prompt: is not valid Unicode; give it as UTF-8");
   }
-  std::vector<int64_t> ids;
-  if (with_special) {
-    ids = impl_->before;
-  }
+  std::vector<int64_t> ids = with_special ? impl_->before : std::vector<int64_t>();
   for (const tokenizer::Part& raw : impl_->raw.cut(text)) {
     if (raw.id) {
       ids.push_back(*raw.id);
@@ -172,11 +170,8 @@ std::string Tokenizer::decode(std::span<const int64_t> ids) const {
       tokens.push_back(impl_->texts[static_cast<size_t>(id)]);
     }
   }
-  std::string text;
-  for (const std::string& piece : impl_->decode(std::move(tokens))) {
-    text += piece;
-  }
-  return text;
+  const std::vector<std::string> pieces = impl_->decode(std::move(tokens));
+  return std::accumulate(pieces.begin(), pieces.end(), std::string());
 }
 
 }  // namespace doubleweave
