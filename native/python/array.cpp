@@ -2,7 +2,9 @@
 
 #include <nanobind/ndarray.h>
 
+#include <array>
 #include <limits>
+#include <map>
 #include <string_view>
 #include <utility>
 
@@ -12,38 +14,29 @@ namespace nb = nanobind;
 
 namespace {
 
+// dlpack_dtype gives kBFloat16 as 16 unsigned bits, for NumPy has no bfloat16; kUInt16 comes first.
+constexpr std::array kDTypes{DType::kUInt8, DType::kInt8,    DType::kInt16,   DType::kInt32,
+                             DType::kInt64, DType::kFloat16, DType::kFloat32, DType::kFloat64,
+                             DType::kBool,  DType::kUInt16,  DType::kBFloat16};
+
 // From a format character of Python's struct module and the size of an element.
 DType dtype_from_format(const char* format, Py_ssize_t item_bytes, const std::string& what) {
+  static const std::map<char, DType> kFormats{
+      {'?', DType::kBool},  {'e', DType::kFloat16}, {'f', DType::kFloat32}, {'d', DType::kFloat64},
+      {'b', DType::kInt8},  {'B', DType::kUInt8},   {'h', DType::kInt16},   {'H', DType::kUInt16},
+      {'i', DType::kInt32}, {'l', DType::kInt64},   {'q', DType::kInt64}};
   const std::string text = format == nullptr ? "B" : format;
   // One character, in this machine's byte order: 'Zf' is complex, '>f' big-endian.
   const bool has_order =
       !text.empty() && std::string_view("@=<").find(text[0]) != std::string::npos;
   const bool is_plain = text.size() == (has_order ? 2 : 1);
-  switch (is_plain ? text.back() : '\0') {
-    case '?':
-      return DType::kBool;
-    case 'e':
-      return DType::kFloat16;
-    case 'f':
-      return DType::kFloat32;
-    case 'd':
-      return DType::kFloat64;
-    case 'b':
-      return DType::kInt8;
-    case 'B':
-      return DType::kUInt8;
-    case 'h':
-      return DType::kInt16;
-    case 'H':
-      return DType::kUInt16;
-    case 'i':
-    case 'l':
-    case 'q':
-      return item_bytes == 4 ? DType::kInt32 : DType::kInt64;
-    default:
-      throw nb::type_error(
-          (what + " has elements of format '" + text + "', which no method takes.").c_str());
+  const auto found = is_plain ? kFormats.find(text.back()) : kFormats.end();
+  if (found == kFormats.end()) {
+    throw nb::type_error(
+        (what + " has elements of format '" + text + "', which no method takes.").c_str());
   }
+  // The platform, and a prefix, decide how long an 'l' is; an 'i' has 4 bytes on all of ours.
+  return found->second == DType::kInt64 && item_bytes == 4 ? DType::kInt32 : found->second;
 }
 
 nb::dlpack::dtype dlpack_dtype(DType dtype) {
@@ -89,9 +82,7 @@ DType dtype_from_dlpack(nb::dlpack::dtype dtype, const std::string& what) {
   if (is(Code::Bfloat, 16)) {
     return DType::kBFloat16;
   }
-  for (const DType known :
-       {DType::kUInt8, DType::kInt8, DType::kInt16, DType::kInt32, DType::kInt64, DType::kFloat16,
-        DType::kFloat32, DType::kFloat64, DType::kBool, DType::kUInt16}) {
+  for (const DType known : kDTypes) {
     const nb::dlpack::dtype expected = dlpack_dtype(known);
     if (is(static_cast<Code>(expected.code), expected.bits)) {
       return known;
@@ -258,9 +249,7 @@ void Array::require_dtype(DType dtype, const std::string& what) const {
 }
 
 DType dtype_from_name(const std::string& name) {
-  for (const DType dtype :
-       {DType::kUInt8, DType::kInt8, DType::kInt16, DType::kInt32, DType::kInt64, DType::kFloat16,
-        DType::kFloat32, DType::kFloat64, DType::kBool, DType::kBFloat16, DType::kUInt16}) {
+  for (const DType dtype : kDTypes) {
     if (dtype_name(dtype) == name) {
       return dtype;
     }

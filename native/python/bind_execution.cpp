@@ -28,30 +28,29 @@ namespace {
 using ReboundPairs = std::vector<std::pair<int32_t, RegionHandle>>;
 using Rebound = std::variant<std::map<int32_t, RegionHandle>, ReboundPairs>;
 
+std::vector<Instance*> pointers_of(const std::vector<std::shared_ptr<Instance>>& instances) {
+  std::vector<Instance*> pointers;
+  for (const auto& instance : instances) {
+    if (instance == nullptr) {
+      throw Error("an execution's instances must not be None.");
+    }
+    pointers.push_back(instance.get());
+  }
+  return pointers;
+}
+
 // An execution with what it uses, which it keeps alive.
-class ExecutionHandle {
+class ExecutionHandle : public Execution {
  public:
   ExecutionHandle(std::vector<std::shared_ptr<Instance>> instances,
-                  std::vector<RegionHandle> regions, std::vector<Task> tasks,
+                  std::vector<RegionHandle> regions, const std::vector<Task>& tasks,
                   std::vector<std::vector<int32_t>> workers, int threads_per_worker)
-      : instances_(std::move(instances)), regions_(std::move(regions)) {
-    std::vector<Instance*> instance_pointers;
-    for (const auto& instance : instances_) {
-      if (instance == nullptr) {
-        throw Error("an execution's instances must not be None.");
-      }
-      instance_pointers.push_back(instance.get());
-    }
-    std::vector<Region> memory;
-    for (const RegionHandle& region : regions_) {
-      memory.emplace_back(region.data, region.bytes);
-    }
-    execution_.emplace(std::move(instance_pointers), std::move(memory), tasks, std::move(workers),
-                       threads_per_worker);
+      : Execution(pointers_of(instances), {regions.begin(), regions.end()}, tasks,
+                  std::move(workers), threads_per_worker),
+        instances_(std::move(instances)),
+        regions_(std::move(regions)) {
     find_writers(tasks);
   }
-
-  const Execution& execution() const { return *execution_; }
 
   // Events as an int64 array [n, 4], or None.
   nb::object run(int64_t base, bool record, const Rebound& rebound) {
@@ -61,7 +60,7 @@ class ExecutionHandle {
           ReboundRegions result;
           for (const auto& [index, region] : entries) {
             check_writable(index, region);
-            result.emplace_back(index, Region(region.data, region.bytes));
+            result.emplace_back(index, region);
           }
           return result;
         },
@@ -73,7 +72,7 @@ class ExecutionHandle {
     };
     try {
       const nb::gil_scoped_release release;
-      execution_->run(base, timeline.get(), interrupted, memory);
+      Execution::run(base, timeline.get(), interrupted, memory);
     } catch (const Interrupted&) {
       if (PyErr_Occurred() != nullptr) {
         throw nb::python_error();  // what the signal's handler raised
@@ -122,7 +121,6 @@ class ExecutionHandle {
   std::vector<std::shared_ptr<Instance>> instances_;
   std::vector<RegionHandle> regions_;
   std::vector<int32_t> writers_;  // a task that writes the region, -1: none does
-  std::optional<Execution> execution_;
 };
 
 }  // namespace
@@ -130,14 +128,9 @@ class ExecutionHandle {
 void bind_execution(nb::module_& m) {
   nb::class_<Binding>(m, "Binding",
                       "Where an input or output of a task lies; see doubleweave/execution.h.")
-      .def(
-          "__init__",
-          [](Binding* self, int32_t buffer, std::vector<int32_t> sizes, int64_t offset,
-             int64_t offset_per_token, int32_t grow_dim) {
-            new (self) Binding{buffer, offset, offset_per_token, std::move(sizes), grow_dim};
-          },
-          "buffer"_a, "sizes"_a = std::vector<int32_t>(), "offset"_a = 0, "offset_per_token"_a = 0,
-          "grow_dim"_a = -1)
+      .def(nb::init<int32_t, std::vector<int32_t>, int64_t, int64_t, int32_t>(), "buffer"_a,
+           "sizes"_a = std::vector<int32_t>(), "offset"_a = 0, "offset_per_token"_a = 0,
+           "grow_dim"_a = -1)
       .def_ro("buffer", &Binding::buffer)
       .def_ro("sizes", &Binding::sizes)
       .def_ro("offset", &Binding::offset)
@@ -146,18 +139,11 @@ void bind_execution(nb::module_& m) {
 
   nb::class_<BlockCopy>(m, "Copy",
                         "Blocks copied from one region to another; see doubleweave/execution.h.")
-      .def(
-          "__init__",
-          [](BlockCopy* self, int32_t source, int32_t target, int64_t block_bytes,
-             int64_t num_blocks, int64_t source_offset, int64_t source_stride,
-             int64_t target_offset, int64_t target_stride, int64_t pad_bytes) {
-            new (self)
-                BlockCopy{source,        source_offset, source_stride, target,   target_offset,
-                          target_stride, num_blocks,    block_bytes,   pad_bytes};
-          },
-          nb::kw_only(), "source"_a, "target"_a, "block_bytes"_a, "num_blocks"_a = 1,
-          "source_offset"_a = 0, "source_stride"_a = 0, "target_offset"_a = 0,
-          "target_stride"_a = 0, "pad_bytes"_a = 0)
+      .def(nb::init<int32_t, int64_t, int64_t, int32_t, int64_t, int64_t, int64_t, int64_t,
+                    int64_t>(),
+           nb::kw_only(), "source"_a, "source_offset"_a = 0, "source_stride"_a = 0, "target"_a,
+           "target_offset"_a = 0, "target_stride"_a = 0, "num_blocks"_a = 1, "block_bytes"_a,
+           "pad_bytes"_a = 0)
       .def_ro("source", &BlockCopy::source)
       .def_ro("source_offset", &BlockCopy::source_offset)
       .def_ro("source_stride", &BlockCopy::source_stride)
@@ -169,14 +155,9 @@ void bind_execution(nb::module_& m) {
       .def_ro("pad_bytes", &BlockCopy::pad_bytes);
 
   nb::class_<Task>(m, "Task", "One execution of an instance, or one copy.")
-      .def(
-          "__init__",
-          [](Task* self, int32_t instance, std::vector<Binding> inputs,
-             std::vector<Binding> outputs, std::vector<int32_t> after, int32_t label) {
-            new (self) Task{instance, std::move(inputs), std::move(outputs), std::move(after),
-                            label,    std::nullopt};
-          },
-          "instance"_a, "inputs"_a, "outputs"_a, "after"_a = std::vector<int32_t>(), "label"_a = 0)
+      .def(nb::init<int32_t, std::vector<Binding>, std::vector<Binding>, std::vector<int32_t>,
+                    int32_t>(),
+           "instance"_a, "inputs"_a, "outputs"_a, "after"_a = std::vector<int32_t>(), "label"_a = 0)
       .def_static(
           "of_copy",
           [](const BlockCopy& copy, std::vector<int32_t> after, int32_t label) {
@@ -195,16 +176,11 @@ void bind_execution(nb::module_& m) {
       .def(nb::init<std::vector<std::shared_ptr<Instance>>, std::vector<RegionHandle>,
                     std::vector<Task>, std::vector<std::vector<int32_t>>, int>(),
            "instances"_a, "regions"_a, "tasks"_a, "workers"_a, "threads_per_worker"_a = 1)
-      .def_prop_ro("max_base",
-                   [](const ExecutionHandle& self) { return self.execution().max_base(); })
-      .def_prop_ro("num_tasks",
-                   [](const ExecutionHandle& self) { return self.execution().num_tasks(); })
-      .def_prop_ro("num_workers",
-                   [](const ExecutionHandle& self) { return self.execution().num_workers(); })
-      .def(
-          "num_finished",
-          [](const ExecutionHandle& self) { return self.execution().num_finished(); },
-          "How many of its tasks each worker has finished, on any thread.")
+      .def_prop_ro("max_base", &ExecutionHandle::max_base)
+      .def_prop_ro("num_tasks", &ExecutionHandle::num_tasks)
+      .def_prop_ro("num_workers", &ExecutionHandle::num_workers)
+      .def("num_finished", &ExecutionHandle::num_finished,
+           "How many of its tasks each worker has finished, on any thread.")
       .def("run", &ExecutionHandle::run, "base"_a = 0, "record"_a = false,
            "rebound"_a = ReboundPairs(),
            "Run every task once; with `record`, give an int64 array [n, 4] of (task, worker, start "

@@ -53,13 +53,9 @@ class Line {
 
  private:
   static bool have_common(const Names& a, const Names& b) {
-    for (auto i = a.begin(), j = b.begin(); i != a.end() && j != b.end();) {
-      if (*i == *j) {
-        return true;
-      }
-      *i < *j ? ++i : ++j;
-    }
-    return false;
+    return std::any_of(a.begin(), a.end(), [&](const std::string& name) {
+      return std::binary_search(b.begin(), b.end(), name);
+    });
   }
 
   std::mutex mutex_;

@@ -125,11 +125,10 @@ void bind_programs(nb::module_& m) {
       .def(
           "load",
           [](const Program& self, const std::string& method, int workspace_group) {
-            return std::shared_ptr<Instance>(
-                self.load(method, {.workspace_group = workspace_group}));
+            return std::shared_ptr<Instance>(self.load(method, workspace_group));
           },
           "method"_a, "workspace_group"_a = -1, nb::call_guard<nb::gil_scoped_release>(),
-          "Load a method; see LoadOptions in doubleweave/program.h for the workspace group.");
+          "Load a method; Program::load in doubleweave/program.h says what a workspace group is.");
 }
 
 void bind_threads(nb::module_& m) {

@@ -6,10 +6,14 @@
 #include <cstddef>
 #include <memory>
 
+#include "doubleweave/execution.h"
+
 namespace doubleweave::python {
 
 /// Memory that tasks read and write, with what keeps it alive.
 struct RegionHandle {
+  operator Region() const { return {data, bytes}; }
+
   void* data;
   size_t bytes;
   std::shared_ptr<void> owner;

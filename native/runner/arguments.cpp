@@ -1,6 +1,7 @@
 #include "arguments.h"
 
 #include <charconv>
+#include <map>
 #include <sstream>
 
 #include "doubleweave/error.h"
@@ -10,6 +11,15 @@ namespace doubleweave::runner {
 namespace {
 
 const std::string kHelp = " (see doubleweave-run --help)";
+
+const std::map<std::string, bool Arguments::*> kFlags{
+    {"--raw", &Arguments::is_raw},
+    {"--json", &Arguments::as_json},
+    {"--show-schedule", &Arguments::shows_schedule},
+    {"--tokenize", &Arguments::only_tokenizes},
+    {"-h", &Arguments::shows_help},
+    {"--help", &Arguments::shows_help},
+    {"--version", &Arguments::shows_version}};
 
 int number_of(const std::string& option, const std::string& text) {
   int number = 0;
@@ -65,9 +75,7 @@ Arguments parse_arguments(const std::vector<std::string>& words) {
       joined = word.substr(word.find('=') + 1);
       word.resize(word.find('='));
     }
-    bool is_used = false;
     const auto value = [&] {
-      is_used = true;
       if (joined) {
         return *joined;
       }
@@ -76,7 +84,12 @@ Arguments parse_arguments(const std::vector<std::string>& words) {
       }
       return words[++i];
     };
-    if (word == "-p" || word == "--prompt") {
+    if (const auto flag = kFlags.find(word); flag != kFlags.end()) {
+      if (joined) {
+        throw Error(word + ": takes no value" + kHelp);
+      }
+      found.*flag->second = true;
+    } else if (word == "-p" || word == "--prompt") {
       found.prompt = value();
     } else if (word == "--token-ids") {
       found.token_ids = value();
@@ -92,18 +105,6 @@ Arguments parse_arguments(const std::vector<std::string>& words) {
       found.wish.chunk = number_of("chunk", value());
     } else if (word == "--trace") {
       found.trace = value();
-    } else if (word == "--raw") {
-      found.is_raw = true;
-    } else if (word == "--json") {
-      found.as_json = true;
-    } else if (word == "--show-schedule") {
-      found.shows_schedule = true;
-    } else if (word == "--tokenize") {
-      found.only_tokenizes = true;
-    } else if (word == "-h" || word == "--help") {
-      found.shows_help = true;
-    } else if (word == "--version") {
-      found.shows_version = true;
     } else if (word.starts_with('-') && word != "-") {
       throw Error(word + ": is no option" + kHelp);
     } else if (has_folder) {
@@ -112,9 +113,6 @@ Arguments parse_arguments(const std::vector<std::string>& words) {
     } else {
       found.folder = word;
       has_folder = true;
-    }
-    if (joined && !is_used) {
-      throw Error(word + ": takes no value" + kHelp);
     }
   }
   if (!has_folder && !found.shows_help && !found.shows_version) {

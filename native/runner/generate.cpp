@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <string_view>
 
 #include "doubleweave/utf8.h"
 
@@ -16,32 +15,24 @@ double seconds(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
 }
 
-// Gives a text out as it grows. Half characters show as U+FFFD until their last token came, so
-// those at the end wait. What was given stays given: it is counted in characters, since bytes that
-// turn out to be no character may still change how the text before them reads.
-class Stream {
- public:
-  explicit Stream(const std::function<void(const std::string&)>& on_text) : on_text_(on_text) {}
-
-  void show(const std::string& text, bool is_all) {
-    const std::vector<std::string_view> found = utf8::characters(text);
-    size_t end = found.size();
-    while (!is_all && end > 0 && found[end - 1] == "\xEF\xBF\xBD") {
-      --end;
-    }
-    std::string piece;
-    for (; given_ < end; ++given_) {
-      piece += found[given_];
-    }
-    if (!piece.empty()) {
-      on_text_(piece);
-    }
+// Gives out the characters of a growing text behind the first `given`. Half characters show as
+// U+FFFD until their last token comes, so the ones at the end wait. `given` counts characters, not
+// bytes: bytes that turn out to be no character may still change how the text before them reads.
+void give_out(const std::string& text, bool is_all, size_t& given,
+              const std::function<void(const std::string&)>& on_text) {
+  const std::vector<std::string_view> found = utf8::characters(text);
+  size_t end = found.size();
+  while (!is_all && end > 0 && found[end - 1] == "\xEF\xBF\xBD") {
+    --end;
   }
-
- private:
-  const std::function<void(const std::string&)>& on_text_;
-  size_t given_ = 0;
-};
+  std::string piece;
+  for (; given < end; ++given) {
+    piece += found[given];
+  }
+  if (!piece.empty()) {
+    on_text(piece);
+  }
+}
 
 }  // namespace
 
@@ -52,8 +43,8 @@ Generation generate(Session& session, const RunFile& file, const std::vector<int
   Generation result{};
   result.prompt_tokens = prompt.size();
   result.finish = "length";
-  Stream stream(on_text);
   std::string text;
+  size_t given = 0;
   const auto start = Clock::now();
   auto first = start;
   auto decode_from = start;
@@ -75,7 +66,7 @@ Generation generate(Session& session, const RunFile& file, const std::vector<int
     result.token_ids.push_back(token);
     if (tokenizer != nullptr) {
       text = tokenizer->decode(result.token_ids);
-      stream.show(text, false);
+      give_out(text, false, given, on_text);
     }
     if (count + 1 < num) {
       if (session.length() == file.max_context) {
@@ -86,7 +77,7 @@ Generation generate(Session& session, const RunFile& file, const std::vector<int
     }
   }
   if (tokenizer != nullptr) {
-    stream.show(text, true);
+    give_out(text, true, given, on_text);
     result.text = text;
   }
   result.ttft_s = seconds(start, first);

@@ -1,12 +1,6 @@
 // Greedy text: a prompt, then its own tokens, until an end token.
 #pragma once
 
-#include <functional>
-#include <optional>
-#include <string>
-#include <vector>
-
-#include "doubleweave/timeline.h"
 #include "doubleweave/tokenizer.h"
 #include "session.h"
 

@@ -4,22 +4,15 @@
 #include <exception>
 #include <fstream>
 #include <iostream>
-#include <istream>
-#include <iterator>
-#include <memory>
-#include <new>
 #include <nlohmann/json.hpp>
+#include <regex>
 
 #include "arguments.h"
 #include "doubleweave/crash.h"
 #include "doubleweave/error.h"
-#include "doubleweave/scheduling/planner.h"
 #include "doubleweave/threads.h"
-#include "doubleweave/tokenizer.h"
 #include "doubleweave/utf8.h"
 #include "generate.h"
-#include "run_file.h"
-#include "session.h"
 #include "trace.h"
 
 namespace {
@@ -50,15 +43,8 @@ std::vector<int64_t> read_ids(const std::string& path) {
 
 // Line ends as Python reads them: \n alone.
 std::string read_text(std::istream& stream) {
-  std::string text;
-  bool was_return = false;
-  for (std::istreambuf_iterator<char> at(stream), end; at != end; ++at) {
-    if (!(was_return && *at == '\n')) {
-      text += *at == '\r' ? '\n' : *at;
-    }
-    was_return = *at == '\r';
-  }
-  return text;
+  const std::string text(std::istreambuf_iterator<char>(stream), {});
+  return std::regex_replace(text, std::regex("\r\n?"), "\n");
 }
 
 std::vector<int64_t> prompt_ids(const runner::Arguments& args, const runner::RunFile& file,
@@ -92,7 +78,6 @@ std::vector<int64_t> prompt_ids(const runner::Arguments& args, const runner::Run
 }
 
 void print_report(const runner::Arguments& args, const runner::Generation& result, int threads) {
-  const std::string& schedule = args.wish.schedule;
   std::printf("prompt %zu tokens, %zu new; ended by %s\n", result.prompt_tokens,
               result.token_ids.size(), result.finish.c_str());
   std::printf("first token after %.0f ms; prefill %.0f tokens/s, decode ", result.ttft_s * 1e3,
@@ -102,8 +87,8 @@ void print_report(const runner::Arguments& args, const runner::Generation& resul
   } else {
     std::printf("- tokens/s\n");
   }
-  std::printf("schedule %s, %d threads; KV cache peak %.1f MiB\n", schedule.c_str(), threads,
-              static_cast<double>(result.kv_bytes_peak) / (1 << 20));
+  std::printf("schedule %s, %d threads; KV cache peak %.1f MiB\n", args.wish.schedule.c_str(),
+              threads, static_cast<double>(result.kv_bytes_peak) / (1 << 20));
   if (args.as_json) {
     const Json report{
         {"text", result.text ? Json(*result.text) : Json()},
@@ -114,15 +99,14 @@ void print_report(const runner::Arguments& args, const runner::Generation& resul
         {"prefill_tok_per_s", result.prefill_tok_per_s},
         {"decode_tok_per_s", result.decode_tok_per_s ? Json(*result.decode_tok_per_s) : Json()},
         {"kv_bytes_peak", result.kv_bytes_peak},
-        {"schedule", schedule},
+        {"schedule", args.wish.schedule},
         {"threads", threads},
         {"finish", result.finish}};
     std::printf("%s\n", report.dump().c_str());
   }
 }
 
-void run(const runner::Arguments& given) {
-  runner::Arguments args = given;
+void run(runner::Arguments args) {
   const std::filesystem::path folder = args.folder;
   const runner::RunFile file = runner::read_run_file(folder);
   doubleweave::scheduling::Planner planner(file.outline, file.machine);

@@ -1,15 +1,26 @@
 #include "run_file.h"
 
 #include <algorithm>
+#include <array>
 #include <fstream>
-#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "doubleweave/error.h"
 
+namespace doubleweave::scheduling {
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MeasuredTimes, threads, rows, cached, us, repeated)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EstimatedTimes, launch_us, cores, row_us, square_us, key_us,
+                                   call_bytes_us, row_bytes_us, cached_bytes_us, counted_us)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ContentionTable, workers, shares)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Choice, schedule, workers, threads, chunk, in_flight, abreast)
+
+}  // namespace doubleweave::scheduling
+
 namespace doubleweave::runner {
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Chat, before, behind, strips)
 
 namespace {
 
@@ -56,11 +67,8 @@ std::vector<std::vector<int32_t>> shapes_of(const Json& ports) {
   return shapes;
 }
 
-std::vector<scheduling::MeasuredTimes> measured_of(const Json& tables) {
-  std::vector<scheduling::MeasuredTimes> found;
-  for (const Json& table : tables) {
-    scheduling::MeasuredTimes times{table.at("threads"), table.at("rows"), table.at("cached"),
-                                    table.at("us"), table.at("repeated")};
+void check_measured(const std::vector<scheduling::MeasuredTimes>& tables) {
+  for (const scheduling::MeasuredTimes& times : tables) {
     const auto rises = [](const std::vector<double>& points) {
       return std::adjacent_find(points.begin(), points.end(), std::greater_equal<>()) ==
              points.end();
@@ -75,28 +83,23 @@ std::vector<scheduling::MeasuredTimes> measured_of(const Json& tables) {
                           [&](const auto& row) { return row.size() == times.cached.size(); }) &&
               (times.repeated.empty() || times.repeated.size() == times.cached.size()),
           "a segment's times are not a table");
-    found.push_back(std::move(times));
   }
-  return found;
 }
 
-scheduling::EstimatedTimes estimated_of(const Json& data) {
-  scheduling::EstimatedTimes times{
-      data.at("launch_us"),    data.at("cores"),           data.at("row_us"),
-      data.at("square_us"),    data.at("key_us"),          data.at("call_bytes_us"),
-      data.at("row_bytes_us"), data.at("cached_bytes_us"), data.at("counted_us")};
+void check_estimated(const scheduling::EstimatedTimes& times) {
   check(times.cores > 0, "a segment's estimate is for no core");
   for (const double us : {times.launch_us, times.row_us, times.square_us, times.key_us,
                           times.call_bytes_us, times.row_bytes_us, times.cached_bytes_us}) {
     check(us >= 0 && us <= kMostUs, "a segment's estimate is out of range");
   }
-  return times;
 }
 
 scheduling::SegmentTimes times_of(const Json& item) {
-  scheduling::SegmentTimes times{measured_of(list_in(item, "measured")), {}};
+  scheduling::SegmentTimes times{item.at("measured"), {}};
+  check_measured(times.measured);
   if (times.measured.empty()) {
-    times.estimated = estimated_of(item.at("estimated"));
+    item.at("estimated").get_to(times.estimated);
+    check_estimated(times.estimated);
   }
   return times;
 }
@@ -125,13 +128,10 @@ scheduling::Pattern pattern_of(const Json& data, size_t calls) {
 }
 
 Kind kind_of(const std::string& name) {
-  static const std::map<std::string, Kind> kKinds{{"input", Kind::kInput},
-                                                  {"chunk", Kind::kChunk},
-                                                  {"cache", Kind::kCache},
-                                                  {"output", Kind::kOutput}};
-  const auto found = kKinds.find(name);
-  check(found != kKinds.end(), "a value is of an unknown kind");
-  return found->second;
+  constexpr std::array kNames{"input", "chunk", "cache", "output"};  // as in Kind
+  const auto* found = std::find(kNames.begin(), kNames.end(), name);
+  check(found != kNames.end(), "a value is of an unknown kind");
+  return static_cast<Kind>(found - kNames.begin());
 }
 
 void check_calls(const std::vector<int>& calls, const std::vector<int>& blocks) {
@@ -189,7 +189,7 @@ void check_costs(const scheduling::CostTables& costs, size_t devices) {
 scheduling::Outline outline_of(const Json& data, const RunFile& file) {
   scheduling::Outline outline;
   outline.rows = {data.at("sizes").get<std::vector<int>>(), data.at("most_rows")};
-  outline.devices = data.at("devices").get<std::vector<std::string>>();
+  data.at("devices").get_to(outline.devices);
   outline.static_device = data.at("static_device");
   outline.max_tokens = file.max_context;
   outline.pattern = pattern_of(data.at("pattern"), file.calls.size());
@@ -213,20 +213,16 @@ scheduling::Machine machine_of(const Json& data, size_t devices) {
   for (const Json& item : list_in(data, "segments")) {
     machine.costs.segments.push_back(times_of(item));
   }
-  machine.costs.hand_over_ns = data.at("hand_over_ns").get<std::vector<std::vector<int64_t>>>();
+  data.at("hand_over_ns").get_to(machine.costs.hand_over_ns);
   machine.costs.same_worker_ns = data.at("same_worker_ns");
-  for (const Json& item : list_in(data, "contention")) {
-    machine.costs.contention.push_back({item.at("workers"), item.at("shares")});
-  }
+  data.at("contention").get_to(machine.costs.contention);
   check_costs(machine.costs, devices);
-  machine.most_tasks = data.at("most_tasks").get<std::vector<int>>();
+  data.at("most_tasks").get_to(machine.most_tasks);
   check(machine.most_tasks.size() == devices, "its costs do not fit its devices");
   machine.overlapping = data.at("overlapping");
   machine.threads = data.at("threads");
   for (const Json& item : list_in(data, "decisions")) {
-    machine.decisions.push_back({item.at("tokens"),
-                                 {item.at("schedule"), item.at("workers"), item.at("threads"),
-                                  item.at("chunk"), item.at("in_flight"), item.at("abreast")}});
+    machine.decisions.push_back({item.at("tokens"), item});
   }
   return machine;
 }
@@ -238,11 +234,11 @@ RunFile parse(const Json& data) {
   file.program_bytes = data.at("program_bytes");
   file.vocab_size = data.at("vocab_size");
   file.max_context = data.at("max_context");
-  file.eos_token_ids = data.at("eos_token_ids").get<std::vector<int>>();
+  data.at("eos_token_ids").get_to(file.eos_token_ids);
   const Json& chat = data.at("chat");
   file.has_template = chat.is_object() || chat.get<bool>();
   if (chat.is_object()) {
-    file.chat.emplace(Chat{chat.at("before"), chat.at("behind"), chat.at("strips")});
+    file.chat = chat.get<Chat>();
   }
   Names values;
   for (const Json& row : list_in(data, "values")) {
@@ -275,7 +271,7 @@ RunFile parse(const Json& data) {
     file.calls.push_back(std::move(call));
   }
   file.slot_of.assign(file.values.size(), -1);
-  file.slot_row_bytes = data.at("slot_row_bytes").get<std::vector<int64_t>>();
+  data.at("slot_row_bytes").get_to(file.slot_row_bytes);
   for (const auto& [name, slot] : data.at("slots").items()) {
     file.slot_of[index_of(values, name, "value")] = slot;
     check_places({slot.get<int>()}, file.slot_row_bytes.size(), "a value is in no slot");
@@ -301,10 +297,8 @@ RunFile read_run_file(const std::filesystem::path& folder) {
                 ": has no run.json; expected a folder made by doubleweave compile " +
                 "(of a language model), or write it with: doubleweave prepare " + folder.string());
   }
-  std::ostringstream text;
-  text << stream.rdbuf();
   try {
-    return parse(Json::parse(text.str()));
+    return parse(Json::parse(stream));
   } catch (const std::exception& error) {
     std::string reason = error.what();
     reason = reason.substr(0, std::min(reason.find('\n'), size_t{200}));

@@ -3,12 +3,7 @@
 // Plain data; every index in it is checked when it is read.
 #pragma once
 
-#include <cstdint>
 #include <filesystem>
-#include <optional>
-#include <string>
-#include <utility>
-#include <vector>
 
 #include "doubleweave/scheduling/planner.h"
 

@@ -192,7 +192,7 @@ void Session::load(const Prepared& prepared) {
     }
     const Segment& segment = file_.segments[file_.calls[call].segment];
     if (segment.loads_alone) {
-      instances_[{method, 0}] = program_.load(method, {.workspace_group = segment.group});
+      instances_[{method, 0}] = program_.load(method, segment.group);
     } else {
       groups[method] = segment.group;
     }
@@ -205,7 +205,7 @@ void Session::load(const Prepared& prepared) {
   const auto work = [&] {
     for (size_t i = next++; i < todo.size(); i = next++) {
       try {
-        made[i] = program_.load(todo[i].first, {.workspace_group = todo[i].second});
+        made[i] = program_.load(todo[i].first, todo[i].second);
       } catch (...) {
         const std::lock_guard lock(mutex);
         failed = std::current_exception();

@@ -1,20 +1,9 @@
 // A prompt in, logits out, over a cache that stays: what runtime/llm of the Python package does.
 #pragma once
 
-#include <filesystem>
-#include <map>
-#include <memory>
-#include <span>
-#include <string>
-#include <utility>
-#include <vector>
-
 #include "doubleweave/buffers.h"
 #include "doubleweave/execution.h"
 #include "doubleweave/kv_cache.h"
-#include "doubleweave/program.h"
-#include "doubleweave/scheduling/planner.h"
-#include "doubleweave/timeline.h"
 #include "run_file.h"
 
 namespace doubleweave::runner {

@@ -3,11 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <fstream>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <system_error>
-#include <utility>
-#include <vector>
 
 #include "doubleweave/error.h"
 
@@ -154,17 +151,15 @@ Json trace_of(const RunFile& file, const Prepared& prepared, const Timeline& tim
       const size_t id = links.size();
       links.push_back(Json::array({place[static_cast<size_t>(before)], place[task]}));
       const Json common{{"pid", 0}, {"cat", "hand-over"}, {"name", "hand-over"}, {"id", id}};
-      Json begin{{"ph", "s"}, {"tid", source.worker}, {"ts", us(source.end_ns)}};
-      Json end{{"ph", "f"}, {"bp", "e"}, {"tid", event.worker}, {"ts", us(event.start_ns)}};
-      begin.update(common);
-      end.update(common);
-      arrows.push_back(std::move(begin));
-      arrows.push_back(std::move(end));
+      const Json begin{{"ph", "s"}, {"tid", source.worker}, {"ts", us(source.end_ns)}};
+      const Json end{{"ph", "f"}, {"bp", "e"}, {"tid", event.worker}, {"ts", us(event.start_ns)}};
+      for (const Json& arrow : {begin, end}) {
+        arrows.push_back(common);
+        arrows.back().update(arrow);
+      }
     }
   }
-  for (Json& arrow : arrows) {
-    events.push_back(std::move(arrow));
-  }
+  events.insert(events.end(), arrows.begin(), arrows.end());
   const auto [cache, buffers] = changes_of(file, graph, by_task);
   add_counter(events, "KV cache", cache);
   add_counter(events, "buffers in flight", buffers);

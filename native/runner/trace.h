@@ -2,10 +2,7 @@
 #pragma once
 
 #include <filesystem>
-#include <string>
 
-#include "doubleweave/timeline.h"
-#include "run_file.h"
 #include "session.h"
 
 namespace doubleweave::runner {

@@ -45,13 +45,6 @@ bool machine_has(Isa isa) {
   }
 }
 
-const AttentionKernel* find_kernel(Isa isa) {
-  for (const AttentionKernel* kernel : kKernels) {
-    if (kernel->isa == isa && machine_has(isa)) return kernel;
-  }
-  return nullptr;
-}
-
 const AttentionKernel* best_kernel() {
   const char* wanted = std::getenv("DOUBLEWEAVE_ATTENTION_ISA");
   for (const AttentionKernel* kernel : kKernels) {
@@ -67,6 +60,7 @@ std::atomic<const AttentionKernel*>& current_kernel() {
   return kernel;
 }
 
+// A cache line, and the widest vector.
 constexpr std::align_val_t kScratchAlignment{64};
 
 struct FreeScratch {
@@ -87,25 +81,20 @@ float* scratch(size_t num_floats) {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  switch (isa) {
-    case Isa::kAvx2:
-      return "avx2";
-    case Isa::kAvx512:
-      return "avx512";
-    case Isa::kNeon:
-      return "neon";
-    case Isa::kBaseline:
-      break;
-  }
-  return "baseline";
+  constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "neon"};  // as in Isa
+  return kNames[static_cast<size_t>(isa)];
 }
 
 Isa attention_isa() { return current_kernel().load()->isa; }
 
 bool set_attention_isa(Isa isa) {
-  const AttentionKernel* kernel = find_kernel(isa);
-  if (kernel != nullptr) current_kernel().store(kernel);
-  return kernel != nullptr;
+  for (const AttentionKernel* kernel : kKernels) {
+    if (kernel->isa == isa && machine_has(isa)) {
+      current_kernel().store(kernel);
+      return true;
+    }
+  }
+  return false;
 }
 
 size_t attention_num_work_items(const AttentionParams& params) {

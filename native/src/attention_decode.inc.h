@@ -170,6 +170,7 @@ void decode_keys(const AttentionParams& params, const float* k, const float* v, 
   for (int64_t i = 0; i < num_keys; i += kLanes) {
     score_lanes<kRows>(params, k + (keys.begin + i) * key_stride, num_keys - i, rows, i);
   }
+  // Per block of keys, so that a block's scores stay in L1 between the two products.
   DOUBLEWEAVE_UNROLL
   for (int r = 0; r < kRows; ++r) exponentiate_row(rows[r], keys);
   const float* values = v + keys.begin * value_stride;
@@ -181,6 +182,8 @@ void decode_keys(const AttentionParams& params, const float* k, const float* v, 
   for (; first < vectors; ++first) value_vectors<kRows, 1>(params, values, num_keys, rows, first);
 }
 
+// From a number of rows at run time to loops of a constant number, whose accumulators are
+// registers.
 template <int kRows>
 void decode_group(const AttentionParams& params, const float* k, const float* v, KeyRange keys,
                   int64_t num_rows, DecodeRow* rows) {
@@ -191,6 +194,7 @@ void decode_group(const AttentionParams& params, const float* k, const float* v,
   }
 }
 
+// Dividing once at the end, not at every block, as online softmax allows.
 void finish_row(const AttentionParams& params, const DecodeRow& row, float* out) {
   const Vec factor = splat(1.0f / sum_lanes(row.total));
   for (int64_t i = 0; i < ceil_div(params.value_dim, kLanes); ++i) {

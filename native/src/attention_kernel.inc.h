@@ -90,6 +90,7 @@ DOUBLEWEAVE_INLINE Vec apply_soft_cap(const AttentionParams& params, Vec score) 
 
 #include "attention_decode.inc.h"
 
+// Scores, maxima and sums of the rows that share each load of k and v.
 template <int kVectors>
 struct RowBlock {
   static constexpr int kRows = kVectors * kLanes;
@@ -133,6 +134,8 @@ DOUBLEWEAVE_INLINE void multiply(const float* a, int64_t row_stride, int64_t dep
 }
 
 // Scores of keys [key, key + kCount), masked where not every row sees them.
+// Not inlined, so that each tile's accumulators have the registers to themselves: where they spill,
+// the product loop loses half of its speed (in a first version 30 instead of 55 GFLOP/s).
 template <int kCount, int kVectors>
 __attribute__((noinline)) void score_tile(RowBlock<kVectors>& block, const float* k, int64_t key,
                                           float* scores) {
@@ -147,6 +150,7 @@ __attribute__((noinline)) void score_tile(RowBlock<kVectors>& block, const float
       for (int j = 0; j < kVectors; ++j) acc[m][j] = apply_soft_cap(params, acc[m][j]);
     }
   }
+  // Most tiles lie below the diagonal, where every row sees every key: no mask is worked out there.
   if (key < block.seen_by_all.begin || key + kCount > block.seen_by_all.end) {
     DOUBLEWEAVE_UNROLL
     for (int m = 0; m < kCount; ++m) {
@@ -350,7 +354,8 @@ int64_t num_scratch_floats(const AttentionParams& params) {
 void run(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head,
          int64_t row_block) {
   if (decodes(params)) return decode(params, inputs, kv_head);
-  // Spread the vectors evenly, so that no block is left with one.
+  // Spread the vectors evenly, so that no block is left with one: a block's loads of k and v cost
+  // the same for one vector as for three.
   const int64_t vectors = num_row_vectors(params);
   const int64_t blocks = num_row_blocks(params);
   const int64_t begin = row_block * vectors / blocks;

@@ -9,39 +9,27 @@
 namespace doubleweave {
 namespace {
 
-// One side of a copy.
-struct Side {
-  const char* verb;
-  int32_t region;
-  int64_t offset;
-  int64_t stride;
-};
-
-int64_t available_bytes(const Region& region) {
-  return region.first == nullptr ? 0 : static_cast<int64_t>(region.second);
-}
-
-// Throws unless `num_blocks` blocks of block_bytes + pad_bytes lie inside the region; nothing here
-// overflows, whatever the numbers.
-void check_side(const Side& side, int64_t num_blocks, int64_t block_bytes, int64_t pad_bytes,
-                const std::vector<Region>& regions, const std::string& name) {
-  if (side.region < 0 || side.region >= static_cast<int32_t>(regions.size())) {
-    throw Error(text(name, " ", side.verb, " region ", side.region, " of ", regions.size(), "."));
+// Throws unless the blocks that one side of a copy "reads" or "writes" lie inside its region.
+// Differences are compared, not sums, so that nothing overflows whatever the numbers.
+void check_side(const char* verb, int32_t place, int64_t offset, int64_t stride,
+                const BlockCopy& copy, int64_t pad_bytes, const std::vector<Region>& regions,
+                const std::string& name) {
+  if (place < 0 || place >= static_cast<int32_t>(regions.size())) {
+    throw Error(text(name, " ", verb, " region ", place, " of ", regions.size(), "."));
   }
-  const int64_t available = available_bytes(regions[side.region]);
-  int64_t spare = available - side.offset;
+  const auto [start, bytes] = regions[place];
+  const int64_t available = start == nullptr ? 0 : static_cast<int64_t>(bytes);
+  int64_t spare = available - offset;
   bool fits = spare >= 0;
-  if (fits && num_blocks > 0) {
-    fits = regions[side.region].first != nullptr && block_bytes <= spare &&
-           pad_bytes <= spare - block_bytes;
-    spare -= fits ? block_bytes + pad_bytes : 0;
-    fits = fits && (side.stride == 0 || num_blocks - 1 <= spare / side.stride);
+  if (fits && copy.num_blocks > 0) {
+    fits = start != nullptr && copy.block_bytes <= spare && pad_bytes <= spare - copy.block_bytes;
+    spare -= fits ? copy.block_bytes + pad_bytes : 0;
+    fits = fits && (stride == 0 || copy.num_blocks - 1 <= spare / stride);
   }
   if (!fits) {
-    throw Error(text(name, " ", side.verb, " ", num_blocks, " blocks of ", block_bytes, " + ",
-                     pad_bytes, " bytes at offset ", side.offset, ", ", side.stride,
-                     " apart, which do not fit region ", side.region, " of ", available,
-                     " bytes."));
+    throw Error(text(name, " ", verb, " ", copy.num_blocks, " blocks of ", copy.block_bytes, " + ",
+                     pad_bytes, " bytes at offset ", offset, ", ", stride,
+                     " apart, which do not fit region ", place, " of ", available, " bytes."));
   }
 }
 
@@ -57,10 +45,9 @@ void check_copy(const BlockCopy& copy, const std::vector<Region>& regions,
           text(name, " has a negative offset, stride or count: ", number, "; give zero or more."));
     }
   }
-  check_side({"reads", copy.source, copy.source_offset, copy.source_stride}, copy.num_blocks,
-             copy.block_bytes, 0, regions, name);
-  check_side({"writes", copy.target, copy.target_offset, copy.target_stride}, copy.num_blocks,
-             copy.block_bytes, copy.pad_bytes, regions, name);
+  check_side("reads", copy.source, copy.source_offset, copy.source_stride, copy, 0, regions, name);
+  check_side("writes", copy.target, copy.target_offset, copy.target_stride, copy, copy.pad_bytes,
+             regions, name);
   if (copy.num_blocks == 0) {
     return;
   }
@@ -86,7 +73,7 @@ void copy_blocks(const BlockCopy& copy, const std::vector<std::byte*>& starts) {
   std::byte* const target = starts[copy.target] + copy.target_offset;
   for (int64_t i = 0; i < copy.num_blocks; ++i) {
     std::byte* const block = target + i * copy.target_stride;
-    // Two regions may be rebound to the same memory.
+    // memmove, for two regions may be rebound to the same memory.
     std::memmove(block, source + i * copy.source_stride, static_cast<size_t>(copy.block_bytes));
     if (copy.pad_bytes > 0) {
       std::memset(block + copy.block_bytes, 0, static_cast<size_t>(copy.pad_bytes));

@@ -1,5 +1,5 @@
+#include <algorithm>
 #include <array>
-#include <utility>
 
 #include "doubleweave/program.h"
 
@@ -26,24 +26,22 @@ constexpr std::array<DTypeRow, 11> kDTypes = {{
     {DType::kUInt16, "uint16", 2},
 }};
 
+const DTypeRow* find(DType dtype) {
+  const auto* row = std::find_if(kDTypes.begin(), kDTypes.end(),
+                                 [&](const DTypeRow& known) { return known.dtype == dtype; });
+  return row == kDTypes.end() ? nullptr : row;
+}
+
 }  // namespace
 
 std::string dtype_name(DType dtype) {
-  for (const DTypeRow& row : kDTypes) {
-    if (row.dtype == dtype) {
-      return row.name;
-    }
-  }
-  return "dtype " + std::to_string(static_cast<int>(dtype));
+  const DTypeRow* row = find(dtype);
+  return row != nullptr ? row->name : "dtype " + std::to_string(static_cast<int>(dtype));
 }
 
 size_t dtype_bytes(DType dtype) {
-  for (const DTypeRow& row : kDTypes) {
-    if (row.dtype == dtype) {
-      return row.bytes;
-    }
-  }
-  return 0;
+  const DTypeRow* row = find(dtype);
+  return row != nullptr ? row->bytes : 0;
 }
 
 }  // namespace doubleweave

@@ -27,6 +27,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// Short enough that Ctrl-C seems to act at once, long enough that taking Python's lock costs
+// little.
 constexpr auto kInterruptPeriod = std::chrono::milliseconds(30);
 // How long a worker looks for what it waits for before it sleeps. Waking it costs some 60
 // microseconds, and the one that wakes it some 15, so it looks for longer than most tasks take.
@@ -42,7 +44,8 @@ void pause_briefly() {
 #endif
 }
 
-// The number of a worker's tasks that have finished, on a cache line of its own.
+// The number of a worker's tasks that have finished, on a cache line of its own: others spin on it,
+// and two counters in one line would slow down two workers that have nothing to do with each other.
 struct alignas(64) Progress {
   std::atomic<int32_t> num_finished{0};
 };
@@ -83,16 +86,11 @@ struct Execution::Impl {
     if (task.instance < 0 || threads_per_worker == pool_threads()) {
       return;
     }
-    Instance::Impl& instance = *instances[task.instance]->impl_;
-    std::vector<int32_t> all;
-    std::vector<std::span<const int32_t>> sizes;
+    std::vector<int32_t> sizes;
     for (const Binding& input : task.inputs) {
-      sizes.emplace_back(input.sizes);
-      all.insert(all.end(), input.sizes.begin(), input.sizes.end());
+      sizes.insert(sizes.end(), input.sizes.begin(), input.sizes.end());
     }
-    if (!instance.has_room(all)) {
-      instance.make_room(sizes);
-    }
+    instances[task.instance]->impl_->make_room(std::move(sizes));
   }
 
   void fail(std::exception_ptr error) {
@@ -101,7 +99,7 @@ struct Execution::Impl {
       first_error = std::move(error);
     }
     stop.store(true, std::memory_order_seq_cst);
-    changed.notify_all();
+    changed.notify_all();  // workers that sleep would otherwise wait for tasks that never end
   }
 
   // Asks whether to go on; worker 0 only.
@@ -117,17 +115,6 @@ struct Execution::Impl {
     } catch (...) {
       fail(std::current_exception());
     }
-  }
-
-  // Sleeps until `is_done` holds (to be checked with the mutex held) or a poll interval has passed.
-  template <typename Predicate>
-  void sleep_until(Predicate is_done) {
-    num_sleeping.fetch_add(1, std::memory_order_seq_cst);
-    {
-      std::unique_lock lock(mutex);
-      changed.wait_for(lock, kInterruptPeriod, is_done);
-    }
-    num_sleeping.fetch_sub(1, std::memory_order_seq_cst);
   }
 
   // False if the run stops before what is waited for has happened.
@@ -149,7 +136,14 @@ struct Execution::Impl {
       } while (!stop.load(std::memory_order_relaxed) && Clock::now() < until);
     }
     while (!is_done() && !is_stopped()) {
-      sleep_until([&] { return is_done() || is_stopped(); });
+      // Announced before it looks again, and `publish` looks at it behind its store; both are
+      // sequentially consistent, so that one of the two sees the other and nobody sleeps on.
+      num_sleeping.fetch_add(1, std::memory_order_seq_cst);
+      {
+        std::unique_lock lock(mutex);
+        changed.wait_for(lock, kInterruptPeriod, [&] { return is_done() || is_stopped(); });
+      }
+      num_sleeping.fetch_sub(1, std::memory_order_seq_cst);
       if (is_caller) {
         poll();
       }
@@ -159,6 +153,7 @@ struct Execution::Impl {
 
   void publish(int32_t worker, int32_t num_finished) {
     progress[worker].num_finished.store(num_finished, std::memory_order_seq_cst);
+    // Nearly always nobody sleeps: a hand-over is then one store, about a microsecond.
     if (num_sleeping.load(std::memory_order_seq_cst) > 0) {
       const std::lock_guard lock(mutex);
       changed.notify_all();
@@ -213,6 +208,8 @@ struct Execution::Impl {
     BorrowedWorkers helpers(workers.size() - 1);
     num_helpers = static_cast<int>(workers.size()) - 1;
     for (int32_t worker = 1; worker < static_cast<int32_t>(workers.size()); ++worker) {
+      // A worker goes back to the pool when this run ends, so the run waits for all of them even
+      // where one has failed.
       helpers[worker - 1].start([this, worker] {
         run_worker(worker);
         const std::lock_guard lock(mutex);
@@ -235,7 +232,9 @@ struct Execution::Impl {
     }
   }
 
-  // Sets `starts` for a run. Throws Error for a region that cannot lie where it is said to.
+  // Sets `starts` for a run; addresses are worked out from it, so that a region may move between
+  // runs (a caller's arrays) while everything checked stays checked. Throws Error for a region that
+  // cannot lie where it is said to.
   void place_regions(const ReboundRegions& rebound) {
     for (size_t r = 0; r < regions.size(); ++r) {
       starts[r] = static_cast<std::byte*>(regions[r].first);
@@ -269,7 +268,7 @@ struct Execution::Impl {
     for (size_t w = 0; w < workers.size(); ++w) {
       progress[w].num_finished.store(0);
       events[w].clear();
-      if (record) {
+      if (record) {  // room now, so that recording allocates nothing between tasks
         events[w].reserve(workers[w].size());
       }
     }
@@ -302,6 +301,7 @@ Execution::Execution(std::vector<Instance*> instances, std::vector<Region> regio
     impl.prepared.emplace_back(impl.tasks[t], *impl.instances[impl.tasks[t].instance], regions,
                                name, impl.limit);
   }
+  // After every task is checked: it runs methods.
   for (size_t t = 0; t < impl.tasks.size(); ++t) {
     impl.make_room(impl.tasks[t]);
   }
@@ -338,6 +338,8 @@ void Execution::run(int64_t base, Timeline* timeline, const std::function<bool()
     impl.running.store(false);
   };
   try {
+    // Held for the whole run: with one thread set, workers run side by side without the pool's
+    // lock.
     const IntraOpScope scope(impl.threads_per_worker);
     impl.reset(base, timeline != nullptr, interrupted);
     impl.place_regions(rebound);

@@ -117,6 +117,7 @@ void Instance::Impl::execute(bool single_thread) {
     throw Error(text("method '", method_name,
                      "' cannot run again: a check inside ExecuTorch failed in it."));
   }
+  // Instances of one group share planned memory: two of them at once would overwrite each other's.
   std::unique_lock<std::mutex> turn;
   if (group->is_shared) {
     turn = std::unique_lock(group->run_mutex);
@@ -177,6 +178,7 @@ void Instance::Impl::finish_output(size_t index) {
   std::memmove(slot.data, tensor.data(), tensor.nbytes());
 }
 
+// Scratch memory grows with every input size, so room at some sizes is room at all smaller ones.
 bool Instance::Impl::has_room(const std::vector<int32_t>& sizes) const {
   if (!is_delegated || pool_threads() == 1) {
     return true;
@@ -189,24 +191,26 @@ bool Instance::Impl::has_room(const std::vector<int32_t>& sizes) const {
 
 void Instance::Impl::note_room(std::vector<int32_t> sizes) {
   const std::lock_guard lock(room_mutex);
+  // Entries that the new one covers go, so that the list stays as short as it can be.
   std::erase_if(roomy_sizes, [&](const auto& roomy) {
     return std::equal(roomy.begin(), roomy.end(), sizes.begin(), sizes.end(), std::less_equal<>());
   });
   roomy_sizes.push_back(std::move(sizes));
 }
 
-void Instance::Impl::make_room(const std::vector<std::span<const int32_t>>& sizes) {
-  std::vector<int32_t> all;
-  for (const auto& one : sizes) {
-    all.insert(all.end(), one.begin(), one.end());
+void Instance::Impl::make_room(std::vector<int32_t> sizes) {
+  if (has_room(sizes)) {
+    return;
   }
   const IntraOpScope scope(pool_threads());
+  // Unlike a run, which refuses an instance in use, preparing waits for it: a scope that agrees
+  // on the threads may be inside.
   while (in_use.exchange(true, std::memory_order_acquire)) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   in_use.store(false, std::memory_order_release);
   const InstanceUse use(*this);
-  if (has_room(all)) {
+  if (has_room(sizes)) {  // another thread may have made it meanwhile
     return;
   }
   // XNNPACK reads up to 16 bytes past the end.
@@ -219,8 +223,11 @@ void Instance::Impl::make_room(const std::vector<std::span<const int32_t>>& size
     }
     return memory.emplace_back(bytes + kMargin).data();
   };
+  std::span<const int32_t> rest = sizes;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    bind_input(i, zeros(input_infos[i], sizes[i]), sizes[i]);
+    const auto own = rest.first(input_infos[i].sizes.size());
+    bind_input(i, zeros(input_infos[i], own), own);
+    rest = rest.subspan(own.size());
   }
   for (size_t i = 0; i < outputs.size(); ++i) {
     bind_output(i, zeros(output_infos[i], output_infos[i].sizes), output_infos[i].nbytes, {});
@@ -236,7 +243,7 @@ void Instance::Impl::make_room(const std::vector<std::span<const int32_t>>& size
   for (OutputSlot& slot : outputs) {
     slot.data = nullptr;
   }
-  note_room(std::move(all));
+  note_room(std::move(sizes));
 }
 
 Instance::Instance(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -156,9 +156,9 @@ struct Instance::Impl {
   bool has_room(const std::vector<int32_t>& sizes) const;
   /// Notes that the method ran at these sizes with every thread.
   void note_room(std::vector<int32_t> sizes);
-  /// Runs the method on zeros with every thread, unless there is room at these sizes; waits until
-  /// nothing else runs. What was bound is bound no more.
-  void make_room(const std::vector<std::span<const int32_t>>& sizes);
+  /// Runs the method on zeros with every thread, unless there is room at these sizes (those of all
+  /// inputs, one behind the other); waits until nothing else runs. It leaves nothing bound.
+  void make_room(std::vector<int32_t> sizes);
   void finish_output(size_t index);
 };
 

@@ -41,6 +41,9 @@ KvCache::KvCache(std::vector<size_t> row_bytes, int64_t max_tokens, int64_t slac
     size_t mapped_bytes = 0;
     const bool fits = bytes > 0 && num_rows < std::numeric_limits<size_t>::max() / 2 / bytes;
     if (fits) {
+      // Address space alone, for the longest context: a page becomes memory when its first row is
+      // written, and K and V never move, so that methods stay bound to them. NORESERVE: the sum may
+      // be more than the machine has.
       mapped_bytes = round_up_to_page(num_rows * bytes + kReadPastEndBytes);
       data = mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -90,6 +93,7 @@ void KvCache::note_length(int64_t num_tokens, int64_t num_padding) {
                      " rows of padding were noted."));
   }
   length_ = num_tokens;
+  // Padding rows are written too: they are no tokens, but their pages are memory.
   high_water_ = std::max(high_water_, num_tokens + num_padding);
   peak_bytes_ = std::max(peak_bytes_, committed_bytes());
 }
@@ -102,6 +106,7 @@ void KvCache::truncate(int64_t num_tokens) {
   length_ = num_tokens;
   high_water_ = num_tokens;
   for (const Entry& entry : entries_) {
+    // The page of the last row stays: it holds rows that are kept.
     const size_t kept = round_up_to_page(static_cast<size_t>(num_tokens) * entry.row_bytes);
     if (kept < entry.mapped_bytes) {
       // The pages read as zeros from now on. A failure would only leave memory in use.

@@ -10,6 +10,7 @@
 #include <executorch/runtime/kernel/kernel_runtime_context.h>
 #include <executorch/runtime/kernel/operator_registry.h>
 
+#include <algorithm>
 #include <array>
 #include <mutex>
 
@@ -51,12 +52,8 @@ double number(const et::EValue& value) {
 }
 
 bool all_numbers(Stack stack, size_t begin, size_t end) {
-  for (size_t i = begin; i < end; ++i) {
-    if (!stack[i]->isInt() && !stack[i]->isDouble()) {
-      return false;
-    }
-  }
-  return true;
+  return std::all_of(stack.begin() + begin, stack.begin() + end,
+                     [](const et::EValue* value) { return value->isInt() || value->isDouble(); });
 }
 
 bool resize(Tensor& out, int64_t rows, int64_t columns) {

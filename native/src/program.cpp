@@ -236,8 +236,7 @@ const std::string& Program::path() const { return impl_->state->path; }
 
 const std::vector<std::string>& Program::method_names() const { return impl_->state->method_names; }
 
-std::unique_ptr<Instance> Program::load(const std::string& method,
-                                        const LoadOptions& options) const {
+std::unique_ptr<Instance> Program::load(const std::string& method, int workspace_group) const {
   ProgramState& state = *impl_->state;
   const auto& names = state.method_names;
   if (std::find(names.begin(), names.end(), method) == names.end()) {
@@ -248,11 +247,11 @@ std::unique_ptr<Instance> Program::load(const std::string& method,
   auto impl = std::make_unique<Instance::Impl>();
   impl->program = impl_->state;
   impl->method_name = method;
-  if (options.workspace_group < 0) {
+  if (workspace_group < 0) {
     impl->group = std::make_shared<GroupAllocator>();
   } else {
     const std::lock_guard lock(impl_->groups_mutex);
-    auto& group = impl_->groups[options.workspace_group];
+    auto& group = impl_->groups[workspace_group];
     if (group == nullptr) {
       group = std::make_shared<GroupAllocator>();
       group->is_shared = true;

@@ -13,6 +13,7 @@
 namespace doubleweave {
 namespace {
 
+// A kernel of ours: under dynamic rows XNNPACK's delegate takes neither slices nor views.
 void rotate_head(const float* x, const float* cos, const float* sin, float* out, int64_t half) {
   DOUBLEWEAVE_INDEPENDENT_ITERATIONS
   for (int64_t i = 0; i < half; ++i) {

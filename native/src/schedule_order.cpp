@@ -61,7 +61,8 @@ void place_tasks(const std::vector<Task>& tasks, const Workers& workers,
   }
 }
 
-// Runs the schedule without executing anything: the tasks in an order in which they may finish.
+// Runs the schedule without executing anything: the tasks in an order in which they may finish. A
+// schedule that waits for ever is refused here, before its first run could hang.
 std::vector<int32_t> simulate(const std::vector<Task>& tasks, const Workers& workers,
                               const std::vector<Instance*>& instances, const ScheduleOrder& order) {
   std::vector<int32_t> finished;
@@ -100,7 +101,9 @@ std::vector<int32_t> simulate(const std::vector<Task>& tasks, const Workers& wor
   throw Error(text("the schedule would wait for ever: ", stuck, "; reorder the workers' tasks."));
 }
 
-// Vector clocks: clocks[t][w] is how many of worker w's tasks have surely finished when t has.
+// Vector clocks (Fidge, Mattern, 1988): clocks[t][w] is how many of worker w's tasks have surely
+// finished when t has. They show which dependencies an earlier wait implies, so that a run looks at
+// few counters, and whether two users of an instance are ordered whatever the timing.
 void find_waits(const std::vector<Task>& tasks, const Workers& workers,
                 const std::vector<Instance*>& instances, const std::vector<int32_t>& finish_order,
                 ScheduleOrder& order) {
@@ -122,8 +125,9 @@ void find_waits(const std::vector<Task>& tasks, const Workers& workers,
       const int32_t w = order.worker_of[a];
       auto& waits = order.waits[t];
       if (order.place_of[a] < before[w]) {
-        continue;
+        continue;  // this worker's task before already knows of it
       }
+      // Workers go in order, so that of one worker's tasks the last stands for all.
       const auto same = std::find_if(waits.begin(), waits.end(),
                                      [&](const Wait& wait) { return wait.worker == w; });
       if (same == waits.end()) {

@@ -26,6 +26,7 @@ Pool*& pool_pointer() {
 }  // namespace
 
 WorkerThread::WorkerThread() {
+  // Detached: nothing ends it, and the process exits while it waits for a job.
   std::thread([this] { loop(); }).detach();
 }
 
@@ -54,6 +55,7 @@ BorrowedWorkers::BorrowedWorkers(size_t num_workers) {
   threads_.reserve(num_workers);
   Pool& pool = *pool_pointer();
   const std::lock_guard lock(pool.mutex);
+  // Decoding is a run a token, which starting a thread each time would delay: they are used again.
   while (threads_.size() < num_workers) {
     if (pool.idle.empty()) {
       threads_.push_back(new WorkerThread());

@@ -23,9 +23,9 @@ namespace doubleweave {
 /// So one execution, prepared for base 0, decodes every token.
 struct Binding {
   int32_t buffer = 0;
+  std::vector<int32_t> sizes;    // elements; empty, for an output: the method's upper bound
   int64_t offset = 0;            // bytes, not negative
   int64_t offset_per_token = 0;  // bytes, not negative
-  std::vector<int32_t> sizes;    // elements; empty, for an output: the method's upper bound
   int32_t grow_dim = -1;         // -1: no dimension grows
 };
 
@@ -53,7 +53,7 @@ struct Task {
   std::vector<Binding> outputs;
   std::vector<int32_t> after;  // tasks that must have finished before
   int32_t label = 0;           // the caller's; named in errors
-  std::optional<BlockCopy> copy;
+  std::optional<BlockCopy> copy = std::nullopt;
 };
 
 /// A buffer's start and its size in bytes: session buffers and cache entries alike.

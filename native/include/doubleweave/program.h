@@ -48,13 +48,6 @@ struct TensorInfo {
   size_t nbytes;
 };
 
-struct LoadOptions {
-  /// Instances of one group share XNNPACK's scratch memory, and one of them that reaches a delegate
-  /// while another is in one waits for it. Instances of different groups never wait for one
-  /// another. Groups are counted within a Program object; -1: a group of its own.
-  int workspace_group = -1;
-};
-
 /// Memory to read an input from; see Instance::bind_input.
 struct InputBinding {
   const void* data;
@@ -136,9 +129,14 @@ class Program {
   const std::vector<std::string>& method_names() const;
 
   /// Loads a method: delegates compile or unpack their part and pack weights now. Thread safe.
+  ///
+  /// Instances of one workspace group share XNNPACK's scratch memory, and one that reaches a
+  /// delegate while another is in one waits for it. Instances of different groups never wait for
+  /// one another. Groups are counted within a Program object; -1: a group of its own.
+  ///
   /// Throws Error for an unknown method, a missing operator or backend, or an input that is not a
   /// tensor.
-  std::unique_ptr<Instance> load(const std::string& method, const LoadOptions& options = {}) const;
+  std::unique_ptr<Instance> load(const std::string& method, int workspace_group = -1) const;
 
  private:
   struct Impl;
