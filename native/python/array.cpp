@@ -6,7 +6,6 @@
 #include <limits>
 #include <map>
 #include <string_view>
-#include <utility>
 
 namespace doubleweave::python {
 
@@ -224,15 +223,6 @@ void Array::add_size(int64_t size, const std::string& what) {
   }
   sizes_.push_back(static_cast<int32_t>(size));
 }
-
-Array::Array(Array&& other) noexcept
-    : view_(other.view_),
-      is_held_(std::exchange(other.is_held_, false)),
-      capsule_(std::move(other.capsule_)),
-      data_(other.data_),
-      nbytes_(other.nbytes_),
-      dtype_(other.dtype_),
-      sizes_(std::move(other.sizes_)) {}
 
 Array::~Array() {
   if (is_held_) {

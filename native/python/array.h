@@ -4,11 +4,6 @@
 
 #include <nanobind/nanobind.h>
 
-#include <cstdint>
-#include <span>
-#include <string>
-#include <vector>
-
 #include "doubleweave/program.h"
 
 namespace doubleweave::python {
@@ -21,7 +16,6 @@ class Array {
   /// is asked for.
   Array(nanobind::handle object, bool is_writable, const std::string& what);
   ~Array();
-  Array(Array&& other) noexcept;
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
 

@@ -8,12 +8,6 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include <map>
-#include <optional>
-#include <string>
-#include <utility>
-#include <variant>
-
 #include "bindings.h"
 #include "doubleweave/error.h"
 #include "doubleweave/execution.h"

@@ -3,14 +3,13 @@
 // out).
 #include "bindings.h"
 
-#include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <memory>
+#include <deque>
 
 #include "array.h"
 #include "doubleweave/crash.h"
@@ -26,10 +25,9 @@ using namespace nb::literals;
 namespace {
 
 // Arrays of one side of a call, checked against what the method expects.
-std::vector<Array> arrays_of(nb::sequence objects, const std::vector<TensorInfo>& infos,
-                             bool are_outputs, const std::string& method) {
-  std::vector<Array> arrays;
-  arrays.reserve(infos.size());
+std::deque<Array> arrays_of(nb::sequence objects, const std::vector<TensorInfo>& infos,
+                            bool are_outputs, const std::string& method) {
+  std::deque<Array> arrays;  // which never moves one: each holds a view that Python fills in place
   size_t i = 0;
   for (nb::handle object : objects) {
     const std::string what =
@@ -44,8 +42,8 @@ std::vector<Array> arrays_of(nb::sequence objects, const std::vector<TensorInfo>
 }
 
 nb::list run_instance(Instance& instance, nb::sequence inputs, nb::sequence outputs, int threads) {
-  const std::vector<Array> in = arrays_of(inputs, instance.inputs(), false, instance.method());
-  const std::vector<Array> out = arrays_of(outputs, instance.outputs(), true, instance.method());
+  const std::deque<Array> in = arrays_of(inputs, instance.inputs(), false, instance.method());
+  const std::deque<Array> out = arrays_of(outputs, instance.outputs(), true, instance.method());
   std::vector<InputBinding> in_bindings;
   for (const Array& array : in) {
     in_bindings.push_back({array.data(), array.sizes()});

@@ -3,9 +3,6 @@
 
 #include <nanobind/nanobind.h>
 
-#include <cstddef>
-#include <memory>
-
 #include "doubleweave/execution.h"
 
 namespace doubleweave::python {

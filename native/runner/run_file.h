@@ -1,6 +1,7 @@
-// run.json: what running a program's prompts takes, worked out by the Python package (run_file.py).
+// run.json: the parts of a program and a machine that running prompts depends on, written by the
+// Python package (predict/run_file.py).
 //
-// Plain data; every index in it is checked when it is read.
+// Plain data. Every index is checked when the file is read, so that no later code checks one.
 #pragma once
 
 #include <filesystem>
@@ -9,7 +10,7 @@
 
 namespace doubleweave::runner {
 
-/// What stands for a number in a port's shape: the rows at hand, the rows of the cache with them.
+/// In a port's shape, in the place of a number: the rows of the chunk; the cached rows with them.
 constexpr int32_t kRows = -1;
 constexpr int32_t kCached = -2;
 enum class Kind { kInput, kChunk, kCache, kOutput };
@@ -39,7 +40,7 @@ struct Call {
   bool last_row;
 };
 
-/// What a chat template puts around a prompt, which it may strip of white space first.
+/// The texts that a chat template puts around a prompt, which it may strip of white space first.
 struct Chat {
   std::string before;
   std::string behind;
@@ -52,7 +53,7 @@ struct RunFile {
   int max_context;
   std::vector<int> eos_token_ids;
   bool has_template;         // of chats
-  std::optional<Chat> chat;  // what it does, where that is no more than a Chat says
+  std::optional<Chat> chat;  // none for a template that does more than to put texts around
   std::vector<Value> values;
   std::vector<Segment> segments;
   std::vector<Call> calls;
@@ -63,7 +64,7 @@ struct RunFile {
   scheduling::Machine machine;
 };
 
-/// Reads and checks a program folder's run.json. Throws Error that says what to do.
+/// Reads and checks a program folder's run.json. Throws Error where it is missing or damaged.
 RunFile read_run_file(const std::filesystem::path& folder);
 
 }  // namespace doubleweave::runner

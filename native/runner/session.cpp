@@ -162,8 +162,7 @@ Prepared& Session::prepare(int num_tokens) {
   const scheduling::TaskGraph& graph = made->run.graph;
   made->order =
       scheduling::without_barriers(made->run.schedule.lists, graph.after_starts, graph.after);
-  made->buffer_bytes = buffer_bytes(file_, graph);
-  made->buffers = std::make_unique<Buffers>(made->buffer_bytes);
+  made->buffers = std::make_unique<Buffers>(buffer_bytes(file_, graph));
   const scheduling::Chunk& last = graph.chunks.back();
   made->input_ids.assign(static_cast<size_t>(last.start + last.compiled_size), 0);
   load(*made);
@@ -292,7 +291,7 @@ Binding Session::bind(const Prepared& prepared, int value_index, const std::vect
     binding.offset = first * value.row_bytes;
     return binding;
   }
-  binding.buffer = static_cast<int32_t>(prepared.buffer_bytes.size()) + region_of_[value_index];
+  binding.buffer = static_cast<int32_t>(prepared.buffers->num_buffers()) + region_of_[value_index];
   if (has(shape, kCached)) {
     binding.grow_dim =
         static_cast<int32_t>(std::find(shape.begin(), shape.end(), kCached) - shape.begin());

@@ -1,4 +1,5 @@
-// A prompt in, logits out, over a cache that stays: what runtime/llm of the Python package does.
+// A prompt in, logits out, over a cache that stays: the counterpart of the Python package's
+// runtime/llm.
 #pragma once
 
 #include "doubleweave/buffers.h"
@@ -12,16 +13,15 @@ namespace doubleweave::runner {
 struct Prepared {
   scheduling::PlannedRun run;
   scheduling::Ordered order;
-  std::vector<size_t> buffer_bytes;  // of the lanes' slots, then of the last chunk's output
-  std::unique_ptr<Buffers> buffers;
+  std::unique_ptr<Buffers> buffers;  // of the lanes' slots, then of the last chunk's output
   std::vector<int64_t> input_ids;
   std::unique_ptr<Execution> execution;
 };
 
 class Session {
  public:
-  /// Throws Error for a damaged program, or one that run.json is not of. `file` and
-  /// `planner` must outlive it.
+  /// Throws Error for a damaged program, or a program of another size than run.json says. `file`
+  /// and `planner` must outlive it.
   Session(const std::filesystem::path& folder, const RunFile& file, scheduling::Planner& planner,
           scheduling::Wish wish);
 
@@ -33,7 +33,7 @@ class Session {
   /// Tokens in the cache.
   int length() const { return static_cast<int>(cache_.length()); }
   size_t kv_bytes_peak() const;
-  /// What the last append ran by.
+  /// The run of the last append.
   const Prepared& last() const { return *last_; }
 
  private:

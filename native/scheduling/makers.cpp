@@ -1,9 +1,6 @@
 #include <algorithm>
 #include <numeric>
 #include <set>
-#include <string>
-#include <utility>
-#include <vector>
 
 #include "doubleweave/scheduling/schedule.h"
 

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <optional>
 #include <set>
-#include <utility>
 
 namespace doubleweave::scheduling {
 namespace {

@@ -1,9 +1,6 @@
 // Checks of task arrays, and their inverse: who waits for a task.
 #pragma once
 
-#include <cstdint>
-#include <vector>
-
 #include "doubleweave/scheduling/simulate.h"
 
 namespace doubleweave {

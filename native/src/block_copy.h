@@ -1,10 +1,6 @@
 // Copies of blocks between regions, checked before the first run.
 #pragma once
 
-#include <cstddef>
-#include <string>
-#include <vector>
-
 #include "doubleweave/execution.h"
 
 namespace doubleweave {

@@ -3,7 +3,7 @@
 
 namespace doubleweave {
 
-/// While one is alive a crash of this thread is said to be of `method`, which must outlive it.
+/// Names the method that this thread runs while it lives; `method` must outlive it.
 class CrashScope {
  public:
   explicit CrashScope(const char* method);

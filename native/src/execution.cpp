@@ -328,15 +328,7 @@ void Execution::run(int64_t base, Timeline* timeline, const std::function<bool()
         "this execution runs already on another thread; prepare a second one, with its own "
         "instances.");
   }
-  const auto finish = [&] {
-    if (timeline != nullptr) {
-      timeline->events.clear();
-      for (const auto& events : impl.events) {
-        timeline->events.insert(timeline->events.end(), events.begin(), events.end());
-      }
-    }
-    impl.running.store(false);
-  };
+  std::exception_ptr error;
   try {
     // Held for the whole run: with one thread set, workers run side by side without the pool's
     // lock.
@@ -344,12 +336,17 @@ void Execution::run(int64_t base, Timeline* timeline, const std::function<bool()
     impl.reset(base, timeline != nullptr, interrupted);
     impl.place_regions(rebound);
     impl.run_all();
+    error = std::exchange(impl.first_error, nullptr);
   } catch (...) {
-    finish();
-    throw;
+    error = std::current_exception();
   }
-  const std::exception_ptr error = std::exchange(impl.first_error, nullptr);
-  finish();
+  if (timeline != nullptr) {
+    timeline->events.clear();
+    for (const auto& events : impl.events) {
+      timeline->events.insert(timeline->events.end(), events.begin(), events.end());
+    }
+  }
+  impl.running.store(false);
   if (error != nullptr) {
     std::rethrow_exception(error);
   }

@@ -7,16 +7,11 @@
 #include <executorch/runtime/executor/memory_manager.h>
 #include <executorch/runtime/executor/method.h>
 
-#include <array>
 #include <atomic>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <new>
 #include <optional>
-#include <string>
-#include <utility>
-#include <vector>
 
 #include "doubleweave/program.h"
 #include "doubleweave/threads.h"

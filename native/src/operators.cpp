@@ -1,9 +1,8 @@
-// The schemas are those of src/doubleweave/ops.py:
-//   doubleweave::attention.out(Tensor q, Tensor k, Tensor v, int num_heads, int num_kv_heads, float
-//   scale,
-//                              int window, float soft_cap, *, Tensor(a!) out) -> Tensor(a!)
-//   doubleweave::rotary.out(Tensor x, Tensor cos, Tensor sin, int num_heads, *, Tensor(a!) out) ->
-//   Tensor(a!)
+// The schemas are those of src/doubleweave/compiler/graph/ops.py:
+//   doubleweave::attention.out(Tensor q, Tensor k, Tensor v, int num_heads, int num_kv_heads,
+//       float scale, int window, float soft_cap, *, Tensor(a!) out) -> Tensor(a!)
+//   doubleweave::rotary.out(Tensor x, Tensor cos, Tensor sin, int num_heads, *, Tensor(a!) out)
+//       -> Tensor(a!)
 #include "operators.h"
 
 #include <executorch/runtime/core/exec_aten/util/tensor_util.h>

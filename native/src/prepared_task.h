@@ -2,10 +2,7 @@
 // regions start.
 #pragma once
 
-#include <cstdint>
 #include <limits>
-#include <string>
-#include <vector>
 
 #include "doubleweave/execution.h"
 

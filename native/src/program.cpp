@@ -84,12 +84,10 @@ std::string names_text(const std::vector<std::string>& names) {
 }
 
 TensorInfo tensor_info(const executorch::aten::TensorImpl& tensor) {
-  TensorInfo info;
-  info.dtype = static_cast<DType>(tensor.scalar_type());
-  info.is_dynamic = tensor.shape_dynamism() != executorch::aten::TensorShapeDynamism::STATIC;
-  info.sizes.assign(tensor.sizes().begin(), tensor.sizes().end());
-  info.nbytes = tensor.nbytes();
-  return info;
+  return {static_cast<DType>(tensor.scalar_type()),
+          tensor.shape_dynamism() != executorch::aten::TensorShapeDynamism::STATIC,
+          {tensor.sizes().begin(), tensor.sizes().end()},
+          tensor.nbytes()};
 }
 
 // The tensor of a method's input or output, or an Error if it is something we cannot bind.

@@ -16,12 +16,13 @@ class FatalCheck : public Error {
   using Error::Error;
 };
 
-/// Takes over ExecuTorch's log, once per process: errors are kept for log_text(), and everything
-/// goes to stderr only if the environment variable DOUBLEWEAVE_LOG is set. Initialises the runtime.
+/// Takes over ExecuTorch's log, once per process: errors are kept for failure_text(), and
+/// everything goes to stderr only if the environment variable DOUBLEWEAVE_LOG is set. Initialises
+/// the runtime.
 void init_runtime();
 
-/// While one is alive, ExecuTorch's errors on this thread are collected and its fatal checks throw
-/// FatalCheck where they would end the process.
+/// While it lives, ExecuTorch's errors on this thread are collected, and its fatal checks throw
+/// FatalCheck instead of ending the process.
 class LogScope {
  public:
   LogScope();

@@ -1,9 +1,6 @@
 // The order that a schedule guarantees between its tasks.
 #pragma once
 
-#include <cstdint>
-#include <vector>
-
 #include "doubleweave/execution.h"
 
 namespace doubleweave {

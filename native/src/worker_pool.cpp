@@ -49,10 +49,6 @@ void WorkerThread::loop() {
 }
 
 BorrowedWorkers::BorrowedWorkers(size_t num_workers) {
-  if (num_workers == 0) {
-    return;
-  }
-  threads_.reserve(num_workers);
   Pool& pool = *pool_pointer();
   const std::lock_guard lock(pool.mutex);
   // Decoding is a run a token, which starting a thread each time would delay: they are used again.
@@ -67,9 +63,6 @@ BorrowedWorkers::BorrowedWorkers(size_t num_workers) {
 }
 
 BorrowedWorkers::~BorrowedWorkers() {
-  if (threads_.empty()) {
-    return;
-  }
   Pool& pool = *pool_pointer();
   const std::lock_guard lock(pool.mutex);
   pool.idle.insert(pool.idle.end(), threads_.begin(), threads_.end());

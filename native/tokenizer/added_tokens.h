@@ -1,4 +1,4 @@
-// Tokens that are found in a text by what they say, before the model sees it.
+// Added tokens, such as <|im_start|>: a text is cut at them before the model sees it.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace doubleweave::tokenizer {
 
 struct AddedToken {
   int64_t id;
-  bool strips_left;  // takes the white space before it along, and strips_right the one behind it
+  bool strips_left;  // the white space before it belongs to it; strips_right: the one behind it
   bool strips_right;
 };
 

@@ -21,7 +21,7 @@ class Vocabulary {
 /// Throws Error unless a token may have this id.
 void check_id(int64_t id);
 
-/// Throws Error that names what there is no model for.
+/// The model of a tokenizer.json. Throws Error that names the type or option that is not known.
 std::unique_ptr<Vocabulary> read_vocabulary(const nlohmann::json& model);
 
 }  // namespace doubleweave::tokenizer

@@ -1,7 +1,8 @@
-// What a process says when a library that runs a method crashes.
+// The last sentence of a process in which a library crashes while it runs a method.
 //
-// Qualcomm's emulator runs inside the process, and a crash of its own cannot be undone. It can be
-// said in one sentence, and the process can end with an exit code that its caller expects.
+// Qualcomm's emulator runs inside the process, so that its crash ends the process. A child process
+// for the emulator would copy every value that passes between the devices. The handler names the
+// method and ends with an exit code that callers expect.
 #pragma once
 
 namespace doubleweave {

@@ -4,23 +4,18 @@
 // executes. Knows nothing of models, chunks or how the schedule came about.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
 #include <functional>
-#include <memory>
 #include <optional>
-#include <string>
 #include <utility>
-#include <vector>
 
 #include "doubleweave/program.h"
 #include "doubleweave/timeline.h"
 
 namespace doubleweave {
 
-/// Where one input or output of a task lies. With `base` the tokens in the cache when a run starts:
-/// address = start of buffer + offset + offset_per_token * base, and sizes[grow_dim] grows by base.
-/// So one execution, prepared for base 0, decodes every token.
+/// Where an input or output of a task lies. `base` is the number of tokens in the cache when a run
+/// starts: the address is start of buffer + offset + offset_per_token * base, and sizes[grow_dim]
+/// grows by base. An execution is prepared once, for base 0, and decodes every token.
 struct Binding {
   int32_t buffer = 0;
   std::vector<int32_t> sizes;    // elements; empty, for an output: the method's upper bound
@@ -68,10 +63,9 @@ class Execution {
   /// that calls run(). The instances and the memory must outlive the execution.
   ///
   /// Throws Error when an index is out of range, when a task is on no worker or on several, when a
-  /// binding does not fit its method, when a copy does not fit its regions (within one region, also
-  /// when the bytes from the first to the last that it reads meet those that it writes) or writes a
-  /// byte twice, when some tasks would wait for ever (naming them), or when two tasks of one
-  /// instance on different workers are not ordered.
+  /// binding does not fit its method, when a copy does not fit its regions, writes a byte twice, or
+  /// reads and writes overlapping spans of one region, when some tasks would wait for ever (naming
+  /// them), or when two tasks of one instance on different workers are not ordered.
   Execution(std::vector<Instance*> instances, std::vector<Region> regions, std::vector<Task> tasks,
             std::vector<std::vector<int32_t>> workers, int threads_per_worker = 1);
   ~Execution();

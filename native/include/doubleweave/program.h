@@ -90,7 +90,7 @@ class Instance {
   /// given to bind_output.
   void execute();
 
-  /// Binds everything and executes, as one step no other thread can come between. `threads` sets
+  /// Binds everything and executes; no other thread can come between the two. `threads` sets
   /// the number of intra-operator threads (threads.h), waiting for runs that use another one; 0
   /// keeps what is set.
   void run(std::span<const InputBinding> inputs, std::span<const OutputBinding> outputs,
@@ -99,8 +99,8 @@ class Instance {
   /// The sizes of output `index` after the last execute().
   std::vector<int32_t> output_sizes(size_t index) const;
 
-  /// Throws Error if `sizes` cannot be bound to input (output) `index`; what a schedule checks
-  /// beforehand.
+  /// Throws Error if `sizes` cannot be bound to input (output) `index`. Executions check all of
+  /// their bindings so, before the first run.
   void check_input(size_t index, std::span<const int32_t> sizes) const;
   void check_output(size_t index, std::span<const int32_t> sizes) const;
 

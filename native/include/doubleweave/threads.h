@@ -1,10 +1,10 @@
 // How many threads one operator may use (intra-operator threads), process wide.
 //
 // All of ExecuTorch's kernels and delegates share one thread pool. A method keeps the pool it was
-// loaded with, and between runs either one of its threads takes part or all: with one, every
+// loaded with, and between runs either one of its threads takes part or all. With one, every
 // operator runs inline on its caller, without the pool's lock, so several workers run different
-// instances at the same time; with all, one instance at a time uses them. Weights are packed once
-// either way.
+// instances at the same time. With all, one instance at a time uses them. Weights are packed once,
+// whatever the number.
 //
 // A number in between is not possible: the pthreadpool that comes with ExecuTorch 1.5 then loses
 // some of an operator's work and does other parts twice. For fewer threads than the machine has
@@ -34,7 +34,7 @@ int intra_op_threads();
 /// inside a run. Throws Error unless it is 1 or pool_threads().
 void set_intra_op_threads(int num_threads);
 
-/// While one is alive the pool keeps its size: a loaded method keeps a pointer to it.
+/// Keeps the pool's size while it lives: a loaded method holds a pointer to the pool.
 class PoolUse {
  public:
   PoolUse();
@@ -43,8 +43,8 @@ class PoolUse {
   PoolUse& operator=(const PoolUse&) = delete;
 };
 
-/// While one is alive the number of intra-operator threads stays what it asked for. Scopes that
-/// agree overlap; one that disagrees waits until the others have ended.
+/// Keeps the number of intra-operator threads while it lives. Scopes of the same number overlap; a
+/// scope of another number waits until they have ended.
 class IntraOpScope {
  public:
   /// Keeps whatever number is set now.

@@ -1,4 +1,4 @@
-// What ran when: the record of one run of a schedule.
+// The record of a run: when each task ran, and on which worker.
 #pragma once
 
 #include <cstdint>

@@ -46,8 +46,9 @@ struct Wish {
   int threads = 1;
 };
 
-/// Throws InputError for a schedule, a device or a chunk that does not exist among a program's
-/// `devices`, and for what kAuto chooses itself.
+/// Throws InputError for an unknown schedule, a worker that is none of the program's `devices`, a
+/// chunk or a number of threads below 1, and for workers or a chunk beside kAuto, which chooses
+/// them.
 void check_wish(const Wish& wish, const std::vector<std::string>& devices);
 
 /// The choice that the name of a schedule and a number of threads stand for. `devices` are the

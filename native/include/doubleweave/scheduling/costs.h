@@ -2,11 +2,6 @@
 // figures. Knows nothing of schedules.
 #pragma once
 
-#include <cstdint>
-#include <string>
-#include <utility>
-#include <vector>
-
 #include "doubleweave/scheduling/task_graph.h"
 
 namespace doubleweave::scheduling {
@@ -56,7 +51,7 @@ struct ContentionTable {
   std::vector<std::vector<double>> shares;
 };
 
-/// What of a call its costs depend on; `device` is a place in a list of devices.
+/// The parts of a call that its costs depend on; `device` is a place in a list of devices.
 struct CallCosts {
   int segment;
   int device;
@@ -73,7 +68,7 @@ struct Costs {
   std::vector<double> contention;
 };
 
-/// What segments cost on a machine, by their places; matrices over the same devices as CallCosts.
+/// Times of every segment on a machine, by its place; matrices over the same devices as CallCosts.
 struct CostTables {
   std::vector<SegmentTimes> segments;
   std::vector<std::vector<int64_t>> hand_over_ns;

@@ -5,15 +5,12 @@
 #include <limits>
 #include <map>
 #include <mutex>
-#include <string>
-#include <utility>
-#include <vector>
 
 #include "doubleweave/scheduling/schedule.h"
 
 namespace doubleweave::scheduling {
 
-/// What scheduling needs to know of a language model's program.
+/// The parts of a language model's program that scheduling depends on.
 struct Outline {
   RowSizes rows;                     // of the segments that append to the cache
   std::vector<std::string> devices;  // of the segments, in order
@@ -30,11 +27,11 @@ struct Decision {
   Choice choice;
 };
 
-/// What runs cost on a machine, and what was decided for it with `threads` threads in all (0: with
-/// no number).
+/// A machine's costs, and the decisions made on it with `threads` threads in all (0: no decisions
+/// name a number).
 struct Machine {
   CostTables costs;
-  std::vector<int> most_tasks;  // that run at once on each device; 0: as many as one likes
+  std::vector<int> most_tasks;  // that run at once on each device; 0: any number
   std::string overlapping;      // the schedule of several chunks where nothing was decided
   int threads = 0;
   std::vector<Decision> decisions;
@@ -52,9 +49,9 @@ class Planner {
  public:
   Planner(Outline outline, Machine machine);
 
-  /// Threads in all where none are asked for: those that decisions were made for; those of the
-  /// CPU of a chip whose devices say how many tasks they run; else `cores`, this machine's. `most`
-  /// are those that a run on this machine can have.
+  /// The threads in all where the user names no number: the decisions' number; else the number of
+  /// tasks that a described chip's CPU runs at once; else `cores`, this machine's. Never more than
+  /// `most`.
   int default_threads(int cores, int most = std::numeric_limits<int>::max()) const;
 
   /// The choice for a prompt of that many tokens. Throws InputError as check_wish does.
@@ -65,8 +62,8 @@ class Planner {
   /// `overlapping`; it plans there as well where that gives a device too many workers.
   Choice choose(const Wish& wish, int num_tokens);
 
-  /// A choice that was made whatever the length: a single chunk has nothing to overlap, so it runs
-  /// with every thread in every method.
+  /// `fixed`, or for a prompt of a single chunk its sequential counterpart: a single chunk has
+  /// nothing to overlap, so it runs with every thread in every method.
   Choice settled(const Choice& fixed, int threads, int num_tokens) const;
 
   /// Cuts a prompt as a choice says.

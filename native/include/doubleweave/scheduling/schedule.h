@@ -1,12 +1,6 @@
 // Schedules over a task graph: the makers, barriers, and when tasks would run.
 #pragma once
 
-#include <cstdint>
-#include <span>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
 #include "doubleweave/scheduling/costs.h"
 #include "doubleweave/scheduling/simulate.h"
 
@@ -29,7 +23,7 @@ struct Schedule {
   Lists lists;
 };
 
-/// What of a task graph makers read. `device` is each task's place in `devices`.
+/// The parts of a task graph that makers read. `device` is each task's place in `devices`.
 struct Tasks {
   std::span<const int32_t> call_of;
   std::span<const int32_t> chunk_of;

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
-#include <vector>
 
 #include "doubleweave/scheduling/choice.h"
 #include "doubleweave/scheduling/chunks.h"
@@ -20,8 +18,9 @@ struct Wait {
 };
 inline constexpr int kLaneBefore = 1;
 
-/// The calls of a chunk (`body`) and of the last one, in order, and what waits for what: places
-/// among those calls. It is the same for every prompt; the Python package works it out.
+/// The calls of a chunk (`body`) and of the last chunk, in order, and the waits between them, which
+/// number places among these calls. A program has one pattern for every prompt; the Python package
+/// works it out.
 struct Pattern {
   std::vector<int32_t> body;
   std::vector<int32_t> last;
@@ -35,7 +34,7 @@ struct Scratch {
   int groups = 0;
 };
 
-/// Tasks chunk behind chunk, which is an order that can run when one chunk is in flight. What task
+/// Tasks chunk behind chunk, an order in which they may run when one chunk is in flight. What task
 /// t waits for is after[after_starts[t]] … after[after_starts[t + 1] - 1]. `lanes` chunks may be in
 /// flight, each with buffers of its own.
 struct TaskGraph {
