@@ -101,17 +101,17 @@ class Interface:
         tensors: list[Any] = []
         for p in self.parameters:
             value = bound.arguments[p.name]
-            if p.tree is not None and value is _NOT_GIVEN:
+            if p.tree is None and value is _NOT_GIVEN:
+                continue
+            if p.tree is None:
+                raise InputError(
+                    f"{name}: {p.name} was given, but not when the module was compiled: leave it out, or "
+                    "compile with it"
+                )
+            if value is _NOT_GIVEN:
                 raise InputError(
                     f"{name}: missing a required argument: {p.name!r}; expected {name}{signature}"
                 )
-            if p.tree is None:
-                if value is not _NOT_GIVEN:
-                    raise InputError(
-                        f"{name}: {p.name} was given, but not when the module was compiled: leave it out, or "
-                        "compile with it"
-                    )
-                continue
             try:
                 tensors += match(p.tree, value, p.name)
             except TreeError as error:

@@ -90,7 +90,6 @@ def forecast(run: Run) -> Forecast:
     bound_ns, bound = lower_bound_ns(graph, schedule.devices, run.planned.costs)
     makespan_ns = int(run.end_ns.max())
     took = run.end_ns - run.start_ns
-    busy = tuple(float(took[[t for t in tasks if t >= 0]].sum()) / 1e9 for tasks in schedule.workers)
     devices = np.array(graph.devices)[graph.call_of]
     shares = {}
     for device in sorted(set(graph.devices)):
@@ -105,7 +104,7 @@ def forecast(run: Run) -> Forecast:
         overlap_efficiency=bound_ns / makespan_ns,
         bound=bound,
         bottleneck=max(shares, key=lambda device: shares[device]),
-        busy_s=busy,
+        busy_s=tuple(float(took[[t for t in tasks if t >= 0]].sum()) / 1e9 for tasks in schedule.workers),
         hidden=hidden_share(schedule, devices == "cpu", run.start_ns, run.end_ns),
         buffer_bytes=sum(graph.buffer_bytes),
     )

@@ -70,7 +70,7 @@ def _counters(graph: TaskGraph, ends: list[int], starts: list[int], cached: int)
     their last reader's end."""
     values = {value.name: value for value in graph.split.values}
     cache_row = sum(value.row_bytes for value in values.values() if value.kind == "cache")
-    growth: list[tuple[int, float]] = [(0, float(cached * cache_row))]
+    growth = [(0, float(cached * cache_row))]
     spans: dict[tuple[str, int], list[int]] = {}
     call_of, chunk_of = graph.call_of.tolist(), graph.chunk_of.tolist()
     for task, (call_index, chunk) in enumerate(zip(call_of, chunk_of, strict=True)):
