@@ -101,8 +101,16 @@ void test_times_of_a_segment() {
   CHECK(dw::time_us(measured, 30, 0, 1) == 3.0, "beyond the points");
   CHECK(dw::time_us(measured, -100, 0, 1) == 0.0, "never negative");
   CHECK(dw::time_us(measured, 15, 50, 8) == 5.0, "the nearest number of threads");
-  CHECK(dw::repeated_share(measured.measured[0], 50) == 0.75, "between");
-  CHECK(dw::repeated_share(measured.measured[1], 50) == 1.0, "none");
+  dw::TaskGraph graph;
+  graph.chunks = {{50, 15, 15}};
+  graph.call_of = graph.chunk_of = {0};
+  dw::CostTables tables;
+  tables.segments = {measured};
+  for (const auto& [threads, share] : {std::pair(1, 0.75), std::pair(4, 1.0)}) {
+    const dw::Costs costs =
+        dw::costs_of(tables, {{0, 0, false, false}}, graph, threads, 1, false, 0);
+    CHECK(costs.repeated[0] == share, "found %g", costs.repeated[0]);
+  }
   dw::SegmentTimes estimated;
   estimated.estimated.launch_us = 10;
   estimated.estimated.row_us = 4;
