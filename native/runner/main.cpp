@@ -5,7 +5,6 @@
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
-#include <regex>
 
 #include "arguments.h"
 #include "doubleweave/crash.h"
@@ -43,8 +42,15 @@ std::vector<int64_t> read_ids(const std::string& path) {
 
 // Line ends as Python reads them: \n alone.
 std::string read_text(std::istream& stream) {
-  const std::string text(std::istreambuf_iterator<char>(stream), {});
-  return std::regex_replace(text, std::regex("\r\n?"), "\n");
+  std::string text;
+  bool was_return = false;
+  for (std::istreambuf_iterator<char> at(stream), end; at != end; ++at) {
+    if (!(was_return && *at == '\n')) {
+      text += *at == '\r' ? '\n' : *at;
+    }
+    was_return = *at == '\r';
+  }
+  return text;
 }
 
 std::vector<int64_t> prompt_ids(const runner::Arguments& args, const runner::RunFile& file,
