@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,18 +40,14 @@ def compile(
     Calling the program takes the module's arguments and returns what it returns. Raises PolicyError, SplitError or
     LowerError; `out` is then as it was before.
     """
-    temporary: Path | None = None
-    if out is None:
-        temporary = Path(tempfile.mkdtemp(prefix="doubleweave."))  # not in the working folder
-        out = temporary / "program"
-    try:
+    with ExitStack() as cleanup:
+        if out is None:
+            temporary = tempfile.mkdtemp(prefix="doubleweave.")  # not in the working folder
+            cleanup.callback(shutil.rmtree, temporary, ignore_errors=True)
+            out = Path(temporary) / "program"
         compile_module(module, args, kwargs, dynamic_shapes, policy, out, progress)
         program = open(out)
-    except BaseException:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    assert isinstance(program, ModuleProgram)
-    if temporary is not None:
-        weakref.finalize(program, shutil.rmtree, temporary, ignore_errors=True)
-    return program
+        assert isinstance(program, ModuleProgram)
+        # Sessions that the program opens later read the states' first values from the folder.
+        weakref.finalize(program, cleanup.pop_all().close)
+        return program

@@ -14,11 +14,14 @@ _COMPILE = ("torch", "transformers", "torchao")
 
 def examine() -> dict[str, Any]:
     """Versions; whether compiling works; each backend, with "works" and, where it does not, "missing"."""
+    # Loaded here, not above: importing the command line needs no native module.
+    from doubleweave import _native
+
     return {
         "doubleweave": _version("doubleweave"),
         "python": platform.python_version(),
         "executorch": _version("executorch"),
-        "processor": f"{platform.machine()}, {_threads()} threads",
+        "processor": f"{platform.machine()}, {_native.max_threads()} threads",
         "compile": _compiling(),
         "backends": {name: library_of(name).examine() for name in backends()},
     }
@@ -45,12 +48,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _threads() -> int:
-    from doubleweave import _native
-
-    return _native.max_threads()
 
 
 def _compiling() -> dict[str, Any]:

@@ -156,11 +156,20 @@ def _chosen(args: argparse.Namespace) -> Any:
 
 
 def _planner(args: argparse.Namespace) -> Any:
-    """(folder, manifest, planner) of a language model's program and the profile that the options name."""
+    """(folder, manifest, planner) of a language model's program and the profile that the options name.
+
+    Raises InputError for the program of another module.
+    """
+    from doubleweave.ir import manifest
     from doubleweave.predict.find_profile import find_profile
     from doubleweave.predict.plan_run import RunPlanner
 
-    folder, found = _language_model(args.program)
+    folder = Path(args.program)
+    found = manifest.read(folder)
+    if found.model is None:
+        raise InputError(
+            f"{args.program}: is the program of module {found.name}, expected a language model's"
+        )
     profile = find_profile(folder, found, args.profile)
     return folder, found, RunPlanner(found.split, profile, found.model.max_context)
 
@@ -213,16 +222,6 @@ def _prepare(args: argparse.Namespace) -> None:
     write_run_file(folder, found, profile)
     print(f"{folder / RUN_FILE}: for {profile.name}, {threads} threads")
     print_json(args, {"file": str(folder / RUN_FILE), "profile": profile.name, "threads": threads})
-
-
-def _language_model(program: str) -> tuple[Path, Any]:
-    """The folder and the manifest of a language model's program; InputError for another one."""
-    from doubleweave.ir import manifest
-
-    found = manifest.read(Path(program))
-    if found.model is None:
-        raise InputError(f"{program}: is the program of module {found.name}, expected a language model's")
-    return Path(program), found
 
 
 def _plan(args: argparse.Namespace) -> None:

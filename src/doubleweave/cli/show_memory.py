@@ -73,8 +73,10 @@ def memory_of(manifest: Manifest, num_tokens: int | None, sizes: dict[str, int])
 
 def of_plan(plan: Plan) -> Memory:
     """The memory of a module's run."""
-    names = [step.name + (f"/{step.chunk}" if step.chunk else "") for step in plan.steps]
-    names = [f"{n} (copy)" if s.copy is not None else n for n, s in zip(names, plan.steps, strict=True)]
+    names = [
+        step.name + (f"/{step.chunk}" if step.chunk else "") + ("" if step.copy is None else " (copy)")
+        for step in plan.steps
+    ]
     owners = {"input": "caller", "output": "caller", "state": "session"}
     rows = []
     for index, tensor in enumerate(plan.tensors):
@@ -110,33 +112,19 @@ def of_tasks(graph: TaskGraph) -> Memory:
         for name in call.writes:
             value = values[name]
             reading = readers.get((name, task.chunk), [])
-            is_cache = value.kind == "cache"
-            if is_cache:
+            names = tuple(map(graph.name, reading))
+            count = (1 if call.rows == "last" else chunk.num_tokens) * value.row_bytes
+            if value.kind == "cache":
                 owner, freed = "session, cache", "by truncate or reset"
+                names += ("attention of later chunks",)
             else:
                 owner = f"run, buffer {graph.buffer(name, task.chunk)}"
-                freed = (
-                    "by the session"
-                    if value.kind == "output"
-                    else f"after {graph.name(max(reading, default=index))}"
-                )
-            count = (1 if call.rows == "last" else chunk.num_tokens) * value.row_bytes
-            if not is_cache:
+                is_output = value.kind == "output"
+                freed = "by the session" if is_output else f"after {graph.name(max(reading, default=index))}"
                 spans.append((index, max(reading, default=len(graph.tasks)), count))
-            rows.append(
-                Row(
-                    f"{name}/{task.chunk}",
-                    owner,
-                    count,
-                    graph.name(index),
-                    tuple(map(graph.name, reading)) + (("attention of later chunks",) if is_cache else ()),
-                    freed,
-                )
-            )
-    peak = max(
-        (sum(size for begin, end, size in spans if begin <= step <= end) for step in range(len(graph.tasks))),
-        default=0,
-    )
+            rows.append(Row(f"{name}/{task.chunk}", owner, count, graph.name(index), names, freed))
+    steps = range(len(graph.tasks))
+    peak = max(sum(size for begin, end, size in spans if begin <= step <= end) for step in steps)
     return Memory(tuple(rows), sum(graph.buffer_bytes), peak)
 
 

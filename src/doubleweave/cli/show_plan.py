@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 from doubleweave.predict.planner import Forecast, Plan
@@ -50,7 +51,7 @@ def plan_text(found: Plan, limit: int = 10) -> str:
     for item in found.candidates[:limit]:
         rows.append(
             [
-                ("* " if item is chosen or item == chosen else "  ") + item.schedule,
+                ("* " if item == chosen else "  ") + item.schedule,
                 ",".join(item.workers),
                 str(item.threads),
                 chunks_text(item.chunks),
@@ -61,7 +62,6 @@ def plan_text(found: Plan, limit: int = 10) -> str:
                 f"{item.hidden:.0%}",
             ]
         )
-    more = len(found.candidates) - limit
     against = ""
     if plain is not None and plain != chosen:
         against = f", {plain.makespan_s / chosen.makespan_s:.2f} times as fast as the fastest sequential run"
@@ -70,23 +70,18 @@ def plan_text(found: Plan, limit: int = 10) -> str:
         f"{chunks_text(chosen.chunks)}: {chosen.makespan_s * 1e3:.1f} ms{against}; limited by its {chosen.bound}",
         format_table(rows),
     ]
-    if found.auto != chosen:
-        auto = found.auto
+    if (auto := found.auto) != chosen:
         lines.insert(
             1,
             f"  --schedule auto takes {auto.schedule} on {','.join(auto.workers)}, chunks {chunks_text(auto.chunks)}: "
             f"{auto.makespan_s * 1e3:.1f} ms; doubleweave profile measures which one is faster",
         )
-    return "\n".join([*lines, *([f"  … and {more} slower ones"] if more > 0 else [])])
+    if (more := len(found.candidates) - limit) > 0:
+        lines.append(f"  … and {more} slower ones")
+    return "\n".join(lines)
 
 
 def chunks_text(chunks: Sequence[Sequence[int]]) -> str:
     """Runs of equal chunks: "7x128 1x104@128"."""
-    parts: list[list[Any]] = []
-    for _, tokens, size in chunks:
-        text = str(tokens) if tokens == size else f"{tokens}@{size}"
-        if parts and parts[-1][1] == text:
-            parts[-1][0] += 1
-        else:
-            parts.append([1, text])
-    return " ".join(f"{count}x{text}" for count, text in parts)
+    texts = [str(tokens) if tokens == size else f"{tokens}@{size}" for _, tokens, size in chunks]
+    return " ".join(f"{len(list(equal))}x{text}" for text, equal in groupby(texts))

@@ -106,17 +106,15 @@ def inspect_table(manifest: Manifest) -> str:
     """One row a segment; weight bytes of a segment are those it reads, shared ones included."""
     rows = [["segment", "device", "backend", "shape", "delegated", "weights KiB", "calls"]]
     for segment in manifest.split.segments:
-        share = f"{segment.num_delegated}/{segment.num_operators}"
-        calls = sum(1 for _ in manifest.split.calls_of(segment.name))
         rows.append(
             [
                 segment.name,
                 segment.device,
                 segment.backend,
                 shape_text(segment),
-                share,
+                f"{segment.num_delegated}/{segment.num_operators}",
                 f"{segment.weight_bytes / 1024:.1f}",
-                str(calls),
+                str(sum(1 for _ in manifest.split.calls_of(segment.name))),
             ]
         )
     model = manifest.model

@@ -51,10 +51,8 @@ class Instances:
         with self._loading:
             todo = [method for method in dict.fromkeys(methods) if (method, 0) not in self._loaded]
             for method in self._alone.keys() & set(todo):
-                self._loaded[method, 0] = self._load_alone(method)
+                self.get(method)
             todo = [method for method in todo if method not in self._alone]
-            if not todo:
-                return
             with ThreadPoolExecutor(max_workers=_native.max_threads()) as pool:
                 for method, instance in zip(todo, pool.map(self._load, todo), strict=True):
                     self._loaded[method, 0] = instance

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from doubleweave import _native
 from doubleweave.errors import ScheduleError
-from doubleweave.ir.split import Call, FixedSizes, Port, Shape
+from doubleweave.ir.split import FixedSizes, Port
 from doubleweave.runtime.instances import Instances
-from doubleweave.schedule.chunks import Chunk
 from doubleweave.schedule.pattern import has_instance_per_worker
+from doubleweave.schedule.task_graph import Task
 from doubleweave.schedule.verify import Verified
 
 
@@ -42,41 +42,36 @@ class Binder:
         self.loaded: list[_native.Instance] = []
 
     def build(self) -> _native.Execution:
-        self.instances.load_all([self._method(task.call, task.chunk) for task in self.graph.tasks])
+        self.instances.load_all([self._method(task)[0] for task in self.graph.tasks])
         workers = self.verified.workers
         worker_of = {task: worker for worker, tasks in enumerate(workers) for task in tasks}
         tasks = [self._task(number, worker_of[number]) for number in range(len(self.graph))]
         threads = self.verified.schedule.threads
         return _native.Execution(self.loaded, self.regions, tasks, list(map(list, workers)), threads)
 
-    def _rows(self, call: Call, chunk: Chunk) -> tuple[int, int]:
-        """(first row, number of rows) of the chunk that the call computes."""
+    def _method(self, task: Task) -> tuple[str, int, int]:
+        """The method that a task runs, and the rows of the chunk that it computes: (method, first row, number)."""
+        call, chunk = self.graph.split.calls[task.call], self.graph.chunks[task.chunk]
+        static = isinstance(self.segments[call.segment].shape, FixedSizes)
+        first, rows = 0, chunk.compiled_size if static else chunk.num_tokens
         if call.rows == "last" and not self.all_rows:
-            return chunk.num_tokens - 1, 1
-        static = isinstance(self.segments[call.segment].shape, FixedSizes)
-        return 0, chunk.compiled_size if static else chunk.num_tokens
-
-    def _method(self, call_index: int, chunk_index: int) -> str:
-        call = self.graph.split.calls[call_index]
-        _, rows = self._rows(call, self.graph.chunks[chunk_index])
-        static = isinstance(self.segments[call.segment].shape, FixedSizes)
-        return f"{call.segment}@{rows}" if static else call.segment
+            first, rows = chunk.num_tokens - 1, 1
+        return f"{call.segment}@{rows}" if static else call.segment, first, rows
 
     def _task(self, number: int, worker: int) -> _native.Task:
         task = self.graph.tasks[number]
         call = self.graph.split.calls[task.call]
         segment = self.segments[call.segment]
-        chunk = self.graph.chunks[task.chunk]
-        first, rows = self._rows(call, chunk)
+        method, first, rows = self._method(task)
         copy = worker if has_instance_per_worker(self.graph.split, task.call) else 0
         return _native.Task(
-            self._instance(self._method(task.call, task.chunk), copy),
+            self._instance(method, copy),
             [
-                self._binding(name, port, task.chunk, chunk, rows, first)
+                self._binding(name, port, task.chunk, rows, first)
                 for name, port in zip(call.reads, segment.inputs, strict=True)
             ],
             [
-                self._binding(name, port, task.chunk, chunk, rows, 0)
+                self._binding(name, port, task.chunk, rows, 0)
                 for name, port in zip(call.writes, segment.outputs, strict=True)
             ],
             list(self.verified.after[number]),
@@ -90,28 +85,20 @@ class Binder:
             self.loaded.append(self.instances.get(method, copy))
         return self.used[key]
 
-    def _binding(
-        self, name: str, port: Port, chunk_index: int, chunk: Chunk, rows: int, first: int
-    ) -> _native.Binding:
-        value = self.values[name]
-        row_bytes = value.row_bytes
-        if value.kind in ("input", "cache"):
-            region = self.region_of[name]
-            if "S" in port.shape:
-                sizes = _sizes(port.shape, rows, chunk.start + chunk.num_tokens)
-                return _native.Binding(region, sizes, 0, 0, port.shape.index("S"))
-            if "T" not in port.shape:  # the whole cache
-                return _native.Binding(region, _sizes(port.shape, rows, 0), 0, 0)
-            # Token ids are this run's own; positions and cache rows go on behind the cached tokens.
-            moves = 0 if name == "input_ids" else row_bytes
-            offset = (chunk.start + first) * row_bytes
-            return _native.Binding(region, _sizes(port.shape, rows, 0), offset, moves)
-        buffer = self.graph.buffer(name, chunk_index)
-        return _native.Binding(buffer, _sizes(port.shape, rows, 0), first * row_bytes)
-
-
-def _sizes(shape: Shape, rows: int, cached: int) -> list[int]:
-    return [rows if s == "T" else cached if s == "S" else int(s) for s in shape]
+    def _binding(self, name: str, port: Port, chunk_index: int, rows: int, first: int) -> _native.Binding:
+        value, chunk = self.values[name], self.graph.chunks[chunk_index]
+        cached = chunk.start + chunk.num_tokens
+        sizes = [rows if s == "T" else cached if s == "S" else int(s) for s in port.shape]
+        if value.kind not in ("input", "cache"):
+            return _native.Binding(self.graph.buffer(name, chunk_index), sizes, first * value.row_bytes)
+        region = self.region_of[name]
+        if "S" in port.shape:
+            return _native.Binding(region, sizes, 0, 0, port.shape.index("S"))
+        if "T" not in port.shape:  # the whole cache
+            return _native.Binding(region, sizes)
+        # Token ids are this run's own; positions and cache rows go on behind the cached tokens.
+        moves = 0 if name == "input_ids" else value.row_bytes
+        return _native.Binding(region, sizes, (chunk.start + first) * value.row_bytes, moves)
 
 
 def bind(verified: Verified, memory: Memory, instances: Instances, *, all_rows: bool) -> _native.Execution:

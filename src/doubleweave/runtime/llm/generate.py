@@ -72,9 +72,8 @@ def run(
     first = last = None
     ids: list[int] = []
     finish = "length"
-    tokens = generate(session, token_ids, max_new_tokens, sampling, record=record)
     pieces: list[str] = []
-    for token in tokens:
+    for token in generate(session, token_ids, max_new_tokens, sampling, record=record):
         last = time.perf_counter()
         first = first or last
         ids.append(token)
@@ -94,14 +93,13 @@ def run(
             on_text(pieces[-1])
     ttft = (first or end) - start
     decode_s = (last or end) - (first or end)
-    num_prompt = len(token_ids)
     return Generation(
         text="".join(pieces) if stream is not None else None,
         token_ids=tuple(ids),
-        prompt_tokens=num_prompt,
+        prompt_tokens=len(token_ids),
         new_tokens=len(ids),
         ttft_s=ttft,
-        prefill_tok_per_s=num_prompt / ttft,
+        prefill_tok_per_s=len(token_ids) / ttft,
         decode_tok_per_s=(len(ids) - 1) / decode_s if len(ids) > 1 and decode_s > 0 else None,
         kv_bytes_peak=session.kv_bytes_peak,
         schedule=session.schedule,

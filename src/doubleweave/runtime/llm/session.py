@@ -26,7 +26,6 @@ from doubleweave.runtime.threads import settled_threads
 from doubleweave.schedule.choice import Choice, Wish, chunk_shape
 from doubleweave.schedule.makers import Maker
 from doubleweave.schedule.pattern import Want
-from doubleweave.schedule.task_graph import TaskGraph
 from doubleweave.schedule.verify import Verified
 from doubleweave.timeline.from_tasks import timeline_of
 from doubleweave.timeline.timeline import Timeline
@@ -42,7 +41,6 @@ _KEPT_EXECUTIONS = 8
 @dataclass(frozen=True)
 class _Prepared:
     choice: Choice
-    graph: TaskGraph
     verified: Verified
     execution: _native.Execution
     buffers: _native.Buffers
@@ -138,7 +136,7 @@ class Session:
         """
         ids = self._checked(token_ids)
         prepared = self._run(ids, "last", record)
-        last = self._logits(prepared, len(prepared.graph.chunks) - 1, 1)
+        last = self._logits(prepared, len(prepared.verified.graph.chunks) - 1, 1)
         return last.reshape(-1).copy()
 
     def score(self, token_ids: TokenIds) -> FloatArray:
@@ -149,7 +147,7 @@ class Session:
             prepared = self._run(ids[start : start + self.score_rows], "all", False)
             parts += [
                 self._logits(prepared, index, chunk.num_tokens).copy()
-                for index, chunk in enumerate(prepared.graph.chunks)
+                for index, chunk in enumerate(prepared.verified.graph.chunks)
             ]
         return np.concatenate(parts)
 
@@ -203,12 +201,12 @@ class Session:
                 events = prepared.execution.run(base, record)
         except _native.Error as error:
             raise RunError(str(error)) from error
-        padding = prepared.graph.chunks[-1].compiled_size - prepared.graph.chunks[-1].num_tokens
-        self._cache.note_length(base + len(ids), padding)
+        last = prepared.verified.graph.chunks[-1]
+        self._cache.note_length(base + len(ids), last.compiled_size - last.num_tokens)
         if len(ids) > 1:
             self._instances.trim()
         if events is not None:
-            start_ns, end_ns = np.zeros((2, len(prepared.graph)), np.int64)
+            start_ns, end_ns = np.zeros((2, len(prepared.verified.graph)), np.int64)
             start_ns[events[:, 0]], end_ns[events[:, 0]] = events[:, 2], events[:, 3]
             self.recorded = Recorded(prepared.choice, prepared.verified, start_ns, end_ns, len(ids), base)
         return prepared
@@ -219,9 +217,8 @@ class Session:
         if self.recorded is None:
             return None
         _, verified, start_ns, end_ns, num_tokens, cached = self.recorded
-        schedule, graph = verified.schedule, verified.graph
-        title = f"{schedule.name}, {num_tokens:,} tokens, measured"
-        return timeline_of(graph, schedule, start_ns, end_ns, title, cached)
+        title = f"{verified.schedule.name}, {num_tokens:,} tokens, measured"
+        return timeline_of(verified.graph, verified.schedule, start_ns, end_ns, title, cached)
 
     def _prepare(self, num_tokens: int, want: Want) -> _Prepared:
         choice = self._choose(num_tokens)
@@ -229,8 +226,9 @@ class Session:
         if key in self._prepared:
             self._prepared.move_to_end(key)
             return self._prepared[key]
-        planned = self.planner.plan_run(choice, num_tokens, want, self._makers.get(choice.schedule))
-        graph, verified = planned.graph, planned.verified
+        maker = self._makers.get(choice.schedule)
+        verified = self.planner.plan_run(choice, num_tokens, want, maker).verified
+        graph = verified.graph
         buffers = _native.Buffers(list(graph.buffer_bytes))
         last = graph.chunks[-1]
         input_ids = np.zeros(last.start + last.compiled_size, dtype=np.int64)
@@ -240,7 +238,7 @@ class Session:
             self._cache_regions,
         )
         execution = bind(verified, memory, self._instances, all_rows=want == "all")
-        prepared = _Prepared(choice, graph, verified, execution, buffers, input_ids)
+        prepared = _Prepared(choice, verified, execution, buffers, input_ids)
         self._prepared[key] = prepared
         while len(self._prepared) > _KEPT_EXECUTIONS:
             self._prepared.popitem(last=False)
@@ -260,5 +258,5 @@ class Session:
         return self.planner.choose(self._wish, num_tokens)
 
     def _logits(self, prepared: _Prepared, chunk: int, rows: int) -> FloatArray:
-        buffer = prepared.graph.buffer(self._output, chunk)
+        buffer = prepared.verified.graph.buffer(self._output, chunk)
         return prepared.buffers.view(buffer, [rows, self.model.vocab_size])

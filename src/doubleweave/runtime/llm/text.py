@@ -48,8 +48,8 @@ class Text:
         """Token ids of a conversation (role and content each) up to where the assistant answers."""
         if self._model.chat_template is None:
             raise InputError("chat: the model has no chat template; give the prompt raw")
-        text = render_chat(self._model.chat_template, messages, self._model.special_tokens)
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        # The template writes the special tokens itself.
+        return self.encode_raw(render_chat(self._model.chat_template, messages, self._model.special_tokens))
 
     def encode_raw(self, text: str) -> list[int]:
         """Token ids of a text as it is, without special tokens."""
@@ -70,6 +70,7 @@ class Stream:
         self._stop = tuple(stop)
         self._ids: list[int] = []
         self._given = 0
+        self._whole = ""
         self.stopped = False
 
     def push(self, token_id: int) -> str:
@@ -77,10 +78,8 @@ class Stream:
         self._ids.append(token_id)
         whole = self._text.decode(self._ids)
         for stop in self._stop:
-            at = whole.find(stop)
-            if at >= 0:
-                self.stopped = True
-                whole = whole[:at]
+            whole, found, _ = whole.partition(stop)
+            self.stopped = self.stopped or bool(found)
         certain = len(whole)
         if not self.stopped:
             # A byte-level tokenizer shows a half character as U+FFFD until its last token came.
@@ -90,12 +89,12 @@ class Stream:
             certain -= held
         piece = whole[self._given : certain]
         self._given = max(self._given, certain)
-        self.whole = whole
+        self._whole = whole
         return piece
 
     def finish(self) -> str:
         """What was held back."""
-        rest = getattr(self, "whole", "")[self._given :]
+        rest = self._whole[self._given :]
         self._given += len(rest)
         return rest
 

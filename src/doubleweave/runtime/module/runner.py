@@ -19,7 +19,7 @@ from doubleweave.runtime.instances import Instances
 from doubleweave.runtime.module.arrays import address_range
 from doubleweave.runtime.module.states import States
 from doubleweave.schedule import module_plan
-from doubleweave.schedule.module_plan import Plan, Step, View
+from doubleweave.schedule.module_plan import Plan, View
 from doubleweave.timeline.timeline import Event, Timeline
 
 _KEPT = 16
@@ -32,8 +32,8 @@ class _Prepared:
     plan: Plan
     instance: _native.Instance | None  # one method and nothing else: run without an execution
     execution: _native.Execution | None
-    regions: dict[tuple[str, str, int], int]  # (place, name, number) -> region
-    uses: list[str]  # what one call at a time may use
+    outside: dict[int, int]  # tensor of the caller or of a state -> region
+    uses: list[str]  # names that calls take in turns
 
 
 class Runner:
@@ -50,10 +50,6 @@ class Runner:
         self._prepared: OrderedDict[tuple[int, Found, int], _Prepared] = OrderedDict()
         self._lock = threading.Lock()
 
-    def plan(self, function: Function, name: str, found: Found) -> Plan:
-        """The plan for inputs of these dtypes and sizes; InputError where they do not fit."""
-        return module_plan.make(self.split, function, name, found)
-
     def device(self, function: Function) -> str:
         """The device of a function's first segment; "cpu" where it has none."""
         for call in function.calls:
@@ -63,12 +59,13 @@ class Runner:
         return "cpu"
 
     def prepare(self, function: Function, name: str, found: Found, threads: int) -> _Prepared:
+        """The bound plan for inputs of these dtypes and sizes; InputError where they do not fit."""
         key = (id(function), found, threads)
         with self._lock:
             if key in self._prepared:
                 self._prepared.move_to_end(key)
                 return self._prepared[key]
-        made = self._make(self.plan(function, name, found), threads)
+        made = self._make(module_plan.make(self.split, function, name, found), threads)
         with self._lock:
             self._prepared[key] = made
             while len(self._prepared) > _KEPT:
@@ -96,13 +93,14 @@ class Runner:
     ) -> None:
         assert prepared.execution is not None
         rebound = {}
-        for (place, name, number), region in prepared.regions.items():
-            if place == "input":
-                rebound[region] = _native.Region.of(inputs[number], writable=False)
-            elif place == "output":
-                rebound[region] = _native.Region.of(outputs[number])
-            elif place == "state":
-                rebound[region] = self.states.region(name, number)
+        for index, region in prepared.outside.items():
+            tensor = prepared.plan.tensors[index]
+            if tensor.place == "input":
+                rebound[region] = _native.Region.of(inputs[tensor.number], writable=False)
+            elif tensor.place == "output":
+                rebound[region] = _native.Region.of(outputs[tensor.number])
+            else:
+                rebound[region] = self.states.region(tensor.name, tensor.number)
         events = prepared.execution.run(0, record, rebound)
         if events is not None:
             self.timeline = _timeline(prepared.plan, events.tolist())
@@ -116,66 +114,40 @@ class Runner:
             and [view.tensor for view in made.steps[0].writes] == list(dict.fromkeys(made.outputs))
         )
         instance = self._instances.get(made.steps[0].method) if is_direct else None
-        regions, execution = self._bind(made, threads)  # a direct call needs it to be recorded
+        outside, execution = self._bind(made, threads)  # a direct call needs it to be recorded
         uses = [f"plan {id(made)}", *(f"method {method}" for method in made.methods())]
         if made.updates or any(tensor.place == "state" for tensor in made.tensors):
             uses.append(f"states {id(self.states)}")
-        return _Prepared(made, instance, execution, regions, uses)
+        return _Prepared(made, instance, execution, outside, uses)
 
-    def _bind(
-        self, made: Plan, threads: int
-    ) -> tuple[dict[tuple[str, str, int], int], _native.Execution | None]:
+    def _bind(self, made: Plan, threads: int) -> tuple[dict[int, int], _native.Execution | None]:
         if not made.steps:
             return {}, None
         buffers = _native.Buffers(list(made.buffer_bytes))
         regions = [buffers.region(number) for number in range(len(made.buffer_bytes))]
-        outside = [t for t in made.tensors if t.place != "buffer" and (t.readers or t.writers)]
-        # Where the caller's tensors and the states will be bound: address space only, it is never touched.
-        stand_ins = _native.Buffers([tensor.num_bytes for tensor in outside])
-        numbers: dict[tuple[str, str, int], int] = {}
-        for index, tensor in enumerate(outside):
-            numbers[tensor.place, tensor.name if tensor.place == "state" else "", tensor.number] = len(
-                regions
-            )
-            regions.append(stand_ins.region(index))
-
-        def region_of(tensor: int) -> int:
-            found = made.tensors[tensor]
-            if found.place == "buffer":
-                return found.number
-            return numbers[found.place, found.name if found.place == "state" else "", found.number]
+        used = [i for i, t in enumerate(made.tensors) if t.place != "buffer" and (t.readers or t.writers)]
+        outside = {tensor: len(regions) + number for number, tensor in enumerate(used)}
+        region_of = {index: tensor.number for index, tensor in enumerate(made.tensors)} | outside
+        # Each run puts the caller's tensors and the states in place of these: address space that is never touched.
+        stand_ins = _native.Buffers([made.tensors[index].num_bytes for index in used])
+        regions += [stand_ins.region(number) for number in range(len(used))]
 
         def binding(view: View) -> _native.Binding:
-            return _native.Binding(region_of(view.tensor), list(view.sizes), view.offset)
+            return _native.Binding(region_of[view.tensor], list(view.sizes), view.offset)
 
         methods = made.methods()
         tasks = []
         for number, step in enumerate(made.steps):
-            if step.copy is not None:
-                tasks.append(_native.Task.of_copy(_copy(step, region_of), [], number))
+            if (copy := step.copy) is not None:
+                copy = copy._replace(source=region_of[copy.source], target=region_of[copy.target])
+                tasks.append(_native.Task.of_copy(_native.Copy(**copy._asdict()), [], number))
                 continue
             instance = methods.index(step.method)
             tasks.append(
                 _native.Task(instance, [*map(binding, step.reads)], [*map(binding, step.writes)], [], number)
             )
         instances = [self._instances.get(method) for method in methods]
-        return numbers, _native.Execution(instances, regions, tasks, [list(range(len(tasks)))], threads)
-
-
-def _copy(step: Step, region_of: Any) -> _native.Copy:
-    copy = step.copy
-    assert copy is not None
-    return _native.Copy(
-        source=region_of(copy.source),
-        target=region_of(copy.target),
-        source_offset=copy.source_offset,
-        source_stride=copy.source_stride,
-        target_offset=copy.target_offset,
-        target_stride=copy.target_stride,
-        num_blocks=copy.num_blocks,
-        block_bytes=copy.block_bytes,
-        pad_bytes=copy.pad_bytes,
-    )
+        return outside, _native.Execution(instances, regions, tasks, [list(range(len(tasks)))], threads)
 
 
 def _failure(message: str) -> str:

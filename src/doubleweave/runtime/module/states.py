@@ -12,12 +12,8 @@ import numpy.typing as npt
 
 from doubleweave import _native
 from doubleweave.errors import InputError, ProgramError
-from doubleweave.ir.split import ITEM_BYTES, Split, Value
+from doubleweave.ir.split import ITEM_BYTES, Split
 from doubleweave.runtime.module.arrays import dtype_name, readable
-
-
-def num_bytes(value: Value) -> int:
-    return math.prod(int(size) for size in value.shape) * ITEM_BYTES[value.dtype]
 
 
 class States(MutableMapping[str, npt.NDArray[Any]]):
@@ -28,7 +24,7 @@ class States(MutableMapping[str, npt.NDArray[Any]]):
 
     def __init__(self, split: Split, path: Path) -> None:
         self._values = {value.name: value for value in split.states}
-        sizes = [num_bytes(value) for value in self._values.values()]
+        sizes = [math.prod(map(int, v.shape)) * ITEM_BYTES[v.dtype] for v in split.states]
         self._number = {name: 2 * index for index, name in enumerate(self._values)}
         self._first: dict[str, bytes] = {}
         self._current = dict.fromkeys(self._values, 0)
@@ -63,23 +59,20 @@ class States(MutableMapping[str, npt.NDArray[Any]]):
         return self._view(self._known(name)).copy()
 
     def __setitem__(self, name: str, value: Any) -> None:
-        wanted = self._values[self._known(name)]
+        view = self._view(self._known(name))
+        wanted = self._values[name]
         array = value
         if isinstance(value, (bool, int, float, list, tuple)) and wanted.dtype != "bfloat16":
             array = np.asarray(value, dtype=wanted.dtype)
-        shape = [int(size) for size in wanted.shape]
-        if list(getattr(array, "shape", ())) != shape or dtype_name(array) not in (
-            wanted.dtype,
-            "uint16" if wanted.dtype == "bfloat16" else wanted.dtype,
-        ):
+        shape, dtypes = list(view.shape), (wanted.dtype, view.dtype.name)
+        if list(getattr(array, "shape", ())) != shape or dtype_name(array) not in dtypes:
             found = (
                 f"{dtype_name(array)}{list(array.shape)}"
                 if hasattr(array, "shape")
                 else f"a {type(array).__name__}"
             )
             raise InputError(f"state {name!r}: found {found}, expected {wanted.dtype}{shape}")
-        source = np.asarray(readable(array, f"state {name!r}"))
-        self._view(name)[...] = source
+        view[...] = np.asarray(readable(array, f"state {name!r}"))
 
     def __delitem__(self, name: str) -> None:
         raise InputError(f"state {name!r}: cannot be deleted; reset() gives it its first value")
