@@ -1,4 +1,4 @@
-"""What works on this machine, and what to install for the rest. Needs no torch."""
+"""Which backends work on this machine, and what to install for the others. Needs no torch."""
 
 from __future__ import annotations
 

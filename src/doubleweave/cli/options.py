@@ -1,4 +1,4 @@
-"""What the commands share: options, progress bars, the JSON line, opening a program."""
+"""Shared by the commands: options, progress bars, the JSON line, opening a program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from doubleweave.runtime.llm.program import Program
 
 EXIT_ERROR = 2
-_KEPT: list[object] = []  # to the end of the process
+_KEPT: list[object] = []  # programs that live to the end of the process
 
 
 def add_program(p: argparse.ArgumentParser) -> None:
@@ -69,7 +69,7 @@ def print_json(args: argparse.Namespace, report: dict[str, Any]) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal alone, gone at the end: what else is on stderr is an error, in one line."""
+    """A progress bar on stderr, where that is a terminal; gone at the end, so that stderr keeps errors alone."""
     from tqdm import tqdm
 
     bar_format = "{desc:<34} {bar:24} {n_fmt}/{total_fmt} [{elapsed}]"
@@ -83,8 +83,11 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def open_quietly(folder: str) -> Program:
-    """Open a program for a command. An emulator runs inside the process, so a crash of its ends it: with a sentence.
-    And it reports everything that it lets go: that comes later than anything of ours, and reaches nobody."""
+    """Open a language model's program for a command.
+
+    An emulator runs inside the process: its crash ends the process, with one sentence. At exit it prints everything
+    that it frees, after the command's own output, so stderr is silenced then.
+    """
     from doubleweave._native import say_crashes
     from doubleweave.runtime.open import open_llm
 

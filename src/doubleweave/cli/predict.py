@@ -20,7 +20,7 @@ from doubleweave.cli.options import (
 from doubleweave.errors import InputError
 from doubleweave.ir.manifest import RUN_FILE
 
-# The prompt length that is assumed, where the context has room for it.
+# The default prompt length, where the context has room for it.
 _PROMPT = 512
 
 

@@ -1,4 +1,4 @@
-"""The commands that run a program: run, bench and score, each with its options, one call, and what is printed."""
+"""The commands that run a program, run, bench and score: each parses options, makes one call and prints."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Memory:
-    """Rows in the order of their writers. `buffer_bytes` is what the run's buffers take, `peak_bytes` the most of
-    them that holds values at one time, which no plan can be below."""
+    """Rows in the order of their writers. `buffer_bytes` are the bytes of the run's buffers. `peak_bytes` are
+    the most bytes that hold values at one time: a lower bound of every plan."""
 
     rows: tuple[Row, ...]
     buffer_bytes: int

@@ -42,7 +42,7 @@ def forecast_dict(item: Forecast) -> dict[str, Any]:
 
 
 def plan_text(found: Plan, limit: int = 10) -> str:
-    """What was chosen and why: a sentence, and the candidates as a table."""
+    """The chosen way to run a prompt with its reason, and the candidates as a table."""
     chosen = found.chosen
     plain = next((c for c in found.candidates if c.schedule == "sequential"), None)
     rows = [

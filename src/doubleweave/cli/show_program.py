@@ -1,4 +1,4 @@
-"""What a program is, as plain dictionaries (for --json) and as text: after compiling it, and of its manifest."""
+"""A program as plain dictionaries (for --json) and as text: after compiling it, and of its manifest."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _POOR_DB = 20.0
 
 
 def quality_lines(manifest: Manifest) -> list[str]:
-    """The segments that quantization with fixed scales hurts most, and what to do about them."""
+    """The segments with the most noise from fixed scales, and a hint at a recipe with less."""
     found = [(s.snr_db, s) for s in manifest.split.segments if s.snr_db is not None]
     if not found:
         return []

@@ -1,4 +1,4 @@
-"""What was measured of a run, as plain dictionaries (for --json) and as text."""
+"""Measurements of a run as plain dictionaries (for --json) and as text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def generation_lines(result: Generation) -> list[str]:
 
 
 def overlap_lines(result: dict[str, Any]) -> list[str]:
-    """How near the workers came to what no schedule can be below."""
+    """How near the run came to the lower bound of all schedules; empty where that is not known."""
     if result["overlap_efficiency"] is None:
         return []
     busy = ", ".join(f"{seconds * 1e3:.1f}" for seconds in result["busy_s"])

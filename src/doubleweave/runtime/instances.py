@@ -19,11 +19,15 @@ from doubleweave.vendors.printed_output import captured
 
 
 class Instances:
-    """Instances by (method, copy). Copy 0 serves all workers, one at a time; further copies of a method
-    without weights let several workers run it at once."""
+    """Instances by (method, copy).
+
+    Copy 0 serves all workers, one at a time. Further copies of a method without weights let several workers run it
+    at the same time.
+    """
 
     def __init__(self, program: _native.Program, split: Split) -> None:
         self._program = program
+        # Blocks share a few scratch regions: with one each, a block would keep about 3 MB (docs/design.md).
         shared = groups(split)
         self._groups = {
             method: shared.get(segment.name, -1) for segment in split.segments for method in segment.methods()
@@ -47,7 +51,7 @@ class Instances:
         return self._loaded[key]
 
     def load_all(self, methods: list[str]) -> None:
-        """Load several at once: packing weights is most of it, and it runs without the GIL."""
+        """Load several methods on several threads: loading mostly packs weights, without the GIL."""
         with self._loading:
             todo = [method for method in dict.fromkeys(methods) if (method, 0) not in self._loaded]
             for method in self._alone.keys() & set(todo):
@@ -58,7 +62,10 @@ class Instances:
                     self._loaded[method, 0] = instance
 
     def _load_alone(self, method: str) -> _native.Instance:
-        """Load a method of a backend that talks while it loads; what it says is of interest where it fails."""
+        """Load a method of a backend that prints while it loads; an error carries the printed text.
+
+        Such a library sets up without a lock what its methods share: two must not load at the same time.
+        """
         try:
             return captured(lambda: self._load(method))[0]
         except ProgramError as error:
@@ -71,7 +78,7 @@ class Instances:
             raise ProgramError(f"{self._program.path}: {error}") from error
 
     def trim(self) -> None:
-        """Let go of the program file's pages: of the embedding table, a prefill touches many."""
+        """Release the program file's resident pages; a prefill touches many of the embedding table's."""
         self._program.trim()
 
     def __len__(self) -> int:

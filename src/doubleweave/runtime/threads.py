@@ -1,4 +1,7 @@
-"""How many threads calls may use: checks what was asked for and gives ExecuTorch's pool that many."""
+"""How many threads calls may use: checks the number asked for and sizes ExecuTorch's thread pool.
+
+A call runs on one thread or on the whole pool: with a number between, pthreadpool in ExecuTorch 1.5.1 loses tiles.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from doubleweave.predict.plan_run import RunPlanner
 
 
 def threads_or_all(asked: int | None) -> int:
-    """`use_threads` of what was asked for; all of the pool's, which are the machine's cores at first, for None."""
+    """`asked` after `use_threads`; for None the pool's number, at first the machine's cores."""
     return _native.pool_threads() if asked is None else use_threads(asked)
 
 
 def settled_threads(planner: RunPlanner, asked: int | None) -> int:
-    """Threads in all of a run here: `use_threads` of those asked for, or of the planner's default."""
+    """Threads in all of a run here: `asked`, or the planner's default for None, after `use_threads`."""
     if asked is None:
         asked = planner.threads(None, _native.pool_threads(), _native.max_threads())
     return use_threads(asked)

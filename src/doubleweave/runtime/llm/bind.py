@@ -63,6 +63,7 @@ class Binder:
         call = self.graph.split.calls[task.call]
         segment = self.segments[call.segment]
         method, first, rows = self._method(task)
+        # A method without weights is cheap to load: a copy for each worker lets chunks attend at the same time.
         copy = worker if has_instance_per_worker(self.graph.split, task.call) else 0
         return _native.Task(
             self._instance(method, copy),
@@ -79,6 +80,7 @@ class Binder:
         )
 
     def _instance(self, method: str, copy: int) -> int:
+        """The number of the instance in this execution."""
         key = (method, copy)
         if key not in self.used:
             self.used[key] = len(self.loaded)
@@ -93,6 +95,7 @@ class Binder:
             return _native.Binding(self.graph.buffer(name, chunk_index), sizes, first * value.row_bytes)
         region = self.region_of[name]
         if "S" in port.shape:
+            # The cached length is known when the run starts: the executor adds it to this dim.
             return _native.Binding(region, sizes, 0, 0, port.shape.index("S"))
         if "T" not in port.shape:  # the whole cache
             return _native.Binding(region, sizes)

@@ -1,4 +1,4 @@
-"""Say when chunks of a run that goes on are done: for slow devices, such as an emulator.
+"""Report the chunks that are done while a run goes on: for slow devices, such as an emulator.
 
 It knows nothing of devices.
 """
@@ -15,14 +15,15 @@ from doubleweave import _native
 from doubleweave.schedule.verify import Verified
 
 OnChunk = Callable[[int, int], None]
+# Polled, so that the executor calls no Python between tasks.
 _PERIOD_S = 0.1
 
 
 @contextmanager
 def watching(execution: _native.Execution, verified: Verified, on_chunk: OnChunk | None) -> Iterator[None]:
-    """While the execution runs, call `on_chunk(chunks done, chunks in all)` each time another one is done.
+    """While the execution runs, call `on_chunk(chunks done, chunks in all)` each time another chunk is done.
 
-    It is called on a thread of its own; None watches nothing.
+    A thread of its own calls `on_chunk`. None watches nothing.
     """
     if on_chunk is None:
         yield

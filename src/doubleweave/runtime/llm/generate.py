@@ -17,10 +17,11 @@ from doubleweave.runtime.llm.text import Stream, Text
 
 @dataclass(frozen=True)
 class Generation:
-    """What came out, and how fast. `text` is None when the program has no tokenizer.
+    """New tokens and rates. `text` is None when the program has no tokenizer.
 
-    `prefill_tok_per_s` is the prompt over the time to the first token, from when the prompt is given;
-    `decode_tok_per_s` counts the tokens after the first.
+    `ttft_s` is the time from the prompt to the first token, `prefill_tok_per_s` the prompt's tokens over it.
+    `decode_tok_per_s` counts the tokens after the first; None where there are none. `finish` is "end" (an end
+    token), "stop" (a stop text), "length" or "context" (no room left).
     """
 
     text: str | None
@@ -39,7 +40,7 @@ class Generation:
 def generate(
     session: Session, token_ids: TokenIds, max_new_tokens: int, sampling: Sampling, *, record: bool = False
 ) -> Iterator[int]:
-    """Yield new tokens; the end token itself is not given out. Errors are those of `Session.append`."""
+    """Yield new tokens, without the end token. Raises the errors of `Session.append`."""
     if max_new_tokens < 1:
         raise InputError(f"number of new tokens: found {max_new_tokens}, expected at least 1")
     sampler = Sampler(sampling)
@@ -50,6 +51,7 @@ def generate(
         if token in ends:
             return
         yield token
+        # The last token is not appended: nobody asks for the logits behind it.
         if count + 1 < max_new_tokens and session.length < session.max_context:
             logits = session.append([token])
         else:

@@ -33,8 +33,9 @@ from doubleweave.timeline.timeline import Timeline
 FloatArray = npt.NDArray[np.float32]
 TokenIds = Sequence[int] | npt.NDArray[np.integer]
 
-# How many chunks a scoring run takes at once: each holds its own logits.
+# How many chunks a scoring run takes: each holds the logits of all its rows, rows x vocabulary x 4 bytes.
 _SCORE_CHUNKS = 4
+# Prepared runs by prompt length. Decode is one of them; a conversation's turns differ in length.
 _KEPT_EXECUTIONS = 8
 
 
@@ -87,10 +88,11 @@ class Session:
         self.threads = settled_threads(self.planner, threads)
         self._wish = self._wish._replace(threads=self.threads)
         self.recorded: Recorded | None = None
-        self.on_chunk: OnChunk | None = None  # told of every chunk that is done while a run goes on
+        self.on_chunk: OnChunk | None = None  # called for every chunk that is done while a run goes on
         self._most_rows = most_rows(chunk_shape(split))
         cached = [value for value in split.values if value.kind == "cache"]
         max_context = self.model.max_context
+        # Padded rows of the last chunk are written behind the context: the cache has room for a chunk more.
         self._cache = _native.KvCache([value.row_bytes for value in cached], max_context, self._most_rows)
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
         is_whole = any(whole_cache(port) for segment in split.segments for port in segment.inputs)
@@ -203,7 +205,7 @@ class Session:
             raise RunError(str(error)) from error
         last = prepared.verified.graph.chunks[-1]
         self._cache.note_length(base + len(ids), last.compiled_size - last.num_tokens)
-        if len(ids) > 1:
+        if len(ids) > 1:  # a decode step touches one row of the embedding table, and runs too often
             self._instances.trim()
         if events is not None:
             start_ns, end_ns = np.zeros((2, len(prepared.verified.graph)), np.int64)
@@ -213,7 +215,7 @@ class Session:
 
     @property
     def timeline(self) -> Timeline | None:
-        """What ran when in the last recorded run, None if there was none."""
+        """When each task ran in the last recorded run; None if no run was recorded."""
         if self.recorded is None:
             return None
         _, verified, start_ns, end_ns, num_tokens, cached = self.recorded
@@ -245,8 +247,10 @@ class Session:
         return prepared
 
     def use(self, choice: Choice, maker: Maker | None = None) -> None:
-        """Run every later prompt by this choice. `maker` builds the schedule; `choice.schedule` is the name it is shown
-        under."""
+        """Run every later prompt by this choice.
+
+        `maker` builds the schedule; `choice.schedule` is the name it is shown under.
+        """
         self._wish = choice
         self.schedule = choice.schedule
         if maker is not None:

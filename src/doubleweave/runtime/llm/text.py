@@ -74,7 +74,7 @@ class Stream:
         self.stopped = False
 
     def push(self, token_id: int) -> str:
-        """The text that is certain after one more token; sets `stopped` when a stop text came."""
+        """The text that no later token can change, after one more token; sets `stopped` at a stop text."""
         self._ids.append(token_id)
         whole = self._text.decode(self._ids)
         for stop in self._stop:
@@ -93,7 +93,7 @@ class Stream:
         return piece
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text that `push` held back."""
         rest = self._whole[self._given :]
         self._given += len(rest)
         return rest

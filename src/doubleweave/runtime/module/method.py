@@ -1,6 +1,6 @@
-"""One piece of a program as a callable: a segment's method, a nested module, or the whole module.
+"""A piece of a program as a callable: a segment's method, a nested module, or the whole module.
 
-It takes what the module takes and returns what it returns, in the caller's kind of tensors.
+Its arguments and results are the module's, in the caller's kind of tensors.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _dtype(tensor: Any, wanted: str) -> str:
 
 
 def of_segment(segment: Segment, size: int | None) -> Function:
-    """A function that is one call of a segment, at one of its sizes: what its method takes and gives by itself."""
+    """A function that is one call of a segment at one of its sizes: the segment's method called by itself."""
     ranges: tuple[Range, ...] = segment.shape.ranges if isinstance(segment.shape, SizeRanges) else ()
 
     def value(name: str, port: Any, kind: Any) -> Value:

@@ -22,7 +22,7 @@ from doubleweave.schedule import module_plan
 from doubleweave.schedule.module_plan import Plan, View
 from doubleweave.timeline.timeline import Event, Timeline
 
-_KEPT = 16
+_KEPT = 16  # plans, by sizes: each holds its run's buffers
 
 Found = tuple[tuple[str, tuple[int, ...]], ...]  # dtype and sizes of each input
 

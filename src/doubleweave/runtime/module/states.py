@@ -19,7 +19,8 @@ from doubleweave.runtime.module.arrays import dtype_name, readable
 class States(MutableMapping[str, npt.NDArray[Any]]):
     """Read one with `states["name"]` (a NumPy copy), write it with `states["name"] = array`.
 
-    Each has two buffers that swap when it is updated. bfloat16 is given as uint16, its bits.
+    Each state has two buffers that swap when it is updated, because a run still reads the old value while it writes
+    the new one. bfloat16 is given as uint16, its bits.
     """
 
     def __init__(self, split: Split, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Futures of submitted calls: one worker thread a device, calls run as soon as what they need is there."""
+"""Futures of submitted calls: one worker thread a device; a call runs as soon as its arguments have results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from doubleweave.runtime.threads import use_threads
 class Result(Future[Any]):
     """A future result. It can be an argument of other calls; `future[i]` is the future of one of several results."""
 
-    __iter__ = None  # it has parts, but how many is not known yet
+    # Python would iterate by __getitem__ without an end: the number of results is not known yet.
+    __iter__ = None
 
     def __getitem__(self, index: Any) -> Result:
         part = Result()
@@ -50,7 +51,7 @@ class Workers:
 
     @property
     def threads(self) -> int:
-        """All of the pool's, unless another number was set."""
+        """Threads of a direct call: all of the pool's, unless another number was set."""
         return self._threads or _native.pool_threads()
 
     @threads.setter
@@ -66,7 +67,7 @@ class Workers:
     ) -> Result:
         """Call `function` on the device's worker once `after` and the futures among `arguments` are done.
 
-        The result is what it returns, or what it or one of the futures raises.
+        The Result has the value that `function` returns, or the error that it or a future raises.
         """
         result = Result()
         waiting: list[Future[Any]] = []
@@ -77,6 +78,7 @@ class Workers:
 
         # The caller may go on to fill the lists that it gave.
         held = _with_futures((tuple(arguments), list(after)), wait_for)
+        # One more than the futures: none starts the call before all of them have their callback.
         left = len(waiting) + 1
         lock = threading.Lock()
 
