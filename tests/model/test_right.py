@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,33 +27,41 @@ def model() -> dw.models.model.Model:  # type: ignore[name-defined]
 
 
 @pytest.fixture(scope="module")
-def programs(model, tmp_path_factory) -> dict[str, dw.Program]:  # type: ignore[no-untyped-def]
-    folder = tmp_path_factory.mktemp("programs")
-    for shape in ("bounded", "static"):
-        dw.compile_llm(model, folder / shape, quantize="none", shape=shape)
-    dw.compile_llm(model, folder / "8da8w", quantize="8da8w")
-    return {name: dw.open(folder / name) for name in ("bounded", "static", "8da8w")}
+def programs(model, made_once) -> dict[str, dw.Program]:  # type: ignore[no-untyped-def]
+    options = {
+        "bounded": {"quantize": "none", "shape": "bounded"},
+        "static": {"quantize": "none", "shape": "static"},
+        "8da8w": {"quantize": "8da8w"},
+    }
+    return {
+        name: dw.open(made_once(f"smollm2_{name}", partial(dw.compile_llm, model, **found)))
+        for name, found in options.items()
+    }
 
 
 @pytest.fixture(scope="module")
-def expected(model) -> list[tuple[np.ndarray, list[int]]]:  # type: ignore[no-untyped-def]
+def expected(model, made_once) -> list[tuple[np.ndarray, list[int]]]:  # type: ignore[no-untyped-def]
     """(logits of the prompt's last token, greedy tokens) of each prompt, from transformers."""
-    found = []
-    for prompt in PROMPTS:
-        ids = torch.tensor([prompt["token_ids"]])
-        with torch.no_grad():
-            out = model.module(input_ids=ids, use_cache=True)
-            logits = out.logits[0, -1].numpy().copy()
-            tokens = [int(logits.argmax())]
-            for _ in range(NUM_TOKENS - 1):
-                out = model.module(
-                    input_ids=torch.tensor([[tokens[-1]]]),
-                    past_key_values=out.past_key_values,
-                    use_cache=True,
-                )
-                tokens.append(int(out.logits[0, -1].argmax()))
-        found.append((logits, tokens))
-    return found
+
+    def make(path: Path) -> None:
+        logits, tokens = zip(*(generated(model, prompt["token_ids"]) for prompt in PROMPTS), strict=True)
+        np.savez(path, logits=logits, tokens=tokens)
+
+    found = np.load(made_once("smollm2_expected.npz", make))
+    return list(zip(found["logits"], found["tokens"].tolist(), strict=True))
+
+
+def generated(model, token_ids: list[int]) -> tuple[np.ndarray, list[int]]:  # type: ignore[no-untyped-def]
+    with torch.no_grad():
+        out = model.module(input_ids=torch.tensor([token_ids]), use_cache=True)
+        logits = out.logits[0, -1].numpy().copy()
+        tokens = [int(logits.argmax())]
+        while len(tokens) < NUM_TOKENS:
+            out = model.module(
+                input_ids=torch.tensor([[tokens[-1]]]), past_key_values=out.past_key_values, use_cache=True
+            )
+            tokens.append(int(out.logits[0, -1].argmax()))
+    return logits, tokens
 
 
 @pytest.mark.parametrize(("shape", "schedule"), CASES)

@@ -66,9 +66,9 @@ def compile_llm(
     recipe = _recipe(chosen, quantize)
     _check_names(options)
     of_source = {name: options.pop(name) for name in SOURCE_OPTIONS if name in options}
-    shape = _check_attention(attention, _shape(chosen, shape), max_context)
+    shape = _shape(chosen, attention, shape, max_context)
     given = own_options(chosen, attention, options)
-    sizes = _sizes(shape or "bounded", chunk)
+    sizes = _sizes(shape, chunk)
     folder = Path(out)
     check_target(folder)
     _check_installed()
@@ -104,23 +104,16 @@ def _recipe(backend: Backend, quantize: str | None) -> str:
     return recipe
 
 
-def _shape(backend: Backend, shape: str | None) -> str | None:
-    """The shape (None: as usual); PolicyError for one that the backend does not take."""
-    if not backend.takes_fixed_sizes_only:
-        return shape
-    if shape == "bounded":
+def _shape(backend: Backend, attention: str, shape: str | None, max_context: int | None) -> str:
+    """The shape, or its default; PolicyError where backend, attention, shape and context do not go together."""
+    if shape == "bounded" and backend.takes_fixed_sizes_only:
         raise PolicyError(
             f"shape: found 'bounded', but {backend.name} takes fixed sizes only; use static or leave it out"
         )
-    return shape or "static"
-
-
-def _check_attention(attention: str, shape: str | None, max_context: int | None) -> str | None:
-    """The shape; PolicyError where attention, shape and context do not go together."""
     if attention not in ATTENTIONS:
         raise PolicyError(f"attention: found {attention!r}, expected one of {', '.join(ATTENTIONS)}")
     if attention == "dynamic":
-        return shape
+        return shape or ("static" if backend.takes_fixed_sizes_only else "bounded")
     if shape == "bounded":
         raise PolicyError(
             "shape: found 'bounded', but static attention takes fixed sizes; use static or leave it out"
@@ -142,19 +135,10 @@ def _check_installed() -> None:
 
 
 def _compile(model: Model, folder: Path, options: Options, report: Progress) -> Manifest:
-    from doubleweave.compiler.lower.lower import jobs, lower
+    from doubleweave.compiler.lower.lower import lower
 
     torch_split = quantized_llm(model, options, folder, report)
-    total = len(jobs(torch_split.split)) + 1
-    done = 0
-    report("lowering", done, total)
-
-    def step(what: str) -> None:
-        nonlocal done
-        done += 1
-        report(f"lowered {what}" if done < total else what, done, total)
-
-    split, digest = lower(torch_split, folder / PROGRAM_FILE, step)
+    split, digest = lower(torch_split, folder / PROGRAM_FILE, report)
     manifest = Manifest(
         name=model.name,
         model=ModelInfo(

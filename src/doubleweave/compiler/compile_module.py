@@ -56,18 +56,9 @@ def compile_module(
 
 
 def _write(name: str, found: Any, folder: Path, report: Progress) -> None:
-    from doubleweave.compiler.lower.lower import jobs, lower
+    from doubleweave.compiler.lower.lower import lower
 
-    total = len(jobs(found.torch_split.split)) + 1
-    done = 0
-    report("lowering", done, total)
-
-    def step(what: str) -> None:
-        nonlocal done
-        done += 1
-        report(f"lowered {what}" if done < total else what, min(done, total), total)
-
-    split, digest = lower(found.torch_split, folder / PROGRAM_FILE, step)
+    split, digest = lower(found.torch_split, folder / PROGRAM_FILE, report)
     _check_loads(folder / PROGRAM_FILE)
     Manifest(
         name=name,

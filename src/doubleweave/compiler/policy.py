@@ -93,18 +93,16 @@ def resolve(module: nn.Module, policy: Policy) -> list[Match]:
         used |= {index for _, index, _ in candidates}
         if not candidates:
             continue
-        best = min(candidates, key=lambda candidate: candidate[:2])
-        rivals = {
-            _key_text(key)
-            for rank, _, key in candidates
-            if rank == best[0] == 0 and policy[key] != policy[best[2]]
-        }
-        if rivals:
+        best, _, key = min(candidates)
+        rule, text = policy[key], _key_text(key)
+        # Only names tie: a module that is in the model twice has two, and each may have a rule.
+        if rivals := [
+            _key_text(other) for rank, _, other in candidates if rank == best == 0 and policy[other] != rule
+        ]:
             raise PolicyError(
-                f"policy: {_key_text(best[2])} and {sorted(rivals)[0]} are one module, and have different rules; "
-                "give it one"
+                f"policy: {text} and {min(rivals)} are one module, and have different rules; give it one"
             )
-        matches.append(Match(names[number][0], found, policy[best[2]], _key_text(best[2])))
+        matches.append(Match(names[number][0], found, rule, text))
     for index, key in enumerate(policy):
         if index not in used:
             raise PolicyError(_no_match(key, module))
@@ -115,10 +113,11 @@ def operator_rules(policy: Policy) -> dict[Any, Rule]:
     """The rules of operators. Raises PolicyError for one that names arguments, which operators do not have."""
     found = {key: rule for key, rule in policy.items() if _is_operator(key)}
     for key, rule in found.items():
-        if (rule.chunk if isinstance(rule, Static) else rule.dims) is not None:
+        argument = "chunk" if isinstance(rule, Static) else "dims"
+        if getattr(rule, argument) is not None:
             raise PolicyError(
                 f"policy: {_key_text(key)} is an operator, whose sizes are those of what it is called with; leave "
-                f"{'chunk' if isinstance(rule, Static) else 'dims'} out"
+                f"{argument} out"
             )
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -14,6 +15,12 @@ from doubleweave.ir.manifest import MANIFEST_FILE, PROGRAM_FILE, RUN_FILE, STATE
 
 # Gets (what is being done, steps done, steps in all).
 Progress = Callable[[str, int, int], None]
+
+
+def counted(report: Progress, total: int) -> Callable[[str], None]:
+    """A function that reports the next of `total` steps by its name. Steps beyond `total` count as the last."""
+    numbers = itertools.count(1)
+    return lambda what: report(what, min(next(numbers), total), total)
 
 
 def check_target(folder: Path, option: str = "-o") -> None:
@@ -53,10 +60,12 @@ def made_beside(folder: Path, option: str = "-o") -> Iterator[Path]:
 
 def _replace(temporary: Path, folder: Path) -> None:
     """Put the finished directory in its place; an older program goes only once the new one is there."""
+    # mkdtemp makes folders that only their owner may read.
     os.chmod(temporary, 0o777 & ~_umask())
     if not folder.exists():
         temporary.rename(folder)
         return
+    # A folder with files in it cannot be renamed over, so the older program steps aside first.
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.absolute().parent)) / "program"
     try:
         folder.rename(old)
@@ -73,6 +82,7 @@ def _replace(temporary: Path, folder: Path) -> None:
 
 
 def _umask() -> int:
+    # It can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)
     return mask

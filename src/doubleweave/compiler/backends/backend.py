@@ -89,10 +89,6 @@ def late(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
-def _as_given(recipe: str, attention: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
-    return own
-
-
 @dataclass(frozen=True)
 class Backend:
     """What a package of doubleweave.compiler.backends defines as BACKEND; `library` is the run time's half.
@@ -112,7 +108,7 @@ class Backend:
     takes_fixed_sizes_only: bool = False
     # From a recipe, an attention and own options to those that `place` gets, before any work; raises PolicyError for
     # what does not go together, BackendError for what this machine lacks.
-    check: Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]] = _as_given
+    check: Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, attention, own: own
     # Puts the segments of a split on the backend, and quantizes them.
     place: Callable[[TorchSplit, Options, CalibrationChunks, Progress], TorchSplit] | None = None
     # What compiles a segment with less noise, as options of the command line; "" for nothing.

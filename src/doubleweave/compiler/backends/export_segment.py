@@ -30,8 +30,8 @@ def export_segment(
     for symbol, low, high in shape.ranges if isinstance(shape, SizeRanges) else ():
         least = low if isinstance(low, int) else 1
         dims[symbol] = torch.export.Dim(symbol, min=least, max=max(2, high))
-        options = [n for n in _EXAMPLES if least <= n <= high and n not in values.values()]
-        values[symbol] = options[0] if options else max(2, high)
+        free = (n for n in _EXAMPLES if least <= n <= high and n not in values.values())
+        values[symbol] = next(free, max(2, high))
     args, dynamic = [], []
     for port in segment.inputs:
         args.append(torch.zeros(shape_of(port.shape, values), dtype=getattr(torch, port.dtype)))
@@ -50,6 +50,7 @@ def _dim(size: str, dims: Mapping[str, Any]) -> Any:
         (name,) = names
         at = [evaluate(size, {name: number}) for number in (1, 2, 3, 4)]
         step = at[1] - at[0]
+        # Four points on a line: torch.export takes multiples of a Dim plus a number, nothing else.
         if step > 0 and [b - a for a, b in pairwise(at)] == [step] * 3:
             dim = dims[name] if step == 1 else step * dims[name]
             offset = at[0] - step
@@ -61,7 +62,7 @@ def _check_dynamic(
     exported: torch.export.ExportedProgram, segment: Segment, dynamic: list[dict[int, Any]]
 ) -> None:
     placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
-    inputs = placeholders[len(placeholders) - len(dynamic) :]
+    inputs = placeholders[len(placeholders) - len(dynamic) :]  # those before are weights
     for node, port, axes in zip(inputs, segment.inputs, dynamic, strict=True):
         for axis in axes:
             if isinstance(node.meta["val"].shape[axis], int):

@@ -19,7 +19,17 @@ class Lowered:
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
 
 
+def operators(program: ExportedProgram) -> list[Any]:
+    """The nodes that call something. A getitem only picks one of an operator's results, so it is not counted."""
+    return [
+        node
+        for node in program.graph.nodes
+        if node.op == "call_function" and "getitem" not in str(node.target)
+    ]
+
+
 def left_over(program: ExportedProgram) -> list[str]:
-    """The operators of a lowered program that no delegate took."""
-    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    return sorted({target for target in targets if "getitem" not in target and "call_delegate" not in target})
+    """The names of a lowered program's operators that no delegate took."""
+    return sorted(
+        {str(node.target) for node in operators(program) if "call_delegate" not in str(node.target)}
+    )

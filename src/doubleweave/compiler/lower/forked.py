@@ -1,4 +1,8 @@
-"""Do a list of jobs in forked processes: what the jobs read is inherited, not pickled, and Ctrl-C stops all."""
+"""Do a list of jobs in forked processes.
+
+Forked processes inherit what the jobs read (exported graphs and gigabytes of weights), so only results are pickled.
+Ctrl-C stops all of them. Knows nothing of what the jobs are.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +28,14 @@ _is_warm = False
 _jobs: tuple[Callable[[Any], Any], Sequence[Any]]  # of a forked process
 
 
-def each_forked(
-    function: Callable[[Item], Result], items: Sequence[Item], num_processes: int | None = None
-) -> Generator[tuple[Item, Result]]:
-    """Each item with `function(item)`, as they get done. num_processes: None: one a core.
+def each_forked(function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Result]]:
+    """Yield each item with `function(item)`, in the order in which they get done, one process a core.
 
-    The last item is done in this process the first time: what torch and ExecuTorch cache with it would otherwise be
-    worked out anew in every forked process. With one process all of them are.
+    The first call in a process does its last item there, and with one core all items: a forked process inherits what
+    torch and ExecuTorch cache on the way, and would otherwise work it out anew.
     """
     global _is_warm
-    workers = num_processes or len(os.sched_getaffinity(0))
+    workers = len(os.sched_getaffinity(0))
     here = len(items) if workers == 1 else min(len(items), 1) if not _is_warm or len(items) == 1 else 0
     for item in reversed(items[len(items) - here :]):
         with quiet():
@@ -44,7 +46,7 @@ def each_forked(
     if not items:
         return
     context = multiprocessing.get_context("fork")
-    # A forked process gets these arguments as they are.
+    # With "fork" the initializer's arguments are inherited: `function` may be a closure, which cannot be pickled.
     pool = ProcessPoolExecutor(min(workers, len(items)), context, _begin_process, (function, items))
     try:
         with _interrupts_held(), quiet():
@@ -64,9 +66,10 @@ def _do(index: int) -> Any:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while processes fork: raised there it is lost in a fork handler, or a process is.
+    """Hold Ctrl-C back while processes fork, and raise it afterwards.
 
-    Blocking the signal would not do: any other thread may take it, and Python raises in this one.
+    An interrupt raised in a fork handler is lost, or leaves a process that nobody stops. Blocking the signal in this
+    thread is not enough: another thread takes it, and Python still raises in this one.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is None or threading.current_thread() is not threading.main_thread():
@@ -83,6 +86,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
+    # shutdown() alone waits for the jobs that run, and one may take minutes; there is no public list of processes.
     for process in list((getattr(pool, "_processes", None) or {}).values()):
         process.terminate()
     pool.shutdown(wait=False, cancel_futures=True)
@@ -92,6 +96,6 @@ def _begin_process(function: Callable[[Any], Any], items: Sequence[Any]) -> None
     global _jobs
     _jobs = (function, items)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and stops us
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # there is a process for every core
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")

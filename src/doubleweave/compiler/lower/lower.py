@@ -18,17 +18,17 @@ from torch import Tensor, fx
 
 from doubleweave.compiler.backends import backends, find_backend
 from doubleweave.compiler.backends.export_segment import export_segment
+from doubleweave.compiler.backends.lowered import operators
 from doubleweave.compiler.lower.forked import each_forked
 from doubleweave.compiler.lower.pte_file import ProgramWriter
 from doubleweave.compiler.lower.templates import Template, made_up_weights, make_templates
+from doubleweave.compiler.program_folder import Progress, counted
 from doubleweave.compiler.split.fold_constants import fold, is_constant
 from doubleweave.compiler.split.pieces import TorchSplit, with_weights
 from doubleweave.compiler.split.transform import transform_segments
 from doubleweave.errors import LowerError
 from doubleweave.ir.split import Range, Segment, SizeRanges, Split
 from doubleweave.vendors.library import library_of
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,13 @@ class _Job:
 
 def prepare(torch_split: TorchSplit) -> TorchSplit:
     """Let each segment's backend rewrite its graph."""
-    used = dict.fromkeys(segment.backend for segment in torch_split.split.segments)
-    found = [find_backend(name, backends()) for name in used]
     # Without inputs ExecuTorch 1.5 loses the names of constants; and there is nothing to compute twice.
     constant = frozenset(
         s.name for s in torch_split.split.segments if is_constant(torch_split.graphs[s.structure])
     )
     prepared = transform_segments(torch_split, fold, constant)
-    for backend in found:
+    for used in dict.fromkeys(segment.backend for segment in prepared.split.segments):
+        backend = find_backend(used, backends())
         if backend.prepare is not None:
             names = frozenset(segment.name for segment in prepared.split.segments_of(backend.name))
             prepared = transform_segments(prepared, backend.prepare, names)
@@ -100,15 +99,16 @@ def _together(segment: Segment) -> list[tuple[int | None, ...]]:
     return [sizes] if segment.contexts == 1 else [(size,) for size in sizes]
 
 
-def lower(
-    torch_split: TorchSplit, path: Path, progress: Progress, num_processes: int | None = None
-) -> tuple[Split, str]:
+def lower(torch_split: TorchSplit, path: Path, report: Progress) -> tuple[Split, str]:
     """Lower `torch_split` into the file `path`; returns the split with sizes filled in and the file's SHA-256.
 
-    `progress` gets the name of each method once it is lowered.
+    Raises LowerError for a segment that its backend refuses, or a file that cannot be written.
     """
+    todo = jobs(torch_split.split)
+    report("lowering", 0, len(todo) + 1)
+    step = counted(report, len(todo) + 1)
     prepared = prepare(torch_split)
-    templates = _lower_shared(prepared, progress, num_processes)
+    templates = _lower_shared(prepared, todo, step)
     writer = ProgramWriter()
     segments = []
     for segment in prepared.split.segments:
@@ -128,7 +128,7 @@ def lower(
                 num_delegated=template.num_delegated,
             )
         )
-    progress("writing program.pte")
+    step("writing program.pte")
     digest = writer.write(path)
     return replace(prepared.split, segments=tuple(segments)), digest
 
@@ -143,46 +143,30 @@ def no_kernel(method: str, operator: str) -> LowerError:
 _Templates = dict[tuple[str, int | None], Template]  # by (segment, size)
 
 
-def _lower_shared(torch_split: TorchSplit, progress: Progress, num_processes: int | None) -> _Templates:
-    """Lower each structure once; those whose weights cannot be found again, once a segment."""
+def _lower_shared(torch_split: TorchSplit, todo: list[_Job], step: Callable[[str], None]) -> _Templates:
+    """Lower each structure once; a structure whose weights cannot be found again, once a segment."""
     split = torch_split.split
-    done = _lower_all(torch_split, jobs(split), progress, num_processes)
+    methods = [(segment, size) for segment in split.segments for size in segment.methods().values()]
+    done = _lower_all(torch_split, todo, step)
     by_key = {_key(split.segment(name), size): template for (name, size), template in done.items()}
-    again = [
-        _Job(segment, (size,), False)
-        for segment in split.segments
-        for size in segment.methods().values()
-        if not by_key[_key(segment, size)].is_complete
-    ]
-    own = _lower_all(torch_split, again, progress, num_processes) if again else {}
-    return {
-        (segment.name, size): own.get((segment.name, size)) or by_key[_key(segment, size)]
-        for segment in split.segments
-        for size in segment.methods().values()
-    }
+    again = [_Job(s, (size,), False) for s, size in methods if not by_key[_key(s, size)].is_complete]
+    own = _lower_all(torch_split, again, step)
+    return {(s.name, size): own.get((s.name, size)) or by_key[_key(s, size)] for s, size in methods}
 
 
-def _lower_all(
-    torch_split: TorchSplit, todo: list[_Job], progress: Progress, num_processes: int | None
-) -> _Templates:
+def _lower_all(torch_split: TorchSplit, todo: list[_Job], step: Callable[[str], None]) -> _Templates:
     def lower_one(job: _Job) -> dict[int | None, Template]:
         segment = job.segment
-        weights = torch_split.weights[segment.name]
+        graph, weights = torch_split.graphs[segment.structure], torch_split.weights[segment.name]
         try:
-            return lower_graph(
-                torch_split.graphs[segment.structure],
-                weights,
-                segment,
-                job.methods,
-                is_shared=job.is_shared,
-            )
+            return lower_graph(graph, weights, segment, job.methods, is_shared=job.is_shared)
         except LowerError as error:
             way_out = backends()[segment.backend].way_out
             if not way_out:
                 raise
             raise LowerError(f"segment {job}: {error}; {way_out.format(segment.name)}") from error
         except Exception as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            first = next(iter(str(error).strip().splitlines()), "")
             missing = re.search(r"Missing out variants: {'aten::(\w+)'", first)
             if missing:
                 raise no_kernel(str(job), missing[1]) from error
@@ -191,15 +175,13 @@ def _lower_all(
             ) from error
 
     templates = {}
-    done: set[str] = set()
     try:
-        with closing(each_forked(lower_one, todo, num_processes)) as lowered:
+        with closing(each_forked(lower_one, todo)) as lowered:
             for job, found in lowered:
                 templates.update({(job.segment.name, size): template for size, template in found.items()})
-                done.add(str(job))
-                progress(str(job))
+                step(f"lowered {job}")
     except BrokenProcessPool as error:
-        left = [str(job) for job in todo if str(job) not in done]
+        left = [str(job) for job in todo if (job.segment.name, job.sizes[0]) not in templates]
         raise LowerError(
             f"a process that compiled one of {', '.join(left[:4])}{', …' if len(left) > 4 else ''} ended in the "
             "middle: its compiler crashed, or the machine has too little memory; nothing was written"
@@ -228,7 +210,7 @@ def lower_graph(
     exported = {name: export_segment(module, segment, size) for name, size in methods.items()}
     lowered = backends()[segment.backend].to_edge(exported, segment.target, segment.recipe)
     edge = lowered.edge
-    counts = {name: _count(edge.exported_program(name)) for name in methods}
+    counts = {name: _count(edge.exported_program(name)) for name in methods}  # before allocations come in
     # Inputs and outputs live in buffers that the runtime owns.
     planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
     manager = edge.to_executorch(
@@ -249,16 +231,10 @@ def lower_graph(
 
 def _count(program: torch.export.ExportedProgram) -> tuple[int, int]:
     """(operators, those inside delegates), getitem and the like not counted."""
-    total = delegated = 0
-    for node in program.graph_module.graph.nodes:
-        if node.op != "call_function" or "getitem" in str(node.target):
-            continue
+    outside = delegated = 0
+    for node in operators(program):
         if "executorch_call_delegate" in str(node.target):
-            lowered = getattr(program.graph_module, node.args[0].target)
-            inner = lowered.original_module.graph_module.graph.nodes
-            count = sum(n.op == "call_function" and "getitem" not in str(n.target) for n in inner)
-            delegated += count
-            total += count
-        elif "sym_size" not in str(node.target):
-            total += 1
-    return total, delegated
+            delegated += len(operators(getattr(program.graph_module, node.args[0].target).original_module))
+        elif "sym_size" not in str(node.target):  # reads a size, computes nothing
+            outside += 1
+    return outside + delegated, delegated

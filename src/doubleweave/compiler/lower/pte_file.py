@@ -23,7 +23,7 @@ from doubleweave.compiler.lower.templates import Template, encode
 from doubleweave.errors import LowerError
 
 _KEY = re.compile(rb"(?:scale_)?[0-9a-f]{64}")
-_ALIGNMENT = 128
+_ALIGNMENT = 128  # ExecuTorch's default for segments
 
 
 @dataclass
@@ -66,13 +66,14 @@ class ProgramWriter:
     def __init__(self) -> None:
         self._plans: list[Any] = []
         self._data = _Data()
-        self._payloads: dict[int, int] = {}  # piece -> number of the delegate payload
         self._named: dict[str, int] = {}  # key -> piece
         self._buffers: dict[int, int] = {}  # piece -> number of the constant buffer, from 1
 
     def add(self, name: str, template: Template, weights: tuple[Tensor, ...]) -> int:
         """Add one method: the template over a segment's weights. Returns the bytes of weights it uses, with those in
         the payloads of delegates that keep weights there."""
+        from executorch.exir.schema import BackendDelegateDataReference, DataLocation
+
         keys: dict[bytes, bytes] = {}
         used: dict[int, int] = {}
         for key, source in template.named.items():
@@ -87,7 +88,8 @@ class ProgramWriter:
             payload = template.payloads[delegate.processed.index]
             payload = _KEY.sub(lambda match: keys.get(match.group(), match.group()), payload)
             piece = self._data.add(payload)
-            delegate.processed.index = self._payloads.setdefault(piece, len(self._payloads))
+            # Segment 0 holds the constants (see _header).
+            delegate.processed = BackendDelegateDataReference(DataLocation.SEGMENT, index=1 + piece)
             if not template.named:
                 used[piece] = len(payload)
         numbers = {0: 0}
@@ -104,7 +106,8 @@ class ProgramWriter:
 
     def write(self, path: Path) -> str:
         """Write the file and return its SHA-256 (hex). Raises LowerError when it cannot be written."""
-        # Constants of CPU kernels come first, small ones in front: they are read where they lie in the file.
+        # Constants of CPU kernels come first, small ones in front: they are read where they lie in the mapped file, and
+        # scattered among the delegates' data they kept 50 MB resident.
         pieces = self._data.pieces
         order = sorted(range(len(pieces)), key=lambda i: (i not in self._buffers, len(pieces[i])))
         offsets, size = _layout(pieces, order)
@@ -128,8 +131,6 @@ class ProgramWriter:
         """The flatbuffer with ExecuTorch's extended header; everything else is segments behind it."""
         from executorch.exir._serialize import _program as serialize
         from executorch.exir.schema import (
-            BackendDelegateDataReference,
-            DataLocation,
             DataSegment,
             NamedData,
             Program,
@@ -143,16 +144,9 @@ class ProgramWriter:
         segments += [
             DataSegment(offset=offset, size=len(data)) for offset, data in zip(offsets, pieces, strict=True)
         ]
-        plans = copy.deepcopy(self._plans)
-        payload_pieces = list(self._payloads)
-        for plan in plans:
-            for delegate in plan.delegates:
-                delegate.processed = BackendDelegateDataReference(
-                    location=DataLocation.SEGMENT, index=1 + payload_pieces[delegate.processed.index]
-                )
         program = Program(
             version=0,
-            execution_plan=plans,
+            execution_plan=self._plans,
             constant_buffer=[],
             backend_delegate_data=[],
             segments=segments,

@@ -27,10 +27,6 @@ def raw_bytes(tensor: Tensor) -> bytes:
     return data
 
 
-def _bfloat16(tensor: Tensor) -> bytes:
-    return raw_bytes(tensor.to(torch.bfloat16))
-
-
 def _nibbles(tensor: Tensor) -> bytes:
     """Two 4-bit weights a byte, offset by 8, the even one low: XNNPACK's qc4w layout."""
     offset = (tensor.contiguous().view(-1).to(torch.int16) + 8).to(torch.uint8)
@@ -40,7 +36,7 @@ def _nibbles(tensor: Tensor) -> bytes:
 
 _ENCODINGS: dict[str, Callable[[Tensor], bytes]] = {
     "raw": raw_bytes,
-    "bfloat16": _bfloat16,
+    "bfloat16": lambda tensor: raw_bytes(tensor.to(torch.bfloat16)),
     "nibbles": _nibbles,
 }
 
@@ -67,9 +63,9 @@ class Template:
     payloads: tuple[bytes, ...]
     named: dict[str, Constant | bytes]
     buffers: tuple[Constant | bytes, ...]
-    num_operators: int
-    num_delegated: int
     is_complete: bool
+    num_operators: int = 0
+    num_delegated: int = 0
     traffic: Traffic | None = None
 
 
@@ -86,19 +82,20 @@ def made_up_weights(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     of the structure (pieces.py).
     """
     generator = torch.Generator().manual_seed(20260)
-    result = []
-    for tensor in weights:
-        if tensor.numel() * tensor.element_size() < SMALL_BYTES:
-            result.append(tensor)
-        elif tensor.dtype == torch.int8:
+
+    def made_up(tensor: Tensor) -> Tensor:
+        if tensor.nbytes < SMALL_BYTES:
+            return tensor
+        if tensor.dtype == torch.int8:
             low, high = (-8, 8) if int(tensor.min()) >= -8 and int(tensor.max()) < 8 else (-127, 128)
-            result.append(torch.randint(low, high, tensor.shape, dtype=torch.int8, generator=generator))
-        elif tensor.is_floating_point():
-            made_up = torch.rand(tensor.shape, generator=generator) + 0.5
-            result.append(made_up.to(torch.bfloat16).to(tensor.dtype))
-        else:
-            result.append(tensor)
-    return tuple(result)
+            return torch.randint(low, high, tensor.shape, dtype=torch.int8, generator=generator)
+        if tensor.is_floating_point():
+            # Exact in bfloat16, as the 4-bit scales are that XNNPACK keeps in that type.
+            numbers = torch.rand(tensor.shape, generator=generator) + 0.5
+            return numbers.to(torch.bfloat16).to(tensor.dtype)
+        return tensor
+
+    return tuple(map(made_up, weights))
 
 
 def make_templates(
@@ -113,15 +110,13 @@ def make_templates(
         for encoding, to_bytes in _ENCODINGS.items():
             if encoding == "raw" or (encoding == "bfloat16") == tensor.is_floating_point():
                 by_digest.setdefault(hashlib.sha256(to_bytes(tensor)).digest(), Constant(index, encoding))
-    _check_distinct([weights[index] for index in sorted(made_up)])
+    _check_distinct([weights[index] for index in made_up])
 
     def origin(data: bytes) -> Constant | bytes:
         return by_digest.get(hashlib.sha256(data).digest(), data)
 
-    named: dict[str, Constant | bytes] = {}
-    if named_data is not None:
-        for key, entry in named_data.pte_data.items():
-            named[key] = origin(bytes(named_data.buffers[entry.buffer_index]))
+    entries = {} if named_data is None else named_data.pte_data
+    named = {key: origin(bytes(named_data.buffers[entry.buffer_index])) for key, entry in entries.items()}
     buffers = tuple(origin(bytes(buffer.storage)) for buffer in program.constant_buffer)
     payloads = tuple(bytes(item.data) for item in program.backend_delegate_data)
     sources = [*named.values(), *buffers]
@@ -129,8 +124,7 @@ def make_templates(
     rest = [source for source in sources if isinstance(source, bytes)]
     is_complete = not made_up or (made_up <= found and not any(map(_may_be_weights, rest)))
     return {
-        plan.name: Template(plan, payloads, named, buffers, 0, 0, is_complete)
-        for plan in program.execution_plan
+        plan.name: Template(plan, payloads, named, buffers, is_complete) for plan in program.execution_plan
     }
 
 
@@ -140,9 +134,5 @@ def _may_be_weights(data: bytes) -> bool:
 
 
 def _check_distinct(weights: Sequence[Tensor]) -> None:
-    digests = [
-        hashlib.sha256(raw_bytes(t)).digest()
-        for t in weights
-        if t.any() and t.numel() * t.element_size() >= SMALL_BYTES
-    ]
+    digests = [hashlib.sha256(raw_bytes(t)).digest() for t in weights if t.any() and t.nbytes >= SMALL_BYTES]
     assert len(set(digests)) == len(digests), "made-up weights must differ"

@@ -25,6 +25,7 @@ def signal_to_noise(
 
         def run(*inputs: Tensor) -> Any:
             outputs = exact(*inputs)
+            # The exact outputs are passed on, so each segment is measured on true inputs, without earlier noise.
             for index, (a, b) in enumerate(zip(outputs, rounded(*inputs), strict=True)):
                 signal[name, index] += a.double().square().sum().item()
                 noise[name, index] += (a - b).double().square().sum().item()
@@ -39,9 +40,8 @@ def signal_to_noise(
     for _ in run_chunks(reference, chunks, modules):
         pass
     found: dict[str, float] = {}
-    for (name, index), power in signal.items():
-        decibels = _decibels(power, noise[name, index])
-        found[name] = min(found.get(name, math.inf), decibels)
+    for output, power in signal.items():
+        found[output[0]] = min(found.get(output[0], math.inf), _decibels(power, noise[output]))
     return found
 
 

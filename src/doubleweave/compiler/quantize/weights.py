@@ -31,9 +31,16 @@ from doubleweave.errors import PolicyError
 
 RECIPES = ("8da8w", "8da4w", "none")
 GROUP_SIZE = 32
+# The steps from zero to a group's largest magnitude. Int4 reaches -8 … 7: more than 7 may cut that weight off, and a
+# finer grid for the 31 others can be worth it.
 _SCALE_STEPS = (7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5)
 _LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
 KEEP_8_BIT = frozenset({"lm_head"})
+_PARTS = (
+    "values",
+    "scales",
+    "zero_points",
+)  # of a quantized weight, in the order of the operators' arguments
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
@@ -46,10 +53,9 @@ def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
     if recipe == "none":
         return torch_split
     names = frozenset(s.name for s in torch_split.split.segments)
-    if recipe == "8da8w":
-        return transform_segments(torch_split, lambda graph: _quantize_graph(graph, bits=8), names)
-    wide = transform_segments(torch_split, lambda graph: _quantize_graph(graph, bits=8), names & KEEP_8_BIT)
-    return transform_segments(wide, lambda graph: _quantize_graph(graph, bits=4), names - KEEP_8_BIT)
+    narrow = names - KEEP_8_BIT if recipe == "8da4w" else frozenset()
+    wide = transform_segments(torch_split, lambda graph: _quantize_graph(graph, bits=8), names - narrow)
+    return transform_segments(wide, lambda graph: _quantize_graph(graph, bits=4), narrow)
 
 
 def int8_per_channel(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,40 +110,22 @@ def _dynamic_activation(graph: fx.Graph, x: Any) -> Any:
     chosen = insert(graph, qd.choose_qparams_per_token_asymmetric.default, x, torch.int8, like=x)
     scale = insert(graph, operator.getitem, chosen, 0, like=x)
     zero_point = insert(graph, operator.getitem, chosen, 1, like=x)
-    int8 = insert(graph, qd.quantize_per_token.default, x, scale, zero_point, -128, 127, torch.int8, like=x)
-    return insert(
-        graph,
-        qd.dequantize_per_token.default,
-        int8,
-        scale,
-        zero_point,
-        -128,
-        127,
-        torch.int8,
-        torch.float32,
-        like=x,
-    )
+    grid = (scale, zero_point, -128, 127, torch.int8)
+    int8 = insert(graph, qd.quantize_per_token.default, x, *grid, like=x)
+    return insert(graph, qd.dequantize_per_token.default, int8, *grid, torch.float32, like=x)
 
 
 def _dequantized_weight(graph: fx.Graph, weight: Any, bits: int) -> Any:
-    parts = [graph.get_attr(f"{weight.target}.{part}") for part in ("values", "scales", "zero_points")]
+    # The nodes have nested names for a while: `_renumber` counts the buffers once all of them are there.
+    parts = [graph.get_attr(f"{weight.target}.{part}") for part in _PARTS]
     converted = _CONVERT[bits](torch.ones(weight.meta["val"].shape))
     mode = weight.meta["val"].fake_mode
     for part, tensor in zip(parts, converted, strict=True):
         part.meta["val"] = mode.from_tensor(tensor, static_shapes=True)
     if bits == 8:
         return insert(graph, qd.dequantize_per_channel.default, *parts, 0, -127, 127, torch.int8, like=weight)
-    return insert(
-        graph,
-        qd.dequantize_per_channel_group.default,
-        *parts,
-        -8,
-        7,
-        torch.int8,
-        GROUP_SIZE,
-        torch.float32,
-        like=weight,
-    )
+    grid = (-8, 7, torch.int8, GROUP_SIZE, torch.float32)
+    return insert(graph, qd.dequantize_per_channel_group.default, *parts, *grid, like=weight)
 
 
 _CONVERT = {8: int8_per_channel, 4: int4_per_group}
@@ -158,7 +146,7 @@ def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModul
         for index, tensor in enumerate(weights):
             parts[f"w{index}"] = tensor
             if index in quantized:
-                names = (f"w{index}.{part}" for part in ("values", "scales", "zero_points"))
+                names = (f"w{index}.{part}" for part in _PARTS)
                 parts.update(zip(names, _CONVERT[quantized[index]](tensor), strict=True))
         return tuple(parts[name] for name in order)
 

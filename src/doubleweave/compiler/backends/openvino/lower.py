@@ -53,9 +53,8 @@ def _compressed(program: torch.export.ExportedProgram, recipe: str) -> torch.exp
 
     quantizer = OpenVINOQuantizer(mode=QuantizationMode.INT8WO_SYM)
     module: Any = compress_pt2e(program.module(), quantizer=quantizer)
-    inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
     names = set(program.graph_signature.user_inputs)
-    examples = [node.meta["val"] for node in inputs if node.name in names]
+    examples = [node.meta["val"] for node in program.graph.nodes if node.name in names]
     args = tuple(torch.zeros(value.shape, dtype=value.dtype) for value in examples)
     with torch.no_grad():
         return torch.export.export(module, args, strict=False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from doubleweave.compiler.backends.backend import CalibrationChunks, Options
-from doubleweave.compiler.backends.placing import fits, placed
+from doubleweave.compiler.backends.placing import fits, placed, with_segments
 from doubleweave.compiler.backends.qnn.dynamic import ask_for_dynamic_shape
 from doubleweave.compiler.backends.qnn.quantize import quantize, recipes_of
-from doubleweave.compiler.program_folder import Progress
+from doubleweave.compiler.program_folder import Progress, counted
 from doubleweave.compiler.quantize.quality import signal_to_noise
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.ir.split import SizeRanges
@@ -26,14 +26,7 @@ def place(
     """
     own = options.own
     chunks = calibration(own["calibrate"])
-    total = len(torch_split.split.segments) + len(chunks) + 1
-    done = 0
-
-    def step(what: str) -> None:
-        nonlocal done
-        done += 1
-        report(what, min(done, total), total)
-
+    step = counted(report, len(torch_split.split.segments) + len(chunks) + 1)
     if own["attention_device"] == "npu":
         torch_split = _with_attention_on_npu(torch_split)
     names = [segment.name for segment in torch_split.split.segments if fits(segment)]
@@ -47,17 +40,12 @@ def place(
     quantized = quantize(split, on_npu, own["soc"], chunks, step)
     step("comparing with float32")
     found = signal_to_noise(split, quantized, list(on_npu), chunks[:2])
-    segments = [
-        replace(segment, snr_db=found[segment.name]) if segment.name in found else segment
-        for segment in quantized.split.segments
-    ]
-    return replace(quantized, split=replace(quantized.split, segments=tuple(segments)))
+    return with_segments(quantized, lambda segment: replace(segment, snr_db=found.get(segment.name)))
 
 
 def _with_attention_on_npu(torch_split: TorchSplit) -> TorchSplit:
     """Attention is what takes sizes that change: the NPU's other segments have fixed ones."""
-    segments = [
-        replace(segment, device="npu") if isinstance(segment.shape, SizeRanges) else segment
-        for segment in torch_split.split.segments
-    ]
-    return replace(torch_split, split=replace(torch_split.split, segments=tuple(segments)))
+    return with_segments(
+        torch_split,
+        lambda segment: replace(segment, device="npu") if isinstance(segment.shape, SizeRanges) else segment,
+    )

@@ -21,11 +21,12 @@ from torch import Tensor, fx
 from doubleweave.compiler.backends.export_segment import export_segment
 from doubleweave.compiler.backends.qnn import BACKEND
 from doubleweave.compiler.backends.qnn import lower as qnn
+from doubleweave.compiler.graph.nodes import constant, nodes_of
 from doubleweave.compiler.graph.ops import attention_reference
 from doubleweave.compiler.quiet import quiet
 from doubleweave.compiler.split.eager import run_chunks
-from doubleweave.compiler.split.pieces import TorchSplit
-from doubleweave.compiler.split.transform import transform_segments
+from doubleweave.compiler.split.pieces import TorchSplit, with_weights
+from doubleweave.compiler.split.transform import copy_graph, transform_segments
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.ir.split import Segment, SizeRanges
 
@@ -35,10 +36,9 @@ RECIPES = tuple(BACKEND.recipes)
 def recipes_of(names: Sequence[str], recipe: str, keep: Mapping[str, str]) -> dict[str, str]:
     """The recipe of each segment: that of the last pattern of `keep` that it matches, else `recipe`.
 
-    `keep` may also say "cpu". Raises PolicyError for an unknown recipe, and for a pattern that no segment matches.
+    `keep` may also say "cpu". Raises PolicyError for a recipe in `keep` that does not exist, and for a pattern that no
+    segment matches.
     """
-    if recipe not in RECIPES:
-        raise PolicyError(f"quantize: found {recipe!r}, expected one of {', '.join(RECIPES)} for qnn")
     if unknown := sorted(set(keep.values()) - {*RECIPES, "cpu"}):
         raise PolicyError(f"keep: found {unknown[0]!r}, expected one of {', '.join(RECIPES)}, cpu")
     chosen = dict.fromkeys(names, recipe)
@@ -64,18 +64,14 @@ def quantize(
     Raises LowerError for a segment that cannot be quantized.
     """
     prepared_split = transform_segments(torch_split, qnn.prepare, frozenset(recipes))
-    modules_observed: dict[str, Any] = {}
+    modules: dict[str, Any] = {s.name: prepared_split.module(s) for s in prepared_split.split.segments}
     for name, recipe in recipes.items():
         segment = prepared_split.split.segment(name)
-        modules_observed[name] = observed(prepared_split, segment, recipe, soc, chunks[0].shape[1])
+        modules[name] = observed(prepared_split, segment, recipe, soc, chunks[0].shape[1])
         progress(f"prepared {name}")
-    modules = {s.name: prepared_split.module(s) for s in prepared_split.split.segments}
-    modules.update(modules_observed)
-    for number, _ in enumerate(run_chunks(prepared_split, chunks, modules)):
-        progress(f"calibrated on chunk {number + 1} of {len(chunks)}")
-    return _replaced(
-        prepared_split, {name: converted(name, found) for name, found in modules_observed.items()}
-    )
+    for number, _ in enumerate(run_chunks(prepared_split, chunks, modules), start=1):
+        progress(f"calibrated on chunk {number} of {len(chunks)}")
+    return _replaced(prepared_split, {name: converted(name, modules[name]) for name in recipes})
 
 
 def observed(torch_split: TorchSplit, segment: Segment, recipe: str, soc: str, size: int) -> Any:
@@ -109,15 +105,15 @@ def converted(name: str, observed: Any) -> fx.GraphModule:
 
     try:
         with quiet():
-            converted: fx.GraphModule = convert_pt2e(observed)
+            found: fx.GraphModule = convert_pt2e(observed)
+            return found
     except Exception as error:
         raise LowerError(f"segment {name}: QNN cannot quantize it ({error})") from error
-    return converted
 
 
 def _replaced(torch_split: TorchSplit, modules: Mapping[str, fx.GraphModule]) -> TorchSplit:
     """The split with these modules as segments: a structure each, for their scales are part of their graphs."""
-    graphs, weights, segments = {}, {}, []
+    graphs, weights, segments = {}, dict(torch_split.weights), []
     for segment in torch_split.split.segments:
         structure = segment.structure
         if segment.name in modules:
@@ -125,7 +121,6 @@ def _replaced(torch_split: TorchSplit, modules: Mapping[str, fx.GraphModule]) ->
             graphs[structure], weights[segment.name] = _as_structure(modules[segment.name])
         else:
             graphs[structure] = torch_split.graphs[structure]
-            weights[segment.name] = torch_split.weights[segment.name]
         segments.append(replace(segment, structure=structure))
     return TorchSplit(replace(torch_split.split, segments=tuple(segments)), graphs, weights)
 
@@ -133,19 +128,11 @@ def _replaced(torch_split: TorchSplit, modules: Mapping[str, fx.GraphModule]) ->
 def _as_structure(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
     """The module's graph with its tensors as "w0", "w1", …, and the tensors."""
     tensors: dict[str, Tensor] = {}
-    graph = fx.Graph()
-    copied: dict[Any, Any] = {}
-    graph.output(graph.graph_copy(module.graph, copied))
-    for old, new in copied.items():
-        new.meta = dict(old.meta)
-        if new.op == "get_attr":
-            found = module
-            for part in str(old.target).split("."):
-                found = getattr(found, part)
-            assert isinstance(found, Tensor)
-            tensors.setdefault(str(old.target), found.detach())
-            new.target = f"w{list(tensors).index(str(old.target))}"
-    root = torch.nn.Module()
-    for index, tensor in enumerate(tensors.values()):
-        root.register_buffer(f"w{index}", tensor)
-    return fx.GraphModule(root, graph), tuple(tensors.values())
+    graph = copy_graph(module)
+    for node in nodes_of(graph):
+        if node.op == "get_attr":
+            name = node.target
+            tensors.setdefault(name, constant(module, node))
+            node.target = f"w{list(tensors).index(name)}"
+    weights = tuple(tensors.values())
+    return with_weights(graph, weights), weights

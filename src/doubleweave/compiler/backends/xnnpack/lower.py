@@ -6,6 +6,7 @@ compile options to use. It knows nothing of models or schedules.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -31,11 +32,13 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     """
     graph = copy_graph(graph_module)
     num_weights = len({node.target for node in graph.nodes if node.op == "get_attr"})
-    added: list[int] = []
+    added: list[int] = []  # widths; equal ones share a vector
     for node in nodes_of(graph):
-        if not (is_call(node, aten.mean.dim) and list(node.args[1]) == [-1] and len(node.args) > 2):
+        if not is_call(node, aten.mean.dim) or node.meta["val"].dtype != torch.float32:
             continue
-        if not node.args[2] or node.meta["val"].dtype != torch.float32:
+        if not (
+            list(node.args[1]) == [-1] and len(node.args) > 2 and node.args[2]
+        ):  # the last dim is kept as 1
             continue
         width = int(node.args[0].meta["val"].shape[-1])
         if width not in added:
@@ -68,13 +71,13 @@ def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, reci
 
     edge = to_edge_transform_and_lower(
         exported,
-        partitioner=[partitioner()],
+        partitioner=[_partitioner()],
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
     )
     return Lowered(edge)
 
 
-def partitioner() -> object:
+def _partitioner() -> object:
     """XNNPACK's partitioner, so that it makes the fewest delegates.
 
     XnnpackPartitioner alone cuts a quantized block in two (and with the dynamically quantized one listed
@@ -91,9 +94,9 @@ def partitioner() -> object:
             if levels is None:
                 found: list[Any] = super().generate_partitions(ep)
                 return found
-            by_level: dict[int, list[Any]] = {}
+            by_level: defaultdict[int, list[Any]] = defaultdict(list)
             for group, level in zip(groups, levels, strict=True):
-                by_level.setdefault(level, []).extend(group)
+                by_level[level] += group
             return [Partition(id=level, nodes=nodes) for level, nodes in sorted(by_level.items())]
 
     return LevelPartitioner()
