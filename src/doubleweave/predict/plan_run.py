@@ -12,7 +12,7 @@ from functools import cached_property
 from doubleweave import _scheduling
 from doubleweave.errors import InputError
 from doubleweave.ir.split import FixedSizes, Split, most_rows
-from doubleweave.predict.auto import overlapping_schedule
+from doubleweave.predict.auto import choose, overlapping_schedule
 from doubleweave.predict.profile import Profile, call_costs, costs_of
 from doubleweave.schedule import scratch_groups
 from doubleweave.schedule.choice import (
@@ -86,11 +86,8 @@ class RunPlanner:
         self._native.check(wish.schedule, 1, wish.workers, wish.chunk)
 
     def choose(self, wish: Wish, num_tokens: int) -> Choice:
-        """The choice for a prompt of that length; `wish.threads` must be settled."""
-        assert wish.threads is not None
-        return as_choice(
-            self._native.choose(num_tokens, wish.schedule, wish.threads, wish.workers, wish.chunk)
-        )
+        """The choice for a prompt of that length, as `auto.choose` makes it."""
+        return choose(self._native, wish, num_tokens)
 
     def settled(self, choice: Choice, threads: int, num_tokens: int) -> Choice:
         """Fit a choice that was made without regard to length to a prompt: a single chunk has nothing to overlap, so it
