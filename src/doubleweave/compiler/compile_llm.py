@@ -70,6 +70,7 @@ def compile_llm(
     given = own_options(chosen, attention, options)
     sizes = _sizes(shape, chunk)
     folder = Path(out)
+    # Mistakes are found before torch is imported and the model loaded, which takes long.
     check_target(folder)
     _check_installed()
     own = chosen.check(recipe, attention, given)
@@ -95,7 +96,7 @@ def _check_names(options: Iterable[str]) -> None:
 
 
 def _recipe(backend: Backend, quantize: str | None) -> str:
-    """PolicyError for a recipe that the backend does not have."""
+    """The recipe, by default the backend's first; PolicyError where the backend does not have it."""
     recipe = next(iter(backend.recipes)) if quantize is None else quantize
     if recipe not in backend.recipes:
         raise PolicyError(

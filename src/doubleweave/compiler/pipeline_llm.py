@@ -1,4 +1,4 @@
-"""From a language model to its split, quantized: what compile lowers, and what runs in eager torch as reference."""
+"""From a language model to its quantized split, which is lowered, and runs in eager torch as the reference."""
 
 from __future__ import annotations
 
@@ -39,11 +39,13 @@ def quantized_llm(model: Model, options: Options, folder: Path, report: Progress
         graph,
         owners,
         default_policy(options.sizes),
+        # Generation reads the logits of a prompt's last row alone, and the head is the widest linear.
         last_row=frozenset({"lm_head"}),
         max_context=options.max_context,
         backend=DEFAULT_BACKEND,
     )
     report(f"quantizing ({options.recipe})", 0, 1)
+    # Before quantizing: the calibration text is read with the saved tokenizer.
     if model.save_tokenizer is not None:
         _save_tokenizer(model.save_tokenizer, folder)
 

@@ -19,7 +19,7 @@ from doubleweave.errors import PolicyError
 if TYPE_CHECKING:
     from torch import nn
 
-DEFAULT_SIZES = (1, 32, 128)
+DEFAULT_SIZES = (1, 32, 128)  # decoding takes one row at a time; short and long chunks of a prompt
 DEFAULT_BACKEND = "xnnpack"  # of what no option or rule puts elsewhere
 KERNELS_BACKEND = "portable"  # of operators that no delegate takes
 MOST_ROWS = 4096
@@ -60,7 +60,7 @@ Policy = Mapping[Any, Rule]
 
 @dataclass(frozen=True)
 class Match:
-    """A module that a policy names, under its first qualified name, and the key that did."""
+    """A module that a policy names, under its first qualified name, with the key that names it."""
 
     name: str
     module: nn.Module
@@ -77,6 +77,7 @@ def resolve(module: nn.Module, policy: Policy) -> list[Match]:
         _check_key(key)
         _check_rule(_key_text(key), rule)
     policy = {key: rule for key, rule in policy.items() if not _is_operator(key)}
+    # By id: a module's class may define its own equality.
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
     for name, found in module.named_modules(remove_duplicate=False):

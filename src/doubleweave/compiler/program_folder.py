@@ -24,7 +24,7 @@ def counted(report: Progress, total: int) -> Callable[[str], None]:
 
 
 def check_target(folder: Path, option: str = "-o") -> None:
-    """Raises LowerError unless the folder may be written; `option` is what gives another one."""
+    """Raises LowerError unless the folder may be written; the message says that `option` names another folder."""
     if folder.exists() and not folder.is_dir():
         raise LowerError(f"{folder}: is a file, expected a folder to write; choose another one with {option}")
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -39,9 +39,13 @@ def check_target(folder: Path, option: str = "-o") -> None:
 
 @contextlib.contextmanager
 def made_beside(folder: Path, option: str = "-o") -> Iterator[Path]:
-    """A temporary folder to fill, which then takes the place of `folder`; gone without a trace on an error."""
+    """A temporary folder to fill. It takes the place of `folder` at the end, and is removed on an error.
+
+    Raises LowerError where the folder cannot be made or written.
+    """
     try:
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        # Beside its place, so on the same file system: only there is renaming one step.
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
     except OSError as error:
         raise LowerError(

@@ -1,4 +1,4 @@
-"""Keep what compile-time libraries log and warn of away from the user: what matters of it is in our errors."""
+"""Keep logs and warnings of compile-time libraries from users; our errors repeat the parts that matter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """While this lasts nothing is logged, and warnings of other libraries are not shown."""
+    """In this context nothing is logged and no warning is shown."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -27,7 +27,7 @@ def _packages() -> dict[str, Backend]:
 
 
 def llm_backends() -> dict[str, Backend]:
-    """Those that language models can be compiled for."""
+    """The backends that language models can be compiled for: those with recipes."""
     return {name: backend for name, backend in backends().items() if backend.recipes}
 
 
@@ -39,7 +39,7 @@ def register(backend: Backend) -> None:
 
 
 def find_backend(name: str, known: Mapping[str, Backend]) -> Backend:
-    """One of the known backends; PolicyError for any other."""
+    """The known backend of this name; PolicyError where there is none."""
     if name not in known:
         raise PolicyError(f"backend: found {name!r}, expected one of {', '.join(known)}")
     return known[name]
@@ -51,9 +51,10 @@ def option_owners() -> dict[str, tuple[Option, Backend]]:
 
 
 def own_options(backend: Backend, attention: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A value for each of the backend's own options, of those given (options of any backend) or its default.
+    """A value for each of the backend's own options: the given value, else the default.
 
-    Raises PolicyError for an option of another backend; an option that is empty or has its default is not given.
+    `given` may hold options of any backend, as the command line does; an empty value or a default counts as not given.
+    Raises PolicyError for an option of another backend, or a value that the option does not take.
     """
     own = {option.name: option for option in backend.options}
     values = {name: option.default for name, option in own.items()}

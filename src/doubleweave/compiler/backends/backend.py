@@ -91,7 +91,7 @@ def late(module: str, name: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Backend:
-    """What a package of doubleweave.compiler.backends defines as BACKEND; `library` is the run time's half.
+    """The record that a package of doubleweave.compiler.backends defines as BACKEND; `library` is the run time's half.
 
     The fields from `about` on are for language models. A backend without recipes is not offered for them.
     """
@@ -113,7 +113,9 @@ class Backend:
     place: Callable[[TorchSplit, Options, CalibrationChunks, Progress], TorchSplit] | None = None
     # What compiles a segment with less noise, as options of the command line; "" for nothing.
     quieter: Callable[[Segment], str] = lambda segment: ""
-    hidden_score: float = -1e9  # what static attention adds to the scores of keys that a query does not see
+    # Static attention adds it to the scores of keys that a query does not see. Finite: masks are products with it, and
+    # 0 times infinity is NaN.
+    hidden_score: float = -1e9
 
     @property
     def library(self) -> Library:

@@ -1,4 +1,4 @@
-"""What a backend gives back for the methods of one segment."""
+"""The result of lowering the methods of one segment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from doubleweave.ir.split import Traffic
 
 @dataclass(frozen=True)
 class Lowered:
-    """`edge` is ExecuTorch's EdgeProgramManager; `traffic` what the backend's compiler says of a method's memory."""
+    """`edge` is ExecuTorch's EdgeProgramManager; `traffic` memory traffic by method, where a compiler reports it."""
 
     edge: Any
     traffic: Mapping[str, Traffic] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Which segments go to an NPU's backend, and what becomes of the others."""
+"""Place segments on an NPU's backend, and the segments that it does not take on the CPU."""
 
 from __future__ import annotations
 

@@ -33,8 +33,10 @@ from doubleweave.vendors.library import library_of
 
 @dataclass(frozen=True)
 class _Job:
-    """One lowering of a segment at one size (None: dynamic), or at several whose methods share a context; over
-    its own weights or, where other segments share its structure, over made-up ones."""
+    """Lower a segment at one size (None: its range of sizes), or at several sizes whose methods share a context.
+
+    `is_shared`: over made-up weights, so that the template serves every segment of the structure.
+    """
 
     segment: Segment
     sizes: tuple[int | None, ...]
@@ -67,16 +69,17 @@ _Key = tuple[str, int | tuple[Range, ...]]
 
 
 def _key(segment: Segment, size: int | None) -> _Key:
-    """What is lowered once: a structure at a size, or for the ranges of its sizes."""
+    """The key under which segments share a template: the structure, with a size or the ranges of its sizes."""
     if size is not None:
         return segment.structure, size
     return segment.structure, segment.shape.ranges if isinstance(segment.shape, SizeRanges) else ()
 
 
 def jobs(split: Split) -> list[_Job]:
-    """What must be lowered: each structure once a size, longest first; the last one must not be an NPU's.
+    """The lowerings of a split: each structure once a size, NPUs' first, the longest first among equals.
 
-    It may be done in this process (forked.py), and the libraries of NPUs do not outlive a fork.
+    The last job may run in this process (forked.py) and so be there when others fork. The libraries of NPUs do not
+    survive a fork, so their jobs come first.
     """
     count = Counter(segment.structure for segment in split.segments)
     found: dict[_Key, _Job] = {}
@@ -88,13 +91,14 @@ def jobs(split: Split) -> list[_Job]:
         found.values(),
         key=lambda job: (
             not library_of(job.segment.backend).is_npu,
+            # The best guess there is of the time a job takes; long ones begun last would leave other cores idle.
             -len(job.segment.inputs) - len(job.segment.outputs),
         ),
     )
 
 
 def _together(segment: Segment) -> list[tuple[int | None, ...]]:
-    """The sizes of a segment, those together that are lowered together."""
+    """A segment's sizes in groups: the methods of one group are lowered into one context, and share its weights."""
     sizes = tuple(segment.methods().values())
     return [sizes] if segment.contexts == 1 else [(size,) for size in sizes]
 

@@ -78,6 +78,8 @@ class ProgramWriter:
         used: dict[int, int] = {}
         for key, source in template.named.items():
             data = encode(source, weights)
+            # A key is the digest of its data, and stands in the delegate's payload as text. All have equal length, so
+            # another layer's key takes its place without moving anything.
             new_key = ("scale_" if key.startswith("scale_") else "") + hashlib.sha256(data).hexdigest()
             keys[key.encode()] = new_key.encode()
             self._named[new_key] = piece = self._data.add(data)
@@ -90,7 +92,7 @@ class ProgramWriter:
             piece = self._data.add(payload)
             # Segment 0 holds the constants (see _header).
             delegate.processed = BackendDelegateDataReference(DataLocation.SEGMENT, index=1 + piece)
-            if not template.named:
+            if not template.named:  # then the payload itself holds the weights, as QNN's does
                 used[piece] = len(payload)
         numbers = {0: 0}
         for index, source in enumerate(template.buffers[1:], start=1):

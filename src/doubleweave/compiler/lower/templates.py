@@ -55,8 +55,9 @@ class Template:
 
     `plan` is ExecuTorch's ExecutionPlan; `payloads` the delegates' processed bytes; `named` and `buffers`
     say where each named datum and each constant buffer comes from (bytes: the same in every layer).
-    `is_complete`: every weight was found again, so that others can take its place (a backend may also keep them
-    in another layout, such as a convolution's). `traffic` is what the backend's compiler says of its memory.
+    `is_complete`: every weight was found again, so that another layer's weights can take its place. A backend that
+    keeps a weight in another layout (a convolution's) leaves the template incomplete. `traffic`: the bytes that move
+    in a run, as the backend's compiler reports them; None where it does not.
     """
 
     plan: object
@@ -77,9 +78,8 @@ def encode(source: Constant | bytes, weights: tuple[Tensor, ...]) -> bytes:
 def made_up_weights(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Random tensors, all different, of the same shapes and dtypes, by which a template's weights are found.
 
-    What a backend looks at stays as it is: zero points are kept, 4-bit values stay in range, scales above
-    zero. Tensors of less than 16 bytes are kept too: their bytes could be met by chance, so they are part
-    of the structure (pieces.py).
+    Backends look at zero points, at the range of 4-bit values and at the sign of scales, so these are kept. Tensors of
+    less than 16 bytes are kept too: their bytes could be met by chance, so they are part of the structure (pieces.py).
     """
     generator = torch.Generator().manual_seed(20260)
 

@@ -99,7 +99,7 @@ def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphMo
         # A width that groups do not divide keeps 8 bits: XNNPACK's 4-bit kernels take whole groups.
         quantized[index] = bits if bits == 8 or width % GROUP_SIZE == 0 else 8
         with graph.inserting_before(node):
-            if source not in activations:
+            if source not in activations:  # q, k and v read the same rows, as do gate and up: quantized once
                 activations[source] = _dynamic_activation(graph, source)
             dequantized = _dequantized_weight(graph, weight, quantized[index])
         node.args = (activations[source], dequantized, *node.args[2:])

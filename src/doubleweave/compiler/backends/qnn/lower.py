@@ -1,7 +1,7 @@
 """Lower segments to Qualcomm's HTP, the NPU of Snapdragons. Fixed sizes, quantized; on x86 an emulator runs them.
 
-Rewrites what QNN takes as one operator into that operator, and lowers a quantized segment to one context binary
-through ExecuTorch's partitioner. It knows nothing of models, calibration or schedules.
+Rewrites RMSNorm and rotary embedding into operators that QNN takes, and lowers a quantized segment to one context
+binary through ExecuTorch's partitioner. It knows nothing of models, calibration or schedules.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> 
         )
     for name in exported:
         for module in edge.exported_program(name).graph_module.children():
-            module._compile_specs = specs  # what the run time reads: it need not talk
+            module._compile_specs = specs  # the run time reads these; without the report it prints nothing
     return edge
 
 
@@ -131,7 +131,7 @@ def graphs_of(compile_spec: bytes, context: bytes) -> list[str]:
 
 
 def _with_report(specs: list[Any]) -> list[Any]:
-    """The same with the compiler as talkative as its report on memory takes (from SDK 2.51 on)."""
+    """The specs with the log level at which the compiler prints its report on memory (from SDK 2.51 on)."""
     from executorch.backends.qualcomm.serialization.qc_schema import QnnExecuTorchLogLevel
     from executorch.backends.qualcomm.serialization.qc_schema_serialize import (
         flatbuffer_to_option,
@@ -148,7 +148,7 @@ def _with_report(specs: list[Any]) -> list[Any]:
 
 
 def compile_specs(soc: str, *, share_weights: bool) -> list[Any]:
-    """What ExecuTorch's partitioner needs to know: the SoC, and whether graphs of one context share weights."""
+    """The compile specs of ExecuTorch's partitioner: the SoC, and whether graphs of one context share weights."""
     from executorch.backends.qualcomm.utils.utils import (
         generate_htp_compiler_spec,
         generate_qnn_executorch_compiler_spec,

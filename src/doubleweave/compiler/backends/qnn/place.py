@@ -39,12 +39,13 @@ def place(
             ask_for_dynamic_shape(split, name, on_npu[name], own["soc"], chunks[0].shape[1])
     quantized = quantize(split, on_npu, own["soc"], chunks, step)
     step("comparing with float32")
+    # Two chunks are enough to tell where the noise is; each runs every segment twice in eager torch.
     found = signal_to_noise(split, quantized, list(on_npu), chunks[:2])
     return with_segments(quantized, lambda segment: replace(segment, snr_db=found.get(segment.name)))
 
 
 def _with_attention_on_npu(torch_split: TorchSplit) -> TorchSplit:
-    """Attention is what takes sizes that change: the NPU's other segments have fixed ones."""
+    """The split with attention on the NPU: the segments of dynamic sizes, for the NPU's others have fixed sizes."""
     return with_segments(
         torch_split,
         lambda segment: replace(segment, device="npu") if isinstance(segment.shape, SizeRanges) else segment,

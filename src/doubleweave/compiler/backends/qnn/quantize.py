@@ -100,7 +100,7 @@ def observed(torch_split: TorchSplit, segment: Segment, recipe: str, soc: str, s
 
 
 def converted(name: str, observed: Any) -> fx.GraphModule:
-    """The module with what its observers found as scales."""
+    """The module with quantize and dequantize operators, over the scales that its observers found."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     try:

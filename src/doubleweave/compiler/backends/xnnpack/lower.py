@@ -1,7 +1,7 @@
 """Lower segments to XNNPACK's delegates.
 
-Rewrites what XNNPACK's partitioner would leave outside its delegate, and says which partitioner and
-compile options to use. It knows nothing of models or schedules.
+Rewrites the operators that XNNPACK's partitioner leaves outside its delegate, and partitions by levels of the graph. It
+knows nothing of models or schedules.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, reci
 
 
 def _partitioner() -> object:
-    """XNNPACK's partitioner, so that it makes the fewest delegates.
+    """XNNPACK's partitioner, changed to make the fewest delegates.
 
     XnnpackPartitioner alone cuts a quantized block in two (and with the dynamically quantized one listed
     first, as is usual, gives each linear a delegate of its own); what passes between delegates costs memory
@@ -91,7 +91,7 @@ def _partitioner() -> object:
         def generate_partitions(self, ep: Any) -> list[Any]:
             groups = self.get_matched_nodes_from_configs(ep)
             levels = _levels(ep.graph_module.graph, groups)
-            if levels is None:
+            if levels is None:  # a delegate of a whole level would read its own results
                 found: list[Any] = super().generate_partitions(ep)
                 return found
             by_level: defaultdict[int, list[Any]] = defaultdict(list)
