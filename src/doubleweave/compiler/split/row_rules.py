@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from operator import attrgetter
 from typing import Any
 
 import sympy
@@ -39,9 +40,7 @@ class Follower:
     def node(self, node: fx.Node) -> None:
         value = node.meta.get("val")
         if node.target is operator.getitem:
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            self.rows[node] = self.rows[source]
+            self.rows[node] = self.rows[node.all_input_nodes[0]]
             return
         if not isinstance(value, (Tensor, tuple, list)):
             return
@@ -52,10 +51,8 @@ class Follower:
                 raise MixesRows(f"{_name(node)} is made from the number of rows")
             self.rows[node] = None
             return
-        rule = _RULES.get(node.target)
-        if rule is None:
-            is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-            rule = _pointwise if is_pointwise else _decomposed
+        is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        rule = _RULES.get(node.target, _pointwise if is_pointwise else _decomposed)
         self.rows[node] = rule(self, node)
 
     def _has_rows(self, size: Any) -> bool:
@@ -125,18 +122,18 @@ def _pointwise(follow: Follower, node: fx.Node) -> Axis:
     return found.pop()
 
 
-def _linear(follow: Follower, node: fx.Node, at: int = 0) -> Axis:
-    axis, rank = follow.source(node, at)
+def _linear(follow: Follower, node: fx.Node) -> Axis:
+    # The bias comes first in addmm, last in linear.
+    axis, rank = follow.source(node, at=1 if node.target is aten.addmm.default else 0)
     if axis == rank - 1:
         raise MixesRows(f"{_name(node)} adds up along the rows")
     return axis
 
 
 def _matmul(follow: Follower, node: fx.Node) -> Axis:
-    left, right = node.args[:2]
-    a, b = follow.axis(left), follow.axis(right)
+    a, b = map(follow.axis, node.args[:2])
+    left_rank, right_rank = map(follow.rank, node.args[:2])
     rank = follow.rank(node)
-    left_rank, right_rank = follow.rank(left), follow.rank(right)
     if min(left_rank, right_rank) < 2:
         raise UnknownOperator(_name(node))
     # Counted from the end, because a product broadcasts over the axes in front of the last two.
@@ -152,8 +149,7 @@ def _matmul(follow: Follower, node: fx.Node) -> Axis:
 
 def _norm(follow: Follower, node: fx.Node) -> Axis:
     axis, rank = follow.source(node)
-    normalized: Any = node.args[1]
-    if axis >= rank - len(normalized):
+    if axis >= rank - len(node.args[1]):  # type: ignore[arg-type]
         raise MixesRows(f"{_name(node)} is over the rows")
     return axis
 
@@ -168,13 +164,17 @@ def _argument(node: fx.Node, *names: str) -> Any:
     return None
 
 
+def _axes(dims: Any, rank: int) -> set[int]:
+    return {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
+
+
 def _over_dims(follow: Follower, node: fx.Node) -> Axis:
     """A reduction, a scan, a sort or a softmax over the axes it names."""
     axis, rank = follow.source(node)
     dims = _argument(node, "dim", "dims")
     if dims is None or dims == []:
         raise MixesRows(f"{_name(node)} is over all axes")
-    over = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
+    over = _axes(dims, rank)
     if axis in over:
         raise MixesRows(f"{_name(node)} is over the rows")
     return axis - sum(d < axis for d in over) if _argument(node, "keepdim") is False else axis
@@ -213,12 +213,10 @@ def _squeeze(follow: Follower, node: fx.Node) -> Axis:
     axis, rank = follow.source(node)
     if len(node.args) < 2:
         raise UnknownOperator(_name(node))
-    dims: Any = node.args[1]
-    gone = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
+    gone = _axes(node.args[1], rank)
     if axis in gone:
         raise MixesRows(f"{_name(node)} drops the axis of the rows")
-    source: Any = node.args[0]
-    shape = source.meta["val"].shape
+    shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
     return axis - len([d for d in gone if d < axis and shape[d] == 1])
 
 
@@ -293,90 +291,35 @@ def _attention(follow: Follower, node: fx.Node) -> Axis:
 
 
 # Operators without a rule are pointwise by torch's tag, or are followed through torch's decomposition.
-_RULES: dict[Any, Callable[[Follower, fx.Node], Axis]] = {
-    aten.linear.default: _linear,
-    aten.addmm.default: lambda follow, node: _linear(follow, node, at=1),  # behind the bias
-    aten.mm.default: _matmul,
-    aten.bmm.default: _matmul,
-    aten.matmul.default: _matmul,
-    aten.layer_norm.default: _norm,
-    aten.rms_norm.default: _norm,
-    aten.softmax.int: _over_dims,
-    aten._softmax.default: _over_dims,
-    aten.log_softmax.int: _over_dims,
-    aten.cumsum.default: _over_dims,
-    aten.sum.dim_IntList: _over_dims,
-    aten.mean.dim: _over_dims,
-    aten.amax.default: _over_dims,
-    aten.amin.default: _over_dims,
-    aten.max.dim: _over_dims,
-    aten.min.dim: _over_dims,
-    aten.argmax.default: _over_dims,
-    aten.argmin.default: _over_dims,
-    aten.var.correction: _over_dims,
-    aten.std.correction: _over_dims,
-    aten.var_mean.correction: _over_dims,
-    aten.std_mean.correction: _over_dims,
-    aten.prod.dim_int: _over_dims,
-    aten.any.dim: _over_dims,
-    aten.any.dims: _over_dims,
-    aten.any.default: _over_dims,
-    aten.all.dim: _over_dims,
-    aten.all.dims: _over_dims,
-    aten.all.default: _over_dims,
-    aten.logsumexp.default: _over_dims,
-    aten.linalg_vector_norm.default: _over_dims,
-    aten.cumprod.default: _over_dims,
-    aten.sort.default: _over_dims,
-    aten.topk.default: _over_dims,
-    aten.flip.default: _over_dims,
-    aten.roll.default: _over_dims,
-    aten.max.default: _over_dims,
-    aten.min.default: _over_dims,
-    aten.sum.default: _over_dims,
-    aten.mean.default: _over_dims,
-    aten.view.default: _view,
-    aten.reshape.default: _view,
-    aten._unsafe_view.default: _view,
-    aten.flatten.using_ints: _view,
-    aten.unflatten.int: _view,
-    aten.permute.default: _permute,
-    aten.transpose.int: _transpose,
-    aten.t.default: _transpose,
-    aten.unsqueeze.default: _new_axis,
-    aten.squeeze.dim: _squeeze,
-    aten.squeeze.dims: _squeeze,
-    aten.expand.default: _pointwise,
-    aten.repeat.default: _repeat,
-    aten.constant_pad_nd.default: _pad,
-    aten.slice.Tensor: _within,
-    aten.select.int: _select,
-    aten.cat.default: _within,
-    aten.stack.default: _new_axis,
-    aten.split.Tensor: _within,
-    aten.split_with_sizes.default: _within,
-    aten.chunk.default: _within,
-    aten.glu.default: _within,
-    aten.embedding.default: _embedding,
-    aten.conv1d.default: _batched,
-    aten.conv2d.default: _batched,
-    aten.conv1d.padding: _batched,
-    aten.conv2d.padding: _batched,
-    aten.conv_transpose1d.default: _batched,
-    aten.conv_transpose2d.input: _batched,
-    aten.group_norm.default: _batched,
-    aten.avg_pool1d.default: _batched,
-    aten.avg_pool2d.default: _batched,
-    aten.max_pool2d.default: _batched,
-    aten.max_pool2d_with_indices.default: _batched,
-    aten.adaptive_avg_pool1d.default: _batched,
-    aten.adaptive_avg_pool2d.default: _batched,
-    aten.convolution.default: _batched,
-    aten._native_batch_norm_legit_no_training.default: _batched,
-    aten.batch_norm.default: _batch_norm,
-    aten.scaled_dot_product_attention.default: _attention,
-    aten.clone.default: _pointwise,
-    aten.contiguous.default: _pointwise,
-    aten._to_copy.default: _pointwise,
-    aten.to.dtype: _pointwise,
+_OPERATORS: dict[Callable[[Follower, fx.Node], Axis], str] = {
+    _linear: "linear.default addmm.default",
+    _matmul: "mm.default bmm.default matmul.default",
+    _norm: "layer_norm.default rms_norm.default",
+    _over_dims: """
+        softmax.int _softmax.default log_softmax.int cumsum.default sum.dim_IntList mean.dim amax.default
+        amin.default max.dim min.dim argmax.default argmin.default var.correction std.correction
+        var_mean.correction std_mean.correction prod.dim_int any.dim any.dims any.default all.dim all.dims
+        all.default logsumexp.default linalg_vector_norm.default cumprod.default sort.default topk.default
+        flip.default roll.default max.default min.default sum.default mean.default
+    """,
+    _view: "view.default reshape.default _unsafe_view.default flatten.using_ints unflatten.int",
+    _permute: "permute.default",
+    _transpose: "transpose.int t.default",
+    _new_axis: "unsqueeze.default stack.default",
+    _squeeze: "squeeze.dim squeeze.dims",
+    _pointwise: "expand.default clone.default contiguous.default _to_copy.default to.dtype",
+    _repeat: "repeat.default",
+    _pad: "constant_pad_nd.default",
+    _within: "slice.Tensor cat.default split.Tensor split_with_sizes.default chunk.default glu.default",
+    _select: "select.int",
+    _embedding: "embedding.default",
+    _batched: """
+        conv1d.default conv2d.default conv1d.padding conv2d.padding conv_transpose1d.default
+        conv_transpose2d.input group_norm.default avg_pool1d.default avg_pool2d.default max_pool2d.default
+        max_pool2d_with_indices.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default
+        convolution.default _native_batch_norm_legit_no_training.default
+    """,
+    _batch_norm: "batch_norm.default",
+    _attention: "scaled_dot_product_attention.default",
 }
+_RULES = {attrgetter(name)(aten): rule for rule, names in _OPERATORS.items() for name in names.split()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import compress, product
 
 import torch
 from torch import Tensor, fx
@@ -93,10 +93,12 @@ def _prove(name: str, graph: Graph) -> None:
 def _compare(graph: Graph, sizes: Sequence[int]) -> str | None:
     """The first difference between all rows at once and chunk by chunk, None where there is none."""
     generator = torch.Generator().manual_seed(20261)
-    for size, make in product(sizes, (_random, _large, _uneven)):
+    # Numbers of a usual size; large ones; and large ones in the last row alone: a branch or scale that a single row
+    # decides must not show in other rows.
+    for size, (scale, of_last) in product(sizes, ((1, 1), (100, 1), (1, 1000))):
         # A full chunk, and one that is padded or, with state, single rows.
         total = size + max(1, size // 2)
-        whole = [make(port, total, generator) for port in graph.inputs]
+        whole = [_numbers(port, total, generator, scale, of_last) for port in graph.inputs]
         chunks = [size, *([1] * (total - size) if any(graph.are_states) else [size])]
         try:
             with torch.no_grad():
@@ -112,32 +114,25 @@ def _compare(graph: Graph, sizes: Sequence[int]) -> str | None:
     return None
 
 
-def _random(port: Port, rows: int, generator: torch.Generator) -> Tensor:
+def _numbers(port: Port, rows: int, generator: torch.Generator, scale: int, of_last: int) -> Tensor:
+    """Random numbers times `scale`, those of the last row also times `of_last`."""
     shape = shape_of(port.shape, {ROWS: rows})
     dtype = getattr(torch, port.dtype)
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
-    # Small, because they may be indices.
-    return torch.randint(0, 2, shape, generator=generator).to(dtype)
-
-
-def _large(port: Port, rows: int, generator: torch.Generator) -> Tensor:
-    tensor = _random(port, rows, generator)
-    return 100 * tensor if tensor.is_floating_point() else tensor
-
-
-def _uneven(port: Port, rows: int, generator: torch.Generator) -> Tensor:
-    """Large numbers in the last row alone: a branch or scale that a single row decides must not show in other rows."""
-    tensor = _random(port, rows, generator)
-    if ROWS in port.shape and tensor.is_floating_point():
-        tensor.select(port.shape.index(ROWS), -1).mul_(1000)
+    if not dtype.is_floating_point:
+        # Small, because they may be indices.
+        return torch.randint(0, 2, shape, generator=generator).to(dtype)
+    tensor = torch.randn(shape, generator=generator).to(dtype) * scale
+    if ROWS in port.shape:
+        tensor.select(port.shape.index(ROWS), -1).mul_(of_last)
     return tensor
 
 
 def _chunk_by_chunk(graph: Graph, whole: Sequence[Tensor], total: int, chunks: Sequence[int]) -> list[Tensor]:
     """The results over `total` rows, run in these chunks; a state's is that of the last chunk."""
-    states = [tensor for tensor, is_state in zip(whole, graph.are_states, strict=True) if is_state]
-    parts: list[list[Tensor]] = [[] for _ in graph.outputs]
+    states = list(compress(whole, graph.are_states))
+    ports = zip(graph.outputs, graph.are_updates, strict=True)
+    axes = [None if is_update else port.shape.index(ROWS) for port, is_update in ports]
+    parts: list[list[Tensor]] = [[] for _ in axes]
     start = 0
     for size in chunks:
         given = iter(states)
@@ -146,19 +141,13 @@ def _chunk_by_chunk(graph: Graph, whole: Sequence[Tensor], total: int, chunks: S
             for tensor, port, is_state in zip(whole, graph.inputs, graph.are_states, strict=True)
         ]
         results = graph.graph_module(*args)
-        states = [result for result, is_update in zip(results, graph.are_updates, strict=True) if is_update]
+        states = list(compress(results, graph.are_updates))
         rows = min(size, total - start)
-        for part, result, port, is_update in zip(
-            parts, results, graph.outputs, graph.are_updates, strict=True
-        ):
-            if is_update:
-                part[:] = [result]
-            else:
-                part.append(result.narrow(port.shape.index(ROWS), 0, rows))
+        for part, result, axis in zip(parts, results, axes, strict=True):
+            part.append(result if axis is None else result.narrow(axis, 0, rows))
         start += size
     return [
-        part[0] if is_update else torch.cat(part, port.shape.index(ROWS))
-        for part, port, is_update in zip(parts, graph.outputs, graph.are_updates, strict=True)
+        part[-1] if axis is None else torch.cat(part, axis) for part, axis in zip(parts, axes, strict=True)
     ]
 
 
@@ -168,9 +157,6 @@ def _chunk(tensor: Tensor, port: Port, start: int, size: int) -> Tensor:
         return tensor
     axis = port.shape.index(ROWS)
     rows = tensor.narrow(axis, start, min(size, tensor.shape[axis] - start))
-    missing = size - rows.shape[axis]
-    if not missing:
-        return rows
-    shape = list(rows.shape)
-    shape[axis] = missing
-    return torch.cat((rows, torch.zeros(shape, dtype=rows.dtype)), axis)
+    behind = [0, 0] * (rows.ndim - axis)
+    behind[-1] = size - rows.shape[axis]
+    return torch.nn.functional.pad(rows, behind)
