@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::rotary
-from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
+from doubleweave.compiler.graph.nodes import insert, is_call, replace_nodes
 from doubleweave.compiler.split.transform import Convert, copy_graph, over_empty_weights
 
 aten = torch.ops.aten
@@ -24,12 +24,7 @@ def without_rotary(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Conver
 
 def replace_rotary(graph: fx.Graph) -> None:
     """Put plain operators in the place of every doubleweave::rotary. Sizes of rows are left to be worked out (-1)."""
-    for node in nodes_of(graph):
-        if is_call(node, _rotary):
-            with graph.inserting_before(node):
-                result = _plain_rotary(graph, node)
-            node.replace_all_uses_with(result)
-    graph.eliminate_dead_code()
+    replace_nodes(graph, lambda node: _plain_rotary(graph, node) if is_call(node, _rotary) else None)
 
 
 def _plain_rotary(graph: fx.Graph, node: Any) -> Any:

@@ -37,6 +37,17 @@ def insert(graph: fx.Graph, target: Callable[..., Any], *args: Any, like: Any) -
     return node
 
 
+def replace_nodes(graph: fx.Graph, replacement: Callable[[Any], Any]) -> None:
+    """Replace each node by the one that `replacement` inserts or names for it (None: keep it), then drop dead code."""
+    for node in nodes_of(graph):
+        with graph.inserting_before(node):
+            new = replacement(node)
+        if new is not None:
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
 def is_call(node: Any, *targets: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 

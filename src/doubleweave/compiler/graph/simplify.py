@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from doubleweave.compiler.graph.nodes import constant, insert, is_call, is_tensor, nodes_of
+from doubleweave.compiler.graph.nodes import constant, insert, is_call, is_tensor, nodes_of, replace_nodes
 
 aten = torch.ops.aten
 
@@ -64,15 +64,12 @@ def simplify(graph_module: fx.GraphModule) -> None:
 def drop_no_ops(graph_module: fx.GraphModule) -> None:
     """Drop checks of tensor metadata, casts to the same dtype, dropout in eval mode, products with 1.0 and the like."""
     graph = graph_module.graph
-    for node in nodes_of(graph):
-        if (node.op == "call_module" and node.target == "_guards_fn") or is_call(
-            node, aten._assert_tensor_metadata.default
-        ):
-            graph.erase_node(node)
-        elif _is_no_op(node):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
+    for check in (
+        *graph.find_nodes(op="call_module", target="_guards_fn"),
+        *graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default),
+    ):
+        graph.erase_node(check)
+    replace_nodes(graph, lambda node: node.args[0] if _is_no_op(node) else None)
 
 
 def _is_no_op(node: Any) -> bool:
@@ -98,24 +95,23 @@ def _same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def fold_constants(graph_module: fx.GraphModule) -> None:
     """Compute calls that depend on weights alone (Gemma's `1 + weight`), where the result is no larger than they."""
-    graph = graph_module.graph
-    for node in nodes_of(graph):
+
+    def folded(node: Any) -> Any:
         inputs = node.all_input_nodes
         if node.op != "call_function" or not is_tensor(node) or not inputs:
-            continue
+            return None
         if any(n.op != "get_attr" for n in inputs):
-            continue
+            return None
         if node.meta["val"].numel() > max(n.meta["val"].numel() for n in inputs):
-            continue
+            return None
         args = fx.map_arg(node.args, lambda n: constant(graph_module, n))
         name = f"_folded_{node.name}"
         graph_module.register_buffer(name, node.target(*args, **node.kwargs))
-        with graph.inserting_before(node):
-            folded = graph.get_attr(name)
-        folded.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(folded)
-        graph.erase_node(node)
-    graph.eliminate_dead_code()
+        weight = graph_module.graph.get_attr(name)
+        weight.meta["val"] = node.meta["val"]
+        return weight
+
+    replace_nodes(graph_module.graph, folded)
 
 
 def split_sliced_linears(graph_module: fx.GraphModule) -> None:
@@ -177,16 +173,15 @@ def _is_head_transpose(node: Any) -> bool:
 def sink_transposes(graph_module: fx.GraphModule) -> None:
     """Move head transposes below norms and element-wise operators (Gemma 3 norms q after its transpose)."""
     graph = graph_module.graph
-    for node in nodes_of(graph):
+
+    def moved(node: Any) -> Any:
         if not _moves_below_transpose(node):
-            continue
+            return None
         args = [arg.args[0] if _is_head_transpose(arg) else arg for arg in node.args]
-        with graph.inserting_before(node):
-            inner = insert(graph, node.target, *args, like=node)
-            outer = insert(graph, aten.transpose.int, inner, 1, 2, like=node)
-        node.replace_all_uses_with(outer)
-        graph.erase_node(node)
-    graph.eliminate_dead_code()
+        inner = insert(graph, node.target, *args, like=node)
+        return insert(graph, aten.transpose.int, inner, 1, 2, like=node)
+
+    replace_nodes(graph, moved)
 
 
 def _moves_below_transpose(node: Any) -> bool:

@@ -24,6 +24,7 @@ from doubleweave.compiler.split.transform import (
     Convert,
     Weights,
     copy_graph,
+    number_weights,
     over_empty_weights,
     transform_segments,
 )
@@ -36,11 +37,8 @@ GROUP_SIZE = 32
 _SCALE_STEPS = (7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5)
 _LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
 KEEP_8_BIT = frozenset({"lm_head"})
-_PARTS = (
-    "values",
-    "scales",
-    "zero_points",
-)  # of a quantized weight, in the order of the operators' arguments
+# Of a quantized weight, in the order of the operators' arguments.
+_PARTS = ("values", "scales", "zero_points")
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
@@ -134,12 +132,7 @@ _CONVERT = {8: int8_per_channel, 4: int4_per_group}
 def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, Convert]:
     """Name the buffers "w0", "w1", … again, in the order in which the new graph reads them."""
     graph.eliminate_dead_code()
-    order: list[str] = []
-    for node in nodes_of(graph):
-        if node.op == "get_attr":
-            if node.target not in order:
-                order.append(node.target)
-            node.target = f"w{order.index(node.target)}"
+    order = number_weights(graph)
 
     def convert(weights: Weights) -> Weights:
         parts: dict[str, Tensor] = {}

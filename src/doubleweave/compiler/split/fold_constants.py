@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from doubleweave.compiler.graph.nodes import output_node
+from doubleweave.compiler.graph.nodes import insert, output_node
 from doubleweave.compiler.split.pieces import with_weights
 from doubleweave.compiler.split.transform import Convert, Weights, over_empty_weights
 
@@ -26,9 +26,7 @@ def fold(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     for index, result in enumerate(results):
         weight = graph.get_attr(f"w{index}")
         weight.meta["val"] = result.meta["val"]
-        copy = graph.call_function(torch.ops.aten.clone.default, (weight,))
-        copy.meta["val"] = result.meta["val"]
-        copies.append(copy)
+        copies.append(insert(graph, torch.ops.aten.clone.default, weight, like=result))
     graph.output(tuple(copies))
 
     def convert(weights: Weights) -> Weights:

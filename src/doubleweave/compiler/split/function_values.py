@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from doubleweave.compiler.graph.nodes import output_node
+from doubleweave.compiler.graph.nodes import insert, output_node
 from doubleweave.compiler.split.call_sizes import Variant
 from doubleweave.compiler.split.pieces import Piece
 from doubleweave.compiler.trace.trace_data import Trace
@@ -17,19 +17,15 @@ from doubleweave.ir.split import Call, Function, Port, State, Value
 
 def own_outputs(traced: Trace) -> None:
     """Copy weights that are results, next values of states or arguments of named modules: a call must write them."""
-    graph = traced.graph_module.graph
-    output = output_node(graph)
-    for node in (output, *traced.calls):
+    graph, clone = traced.graph_module.graph, torch.ops.aten.clone.default
+    for node in (output_node(graph), *traced.calls):
         given: Any = node.args[0]
-        arguments = [_clone(graph, value, node) if value.op == "get_attr" else value for value in given]
-        node.args = (type(given)(arguments), *node.args[1:])
-
-
-def _clone(graph: fx.Graph, node: fx.Node, before: fx.Node) -> fx.Node:
-    with graph.inserting_before(before):
-        clone = graph.call_function(torch.ops.aten.clone.default, (node,))
-    clone.meta["val"] = node.meta["val"]
-    return clone
+        with graph.inserting_before(node):
+            own = [
+                insert(graph, clone, value, like=value) if value.op == "get_attr" else value
+                for value in given
+            ]
+        node.args = (type(given)(own), *node.args[1:])
 
 
 class Values:

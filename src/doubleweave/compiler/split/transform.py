@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -39,19 +38,25 @@ def transform_segments(
 def copy_graph(graph_module: fx.GraphModule) -> fx.Graph:
     """A copy of a structure's graph to rewrite, with the meta of each node."""
     graph = fx.Graph()
-    copied: dict[Any, Any] = {}
-    graph.output(graph.graph_copy(graph_module.graph, copied))
-    for old, new in copied.items():
-        new.meta = dict(old.meta)
+    graph.output(graph.graph_copy(graph_module.graph, {}))
     return graph
+
+
+def number_weights(graph: fx.Graph) -> list[str]:
+    """Name the weights "w0", "w1", … in the order in which the graph reads them; returns their names before."""
+    names: list[str] = []
+    for node in graph.find_nodes(op="get_attr"):
+        if node.target not in names:
+            names.append(node.target)
+        node.target = f"w{names.index(node.target)}"
+    return names
 
 
 def over_empty_weights(graph: fx.Graph) -> fx.GraphModule:
     """A rewritten graph over uninitialised buffers in the shapes of its get_attr nodes."""
     # A structure's graph serves segments of other weights: the numbers are in TorchSplit.weights.
     root = torch.nn.Module()
-    for node in graph.nodes:
-        if node.op == "get_attr" and not hasattr(root, str(node.target)):
-            like = node.meta["val"]
-            root.register_buffer(node.target, torch.empty(tuple(map(int, like.shape)), dtype=like.dtype))
+    for node in graph.find_nodes(op="get_attr"):
+        like = node.meta["val"]
+        root.register_buffer(node.target, torch.empty(tuple(map(int, like.shape)), dtype=like.dtype))
     return fx.GraphModule(root, graph)

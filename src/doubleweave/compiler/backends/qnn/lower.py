@@ -13,7 +13,7 @@ from torch import fx
 
 from doubleweave.compiler.backends.lowered import Lowered, left_over
 from doubleweave.compiler.backends.plain_rotary import replace_rotary
-from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
+from doubleweave.compiler.graph.nodes import insert, is_call, replace_nodes
 from doubleweave.compiler.split.transform import Convert, copy_graph, over_empty_weights
 from doubleweave.errors import LowerError
 from doubleweave.vendors.printed_output import captured
@@ -30,15 +30,14 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     """
     graph = copy_graph(graph_module)
     replace_rotary(graph)
-    for node in nodes_of(graph):
-        if is_call(node, aten.mul.Tensor) and (found := _match_rms_norm(node)) is not None:
-            x, weight, eps = found
-            with graph.inserting_before(node):
-                fused = insert(
-                    graph, aten.rms_norm.default, x, list(weight.meta["val"].shape), weight, eps, like=node
-                )
-            node.replace_all_uses_with(fused)
-    graph.eliminate_dead_code()
+
+    def fused(node: Any) -> Any:
+        if not is_call(node, aten.mul.Tensor) or (found := _match_rms_norm(node)) is None:
+            return None
+        x, weight, eps = found
+        return insert(graph, aten.rms_norm.default, x, list(weight.meta["val"].shape), weight, eps, like=node)
+
+    replace_nodes(graph, fused)
     return over_empty_weights(graph), lambda weights: weights
 
 

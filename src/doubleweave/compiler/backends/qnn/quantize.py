@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +22,12 @@ from torch import Tensor, fx
 from doubleweave.compiler.backends.export_segment import export_segment
 from doubleweave.compiler.backends.qnn import BACKEND
 from doubleweave.compiler.backends.qnn import lower as qnn
-from doubleweave.compiler.graph.nodes import constant, nodes_of
+from doubleweave.compiler.graph.nodes import constant
 from doubleweave.compiler.graph.ops import attention_reference
 from doubleweave.compiler.quiet import quiet
 from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.pieces import TorchSplit, with_weights
-from doubleweave.compiler.split.transform import copy_graph, transform_segments
+from doubleweave.compiler.split.transform import copy_graph, number_weights, transform_segments
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.ir.split import Segment, SizeRanges
 
@@ -86,27 +87,30 @@ def observed(torch_split: TorchSplit, segment: Segment, recipe: str, soc: str, s
     quantizer.set_default_quant_config(
         getattr(QuantDtype, f"use_{recipe}"), is_linear_per_channel=True, act_observer=MinMaxObserver
     )
-    if isinstance(segment.shape, SizeRanges):
+    is_dynamic = isinstance(segment.shape, SizeRanges)
+    exported = export_segment(torch_split.module(segment), segment, None if is_dynamic else size)
+    if is_dynamic:
         # Only exported does attention have as many keys as it is given: in the model's graph they are the chunk's.
         plain = {torch.ops.doubleweave.attention.default: attention_reference}
-        exported = export_segment(torch_split.module(segment), segment, None).run_decompositions(plain)
-    else:
-        exported = export_segment(torch_split.module(segment), segment, size)
-    try:
-        with quiet():
-            return prepare_pt2e(exported.module(check_guards=False), quantizer)
-    except Exception as error:
-        raise LowerError(f"segment {segment.name}: QNN cannot quantize it ({error})") from error
+        exported = exported.run_decompositions(plain)
+    with _refusals_of(segment.name):
+        return prepare_pt2e(exported.module(check_guards=False), quantizer)
 
 
 def converted(name: str, observed: Any) -> fx.GraphModule:
     """The module with quantize and dequantize operators, over the scales that its observers found."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
+    with _refusals_of(name):
+        found: fx.GraphModule = convert_pt2e(observed)
+    return found
+
+
+@contextmanager
+def _refusals_of(name: str) -> Iterator[None]:
     try:
         with quiet():
-            found: fx.GraphModule = convert_pt2e(observed)
-            return found
+            yield
     except Exception as error:
         raise LowerError(f"segment {name}: QNN cannot quantize it ({error})") from error
 
@@ -127,12 +131,8 @@ def _replaced(torch_split: TorchSplit, modules: Mapping[str, fx.GraphModule]) ->
 
 def _as_structure(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
     """The module's graph with its tensors as "w0", "w1", …, and the tensors."""
-    tensors: dict[str, Tensor] = {}
     graph = copy_graph(module)
-    for node in nodes_of(graph):
-        if node.op == "get_attr":
-            name = node.target
-            tensors.setdefault(name, constant(module, node))
-            node.target = f"w{list(tensors).index(name)}"
+    tensors = {node.target: constant(module, node) for node in graph.find_nodes(op="get_attr")}
+    number_weights(graph)
     weights = tuple(tensors.values())
     return with_weights(graph, weights), weights

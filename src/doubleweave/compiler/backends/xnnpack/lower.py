@@ -15,7 +15,7 @@ from torch import fx
 
 from doubleweave.compiler.backends.backend import CalibrationChunks, Options
 from doubleweave.compiler.backends.lowered import Lowered
-from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
+from doubleweave.compiler.graph.nodes import insert, is_call, replace_nodes
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.compiler.quantize.weights import quantize
 from doubleweave.compiler.split.pieces import TorchSplit
@@ -31,26 +31,23 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     one feature with the weights 1/n it is.
     """
     graph = copy_graph(graph_module)
-    num_weights = len({node.target for node in graph.nodes if node.op == "get_attr"})
+    num_weights = len({node.target for node in graph.find_nodes(op="get_attr")})
     added: list[int] = []  # widths; equal ones share a vector
-    for node in nodes_of(graph):
+
+    def mean(node: Any) -> Any:
         if not is_call(node, aten.mean.dim) or node.meta["val"].dtype != torch.float32:
-            continue
-        if not (
-            list(node.args[1]) == [-1] and len(node.args) > 2 and node.args[2]
-        ):  # the last dim is kept as 1
-            continue
+            return None
+        # The last dim is kept as 1.
+        if list(node.args[1]) != [-1] or len(node.args) < 3 or not node.args[2]:
+            return None
         width = int(node.args[0].meta["val"].shape[-1])
         if width not in added:
             added.append(width)
-        with graph.inserting_before(node):
-            ones = graph.get_attr(f"w{num_weights + added.index(width)}")
-            ones.meta["val"] = node.meta["val"].fake_mode.from_tensor(
-                torch.empty(1, width), static_shapes=True
-            )
-            mean = insert(graph, aten.linear.default, node.args[0], ones, like=node)
-        node.replace_all_uses_with(mean)
-        graph.erase_node(node)
+        ones = graph.get_attr(f"w{num_weights + added.index(width)}")
+        ones.meta["val"] = node.meta["val"].new_empty(1, width)
+        return insert(graph, aten.linear.default, node.args[0], ones, like=node)
+
+    replace_nodes(graph, mean)
 
     def convert(weights: Weights) -> Weights:
         return (*weights, *(torch.full((1, width), 1.0 / width) for width in added))
@@ -69,12 +66,8 @@ def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, reci
     """Lower to XNNPACK's delegates. There is one target, any CPU; the graphs say how they are quantized."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    edge = to_edge_transform_and_lower(
-        exported,
-        partitioner=[_partitioner()],
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
-    )
-    return Lowered(edge)
+    config = EdgeCompileConfig(_check_ir_validity=False)
+    return Lowered(to_edge_transform_and_lower(exported, partitioner=[_partitioner()], compile_config=config))
 
 
 def _partitioner() -> object:
