@@ -28,10 +28,8 @@ def tied(tmp_path_factory):
         split_llm(
             export_llm(module, 8),
             owned_modules(module),
-            last_row=frozenset({"lm_head"}),
             policy=default_policy(rows(1, 8)),
             max_context=toys.MAX_CONTEXT,
-            backend="xnnpack",
         )
     )
     writer = ProgramWriter()

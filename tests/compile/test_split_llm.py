@@ -75,10 +75,8 @@ def split(model: torch.nn.Module, shape: FixedSizes | SizeRanges | None = None) 
     return split_llm(
         export_llm(model, 128),
         owned_modules(model),
-        last_row=frozenset({"lm_head"}),
         policy=default_policy(shape or rows(1, 128)),
         max_context=256,
-        backend="xnnpack",
     )
 
 

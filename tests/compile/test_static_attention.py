@@ -30,9 +30,7 @@ def split_of(module, attention: str):
         graph,
         owners,
         default_policy(FixedSizes((1, 8))),
-        last_row=frozenset({"lm_head"}),
         max_context=CONTEXT,
-        backend="xnnpack",
     )
 
 

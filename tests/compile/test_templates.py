@@ -21,10 +21,8 @@ def split_of(recipe, shape):
     split = split_llm(
         export_llm(module, 8),
         owned_modules(module),
-        last_row=frozenset({"lm_head"}),
         policy=default_policy(shape),
         max_context=toys.MAX_CONTEXT,
-        backend="xnnpack",
     )
     return prepare(quantize(split, recipe))
 

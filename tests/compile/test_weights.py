@@ -73,10 +73,8 @@ def split_of(recipe):
     split = split_llm(
         graph,
         owners,
-        last_row=frozenset({"lm_head"}),
         policy=default_policy(rows(1, 32)),
         max_context=toys.MAX_CONTEXT,
-        backend="xnnpack",
     )
     return quantize(split, recipe)
 

@@ -49,10 +49,8 @@ def eager(toy_program):
     return split_llm(
         export_llm(module, 32),
         owned_modules(module),
-        last_row=frozenset({"lm_head"}),
         policy=default_policy(rows(1, 32)),
         max_context=toys.MAX_CONTEXT,
-        backend="xnnpack",
     )
 
 

@@ -380,9 +380,7 @@ def test_rewriting_for_qnn_changes_no_numbers():
         graph,
         owned_modules(module),
         default_policy(FixedSizes((1, 8))),
-        last_row=frozenset({"lm_head"}),
         max_context=toys.MAX_CONTEXT,
-        backend="xnnpack",
     )
     rewritten = transform_segments(split, qnn.prepare)
     ids = torch.arange(11)[None]

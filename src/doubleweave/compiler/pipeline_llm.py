@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doubleweave.compiler.backends.backend import Options
-from doubleweave.compiler.policy import DEFAULT_BACKEND
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.ir.manifest import TOKENIZER_FILE
 from doubleweave.ir.split import most_rows
@@ -35,15 +34,7 @@ def quantized_llm(model: Model, options: Options, folder: Path, report: Progress
     if options.attention == "static":
         inline_attention(graph, options.max_context, options.backend.hidden_score)
         owners |= {MASK: MASK}
-    torch_split = split_llm(
-        graph,
-        owners,
-        default_policy(options.sizes),
-        # Generation reads the logits of a prompt's last row alone, and the head is the widest linear.
-        last_row=frozenset({"lm_head"}),
-        max_context=options.max_context,
-        backend=DEFAULT_BACKEND,
-    )
+    torch_split = split_llm(graph, owners, default_policy(options.sizes), max_context=options.max_context)
     report(f"quantizing ({options.recipe})", 0, 1)
     # Before quantizing: the calibration text is read with the saved tokenizer.
     if model.save_tokenizer is not None:

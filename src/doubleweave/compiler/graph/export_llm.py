@@ -46,16 +46,9 @@ def _attention(
         )
     num_heads, num_kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]
     scale = head_dim**-0.5 if scaling is None else float(scaling)
-    out = torch.ops.doubleweave.attention(
-        _token_major(query),
-        _token_major(key),
-        _token_major(value),
-        num_heads,
-        num_kv_heads,
-        scale,
-        int(sliding_window or 0),
-        float(softcap or 0.0),
-    )
+    q, k, v = map(_token_major, (query, key, value))
+    parameters = (num_heads, num_kv_heads, scale, int(sliding_window or 0), float(softcap or 0.0))
+    out = torch.ops.doubleweave.attention(q, k, v, *parameters)
     return out.view(1, query.shape[2], num_heads, -1), None
 
 

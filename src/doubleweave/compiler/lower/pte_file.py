@@ -132,26 +132,18 @@ class ProgramWriter:
     def _header(self, offsets: list[int], data_bytes: int) -> bytes:
         """The flatbuffer with ExecuTorch's extended header; everything else is segments behind it."""
         from executorch.exir._serialize import _program as serialize
-        from executorch.exir.schema import (
-            DataSegment,
-            NamedData,
-            Program,
-            SubsegmentOffsets,
-        )
+        from executorch.exir.schema import DataSegment, NamedData, Program, SubsegmentOffsets
 
         pieces = self._data.pieces
         # Segment 0 spans the constants, which are offsets into it; each piece is a segment besides.
         constant_bytes = max((offsets[piece] + len(pieces[piece]) for piece in self._buffers), default=0)
-        segments = [DataSegment(offset=0, size=constant_bytes)]
-        segments += [
-            DataSegment(offset=offset, size=len(data)) for offset, data in zip(offsets, pieces, strict=True)
-        ]
+        spans = [(0, constant_bytes), *zip(offsets, map(len, pieces), strict=True)]
         program = Program(
             version=0,
             execution_plan=self._plans,
             constant_buffer=[],
             backend_delegate_data=[],
-            segments=segments,
+            segments=[DataSegment(offset=offset, size=size) for offset, size in spans],
             constant_segment=SubsegmentOffsets(
                 segment_index=0, offsets=[0, *(offsets[piece] for piece in self._buffers)]
             ),

@@ -85,22 +85,22 @@ def check_clash(
     module: nn.Module,
     parameters: tuple[Parameter, ...],
     leaves: Sequence[Leaf],
-    shapes: Sequence[Any],
+    tensors: Sequence[Tensor],
 ) -> None:
     """Refuse one Dim for axes of different sizes, and say which dims would work."""
     seen: dict[str, tuple[Any, str]] = {}
-    for leaf, shape in zip(leaves, shapes, strict=True):
+    for leaf, tensor in zip(leaves, tensors, strict=True):
         for axis, dim in leaf.axes.items():
             if not isinstance(dim, Dim) or hasattr(dim, "root"):
                 continue
-            size, where = shape[axis], f"axis {axis} of {leaf.path}"
+            size, where = tensor.shape[axis], f"axis {axis} of {leaf.path}"
             before, place = seen.setdefault(dim.__name__, (size, where))
             if not are_equal(size, before):
-                called = [
-                    replace(leaf, example=torch.zeros([_hint(s) for s in found], dtype=leaf.example.dtype))
-                    for leaf, found in zip(leaves, shapes, strict=True)
+                called = map(concrete, tensors)
+                at_call = [
+                    replace(leaf, example=example) for leaf, example in zip(leaves, called, strict=True)
                 ]
-                works = working_dims(Flat(module, parameters), called)
+                works = working_dims(Flat(module, parameters), at_call)
                 hint = f"; dims that would work: {works}" if works else ""
                 raise PolicyError(
                     f"{what}: dim {dim.__name__!r} stands for {place}, which is {before}, and for {where}, which is "

@@ -24,15 +24,12 @@ def run_eager(torch_split: TorchSplit, input_ids: Tensor, chunk: int | None = No
             f"input_ids has shape {list(input_ids.shape)}: expected [1, T]; the cache holds the tokens of one "
             "sequence, so run a batch as several sessions"
         )
-    return torch.cat(
-        list(run_chunks(torch_split, torch.split(input_ids, chunk or input_ids.shape[1], dim=1))), dim=1
-    )
+    chunks = torch.split(input_ids, chunk or input_ids.shape[1], dim=1)
+    return torch.cat(list(run_chunks(torch_split, chunks)), dim=1)
 
 
 def run_chunks(
-    torch_split: TorchSplit,
-    chunks: Iterable[Tensor],
-    modules: Mapping[str, Callable[..., Any]] | None = None,
+    torch_split: TorchSplit, chunks: Iterable[Tensor], modules: Mapping[str, Callable[..., Any]] | None = None
 ) -> Iterator[Tensor]:
     """Yield the logits [1, T, vocab] of each chunk (token ids int64 [1, T]) of one sequence.
 

@@ -20,6 +20,7 @@ from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doub
 from doubleweave.compiler.graph.nodes import PAST, output_node
 from doubleweave.compiler.graph.static_attention import WIDTH
 from doubleweave.compiler.policy import (
+    DEFAULT_BACKEND,
     DEFAULT_SIZES,
     KERNELS_BACKEND,
     Dynamic,
@@ -47,6 +48,7 @@ from doubleweave.ir.split import (
 )
 
 ATTENTION = torch.ops.doubleweave.attention.default
+# Generation reads the logits of a prompt's last row alone, and the head is the widest linear.
 _HEAD = "lm_head"
 
 
@@ -55,14 +57,12 @@ def split_llm(
     owners: Mapping[str, str],
     policy: Policy,
     *,
-    last_row: frozenset[str] = frozenset(),
     max_context: int,
-    backend: str,
 ) -> TorchSplit:
     """Split a simplified graph by a policy with a rule for everything ("") and a rule for the attention operator.
 
-    `owners` maps qualified module names to segment names; `last_row` names the segments that generation runs over a
-    chunk's last row alone. Raises SplitError for a value at a segment's edge that is not [1, T, …].
+    `owners` maps qualified module names to segment names. Raises SplitError for a value at a segment's edge that is not
+    [1, T, …].
     """
     graph = graph_module.graph
     rule, attention_rule = policy[""], operator_rules(policy)[ATTENTION]
@@ -95,8 +95,8 @@ def split_llm(
             segments[name] = Segment(
                 name=name,
                 device=attention_rule.device if is_attention else rule.device,
-                backend=KERNELS_BACKEND if is_attention else backend,
-                shape=_shape(name, is_attention, shape, last_row, max_context),
+                backend=KERNELS_BACKEND if is_attention else DEFAULT_BACKEND,
+                shape=_shape(name, is_attention, shape, max_context),
                 inputs=inputs,
                 outputs=outputs,
                 structure=digest,
@@ -105,7 +105,7 @@ def split_llm(
             )
             weights[name] = tensors
             graphs.setdefault(digest, piece_graph)
-        row_kind: Any = "last" if name in last_row else "all"
+        row_kind: Any = "last" if name == _HEAD else "all"
         read, written = (tuple(values.name_of[node] for node in nodes) for nodes in (reads, piece.writes))
         calls.append(Call(call_name, name, read, written, row_kind))
     everything = tuple(values.values.values())
@@ -135,11 +135,11 @@ def _rows_of(rule: Rule) -> FixedSizes | SizeRanges:
 
 
 def _shape(
-    name: str, is_attention: bool, static: FixedSizes | SizeRanges, last_row: frozenset[str], max_context: int
+    name: str, is_attention: bool, static: FixedSizes | SizeRanges, max_context: int
 ) -> FixedSizes | SizeRanges:
     if is_attention:
         return rows(1, most_rows(static), max_context)
-    if isinstance(static, FixedSizes) and name in last_row:
+    if isinstance(static, FixedSizes) and name == _HEAD:
         # Only the last row of a prompt has logits that generation reads: a head of 128 rows would compute 127 in vain.
         return FixedSizes(tuple(sorted({1, *static.sizes})))
     return static

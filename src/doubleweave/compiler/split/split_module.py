@@ -26,20 +26,9 @@ from doubleweave.compiler.policy import (
     operator_rules,
     resolve,
 )
+from doubleweave.compiler.split import call_sizes
 from doubleweave.compiler.split import rows as _rows
-from doubleweave.compiler.split.call_sizes import (
-    Variant,
-    are_equal,
-    check_call,
-    check_clash,
-    check_dynamic_call,
-    chunk_axes,
-    chunked_root,
-    concrete,
-    free_leaves,
-    with_rows,
-    without_names,
-)
+from doubleweave.compiler.split.call_sizes import Variant
 from doubleweave.compiler.split.function_values import Values, own_outputs
 from doubleweave.compiler.split.pieces import Piece, TorchSplit, cut_pieces, extract, structure
 from doubleweave.compiler.trace import dims as _dims
@@ -50,7 +39,7 @@ from doubleweave.compiler.trace.trace_data import BOUNDARY, Trace
 from doubleweave.compiler.trace.trace_data import Call as TracedCall
 from doubleweave.errors import PolicyError, SplitError
 from doubleweave.ir.sizes import symbols
-from doubleweave.ir.split import ROWS, Call, FixedSizes, Function, Port, Segment, SizeRanges, Split
+from doubleweave.ir.split import ROWS, Call, FixedSizes, Function, Range, Segment, SizeRanges, Split
 
 aten = torch.ops.aten
 
@@ -64,11 +53,7 @@ class ModuleSplit:
 
 
 def split_module(
-    module: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    dynamic_shapes: Any,
-    policy: Policy,
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any, policy: Policy
 ) -> ModuleSplit:
     """Split `module`, called with these example arguments.
 
@@ -88,8 +73,8 @@ def split_module(
     parameters, tensors = bind(what, module.forward, args, kwargs)
     leaves = _dims.leaves(what, parameters, tensors, dynamic_shapes)
     if isinstance(root.rule, Static) and root.rule.chunk is not None:
-        leaves = chunked_root(what, root.rule, leaves)
-    check_clash(what, module, parameters, leaves, [leaf.example.shape for leaf in leaves])
+        leaves = call_sizes.chunked_root(what, root.rule, leaves)
+    call_sizes.check_clash(what, module, parameters, leaves, [leaf.example for leaf in leaves])
     builder.add(
         Variant("", root, parameters), trace(what, module, parameters, _dims.with_examples(leaves), matches)
     )
@@ -158,31 +143,31 @@ class _Builder:
             return self._trace_over(variant, self._static_leaves(variant, rule))
         leaves = _dims.leaves(what, variant.parameters, variant.calls[0].inputs, rule.dims)
         if rule.dims is None:
-            leaves = free_leaves(variant, leaves)
+            leaves = call_sizes.free_leaves(variant, leaves)
             # With a name each, axes are unrelated; a module that relates them is refused, and torch finds out how.
             try:
                 return self._trace_over(variant, leaves)
             except SplitError:
-                return self._trace_over(variant, without_names(variant, leaves))
+                return self._trace_over(variant, call_sizes.without_names(variant, leaves))
         for call in variant.calls:
             site = f"{what}, called at {call.site}"
-            check_clash(site, match.module, variant.parameters, leaves, [t.shape for t in call.inputs])
-            check_dynamic_call(site, leaves, call)
+            call_sizes.check_clash(site, match.module, variant.parameters, leaves, call.inputs)
+            call_sizes.check_dynamic_call(site, leaves, call)
         return self._trace_over(variant, leaves)
 
     def _trace_over(self, variant: Variant, leaves: Sequence[Leaf]) -> Trace:
         what = repr(variant.name)
         # The caller's sizes are symbols of another trace; this trace needs numbers to make its own.
-        examples = _dims.with_examples([Leaf(x.path, concrete(x.example), x.axes) for x in leaves])
+        examples = _dims.with_examples([Leaf(x.path, call_sizes.concrete(x.example), x.axes) for x in leaves])
         found = trace(what, variant.match.module, variant.parameters, examples, self.matches)
         for call in variant.calls:
-            check_call(f"{what}, called at {call.site}", found, call)
+            call_sizes.check_call(f"{what}, called at {call.site}", found, call)
         return found
 
     def _static_leaves(self, variant: Variant, rule: Static) -> tuple[Leaf, ...]:
         what = repr(variant.name)
         leaves = _dims.leaves(what, variant.parameters, variant.calls[0].inputs, None)
-        axes = {} if rule.chunk is None else chunk_axes(what, rule, leaves)
+        axes = {} if rule.chunk is None else call_sizes.chunk_axes(what, rule, leaves)
         bounds = []
         for call in variant.calls:
             rows: list[Any] = []
@@ -197,7 +182,7 @@ class _Builder:
                             f"{variant.match.key} makes it Static(), which needs a fixed size; cut it into chunks with "
                             f'chunk={{"{leaf.path}": {axis}}}, or make the module Dynamic'
                         )
-            if any(not are_equal(size, rows[0]) for size in rows[1:]):
+            if any(not call_sizes.are_equal(size, rows[0]) for size in rows[1:]):
                 raise PolicyError(
                     f"{what}, called at {call.site}: the axes to cut into chunks have sizes "
                     f"{', '.join(map(str, rows))}, expected the same for all of {', '.join(axes)}"
@@ -205,7 +190,7 @@ class _Builder:
             bounds += [call.bounds(size) for size in rows[:1]]
         if not axes:
             return leaves
-        return with_rows(leaves, axes, 1, max(high for _, high in bounds))
+        return call_sizes.with_rows(leaves, axes, 1, max(high for _, high in bounds))
 
     def add(self, variant: Variant, traced: Trace) -> None:
         """Make a function of a trace, and segments of its pieces."""
@@ -286,7 +271,11 @@ class _Builder:
         if not used:
             shape = FixedSizes()
         elif isinstance(rule, Static):
-            shape, proof = _chunked(name, rule, key, namer, piece, graph_module, inputs, outputs)
+            shape = FixedSizes(_useful_sizes(name, rule, key, namer.traced.ranges))
+            states = [port.name in namer.next_of for port in inputs]
+            updates = [port.name in namer.next_of.values() for port in outputs]
+            graph = _rows.Graph(graph_module, inputs, outputs, states, updates)
+            proof = _rows.check(name, graph, shape.sizes)
         else:
             shape = SizeRanges(tuple(r for r in namer.traced.ranges if r.symbol in used))
         digest = structure(graph_module.graph, weights, inputs)
@@ -305,32 +294,18 @@ class _Builder:
         return namer.segment_call(piece, call_name, name)
 
 
-def _chunked(
-    name: str,
-    rule: Static,
-    key: str,
-    namer: Values,
-    piece: Piece,
-    graph_module: fx.GraphModule,
-    inputs: tuple[Port, ...],
-    outputs: tuple[Port, ...],
-) -> tuple[FixedSizes, str]:
-    """The shape of a segment that runs chunk by chunk, and how its rows were shown independent."""
-    traced = namer.traced
-    if rule.chunk is None or {r.symbol for r in traced.ranges} != {ROWS}:
+def _useful_sizes(name: str, rule: Static, key: str, ranges: Sequence[Range]) -> tuple[int, ...]:
+    """The sizes of a segment that runs chunk by chunk."""
+    if rule.chunk is None or {r.symbol for r in ranges} != {ROWS}:
         raise PolicyError(
             f"{name!r}: the policy's {key} makes it Static(), but sizes in it vary "
-            f"({', '.join(f'{r.symbol} from {r.low} to {r.high}' for r in traced.ranges)}); name the axes to cut with "
+            f"({', '.join(f'{r.symbol} from {r.low} to {r.high}' for r in ranges)}); name the axes to cut with "
             "chunk={…}, or make it Dynamic()"
         )
-    most = traced.ranges[0].high
+    most = ranges[0].high
     sizes = tuple(sorted(set(rule.sizes or DEFAULT_SIZES)))
     # The smallest size that holds all rows is the last one of use.
-    useful = tuple(size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] < most)
-    states = [port.name in namer.next_of for port in inputs]
-    updates = {namer.name_of[node] for node in piece.writes} & set(namer.next_of.values())
-    graph = _rows.Graph(graph_module, inputs, outputs, states, [port.name in updates for port in outputs])
-    return FixedSizes(useful), _rows.check(name, graph, useful)
+    return tuple(size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] < most)
 
 
 def _is_chunked(segment: Segment | None) -> bool:

@@ -38,9 +38,8 @@ def _contents(value: Any) -> Any:
         return set(value)
     if isinstance(value, Tensor):
         return (id(value), value._version)
-    return [
-        value if isinstance(value, _KEPT) else type(value)
-    ]  # lists compare items by identity first: NaN is NaN
+    # Lists compare items by identity first: NaN is NaN.
+    return [value if isinstance(value, _KEPT) else type(value)]
 
 
 def _containers(value: Any, found: dict[int, Any]) -> None:
@@ -78,10 +77,10 @@ def snapshot(module: nn.Module) -> Snapshot:
     return [(owner, dict(vars(owner))) for owner in module.modules()]
 
 
-def changed(before: Snapshot) -> list[tuple[nn.Module, str]]:
-    """The attributes that were set since the snapshot."""
+def changed(before: Snapshot) -> list[tuple[nn.Module, str, dict[str, Any]]]:
+    """The attributes that were set since the snapshot, with all that their module had then."""
     return [
-        (owner, name)
+        (owner, name, had)
         for owner, had in before
         for name, value in vars(owner).items()
         if name not in _NOT_STATE and (name not in had or had[name] is not value)
@@ -107,10 +106,8 @@ def attributes_restored(module: nn.Module) -> Iterator[None]:
             else:
                 container.clear()
                 container.update(contents)
-        had = {id(vars(owner)): attributes for owner, attributes in before}
-        for owner, name in changed(before):
-            old = had[id(vars(owner))]
-            if name in old:
-                owner.__dict__[name] = old[name]
+        for owner, name, had in changed(before):
+            if name in had:
+                owner.__dict__[name] = had[name]
             else:
                 del owner.__dict__[name]

@@ -41,11 +41,8 @@ class Flat(nn.Module):
         versions = [buffer._version for _, _, buffer in before]
         result = self.model(*args, **kwargs)
         check_kept(self.model, had)
-        try:
-            returns, found = flatten(result, "its result")
-        except TreeError as error:
-            raise refused_result(type(self.model).__name__, error) from None
-        self.note(returns, sorted({name for _, name in changed(attributes)}))
+        returns, found = flatten_result(type(self.model).__name__, result)
+        self.note(returns, sorted({name for _, name, _ in changed(attributes)}))
         found = change_assigned(before, found)
         updated = [buffer for (_, _, buffer), n in zip(before, versions, strict=True) if buffer._version != n]
         # A copy of its own makes each buffer's new value a node of its own.
@@ -54,12 +51,15 @@ class Flat(nn.Module):
         return tuple(found)
 
 
-def refused_result(what: str, error: TreeError) -> SplitError:
-    if error.found in SYMBOLIC:
-        return SplitError(
-            f"{what}: {error.where} is a size that varies from call to call; leave it out, its caller has the shapes"
-        )
-    return SplitError(f"{what}: {error}")
+def flatten_result(what: str, result: Any) -> tuple[Tree, list[Tensor]]:
+    """The tree of a module's result and its tensors; raises SplitError for a type that no tree holds."""
+    try:
+        return flatten(result, "its result")
+    except TreeError as error:
+        reason = str(error)
+        if error.found in SYMBOLIC:
+            reason = f"{error.where} is a size that varies from call to call; leave it out, its caller has the shapes"
+        raise SplitError(f"{what}: {reason}") from None
 
 
 def _arguments(

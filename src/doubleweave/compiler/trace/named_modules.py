@@ -5,6 +5,7 @@ Names are torch.export's: `model.block.bias` for the buffer `block.bias`. This m
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -17,19 +18,21 @@ from doubleweave.compiler.trace.trace_data import MODULE
 class NamedModules:
     """The modules that the policy names, by path. A shared module has several paths, a shared buffer several names.
 
-    `named` maps the path of a named module to its name, `outer` any path to the name of the outermost named module
-    around it, `inner` any path to the innermost named module itself.
+    `modules` are all modules by name, `named` maps the path of a named module to its name.
     """
 
     modules: dict[str, nn.Module]
     named: dict[str, str]
-    outer: dict[str, str]
-    inner: dict[str, nn.Module]
     buffers: tuple[tuple[str, Tensor], ...]
+
+    def _around(self, buffer: str) -> list[str]:
+        """The names of the named modules that a buffer of this qualified name is in, outermost first."""
+        paths = itertools.accumulate(buffer.split(".")[:-1], "{}.{}".format)
+        return [self.named[path] for path in paths if path in self.named]
 
     def of_buffer(self, name: str) -> str | None:
         """The outermost named module that a buffer of this qualified name is in."""
-        return self.outer.get(name.rpartition(".")[0])
+        return next(iter(self._around(name)), None)
 
     def of_node(self, node: fx.Node) -> str | None:
         """The outermost named module that was being called when a node's value was computed."""
@@ -44,26 +47,14 @@ class NamedModules:
 
     def owners_of(self, buffer: Tensor) -> dict[str, nn.Module | None]:
         """The innermost named module around a buffer, by each of the buffer's names."""
-        return {
-            name: self.inner.get(name.rpartition(".")[0]) for name, found in self.buffers if found is buffer
-        }
+        around = {name: self._around(name) for name, found in self.buffers if found is buffer}
+        return {name: self.modules[names[-1]] if names else None for name, names in around.items()}
 
 
 def named_modules(module: nn.Module, named: Collection[nn.Module]) -> NamedModules:
     """Find the modules of `named` inside `module`; `module` itself is none of them."""
     modules = dict(module.named_modules(remove_duplicate=False))
     ids = {id(found) for found in named if found is not module}
-    names: dict[str, str] = {}
-    outer: dict[str, str] = {}
-    inner: dict[str, nn.Module] = {}
-    for name, found in modules.items():  # a module comes before those inside it
-        path = f"{MODULE}.{name}" if name else MODULE
-        parent = path.rpartition(".")[0]
-        if parent in outer:
-            outer[path], inner[path] = outer[parent], inner[parent]
-        if id(found) in ids:
-            names[path] = name
-            outer.setdefault(path, name)
-            inner[path] = found
+    paths = {f"{MODULE}.{name}": name for name, found in modules.items() if id(found) in ids}
     buffers = tuple((f"{MODULE}.{n}", b) for n, b in module.named_buffers(remove_duplicate=False))
-    return NamedModules(modules, names, outer, inner, buffers)
+    return NamedModules(modules, paths, buffers)

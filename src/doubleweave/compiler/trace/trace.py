@@ -19,13 +19,13 @@ from doubleweave.compiler.trace.attributes import attributes_restored
 from doubleweave.compiler.trace.cut_out import cut_out_calls
 from doubleweave.compiler.trace.dims import Leaf
 from doubleweave.compiler.trace.export_flat import export_flat, tensor_paths
-from doubleweave.compiler.trace.flat_module import SYMBOLIC, Flat, buffers_of, change_assigned, refused_result
+from doubleweave.compiler.trace.flat_module import SYMBOLIC, Flat, buffers_of, change_assigned, flatten_result
 from doubleweave.compiler.trace.trace_data import BOUNDARY, Call, Trace
 from doubleweave.compiler.trace.user_site import user_site
 from doubleweave.errors import PolicyError, SplitError
 from doubleweave.ir.interface import Interface, Parameter, parameters_of
 from doubleweave.ir.split import ITEM_BYTES
-from doubleweave.ir.trees import ALLOWED, Tree, TreeError, build, flatten
+from doubleweave.ir.trees import ALLOWED, Tree, TreeError, build
 
 
 def bind(what: str, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -78,10 +78,7 @@ def trace(
     noted: list[tuple[Tree, list[str]]] = []
     flat = Flat(module, parameters, lambda *found: noted.append(found))
     calls: list[Call] = []
-    with (
-        _cut([match for match in named if match.module is not module], calls),
-        attributes_restored(module),
-    ):
+    with _cut([match for match in named if match.module is not module], calls), attributes_restored(module):
         exported = export_flat(what, flat, leaves)
     # torch.export may be tried twice; the last run of forward is the exported one.
     returns, is_set = noted[-1]
@@ -145,10 +142,7 @@ def _marked(match: Match, forward: Any, calls: list[Call]) -> Any:
         parameters, tensors = bind(what, forward, args, kwargs)
         before = buffers_of(match.module)
         result = forward(*args, **kwargs)
-        try:
-            returns, outputs = flatten(result, "its result")
-        except TreeError as error:
-            raise refused_result(what, error) from None
+        returns, outputs = flatten_result(what, result)
         if not outputs:
             raise SplitError(f"{what}: returns no tensor; name the module around it in the policy instead")
         outputs = change_assigned(before, outputs)
