@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from doubleweave.errors import SourceError
-from doubleweave.sources.llama_params import LlamaParams, read_params
+from doubleweave.sources.llama_params import LAYER, LlamaParams, read_params
 from doubleweave.sources.model import Model
 from doubleweave.sources.tokenizer_file import LlamaTokenizer, read_tokenizer
 
@@ -26,17 +26,6 @@ PARAMS, TOKENIZER = "params.json", "tokenizer.model"
 _MOST_PADDING = 128
 _WRAPPER = "_orig_mod."  # torch.compile's, in checkpoints of llama2.c
 _TABLES = ("rope.", "freqs_")  # tensors that follow from the parameters
-_NAMES = {
-    "attention.wq.weight": "self_attn.q_proj.weight",
-    "attention.wk.weight": "self_attn.k_proj.weight",
-    "attention.wv.weight": "self_attn.v_proj.weight",
-    "attention.wo.weight": "self_attn.o_proj.weight",
-    "feed_forward.w1.weight": "mlp.gate_proj.weight",
-    "feed_forward.w2.weight": "mlp.down_proj.weight",
-    "feed_forward.w3.weight": "mlp.up_proj.weight",
-    "attention_norm.weight": "input_layernorm.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-}
 
 
 def load(path: Path, params: Path | None = None, tokenizer: Path | None = None) -> Model:
@@ -197,7 +186,7 @@ def _renamed(params: LlamaParams, tensors: Mapping[str, Tensor], is_tied: bool) 
         "lm_head.weight": embedding if is_tied else tensors["output.weight"].float(),
     }
     for layer in range(params.n_layers):
-        for name, new in _NAMES.items():
+        for name, (new, *_) in LAYER.items():
             weight = tensors[f"layers.{layer}.{name}"].float()
             if name.startswith(("attention.wq", "attention.wk")):
                 weight = _halves(weight, params.head_dim)

@@ -13,6 +13,18 @@ from doubleweave.errors import SourceError
 
 _ROPE_THETA_3 = 500000.0  # of Llama 3; Llama 1 and 2 have 10,000
 Shapes = Mapping[str, tuple[int, ...]]
+# The tensors of a layer: transformers' name, and the sizes, which are attributes of LlamaParams.
+LAYER: dict[str, tuple[str, ...]] = {
+    "attention.wq.weight": ("self_attn.q_proj.weight", "dim", "dim"),
+    "attention.wk.weight": ("self_attn.k_proj.weight", "kv_dim", "dim"),
+    "attention.wv.weight": ("self_attn.v_proj.weight", "kv_dim", "dim"),
+    "attention.wo.weight": ("self_attn.o_proj.weight", "dim", "dim"),
+    "feed_forward.w1.weight": ("mlp.gate_proj.weight", "hidden_dim", "dim"),
+    "feed_forward.w2.weight": ("mlp.down_proj.weight", "dim", "hidden_dim"),
+    "feed_forward.w3.weight": ("mlp.up_proj.weight", "hidden_dim", "dim"),
+    "attention_norm.weight": ("input_layernorm.weight", "dim"),
+    "ffn_norm.weight": ("post_attention_layernorm.weight", "dim"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,24 +47,21 @@ class LlamaParams:
     def head_dim(self) -> int:
         return self.dim // self.n_heads
 
+    @property
+    def kv_dim(self) -> int:
+        return self.n_kv_heads * self.head_dim
+
     def shapes(self) -> Shapes:
         """The tensors of a checkpoint, by name; without output.weight the output layer is the embedding."""
-        of_layer = {
-            "attention.wq.weight": (self.dim, self.dim),
-            "attention.wk.weight": (self.n_kv_heads * self.head_dim, self.dim),
-            "attention.wv.weight": (self.n_kv_heads * self.head_dim, self.dim),
-            "attention.wo.weight": (self.dim, self.dim),
-            "feed_forward.w1.weight": (self.hidden_dim, self.dim),
-            "feed_forward.w2.weight": (self.dim, self.hidden_dim),
-            "feed_forward.w3.weight": (self.hidden_dim, self.dim),
-            "attention_norm.weight": (self.dim,),
-            "ffn_norm.weight": (self.dim,),
-        }
         return {
             "tok_embeddings.weight": (self.vocab_size, self.dim),
             "norm.weight": (self.dim,),
             "output.weight": (self.vocab_size, self.dim),
-            **{f"layers.{n}.{name}": shape for n in range(self.n_layers) for name, shape in of_layer.items()},
+            **{
+                f"layers.{n}.{name}": tuple(getattr(self, size) for size in sizes)
+                for n in range(self.n_layers)
+                for name, (_, *sizes) in LAYER.items()
+            },
         }
 
 

@@ -108,32 +108,22 @@ def _from_sentencepiece(data: bytes) -> LlamaTokenizer | None:
         return None
     if trainer.model_type == _UNIGRAM:
         vocabulary = [(piece.piece, piece.score) for piece in pieces]
-        tokenizer = Tokenizer(
-            models.Unigram(vocabulary, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback)
-        )
+        kind: Any = models.Unigram(vocabulary, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback)
     else:
         ids = {piece.piece: number for number, piece in enumerate(pieces)}
         scores = {piece.piece: piece.score for piece in pieces}
-        tokenizer = Tokenizer(
-            models.BPE(
-                ids,
-                generate_merges(ids, scores, skip_tokens=special),
-                unk_token=trainer.unk_piece,
-                fuse_unk=True,
-                byte_fallback=trainer.byte_fallback,
-            )
-        )
+        merges = generate_merges(ids, scores, skip_tokens=special)
+        options = {"unk_token": trainer.unk_piece, "fuse_unk": True, "byte_fallback": trainer.byte_fallback}
+        kind = models.BPE(ids, merges, **options)
+    tokenizer = Tokenizer(kind)
     tokenizer.normalizer = normalizers.Sequence(_normalizers(rules))
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if rules.add_dummy_prefix:
         steps.append(decoders.Strip(content=" ", left=1))
     tokenizer.decoder = decoders.Sequence(steps)
+    added = [piece for piece in pieces if piece.type in (_CONTROL, _USER_DEFINED)]
     tokenizer.add_tokens(
-        [
-            AddedToken(piece.piece, normalized=False, special=piece.type == _CONTROL)
-            for piece in pieces
-            if piece.type in (_CONTROL, _USER_DEFINED)
-        ]
+        [AddedToken(piece.piece, normalized=False, special=piece.type == _CONTROL) for piece in added]
     )
     if trainer.bos_piece in special:
         _begin_with(tokenizer, trainer.bos_piece)

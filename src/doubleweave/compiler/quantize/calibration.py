@@ -35,11 +35,8 @@ def calibration_chunks(text: str | Path | None, tokenizer: Path, size: int, voca
 
 def _token_ids(name: str, path: str | Path | None, tokenizer: Path) -> list[int]:
     try:
-        text = (
-            files("doubleweave").joinpath("calibration.txt").read_text()
-            if path is None
-            else Path(path).read_text()
-        )
+        file = files("doubleweave") / "calibration.txt" if path is None else Path(path)
+        text = file.read_text()
         if name.endswith(".json"):
             return [int(token) for token in json.loads(text)]
     except (OSError, ValueError, TypeError) as error:

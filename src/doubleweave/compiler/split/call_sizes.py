@@ -140,27 +140,19 @@ def free_leaves(variant: Variant, leaves: tuple[Leaf, ...]) -> tuple[Leaf, ...]:
 
 def without_names(variant: Variant, leaves: Sequence[Leaf]) -> tuple[Leaf, ...]:
     """The same axes without names, for torch to relate: the module may need one axis to be 2*k, or fixed."""
-    # torch takes a 1 for a constant, so the example is a call in which no dynamic axis is 1.
-    shown = next(
-        (
-            call
-            for call in variant.calls
-            if all(
-                _hint(tensor.shape[axis]) > 1
+    axes = [(i, axis) for i, leaf in enumerate(leaves) for axis in leaf.axes]
+    for call in variant.calls:
+        # torch takes a 1 for a constant, so the example is a call in which no dynamic axis is 1.
+        if all(_hint(call.inputs[i].shape[axis]) > 1 for i, axis in axes):
+            return tuple(
+                Leaf(
+                    leaf.path, tensor, {n: Dim.AUTO(min=dim.min, max=dim.max) for n, dim in leaf.axes.items()}
+                )
                 for leaf, tensor in zip(leaves, call.inputs, strict=True)
-                for axis in leaf.axes
             )
-        ),
-        None,
-    )
-    if shown is None:
-        raise PolicyError(
-            f"{variant.name!r}: each of its calls has an axis of size 1 that varies; name its dims, "
-            "Dynamic({argument: {axis: Dim(…)}})"
-        )
-    return tuple(
-        Leaf(leaf.path, tensor, {axis: Dim.AUTO(min=dim.min, max=dim.max) for axis, dim in leaf.axes.items()})
-        for leaf, tensor in zip(leaves, shown.inputs, strict=True)
+    raise PolicyError(
+        f"{variant.name!r}: each of its calls has an axis of size 1 that varies; name its dims, "
+        "Dynamic({argument: {axis: Dim(…)}})"
     )
 
 

@@ -53,11 +53,7 @@ _HEAD = "lm_head"
 
 
 def split_llm(
-    graph_module: fx.GraphModule,
-    owners: Mapping[str, str],
-    policy: Policy,
-    *,
-    max_context: int,
+    graph_module: fx.GraphModule, owners: Mapping[str, str], policy: Policy, *, max_context: int
 ) -> TorchSplit:
     """Split a simplified graph by a policy with a rule for everything ("") and a rule for the attention operator.
 
