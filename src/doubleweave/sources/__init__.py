@@ -33,31 +33,24 @@ def load(
     """
     from doubleweave.sources import gguf, hugging_face, llama_checkpoint
 
-    path = _resolve(source)
+    files = {"params": params, "tokenizer": tokenizer}
+    given = {name: Path(file) for name, file in files.items() if file is not None}
+    path = _alias_path(str(source)) if str(source) in ALIASES else Path(source)
+    if not path.exists():
+        raise SourceError(f"{path}: no such file or folder; expected {_EXPECTED}")
     if path.is_dir() and not (path / "config.json").exists():
         path = llama_checkpoint.checkpoint_in(path) or path
     if path.suffix in llama_checkpoint.SUFFIXES and path.is_file():
-        files = [None if file is None else Path(file) for file in (params, tokenizer)]
-        return llama_checkpoint.load(path, *files)
-    for name, file in (("params", params), ("tokenizer", tokenizer)):
-        if file is not None:
-            raise PolicyError(
-                f"{name}: is an option of Llama checkpoints (.pt, .pth); leave it out for {path}"
-            )
+        return llama_checkpoint.load(path, **given)
+    if given:
+        raise PolicyError(
+            f"{next(iter(given))}: is an option of Llama checkpoints (.pt, .pth); leave it out for {path}"
+        )
     if path.is_dir():
         return hugging_face.load(path)
     if path.suffix == ".gguf":
         return gguf.load(path)
     raise SourceError(f"{path}: found a {path.suffix or 'nameless kind of'} file, expected {_EXPECTED}")
-
-
-def _resolve(source: str | Path) -> Path:
-    if str(source) in ALIASES:
-        return _alias_path(str(source))
-    path = Path(source)
-    if not path.exists():
-        raise SourceError(f"{path}: no such file or folder; expected {_EXPECTED}")
-    return path
 
 
 def _alias_path(alias: str) -> Path:

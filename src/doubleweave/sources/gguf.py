@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -52,9 +53,7 @@ def _readable() -> tuple[str, ...]:
     # The package lists no such types, so each is tried on a block of zeros.
     found = []
     for kind in GGMLQuantizationType:
-        try:
+        with suppress(NotImplementedError, KeyError):
             dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-        except (NotImplementedError, KeyError):
-            continue
-        found.append(kind.name)
+            found.append(kind.name)
     return tuple(found)

@@ -14,6 +14,7 @@ group), D head dim.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
     enough not to take the scale of quantized scores. Keys and values become outputs of the graph.
     """
     graph = graph_module.graph
+    inline, mask_stack = partial(_inline, graph), {MASK: (MASK, MASK)}
     position_ids = next(n for n in graph.nodes if n.op == "placeholder" and n.target == "position_ids")
     attentions = [node for node in graph.nodes if node.target is _ATTENTION]
     graph_module.register_buffer("cache_rows", torch.arange(max_context).float())
@@ -45,7 +47,7 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
         rows = graph.get_attr("cache_rows")
         fake_mode = position_ids.meta["val"].fake_mode
         rows.meta["val"] = fake_mode.from_tensor(graph_module.cache_rows, static_shapes=True)
-        offsets = _inline(graph, offsets_in_chunk, [position_ids], (), {MASK: (MASK, MASK)})
+        offsets = inline(offsets_in_chunk, [position_ids], (), mask_stack)
     masks: dict[tuple[int, int], tuple[fx.Node, fx.Node]] = {}
     appended = []
     for layer, node in enumerate(attentions):
@@ -55,13 +57,11 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
         # Layers with one window share a mask: Gemma 3 has two windows, most models one.
         if (window, group) not in masks:
             with graph.inserting_before(offsets.next):
-                past_mask = _inline(
-                    graph, mask_of_past, [position_ids, rows], (window, hidden), {MASK: (MASK, MASK)}
-                )
+                past_mask = inline(mask_of_past, [position_ids, rows], (window, hidden), mask_stack)
             with graph.inserting_before(node):
                 masks[window, group] = (
-                    _inline(graph, for_groups, [past_mask], (group,), stack),
-                    _inline(graph, mask_of_chunk, [offsets], (window, hidden, group), stack),
+                    inline(for_groups, [past_mask], (group,), stack),
+                    inline(mask_of_chunk, [offsets], (window, hidden, group), stack),
                 )
         pasts = []
         for source, letter in ((k, "k"), (v, "v")):
@@ -74,9 +74,7 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
             pasts.append(past)
         with graph.inserting_before(node):
             parameters = (num_heads, num_kv_heads, scale, soft_cap)
-            out = _inline(
-                graph, static_attention, [q, k, v, *pasts, *masks[window, group]], parameters, stack
-            )
+            out = inline(static_attention, [q, k, v, *pasts, *masks[window, group]], parameters, stack)
         node.replace_all_uses_with(out)
         graph.erase_node(node)
         appended += [k, v]

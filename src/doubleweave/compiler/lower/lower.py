@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -223,22 +224,17 @@ def lower_graph(
     made_up = frozenset(i for i, (a, b) in enumerate(zip(used, weights, strict=True)) if a is not b)
     templates = make_templates(manager._emitter_output.program, manager._named_data, used, made_up)
     return {
-        size: replace(
-            templates[name],
-            num_operators=counts[name][0],
-            num_delegated=counts[name][1],
-            traffic=lowered.traffic.get(name),
-        )
+        size: replace(templates[name], traffic=lowered.traffic.get(name), **counts[name])
         for name, size in methods.items()
     }
 
 
-def _count(program: torch.export.ExportedProgram) -> tuple[int, int]:
-    """(operators, those inside delegates), getitem and the like not counted."""
+def _count(program: torch.export.ExportedProgram) -> dict[str, Any]:
+    """The template's numbers of operators and of those inside delegates, getitem and the like not counted."""
     outside = delegated = 0
     for node in operators(program):
         if "executorch_call_delegate" in str(node.target):
             delegated += len(operators(getattr(program.graph_module, node.args[0].target).original_module))
         elif "sym_size" not in str(node.target):  # reads a size, computes nothing
             outside += 1
-    return outside + delegated, delegated
+    return {"num_operators": outside + delegated, "num_delegated": delegated}

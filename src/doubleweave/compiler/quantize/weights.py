@@ -19,15 +19,8 @@ import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
+from doubleweave.compiler.split import transform
 from doubleweave.compiler.split.pieces import TorchSplit
-from doubleweave.compiler.split.transform import (
-    Convert,
-    Weights,
-    copy_graph,
-    number_weights,
-    over_empty_weights,
-    transform_segments,
-)
 from doubleweave.errors import PolicyError
 
 RECIPES = ("8da8w", "8da4w", "none")
@@ -52,8 +45,10 @@ def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
         return torch_split
     names = frozenset(s.name for s in torch_split.split.segments)
     narrow = names - KEEP_8_BIT if recipe == "8da4w" else frozenset()
-    wide = transform_segments(torch_split, lambda graph: _quantize_graph(graph, bits=8), names - narrow)
-    return transform_segments(wide, lambda graph: _quantize_graph(graph, bits=4), narrow)
+    wide = transform.transform_segments(
+        torch_split, lambda graph: _quantize_graph(graph, bits=8), names - narrow
+    )
+    return transform.transform_segments(wide, lambda graph: _quantize_graph(graph, bits=4), narrow)
 
 
 def int8_per_channel(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,8 +79,8 @@ def int4_per_group(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rounded, scales, torch.zeros(scales.shape, dtype=torch.int32)
 
 
-def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphModule, Convert]:
-    graph = copy_graph(graph_module)
+def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphModule, transform.Convert]:
+    graph = transform.copy_graph(graph_module)
     quantized: dict[int, int] = {}  # weight index -> bits
     activations: dict[Any, Any] = {}
     for node in nodes_of(graph):
@@ -129,12 +124,12 @@ def _dequantized_weight(graph: fx.Graph, weight: Any, bits: int) -> Any:
 _CONVERT = {8: int8_per_channel, 4: int4_per_group}
 
 
-def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, Convert]:
+def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, transform.Convert]:
     """Name the buffers "w0", "w1", … again, in the order in which the new graph reads them."""
     graph.eliminate_dead_code()
-    order = number_weights(graph)
+    order = transform.number_weights(graph)
 
-    def convert(weights: Weights) -> Weights:
+    def convert(weights: transform.Weights) -> transform.Weights:
         parts: dict[str, Tensor] = {}
         for index, tensor in enumerate(weights):
             parts[f"w{index}"] = tensor
@@ -143,4 +138,4 @@ def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModul
                 parts.update(zip(names, _CONVERT[quantized[index]](tensor), strict=True))
         return tuple(parts[name] for name in order)
 
-    return over_empty_weights(graph), convert
+    return transform.over_empty_weights(graph), convert

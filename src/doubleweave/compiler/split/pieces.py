@@ -137,25 +137,18 @@ def _users(node: fx.Node) -> list[fx.Node]:
 
 def _reads(nodes: Sequence[fx.Node], members: set[fx.Node]) -> list[fx.Node]:
     reads: list[fx.Node] = []
-
-    sizes: list[fx.Node] = []
-
-    def read_inputs(node: fx.Node) -> None:
+    todo = list(nodes)
+    for node in todo:  # sizes come behind the nodes
+        # A size that a tensor read here has needs nothing more; any other is computed again from its own inputs.
+        if node not in members and _same_size(node, reads) is not None:
+            continue
         for source in node.all_input_nodes:
             if source in members:
                 continue
             if not is_tensor(source):
-                sizes.append(source)
+                todo.append(source)
             elif source.op != "get_attr" and source not in reads:
                 reads.append(source)
-
-    for node in nodes:
-        read_inputs(node)
-    # A size that a tensor read here has needs nothing more; any other is computed again from its own inputs.
-    while sizes:
-        size = sizes.pop(0)
-        if _same_size(size, reads) is None:
-            read_inputs(size)
     return reads
 
 

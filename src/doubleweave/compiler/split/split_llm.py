@@ -214,14 +214,10 @@ class _Values:
         self.name_of[node] = name
 
     def _shape(self, node: fx.Node) -> Shape:
-        sizes: list[int | str] = []
-        for size in node.meta["val"].shape:
-            if isinstance(size, int):
-                sizes.append(size)
-                continue
-            self.symbol = self.symbol or str(size)
-            sizes.append(ROWS if str(size) == self.symbol else f"?{size}")
-        shape = tuple(sizes)
+        sizes = node.meta["val"].shape
+        self.symbol = self.symbol or next((str(size) for size in sizes if not isinstance(size, int)), None)
+        names = {self.symbol: ROWS}
+        shape = tuple(size if isinstance(size, int) else names.get(str(size), f"?{size}") for size in sizes)
         # Token-major rows: a chunk's K and V are then whole rows of the cache, and are written in place.
         if shape[0] != 1 or shape.count(ROWS) != 1 or shape[1] != ROWS:
             raise SplitError(

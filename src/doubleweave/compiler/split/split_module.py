@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from doubleweave.compiler.policy import (
@@ -40,8 +39,6 @@ from doubleweave.compiler.trace.trace_data import Call as TracedCall
 from doubleweave.errors import PolicyError, SplitError
 from doubleweave.ir.sizes import symbols
 from doubleweave.ir.split import ROWS, Call, FixedSizes, Function, Range, Segment, SizeRanges, Split
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -234,13 +231,9 @@ class _Builder:
     def _check_chunked_states(self, calls: Sequence[Call], next_of: Mapping[str, str]) -> None:
         """Refuse a state that changes chunk by chunk and that other segments use: they would see it in between."""
         for state, after in next_of.items():
-            users = [
-                call for call in calls if state in call.reads or after in call.writes or after in call.reads
-            ]
+            users = [call for call in calls if {state, after} & {*call.reads} or after in call.writes]
             chunked = [call for call in users if _is_chunked(self.segments.get(call.segment))]
-            is_own = (
-                all(after in call.writes for call in chunked) and list(next_of.values()).count(after) == 1
-            )
+            is_own = all(after in c.writes for c in chunked) and [*next_of.values()].count(after) == 1
             if chunked and not is_own:
                 raise SplitError(
                     f"{chunked[0].name!r}: state {state!r} becomes another state, or the same as one, which chunk by "

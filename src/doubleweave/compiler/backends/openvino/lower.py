@@ -53,9 +53,7 @@ def _compressed(program: torch.export.ExportedProgram, recipe: str) -> torch.exp
 
     quantizer = OpenVINOQuantizer(mode=QuantizationMode.INT8WO_SYM)
     module: Any = compress_pt2e(program.module(), quantizer=quantizer)
-    names = set(program.graph_signature.user_inputs)
-    examples = [node.meta["val"] for node in program.graph.nodes if node.name in names]
-    args = tuple(torch.zeros(value.shape, dtype=value.dtype) for value in examples)
+    args, _ = program.example_inputs
     with torch.no_grad():
         return torch.export.export(module, args, strict=False)
 

@@ -131,31 +131,23 @@ def graphs_of(compile_spec: bytes, context: bytes) -> list[str]:
 
 def _with_report(specs: list[Any]) -> list[Any]:
     """The specs with the log level at which the compiler prints its report on memory (from SDK 2.51 on)."""
+    from executorch.backends.qualcomm.serialization import qc_schema_serialize as serialize
     from executorch.backends.qualcomm.serialization.qc_schema import QnnExecuTorchLogLevel
-    from executorch.backends.qualcomm.serialization.qc_schema_serialize import (
-        flatbuffer_to_option,
-        option_to_flatbuffer,
-    )
     from executorch.exir.backend.compile_spec_schema import CompileSpec
 
     asked = []
     for spec in specs:
-        option = flatbuffer_to_option(spec.value)
+        option = serialize.flatbuffer_to_option(spec.value)
         option.log_level = QnnExecuTorchLogLevel.kLogLevelInfo
-        asked.append(CompileSpec(spec.key, option_to_flatbuffer(option)))
+        asked.append(CompileSpec(spec.key, serialize.option_to_flatbuffer(option)))
     return asked
 
 
 def compile_specs(soc: str, *, share_weights: bool) -> list[Any]:
     """The compile specs of ExecuTorch's partitioner: the SoC, and whether graphs of one context share weights."""
-    from executorch.backends.qualcomm.utils.utils import (
-        generate_htp_compiler_spec,
-        generate_qnn_executorch_compiler_spec,
-        get_soc_to_chipset_map,
-    )
+    from executorch.backends.qualcomm.utils import utils
 
-    specs: list[Any] = generate_qnn_executorch_compiler_spec(
-        soc_model=get_soc_to_chipset_map()[soc],
-        backend_options=generate_htp_compiler_spec(use_fp16=False, use_weight_sharing=share_weights),
-    )
+    htp = utils.generate_htp_compiler_spec(use_fp16=False, use_weight_sharing=share_weights)
+    soc_model = utils.get_soc_to_chipset_map()[soc]
+    specs: list[Any] = utils.generate_qnn_executorch_compiler_spec(soc_model=soc_model, backend_options=htp)
     return specs
