@@ -53,15 +53,12 @@ class LlamaParams:
 
     def shapes(self) -> Shapes:
         """The tensors of a checkpoint, by name; without output.weight the output layer is the embedding."""
+        of_layer = {name: tuple(getattr(self, size) for size in sizes) for name, (_, *sizes) in LAYER.items()}
         return {
             "tok_embeddings.weight": (self.vocab_size, self.dim),
             "norm.weight": (self.dim,),
             "output.weight": (self.vocab_size, self.dim),
-            **{
-                f"layers.{n}.{name}": tuple(getattr(self, size) for size in sizes)
-                for n in range(self.n_layers)
-                for name, (_, *sizes) in LAYER.items()
-            },
+            **{f"layers.{n}.{name}": shape for n in range(self.n_layers) for name, shape in of_layer.items()},
         }
 
 

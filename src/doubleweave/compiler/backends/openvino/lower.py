@@ -53,9 +53,8 @@ def _compressed(program: torch.export.ExportedProgram, recipe: str) -> torch.exp
 
     quantizer = OpenVINOQuantizer(mode=QuantizationMode.INT8WO_SYM)
     module: Any = compress_pt2e(program.module(), quantizer=quantizer)
-    args, _ = program.example_inputs
     with torch.no_grad():
-        return torch.export.export(module, args, strict=False)
+        return torch.export.export(module, program.example_inputs[0], strict=False)
 
 
 def _to_edge(exported: dict[str, torch.export.ExportedProgram], device: str) -> Any:
