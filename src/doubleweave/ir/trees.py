@@ -33,16 +33,10 @@ class Tree:
     value: Any = None
 
     def to_dict(self) -> dict[str, Any]:
-        data: dict[str, Any] = {"kind": self.kind}
-        if self.items:
-            data["items"] = [item.to_dict() for item in self.items]
-        if self.keys:
-            data["keys"] = list(self.keys)
-        if self.type:
-            data["type"] = self.type
-        if self.kind == "constant":
-            data["value"] = self.value
-        return data
+        items = [item.to_dict() for item in self.items]
+        data = {"kind": self.kind, "items": items, "keys": list(self.keys), "type": self.type}
+        found = {key: value for key, value in data.items() if value}
+        return found | {"value": self.value} if self.kind == "constant" else found
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Tree:
@@ -58,6 +52,7 @@ class Tree:
             or (has_keys and (len(items) != len(tree.keys) or len(set(tree.keys)) != len(tree.keys)))
             or (not has_keys and tree.keys)
             or (tree.kind in _RECORDS and not (tree.type and all(type(key) is str for key in tree.keys)))
+            or type(tree.type) is not str
             or type(tree.value) not in CONSTANTS
         ):
             raise ValueError(f"{data!r} is no tree")

@@ -128,7 +128,7 @@ def of_segment(segment: Segment, size: int | None) -> Function:
     used = {symbol for v in values for s in v.shape for symbol in symbols(s)}
     tensor = Tree("tensor")
     interface = Interface(
-        tuple(Parameter(name, "POSITIONAL_OR_KEYWORD", tensor) for name in reads),
+        tuple(Parameter(name, "POSITIONAL_OR_KEYWORD", tensor, None) for name in reads),
         tensor if len(writes) == 1 else Tree("tuple", (tensor,) * len(writes)),
     )
     return Function(
