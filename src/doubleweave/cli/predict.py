@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def _add_simulate(commands: Any) -> None:
 
 
 def _simulate(args: argparse.Namespace) -> None:
-    from doubleweave.cli.show_plan import forecast_dict, forecast_text
+    from doubleweave.cli.show_plan import forecast_text
     from doubleweave.predict.planner import forecast, simulate
     from doubleweave.timeline.from_tasks import timeline_of
     from doubleweave.timeline.trace_file import check_path, write_trace
@@ -136,7 +136,7 @@ def _simulate(args: argparse.Namespace) -> None:
         if trace is not None:
             write_trace(timeline, trace)
             print(f"trace written to {trace}")
-    print_json(args, {"prompt_tokens": args.prompt_len, "profile": profile.name, **forecast_dict(found)})
+    print_json(args, {"prompt_tokens": args.prompt_len, "profile": profile.name, **asdict(found)})
 
 
 def _chosen(args: argparse.Namespace) -> Any:
@@ -261,9 +261,9 @@ def _add_trace(commands: Any) -> None:
 
 
 def _trace(args: argparse.Namespace) -> None:
-    from doubleweave.timeline.compare import compare, comparison_dict, comparison_text
+    from doubleweave.timeline.compare import compare, comparison_text
     from doubleweave.timeline.trace_file import read_trace
 
     found = compare(read_trace(Path(args.a)), read_trace(Path(args.b)))
     print(comparison_text(found, args.limit))
-    print_json(args, comparison_dict(found))
+    print_json(args, asdict(found))

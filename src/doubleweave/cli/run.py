@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def add_run(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from doubleweave.cli.show_run import generation_dict, generation_lines
+    from doubleweave.cli.show_run import generation_lines
     from doubleweave.runtime.llm.generate import run
     from doubleweave.runtime.llm.sampling import Sampling
 
@@ -73,7 +74,7 @@ def _run(args: argparse.Namespace) -> None:
         _show_trace(args, session.timeline, trace)
     for line in generation_lines(result):
         print(line)
-    print_json(args, generation_dict(result))
+    print_json(args, asdict(result))
 
 
 def add_bench(commands: Any) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from doubleweave.errors import InputError
 from doubleweave.ir.manifest import Manifest
 from doubleweave.ir.sizes import evaluate, shape_of
-from doubleweave.schedule import module_plan as _plan
+from doubleweave.schedule import module_plan
 from doubleweave.schedule.chunks import cut
-from doubleweave.schedule.module_plan import Plan
+from doubleweave.schedule.module_steps import Plan
 from doubleweave.schedule.task_graph import TaskGraph, build
 from doubleweave.tables import format_table
 
@@ -68,7 +68,7 @@ def memory_of(manifest: Manifest, num_tokens: int | None, sizes: dict[str, int])
             raise InputError(f"size: found {symbol} = {number}, expected {found.low} to {found.high}")
         known[symbol] = number
     inputs = [(value.dtype, shape_of(value.shape, known)) for value in main.inputs]
-    return of_plan(_plan.make(manifest.split, main, manifest.name, inputs))
+    return of_plan(module_plan.make(manifest.split, main, manifest.name, inputs))
 
 
 def of_plan(plan: Plan) -> Memory:

@@ -14,9 +14,9 @@ from doubleweave.tables import format_table
 def plan_dict(found: Plan) -> dict[str, Any]:
     return {
         "prompt_tokens": found.num_tokens,
-        **forecast_dict(found.chosen),
-        "auto": forecast_dict(found.auto),
-        "candidates": [forecast_dict(item) for item in found.candidates],
+        **asdict(found.chosen),
+        "auto": asdict(found.auto),
+        "candidates": [asdict(item) for item in found.candidates],
     }
 
 
@@ -35,10 +35,6 @@ def forecast_text(found: Forecast) -> str:
             f"{found.hidden:.0%}",
         ]
     )
-
-
-def forecast_dict(item: Forecast) -> dict[str, Any]:
-    return {**asdict(item), "chunks": [list(chunk) for chunk in item.chunks]}
 
 
 def plan_text(found: Plan, limit: int = 10) -> str:

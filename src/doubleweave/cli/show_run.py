@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from doubleweave.runtime.llm.generate import Generation
 from doubleweave.tables import format_table
-
-
-def generation_dict(result: Generation) -> dict[str, Any]:
-    return {**asdict(result), "token_ids": list(result.token_ids)}
 
 
 def generation_lines(result: Generation) -> list[str]:

@@ -11,14 +11,13 @@ are those of its function, and "T" is the dim along which a chunked segment is c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 from doubleweave.ir.interface import Interface
 from doubleweave.ir.sizes import Shape as Shape
-from doubleweave.ir.sizes import Size
+from doubleweave.ir.sizes import Size, text
 
 ROWS, CACHED = "T", "S"
 
@@ -158,6 +157,11 @@ class Value:
     kind: Literal["input", "chunk", "cache", "output", "state"]
 
     @property
+    def type_text(self) -> str:
+        """Dtype and shape: "float32[3, m]"."""
+        return f"{self.dtype}{text(self.shape)}"
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row, that is of one token."""
         return math.prod(size for size in self.shape if isinstance(size, int)) * ITEM_BYTES[self.dtype]
@@ -211,6 +215,18 @@ class Function:
     def value(self, name: str) -> Value:
         return next(value for value in self.values if value.name == name)
 
+    @property
+    def results(self) -> tuple[Value, ...]:
+        """The values of `outputs`."""
+        return tuple(map(self.value, self.outputs))
+
+    def signature_text(self, name: str) -> str:
+        """What it takes and gives, under a name: "name(x: float32[3, m]) -> float32[m], m in 1..8"."""
+        inputs = ", ".join(f"{value.name}: {value.type_text}" for value in self.inputs)
+        results = ", ".join(value.type_text for value in self.results)
+        ranges = "".join(f", {symbol} in {low}..{high}" for symbol, low, high in self.ranges)
+        return f"{name}({inputs}) -> {results}{ranges}"
+
 
 @dataclass(frozen=True)
 class Split:
@@ -262,13 +278,13 @@ class Split:
                 found.setdefault(state.value, function.value(state.value))
         return tuple(found.values())
 
-    def calls_of(self, segment: str) -> Iterator[Call]:
-        return (
+    def calls_of(self, segment: str) -> list[Call]:
+        return [
             call
             for function in self.functions
             for call in function.calls
             if call.segment == segment and call.callee == "segment"
-        )
+        ]
 
     @cached_property
     def appending(self) -> list[int]:

@@ -279,11 +279,9 @@ def _ran(alone: Sequence[Recorded], together: Sequence[Recorded]) -> list[Ran]:
     alone_ns = np.median([run.end_ns - run.start_ns for run in alone], axis=0).astype(np.int64)
     graph = together[0].verified.graph
     assert graph.chunks == alone[0].verified.graph.chunks
-    devices = [graph.devices[call] for call in graph.call_of.tolist()]
     found = []
     for run in together:
-        workers = np.zeros(len(graph), np.int64)
-        for worker, tasks in enumerate(run.verified.workers):
-            workers[list(tasks)] = worker
-        found.append(Ran(devices, workers, run.start_ns, run.end_ns, alone_ns))
+        worker_of = run.verified.schedule.worker_of
+        workers = np.array([worker_of[task] for task in range(len(graph))])
+        found.append(Ran(graph.device_of, workers, run.start_ns, run.end_ns, alone_ns))
     return found

@@ -27,16 +27,12 @@ def place_tensors(
             writers[step.copy.target].append(number)
     buffers, buffer_bytes = _assign(tensors, writers, readers, len(steps))
     placed = tuple(
-        Tensor(
-            name,
-            dtype,
-            sizes,
-            place,
-            buffers.get(index, number),
-            tuple(writers[index]),
-            tuple(readers[index]),
+        tensor._replace(
+            number=buffers.get(index, tensor.number),
+            writers=tuple(writers[index]),
+            readers=tuple(readers[index]),
         )
-        for index, (name, dtype, sizes, place, number, *_) in enumerate(tensors)
+        for index, tensor in enumerate(tensors)
     )
     return placed, tuple(buffer_bytes)
 

@@ -68,6 +68,11 @@ class TaskGraph:
         return tuple(self.split.segment(call.segment).device for call in self.split.calls)
 
     @cached_property
+    def device_of(self) -> tuple[str, ...]:
+        """The device of each task."""
+        return tuple(self.devices[call] for call in self.call_of.tolist())
+
+    @cached_property
     def every_device(self) -> tuple[str, ...]:
         """The devices, in order of first use."""
         return tuple(dict.fromkeys(self.devices))

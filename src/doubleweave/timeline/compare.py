@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 from doubleweave.errors import InputError
 from doubleweave.tables import format_table
@@ -104,10 +103,6 @@ def _pair(task: str, a: Event, b: Event) -> Pair:
 def _kind(kind: str, times: Sequence[tuple[float, float]]) -> Kind:
     apart = sorted(abs(a - b) for a, b in times)
     return Kind(kind, len(times), sum(a for a, _ in times), sum(b for _, b in times), apart[len(apart) // 2])
-
-
-def comparison_dict(found: Comparison) -> dict[str, Any]:
-    return asdict(found)
 
 
 def comparison_text(found: Comparison, limit: int = 15) -> str:

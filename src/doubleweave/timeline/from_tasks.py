@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from doubleweave.schedule.costs import Int64Array
-from doubleweave.schedule.schedule import BARRIER, Schedule
+from doubleweave.schedule.schedule import Schedule
 from doubleweave.schedule.task_graph import TaskGraph
 from doubleweave.timeline.timeline import Counter, Event, Timeline
 
@@ -23,9 +23,7 @@ def timeline_of(
 ) -> Timeline:
     """The timeline of a run in which task t ran from `start_ns[t]` to `end_ns[t]`, behind `cached` tokens."""
     calls = graph.split.calls
-    worker_of = {
-        task: worker for worker, tasks in enumerate(schedule.workers) for task in tasks if task != BARRIER
-    }
+    worker_of = schedule.worker_of
     # Tasks that start together keep the graph's order, so that a picture is the same every time.
     order = np.lexsort((np.arange(len(graph)), start_ns)).tolist()
     place = {task: index for index, task in enumerate(order)}

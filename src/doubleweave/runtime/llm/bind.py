@@ -43,11 +43,9 @@ class Binder:
 
     def build(self) -> _native.Execution:
         self.instances.load_all([self._method(task)[0] for task in self.graph.tasks])
-        workers = self.verified.workers
-        worker_of = {task: worker for worker, tasks in enumerate(workers) for task in tasks}
-        tasks = [self._task(number, worker_of[number]) for number in range(len(self.graph))]
-        threads = self.verified.schedule.threads
-        return _native.Execution(self.loaded, self.regions, tasks, list(map(list, workers)), threads)
+        schedule, workers = self.verified.schedule, self.verified.workers
+        tasks = [self._task(number, schedule.worker_of[number]) for number in range(len(self.graph))]
+        return _native.Execution(self.loaded, self.regions, tasks, workers, schedule.threads)
 
     def _method(self, task: Task) -> tuple[str, int, int]:
         """The method that a task runs, and the rows of the chunk that it computes: (method, first row, number)."""

@@ -66,39 +66,30 @@ class Session:
     not run at the same time (they share the loaded methods).
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        instances: Instances,
-        profile: Profile,
-        schedule: str,
-        threads: int | None,
-        workers: tuple[str, ...] | None = None,
-        chunk: int | None = None,
-    ) -> None:
-        self.manifest = manifest
+    def __init__(self, manifest: Manifest, instances: Instances, profile: Profile, wish: Wish) -> None:
         assert manifest.model is not None
         self.model = manifest.model
+        self.max_context = self.model.max_context
         self._instances = instances
         split = manifest.split
-        self.planner = RunPlanner(split, profile, manifest.model.max_context)
-        self._wish: Wish | Choice = Wish(schedule, threads, workers, chunk)
-        self.planner.check(self._wish)
-        self.schedule = schedule
-        self.threads = settled_threads(self.planner, threads)
-        self._wish = self._wish._replace(threads=self.threads)
+        self.planner = RunPlanner(split, profile, self.max_context)
+        self.planner.check(wish)
+        self.schedule = wish.schedule
+        self.threads = settled_threads(self.planner, wish.threads)
+        self._wish: Wish | Choice = wish._replace(threads=self.threads)
         self.recorded: Recorded | None = None
         self.on_chunk: OnChunk | None = None  # called for every chunk that is done while a run goes on
         self._most_rows = most_rows(chunk_shape(split))
         cached = [value for value in split.values if value.kind == "cache"]
-        max_context = self.model.max_context
         # Padded rows of the last chunk are written behind the context: the cache has room for a chunk more.
-        self._cache = _native.KvCache([value.row_bytes for value in cached], max_context, self._most_rows)
+        self._cache = _native.KvCache(
+            [value.row_bytes for value in cached], self.max_context, self._most_rows
+        )
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
         is_whole = any(whole_cache(port) for segment in split.segments for port in segment.inputs)
-        self._whole_bytes = max_context * sum(value.row_bytes for value in cached) if is_whole else 0
+        self._whole_bytes = self.max_context * sum(value.row_bytes for value in cached) if is_whole else 0
         self._output = next(value.name for value in split.values if value.kind == "output")
-        self._positions = np.arange(max_context + self._most_rows, dtype=np.int64)
+        self._positions = np.arange(self.max_context + self._most_rows, dtype=np.int64)
         self._makers: dict[str, Maker] = {}
         self._prepared: OrderedDict[tuple[int, Want, Choice], _Prepared] = OrderedDict()
 
@@ -106,10 +97,6 @@ class Session:
     def length(self) -> int:
         """Tokens in the cache."""
         return self._cache.length
-
-    @property
-    def max_context(self) -> int:
-        return self.model.max_context
 
     @property
     def kv_bytes(self) -> int:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from doubleweave.ir import manifest
-from doubleweave.ir.split import Split
 from doubleweave.runtime.instances import open_instances
 from doubleweave.runtime.module.method import Method, segment_functions
 from doubleweave.runtime.module.runner import Runner
@@ -16,7 +15,8 @@ from doubleweave.timeline.timeline import Timeline
 
 
 class ModuleProgram:
-    """A compiled module. Call it as the module; `methods` has its pieces by qualified name.
+    """A compiled module. Call it as the module; `methods` has its pieces: nested modules by qualified name, the glue
+    between them as glue_0 …, fixed sizes as name@size.
 
     `state` has what the module's `forward` changes; `session()` gives another, independent set. `threads` is how
     many threads a call uses (the machine's cores at first).
@@ -25,29 +25,14 @@ class ModuleProgram:
     def __init__(self, folder: Path, found: manifest.Manifest) -> None:
         self.folder = folder
         self.manifest = found
+        self.name, self.split = found.name, found.split
         self._instances = open_instances(folder, found.split)
         self._workers = Workers()
         self._session = ModuleSession(self)
+        self.methods, self.state = self._session.methods, self._session.state
 
     def __repr__(self) -> str:
         return f"<program {self.manifest.name}: {', '.join(self.methods)}>"
-
-    @property
-    def split(self) -> Split:
-        return self.manifest.split
-
-    @property
-    def name(self) -> str:
-        return self.manifest.name
-
-    @property
-    def methods(self) -> dict[str, Method]:
-        """Nested modules by qualified name, the glue between them as glue_0 …, fixed sizes as name@size."""
-        return self._session.methods
-
-    @property
-    def state(self) -> States:
-        return self._session.state
 
     @property
     def timeline(self) -> Timeline | None:
