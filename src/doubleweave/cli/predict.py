@@ -74,17 +74,13 @@ def _profile(args: argparse.Namespace) -> None:
     threads = threads_or_all(args.threads)
     with progress_bar() as progress:
         found = measure(
-            program,
-            runs=args.runs,
-            max_cached=args.max_cached,
-            threads=threads,
-            progress=progress,
+            program, runs=args.runs, max_cached=args.max_cached, threads=threads, progress=progress
         )
         if args.quick:
             most = program.model.max_context
             chosen = decisions(RunPlanner(program.split, found, most), threads, most)
         else:
-            chosen = tune(program, found, threads, progress=progress)
+            chosen = tune(program, found, threads, progress)
     found = replace(found, threads=threads, decisions=chosen)
     write_profile(found, out)
     if out == Path(args.program) / PROFILE_FILE:
@@ -141,7 +137,6 @@ def _simulate(args: argparse.Namespace) -> None:
 
 def _chosen(args: argparse.Namespace) -> Any:
     """(planner, choice) that the options name; nothing of the program but its manifest is read."""
-    from doubleweave.predict.find_profile import num_cores
     from doubleweave.schedule.choice import Wish
 
     _, found, planner = _planner(args)
@@ -151,7 +146,7 @@ def _chosen(args: argparse.Namespace) -> Any:
     args.prompt_len = min(_PROMPT, most) if args.prompt_len is None else args.prompt_len
     if not 1 <= args.prompt_len <= most:
         raise InputError(f"prompt-len: found {args.prompt_len}, expected 1 to {most}")
-    threads = planner.threads(args.threads, num_cores())
+    threads = planner.threads(args.threads)
     return planner, planner.choose(wish._replace(threads=threads), args.prompt_len)
 
 
@@ -210,12 +205,11 @@ def _add_prepare(commands: Any) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    from doubleweave.predict.find_profile import num_cores
     from doubleweave.predict.planner import decisions
     from doubleweave.predict.run_file import write_run_file
 
     folder, found, planner = _planner(args)
-    profile, threads = planner.profile, planner.threads(args.threads, num_cores())
+    profile, threads = planner.profile, planner.threads(args.threads)
     if not profile.decisions or profile.threads != threads:
         chosen = decisions(planner, threads, found.model.max_context)
         profile = replace(profile, threads=threads, decisions=chosen)
@@ -226,7 +220,6 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     from doubleweave.cli.show_plan import plan_dict, plan_text
-    from doubleweave.predict.find_profile import num_cores
     from doubleweave.predict.planner import plan
 
     _, found, planner = _planner(args)
@@ -238,7 +231,7 @@ def _plan(args: argparse.Namespace) -> None:
                 f"prompt-len: found {word!r}, expected numbers from 1 to {found.model.max_context}"
             )
         lengths.append(int(word))
-    threads = planner.threads(args.threads, num_cores())
+    threads = planner.threads(args.threads)
     print(f"on {profile.name} ({profile.kind}), {threads} threads in all")
     plans = [plan(planner, length, threads) for length in lengths]
     for item in plans:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -101,8 +102,8 @@ def _pair(task: str, a: Event, b: Event) -> Pair:
 
 
 def _kind(kind: str, times: Sequence[tuple[float, float]]) -> Kind:
-    apart = sorted(abs(a - b) for a, b in times)
-    return Kind(kind, len(times), sum(a for a, _ in times), sum(b for _, b in times), apart[len(apart) // 2])
+    apart = statistics.median_high(abs(a - b) for a, b in times)
+    return Kind(kind, len(times), sum(a for a, _ in times), sum(b for _, b in times), apart)
 
 
 def comparison_text(found: Comparison, limit: int = 15) -> str:

@@ -22,40 +22,25 @@ def timeline_of(
     cached: int = 0,
 ) -> Timeline:
     """The timeline of a run in which task t ran from `start_ns[t]` to `end_ns[t]`, behind `cached` tokens."""
-    calls = graph.split.calls
-    worker_of = schedule.worker_of
+    calls, worker_of = graph.split.calls, schedule.worker_of
     # Tasks that start together keep the graph's order, so that a picture is the same every time.
     order = np.lexsort((np.arange(len(graph)), start_ns)).tolist()
     place = {task: index for index, task in enumerate(order)}
     starts, ends = start_ns.tolist(), end_ns.tolist()
     call_of, chunk_of = graph.call_of.tolist(), graph.chunk_of.tolist()
-    events = tuple(
-        Event(
-            calls[call_of[task]].name,
-            calls[call_of[task]].segment,
-            graph.devices[call_of[task]],
-            chunk_of[task],
-            worker_of[task],
-            starts[task],
-            ends[task],
-        )
-        for task in order
-    )
+    events = []
+    for task in order:
+        call, where = calls[call_of[task]], (graph.device_of[task], chunk_of[task], worker_of[task])
+        events.append(Event(call.name, call.segment, *where, starts[task], ends[task]))
     links = tuple(
         (place[before], place[task])
         for task in order
         for before in graph.after[task]
         if worker_of[before] != worker_of[task] and _reads(graph, task, before)
     )
-    return Timeline(
-        events,
-        len(schedule.workers),
-        schedule.devices,
-        graph.chunks,
-        links,
-        _counters(graph, ends, starts, cached),
-        title,
-    )
+    counters = _counters(graph, ends, starts, cached)
+    workers = schedule.devices
+    return Timeline(tuple(events), len(workers), workers, graph.chunks, links, counters, title)
 
 
 def _reads(graph: TaskGraph, task: int, before: int) -> bool:

@@ -58,6 +58,14 @@ class Recorded(NamedTuple):
     num_tokens: int
     cached: int
 
+    @property
+    def took_ns(self) -> npt.NDArray[np.int64]:
+        return self.end_ns - self.start_ns
+
+    @property
+    def makespan_s(self) -> float:
+        return float(self.end_ns.max()) / 1e9
+
 
 class Session:
     """Token ids go in, logits come out; the cache stays between calls.
@@ -127,6 +135,12 @@ class Session:
         prepared = self._run(ids, "last", record)
         last = self._logits(prepared, len(prepared.verified.graph.chunks) - 1, 1)
         return last.reshape(-1).copy()
+
+    def append_recorded(self, token_ids: TokenIds) -> Recorded:
+        """Append tokens as `append` does, and return the run with its times."""
+        self.append(token_ids, record=True)
+        assert self.recorded is not None
+        return self.recorded
 
     def score(self, token_ids: TokenIds) -> FloatArray:
         """Append tokens and return the logits of each, float32 [T, vocab]. Errors as for `append`."""
