@@ -178,9 +178,7 @@ def _add_plan(commands: Any) -> None:
     )
     add_program(p)
     p.add_argument(
-        "--prompt-len",
-        metavar="N[,N…]",
-        help=f"prompt tokens, one or several lengths (default {_PROMPT})",
+        "--prompt-len", metavar="N[,N…]", help=f"prompt tokens, one or several lengths (default {_PROMPT})"
     )
     p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the profile's)")
     add_profile_option(p)

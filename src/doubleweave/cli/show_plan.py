@@ -44,20 +44,20 @@ def plan_text(found: Plan, limit: int = 10) -> str:
     rows = [
         ["schedule", "workers", "threads", "chunks", "ms", "efficiency", "bound", "busiest", "CPU hidden"]
     ]
-    for item in found.candidates[:limit]:
-        rows.append(
-            [
-                ("* " if item == chosen else "  ") + item.schedule,
-                ",".join(item.workers),
-                str(item.threads),
-                chunks_text(item.chunks),
-                f"{item.makespan_s * 1e3:.1f}",
-                f"{item.overlap_efficiency:.2f}",
-                item.bound,
-                item.bottleneck,
-                f"{item.hidden:.0%}",
-            ]
-        )
+    rows += [
+        [
+            ("* " if item == chosen else "  ") + item.schedule,
+            ",".join(item.workers),
+            str(item.threads),
+            chunks_text(item.chunks),
+            f"{item.makespan_s * 1e3:.1f}",
+            f"{item.overlap_efficiency:.2f}",
+            item.bound,
+            item.bottleneck,
+            f"{item.hidden:.0%}",
+        ]
+        for item in found.candidates[:limit]
+    ]
     against = ""
     if plain is not None and plain != chosen:
         against = f", {plain.makespan_s / chosen.makespan_s:.2f} times as fast as the fastest sequential run"

@@ -229,13 +229,10 @@ def _check_file(path: Path, sha256: str, num_bytes: int | None = None) -> None:
                 "of another program; compile it again"
             )
         with open(path, "rb") as file:
-            digest = (
-                hashlib.file_digest(file, "sha256").hexdigest()
-                if hasattr(
-                    hashlib, "file_digest"
-                )  # from Python 3.11 on: it does not read the file as a whole
-                else hashlib.sha256(file.read()).hexdigest()
-            )
+            if hasattr(hashlib, "file_digest"):  # from Python 3.11 on: it does not read the file as a whole
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            else:
+                digest = hashlib.sha256(file.read()).hexdigest()
     except OSError as error:
         raise ProgramError(f"{path}: cannot be read ({error.strerror}); compile the program again") from None
     if digest != sha256:

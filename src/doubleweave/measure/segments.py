@@ -73,10 +73,11 @@ def measure(program: Program, *, runs: int, max_cached: int, threads: int, progr
                 choice = default_choice(program.split, "sequential", count)
                 session.use(choice)
                 for rows in sizes:
-                    # The first round loads methods and touches memory.
-                    _sample(session, ids, rows, cached, samples[count] if number else None)
+                    _sample(session, ids, rows, cached, samples[count])
                 session.use(choice._replace(schedule="pairwise", in_flight=2), _pairwise)
-                _sample_repeats(session, ids, max(sizes), cached, repeats[count] if number else None)
+                _sample_repeats(session, ids, max(sizes), cached, repeats[count])
+        if number == 0:  # the first round loads methods and touches memory
+            samples, repeats = ({count: _no_samples() for count in counts} for _ in range(2))
     profile = Profile(
         name=f"{program.manifest.name} on {this_machine()}",
         kind="measured",
@@ -112,12 +113,10 @@ def _fill(program: Program, session: Session, ids: TokenIds, threads: int) -> No
         session.append(ids)
 
 
-def _sample(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples | None) -> None:
+def _sample(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples) -> None:
     """Run one chunk behind `cached` tokens and note each call's microseconds."""
     session.truncate(cached)
     recorded = session.append_recorded(ids[cached : cached + rows])
-    if found is None:
-        return
     graph = recorded.verified.graph
     for task, us in enumerate((recorded.took_ns / 1e3).tolist()):
         call = graph.split.calls[graph.call_of[task]]
@@ -125,15 +124,13 @@ def _sample(session: Session, ids: TokenIds, rows: int, cached: int, found: Samp
         found[call.segment, computed][cached].append(us)
 
 
-def _sample_repeats(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples | None) -> None:
+def _sample_repeats(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples) -> None:
     """Run two chunks behind `cached` tokens, each call for the first and then for the second, and note the second's
     microseconds."""
     session.truncate(cached)
     if cached + 2 * rows > session.max_context:
         return
     recorded = session.append_recorded(ids[cached : cached + 2 * rows])
-    if found is None:
-        return
     graph = recorded.verified.graph
     (tasks,) = recorded.verified.workers
     for before, task in itertools.pairwise(tasks):

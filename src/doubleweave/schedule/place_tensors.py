@@ -38,10 +38,7 @@ def place_tensors(
 
 
 def _assign(
-    tensors: Sequence[Tensor],
-    writers: list[list[int]],
-    readers: list[list[int]],
-    num_steps: int,
+    tensors: Sequence[Tensor], writers: list[list[int]], readers: list[list[int]], num_steps: int
 ) -> tuple[dict[int, int], list[int]]:
     """The buffer of each tensor of the run, and the buffers' sizes in bytes: best fit, in the order of steps."""
     begins: list[list[int]] = [[] for _ in range(num_steps)]

@@ -70,10 +70,8 @@ def _counters(graph: TaskGraph, ends: list[int], starts: list[int], cached: int)
                 spans[name, chunk][1] = max(spans[name, chunk][1], ends[task])
     flows = [(begin, float(size)) for begin, _, size in spans.values()]
     flows += [(end, -float(size)) for _, end, size in spans.values()]
-    return (
-        Counter("KV cache", "bytes", _sums(growth)),
-        Counter("buffers in flight", "bytes", _sums(flows)),
-    )
+    named = (("KV cache", growth), ("buffers in flight", flows))
+    return tuple(Counter(name, "bytes", _sums(changes)) for name, changes in named)
 
 
 def _sums(changes: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:

@@ -20,7 +20,7 @@ from doubleweave.ir.split import most_rows, whole_cache
 from doubleweave.predict.plan_run import RunPlanner
 from doubleweave.predict.profile import Profile
 from doubleweave.runtime.instances import Instances
-from doubleweave.runtime.llm.bind import Memory, bind
+from doubleweave.runtime.llm.bind import bind
 from doubleweave.runtime.llm.chunk_progress import OnChunk, watching
 from doubleweave.runtime.threads import settled_threads
 from doubleweave.schedule.choice import Choice, Wish, chunk_shape
@@ -235,12 +235,13 @@ class Session:
         buffers = _native.Buffers(list(graph.buffer_bytes))
         last = graph.chunks[-1]
         input_ids = np.zeros(last.start + last.compiled_size, dtype=np.int64)
-        memory = Memory(
-            tuple(buffers.region(i) for i in range(len(graph.buffer_bytes))),
-            {"input_ids": _native.Region.of(input_ids), "position_ids": _native.Region.of(self._positions)},
-            self._cache_regions,
-        )
-        execution = bind(verified, memory, self._instances, all_rows=want == "all")
+        regions = [buffers.region(i) for i in range(len(graph.buffer_bytes))]
+        inputs = {
+            "input_ids": _native.Region.of(input_ids),
+            "position_ids": _native.Region.of(self._positions),
+        }
+        named = inputs | self._cache_regions
+        execution = bind(verified, regions, named, self._instances, all_rows=want == "all")
         prepared = _Prepared(choice, verified, execution, buffers, input_ids)
         self._prepared[key] = prepared
         while len(self._prepared) > _KEPT_EXECUTIONS:
