@@ -18,21 +18,19 @@ def profile_text(profile: Profile, split: Split) -> str:
         for threads, measured in by_threads.items():
             kinds.setdefault((kind_of(name), threads), []).append(measured)
     rows = [["segment", "threads", "rows", "us, empty cache", "us, full cache", "spread", "misfit"]]
-    for (kind, threads), found in sorted(kinds.items()):
-        for place in sorted({0, len(found[0].rows) - 1}):
-            rows.append(
-                [
-                    kind,
-                    str(threads),
-                    str(found[0].rows[place]),
-                    f"{statistics.median(m.us[place][0] for m in found):.1f}",
-                    f"{statistics.median(m.us[place][-1] for m in found):.1f}"
-                    if kind in reads_cache
-                    else "-",
-                    f"{statistics.median(m.spread[place] for m in found):.1%}",
-                    f"{max(m.misfit[place] for m in found):.1%}",
-                ]
-            )
+    rows += [
+        [
+            kind,
+            str(threads),
+            str(found[0].rows[place]),
+            f"{statistics.median(m.us[place][0] for m in found):.1f}",
+            f"{statistics.median(m.us[place][-1] for m in found):.1f}" if kind in reads_cache else "-",
+            f"{statistics.median(m.spread[place] for m in found):.1%}",
+            f"{max(m.misfit[place] for m in found):.1%}",
+        ]
+        for (kind, threads), found in sorted(kinds.items())
+        for place in sorted({0, len(found[0].rows) - 1})
+    ]
     lines = [format_table(rows), ""]
     hand_overs = ", ".join(f"{a} to {b} {us:.1f} us" for (a, b), us in profile.hand_over_us.items())
     lines.append(

@@ -52,11 +52,11 @@ def _at_once(call: FlatCall, numbers: Sequence[int], tensors: Sequence[Tensor]) 
         source, target = numbers[call.reads[0]], numbers[call.writes[0]]
         size = tensors[source].num_bytes
         return Step(call.name, "", "", "cpu", 0, copy=Copy(source, target, 0, size, 0, size, 1, size, 0))
-    views = [
-        View(number, tensors[number].sizes) for number in map(numbers.__getitem__, call.reads + call.writes)
-    ]
-    num_reads, name = len(call.reads), call.segment.name
-    reads, writes = tuple(views[:num_reads]), tuple(views[num_reads:])
+    reads, writes = (
+        tuple(View(numbers[tensor], tensors[numbers[tensor]].sizes) for tensor in side)
+        for side in (call.reads, call.writes)
+    )
+    name = call.segment.name
     return Step(call.name, name, name, call.segment.device, 0, reads, writes)
 
 

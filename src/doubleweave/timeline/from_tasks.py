@@ -5,6 +5,8 @@ It knows nothing of where the times come from.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 
 from doubleweave.schedule.costs import Int64Array
@@ -76,8 +78,6 @@ def _counters(graph: TaskGraph, ends: list[int], starts: list[int], cached: int)
 
 def _sums(changes: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
     """Running totals of (time, change) pairs, one for each time."""
-    total, result = 0.0, {}
-    for at, change in sorted(changes):
-        total += change
-        result[at] = total
-    return tuple(result.items())
+    changes = sorted(changes)
+    totals = accumulate(change for _, change in changes)
+    return tuple({at: total for (at, _), total in zip(changes, totals, strict=True)}.items())
