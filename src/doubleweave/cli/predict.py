@@ -15,6 +15,8 @@ from doubleweave.cli.options import (
     open_quietly,
     print_json,
     progress_bar,
+    save_trace,
+    trace_path,
     workers_of,
 )
 from doubleweave.errors import InputError
@@ -110,11 +112,8 @@ def _simulate(args: argparse.Namespace) -> None:
     from doubleweave.cli.show_plan import forecast_text
     from doubleweave.predict.planner import forecast, simulate
     from doubleweave.timeline.from_tasks import timeline_of
-    from doubleweave.timeline.trace_file import check_path, write_trace
 
-    trace = None if args.trace is None else Path(args.trace)
-    if trace is not None:
-        check_path(trace)
+    trace = trace_path(args.trace)
     planner, choice = _chosen(args)
     profile = planner.profile
     run = simulate(planner, choice, args.prompt_len)
@@ -129,9 +128,7 @@ def _simulate(args: argparse.Namespace) -> None:
         timeline = timeline_of(graph, schedule, run.start_ns, run.end_ns, title)
         if args.gantt:
             print("\n" + timeline.table() + "\n\n" + timeline.gantt())
-        if trace is not None:
-            write_trace(timeline, trace)
-            print(f"trace written to {trace}")
+        save_trace(timeline, trace)
     print_json(args, {"prompt_tokens": args.prompt_len, "profile": profile.name, **asdict(found)})
 
 

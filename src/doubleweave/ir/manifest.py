@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from doubleweave.errors import ProgramError
 from doubleweave.ir.sizes import symbols
-from doubleweave.ir.split import ITEM_BYTES, FixedSizes, Function, Range, SizeRanges, Split
+from doubleweave.ir.split import ITEM_BYTES, FixedSizes, Function, Range, Segment, SizeRanges, Split
 from doubleweave.ir.trees import Tree
 
 FORMAT = "doubleweave-program"
@@ -192,15 +193,10 @@ def _function_problem(split: Split, function: Function) -> str | None:
     for call in function.calls:
         if not values.keys() >= {*call.reads, *call.writes}:
             return f"call {call.name} names a value that is not there"
-        if call.callee == "segment" and call.segment in segments:
-            segment = segments[call.segment]
-            expected = len(segment.inputs), len(segment.outputs)
-        elif call.callee == "function" and call.segment in functions:
-            callee = functions[call.segment]
-            expected = len(callee.inputs), len(callee.outputs)
-        else:
+        callees: Mapping[str, Segment | Function] = segments if call.callee == "segment" else functions
+        if (callee := callees.get(call.segment)) is None:
             return f"call {call.name} names a segment that is not there"
-        if (len(call.reads), len(call.writes)) != expected:
+        if (len(call.reads), len(call.writes)) != (len(callee.inputs), len(callee.outputs)):
             return f"call {call.name} reads or writes another number of values than {call.segment} does"
     written = [name for call in function.calls for name in call.writes]
     if sorted(written) != sorted(

@@ -110,9 +110,8 @@ class Profile:
         """Nanoseconds from a worker of device i to another worker, of device j."""
 
         def us(a: str, b: str) -> float:
-            if (a, b) in self.hand_over_us:
-                return self.hand_over_us[a, b]
-            return self.devices[b].hand_over_us if b in self.devices else 0.0
+            published = self.devices[b].hand_over_us if b in self.devices else 0.0
+            return self.hand_over_us.get((a, b), published)
 
         return [[round(us(a, b) * 1e3) for b in devices] for a in devices]
 
