@@ -169,8 +169,6 @@ class Task:
     after: Final[list[int]]
     label: Final[int]
 
-_Rebound: TypeAlias = Mapping[int, Region] | Sequence[tuple[int, Region]]
-
 class Execution:
     """A prepared run: tasks, in an order for each worker; worker 0 is the calling thread."""
 
@@ -186,7 +184,9 @@ class Execution:
     num_tasks: Final[int]
     num_workers: Final[int]
     def num_finished(self) -> list[int]: ...
-    def run(self, base: int = 0, record: bool = False, rebound: _Rebound = ...) -> NDArray[np.int64] | None:
+    def run(
+        self, base: int = 0, record: bool = False, rebound: Mapping[int, Region] = ...
+    ) -> NDArray[np.int64] | None:
         """Run every task once, without the GIL; Ctrl-C stops it with KeyboardInterrupt.
 
         With `record`, returns int64 [n, 4]: (task, worker, start ns, end ns), worker by worker. The regions

@@ -23,7 +23,7 @@ def make(split: Split, function: Function, name: str, found: Sequence[tuple[str,
     return Plan(
         function=function.name,
         tensors=placed,
-        steps=steps,
+        steps=tuple(steps),
         inputs=tuple(range(len(function.inputs))),  # they are the first tensors
         outputs=outputs,
         updates=flat.updates,
