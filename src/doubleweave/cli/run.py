@@ -74,8 +74,7 @@ def _run(args: argparse.Namespace) -> None:
     print("\n")
     if session.timeline is not None:
         _show_trace(args, session.timeline, trace)
-    for line in generation_lines(result):
-        print(line)
+    print(*generation_lines(result), sep="\n")
     print_json(args, asdict(result))
 
 
@@ -103,8 +102,7 @@ def _bench(args: argparse.Namespace) -> None:
     ids = None if args.token_ids is None else _read_token_ids(args.token_ids)
     session = _session(program, args)
     result, timeline = bench(program, session, args.prompt_len, args.gen, runs=args.runs, token_ids=ids)
-    for line in bench_lines(result):
-        print(line)
+    print(*bench_lines(result), sep="\n")
     _show_trace(args, timeline, trace)
     print_json(args, result)
 

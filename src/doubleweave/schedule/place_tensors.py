@@ -54,13 +54,11 @@ def _assign(
         # Tensors that a step writes are placed before its reads are freed: a method may write before it has read all.
         for index in beginning:
             size = tensors[index].num_bytes
-            if fitting := [buffer for buffer in free if sizes[buffer] >= size]:
-                buffer = min(fitting, key=sizes.__getitem__)
+            if free:  # growing the largest takes fewer bytes than another buffer
+                fitting = [buffer for buffer in free if sizes[buffer] >= size]
+                buffer = min(fitting, key=sizes.__getitem__) if fitting else max(free, key=sizes.__getitem__)
                 free.remove(buffer)
-            elif free:  # growing the largest takes fewer bytes than another buffer
-                buffer = max(free, key=sizes.__getitem__)
-                free.remove(buffer)
-                sizes[buffer] = size
+                sizes[buffer] = max(size, sizes[buffer])
             else:
                 buffer = len(sizes)
                 sizes.append(size)

@@ -69,7 +69,7 @@ class Program:
         """
         found = find_profile(self.folder, self.manifest, profile)
         wish = Wish(schedule, threads, None if workers is None else tuple(workers), chunk)
-        return Session(self.manifest, self.instances, found, wish)
+        return Session(self.model, self.split, self.instances, found, wish)
 
     def stream(
         self, session: Session, token_ids: TokenIds, max_new_tokens: int, sampling: Sampling | None = None

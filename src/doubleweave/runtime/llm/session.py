@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from doubleweave import _native
 from doubleweave.errors import InputError, RunError
-from doubleweave.ir.manifest import Manifest
-from doubleweave.ir.split import most_rows, whole_cache
+from doubleweave.ir.manifest import ModelInfo
+from doubleweave.ir.split import Split, most_rows, whole_cache
 from doubleweave.predict.plan_run import RunPlanner
 from doubleweave.predict.profile import Profile
 from doubleweave.runtime.instances import Instances
@@ -74,12 +74,12 @@ class Session:
     not run at the same time (they share the loaded methods).
     """
 
-    def __init__(self, manifest: Manifest, instances: Instances, profile: Profile, wish: Wish) -> None:
-        assert manifest.model is not None
-        self.model = manifest.model
-        self.max_context = self.model.max_context
+    def __init__(
+        self, model: ModelInfo, split: Split, instances: Instances, profile: Profile, wish: Wish
+    ) -> None:
+        self.model = model
+        self.max_context = model.max_context
         self._instances = instances
-        split = manifest.split
         self.planner = RunPlanner(split, profile, self.max_context)
         self.planner.check(wish)
         self.schedule = wish.schedule
