@@ -224,7 +224,10 @@ class Session:
         return timeline_of(verified.graph, verified.schedule, start_ns, end_ns, title, cached)
 
     def _prepare(self, num_tokens: int, want: Want) -> _Prepared:
-        choice = self._choose(num_tokens)
+        if isinstance(self._wish, Choice):
+            choice = self.planner.settled(self._wish, self.threads, num_tokens)
+        else:
+            choice = self.planner.choose(self._wish, num_tokens)
         key = (num_tokens, want, choice)
         if key in self._prepared:
             self._prepared.move_to_end(key)
@@ -257,11 +260,6 @@ class Session:
         self.schedule = choice.schedule
         if maker is not None:
             self._makers[choice.schedule] = maker
-
-    def _choose(self, num_tokens: int) -> Choice:
-        if isinstance(self._wish, Choice):
-            return self.planner.settled(self._wish, self.threads, num_tokens)
-        return self.planner.choose(self._wish, num_tokens)
 
     def _logits(self, prepared: _Prepared, chunk: int, rows: int) -> FloatArray:
         buffer = prepared.verified.graph.buffer(self._output, chunk)
