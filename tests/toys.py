@@ -25,6 +25,7 @@ from doubleweave.ir.split import (
     most_rows,
     rows,
 )
+from doubleweave.predict.profile import Profile, costs_of
 from doubleweave.schedule.costs import Costs
 from doubleweave.schedule.task_graph import TaskGraph
 
@@ -69,6 +70,11 @@ def model_info(**changes: Any) -> ModelInfo:
 def unit_costs(graph: TaskGraph) -> Costs:
     """A microsecond a task."""
     return Costs(np.full(len(graph), 1000))
+
+
+def costs(profile: Profile, graph: TaskGraph, threads: int = 1, workers: int = 1, **options: Any) -> Costs:
+    """The costs of a graph's tasks by a profile."""
+    return costs_of(profile.tables(graph.split), graph, threads, workers, **options)
 
 
 def split(num_layers: int, shape: FixedSizes | SizeRanges, static_device: str = "cpu") -> Split:

@@ -1,7 +1,7 @@
 """Types of the compiled module; native/python/ implements it and native/include/ documents it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias, overload
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,27 +21,17 @@ class Error(RuntimeError):
 class TensorInfo:
     """What a method expects of an input or gives as an output."""
 
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The sizes, or their upper bounds when `is_dynamic`."""
-
-    @property
-    def is_dynamic(self) -> bool: ...
-    @property
-    def nbytes(self) -> int:
-        """Bytes at the upper bound."""
+    dtype: Final[str]
+    sizes: Final[tuple[int, ...]]  # upper bounds where `is_dynamic`
+    is_dynamic: Final[bool]
+    nbytes: Final[int]  # at the upper bound
 
 class Instance:
     """A loaded method with its own memory; one thread at a time uses it."""
 
-    @property
-    def method(self) -> str: ...
-    @property
-    def inputs(self) -> list[TensorInfo]: ...
-    @property
-    def outputs(self) -> list[TensorInfo]: ...
+    method: Final[str]
+    inputs: Final[list[TensorInfo]]
+    outputs: Final[list[TensorInfo]]
     def bind_input(self, index: int, address: int, sizes: Sequence[int]) -> None:
         """Read an input from an address; the caller keeps the memory alive."""
 
@@ -63,10 +53,8 @@ class Program:
     """An ExecuTorch program file, mapped into memory."""
 
     def __init__(self, path: str) -> None: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def method_names(self) -> list[str]: ...
+    path: Final[str]
+    method_names: Final[list[str]]
     def trim(self) -> None:
         """Let go of the file's pages; used ones come back on demand."""
     def load(self, method: str, workspace_group: int = -1) -> Instance:
@@ -79,21 +67,16 @@ class Region:
     def of(array: _Array, writable: bool = True) -> Region:
         """The memory of a C-contiguous array; one not `writable` may be read-only, and no task may write it."""
 
-    @property
-    def address(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def writable(self) -> bool: ...
+    address: Final[int]
+    nbytes: Final[int]
+    writable: Final[bool]
 
 class KvCache:
     """Rows that grow with the tokens; memory is committed as it is written."""
 
     def __init__(self, row_bytes: Sequence[int], max_tokens: int, slack_tokens: int = 0) -> None: ...
-    @property
-    def num_entries(self) -> int: ...
-    @property
-    def max_tokens(self) -> int: ...
+    num_entries: Final[int]
+    max_tokens: Final[int]
     @property
     def length(self) -> int: ...
     @property
@@ -112,8 +95,7 @@ class Buffers:
 
     def __init__(self, sizes_bytes: Sequence[int]) -> None: ...
     def __len__(self) -> int: ...
-    @property
-    def total_bytes(self) -> int: ...
+    total_bytes: Final[int]
     def bytes(self, id: int) -> int: ...
     def address(self, id: int) -> int: ...
     def region(self, id: int) -> Region: ...
@@ -132,16 +114,11 @@ class Binding:
         offset_per_token: int = 0,
         grow_dim: int = -1,
     ) -> None: ...
-    @property
-    def buffer(self) -> int: ...
-    @property
-    def sizes(self) -> list[int]: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def offset_per_token(self) -> int: ...
-    @property
-    def grow_dim(self) -> int: ...
+    buffer: Final[int]
+    sizes: Final[list[int]]
+    offset: Final[int]
+    offset_per_token: Final[int]
+    grow_dim: Final[int]
 
 class Copy:
     """Blocks copied from one region to another: block i from source_offset + i * source_stride to
@@ -160,24 +137,15 @@ class Copy:
         target_stride: int = 0,
         pad_bytes: int = 0,
     ) -> None: ...
-    @property
-    def source(self) -> int: ...
-    @property
-    def source_offset(self) -> int: ...
-    @property
-    def source_stride(self) -> int: ...
-    @property
-    def target(self) -> int: ...
-    @property
-    def target_offset(self) -> int: ...
-    @property
-    def target_stride(self) -> int: ...
-    @property
-    def num_blocks(self) -> int: ...
-    @property
-    def block_bytes(self) -> int: ...
-    @property
-    def pad_bytes(self) -> int: ...
+    source: Final[int]
+    source_offset: Final[int]
+    source_stride: Final[int]
+    target: Final[int]
+    target_offset: Final[int]
+    target_stride: Final[int]
+    num_blocks: Final[int]
+    block_bytes: Final[int]
+    pad_bytes: Final[int]
 
 class Task:
     """One execution of an instance, or one copy, after the tasks in `after`."""
@@ -194,20 +162,12 @@ class Task:
     def of_copy(copy: Copy, after: Sequence[int] = ..., label: int = 0) -> Task:
         """A task that runs no method; its `instance` is -1."""
 
-    @property
-    def copy(self) -> Copy | None: ...
-    @property
-    def instance(self) -> int: ...
-    @property
-    def inputs(self) -> list[Binding]: ...
-    @property
-    def outputs(self) -> list[Binding]: ...
-    @property
-    def after(self) -> list[int]: ...
-    @property
-    def label(self) -> int: ...
-
-_Rebound: TypeAlias = Mapping[int, Region] | Sequence[tuple[int, Region]]
+    copy: Final[Copy | None]
+    instance: Final[int]
+    inputs: Final[list[Binding]]
+    outputs: Final[list[Binding]]
+    after: Final[list[int]]
+    label: Final[int]
 
 class Execution:
     """A prepared run: tasks, in an order for each worker; worker 0 is the calling thread."""
@@ -220,21 +180,13 @@ class Execution:
         workers: Sequence[Sequence[int]],
         threads_per_worker: int = 1,
     ) -> None: ...
-    @property
-    def max_base(self) -> int: ...
-    @property
-    def num_tasks(self) -> int: ...
-    @property
-    def num_workers(self) -> int: ...
+    max_base: Final[int]
+    num_tasks: Final[int]
+    num_workers: Final[int]
     def num_finished(self) -> list[int]: ...
-    @overload
-    def run(self, base: int = 0, record: Literal[False] = False, rebound: _Rebound = ...) -> None: ...
-    @overload
-    def run(self, base: int, record: Literal[True], rebound: _Rebound = ...) -> NDArray[np.int64]: ...
-    @overload
-    def run(self, base: int = 0, *, record: Literal[True], rebound: _Rebound = ...) -> NDArray[np.int64]: ...
-    @overload
-    def run(self, base: int = 0, record: bool = False, rebound: _Rebound = ...) -> NDArray[np.int64] | None:
+    def run(
+        self, base: int = 0, record: bool = False, rebound: Mapping[int, Region] = ...
+    ) -> NDArray[np.int64] | None:
         """Run every task once, without the GIL; Ctrl-C stops it with KeyboardInterrupt.
 
         With `record`, returns int64 [n, 4]: (task, worker, start ns, end ns), worker by worker. The regions

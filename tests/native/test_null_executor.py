@@ -14,7 +14,7 @@ import toys
 from doubleweave import _native
 from doubleweave.errors import ScheduleError
 from doubleweave.ir.split import rows
-from doubleweave.runtime.llm.bind import Memory, bind
+from doubleweave.runtime.llm.bind import bind
 from doubleweave.schedule.chunks import cut
 from doubleweave.schedule.makers import MAKERS, make
 from doubleweave.schedule.schedule import BARRIER
@@ -94,4 +94,4 @@ def test_only_verified_schedules_are_bound():
     graph = build(toys.split(1, rows(1, 8)), cut(8, rows(1, 8)), "last")
     schedule = make("sequential", graph, ("any",), toys.unit_costs(graph))
     with pytest.raises(ScheduleError, match="found a Schedule, expected what verify gives; verify it first"):
-        bind(schedule, Memory((), {}, {}), None, all_rows=False)
+        bind(schedule, (), {}, None, all_rows=False)

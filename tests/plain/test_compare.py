@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from doubleweave.errors import InputError
-from doubleweave.timeline.compare import compare, comparison_dict, comparison_text
+from doubleweave.timeline.compare import compare, comparison_text
 from doubleweave.timeline.timeline import Event, Timeline
 
 MS = 1_000_000
@@ -79,6 +79,6 @@ def test_text_and_data():
     assert "attention/0" in text
     assert "block_0/0" not in text
     assert "3 tasks in both; 0 on another worker, 0 behind another task" in text
-    data = comparison_dict(compare(A, B))
+    data = asdict(compare(A, B))
     assert data["tasks"][0]["task"] == "attention/0"
     assert data["kinds"][0]["kind"] == "block_*"

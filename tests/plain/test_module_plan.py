@@ -25,7 +25,9 @@ from doubleweave.ir.split import (
     Value,
 )
 from doubleweave.ir.trees import Tree
-from doubleweave.schedule.module_plan import Plan, make, symbols_of
+from doubleweave.schedule.module_plan import make
+from doubleweave.schedule.module_steps import Plan
+from doubleweave.schedule.symbols import symbols_of
 
 PRIME = 10007  # values stay below it, so that every dtype holds them and sums are exact
 MOST = 40

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 import toys
-from doubleweave.cli.show_plan import chunks_text, forecast_dict, plan_dict, plan_text
+from doubleweave.cli.show_plan import chunks_text, plan_dict, plan_text
 from doubleweave.errors import InputError
 from doubleweave.ir.split import FixedSizes, Split, rows
 from doubleweave.predict.estimate import Device
@@ -158,7 +158,7 @@ def test_texts():
     assert lines[-1] == f"  … and {len(found.candidates) - 3} slower ones"
     data = plan_dict(found)
     assert data["prompt_tokens"] == 256
-    assert data["candidates"][0] == forecast_dict(found.candidates[0])
+    assert data["candidates"][0] == asdict(found.candidates[0])
     assert {"schedule", "chunks", "makespan_s", "lower_bound_s", "overlap_efficiency", "busy_s"} <= set(data)
 
 

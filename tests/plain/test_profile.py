@@ -67,7 +67,7 @@ def graph_of(num_tokens: int, shape=None):
 def test_a_repeated_call_takes_its_share_of_the_time_behind_so_many_tokens():
     attention = Measured((8,), (0, 16), ((8.0, 24.0),), repeated=(1.0, 0.5))
     graph = graph_of(24)
-    costs = profile(segments={**profile().segments, "attention": {1: attention}}).costs(graph)
+    costs = toys.costs(profile(segments={**profile().segments, "attention": {1: attention}}), graph)
     assert costs.repeated is not None
     for number, task in enumerate(graph.tasks):
         is_attention = "attention" in graph.split.calls[task.call].name
@@ -77,7 +77,7 @@ def test_a_repeated_call_takes_its_share_of_the_time_behind_so_many_tokens():
 def test_costs_place_each_chunk_behind_those_before_it():
     graph = graph_of(24)
     for cached in (0, 100):
-        costs = profile().costs(graph, cached=cached)
+        costs = toys.costs(profile(), graph, cached=cached)
         for number, task in enumerate(graph.tasks):
             want = 100.0
             if "attention" in graph.split.calls[task.call].name:
@@ -90,12 +90,12 @@ def test_static_segments_cost_their_compiled_size_and_the_head_one_row():
     graph = graph_of(5, shape)
     growing = {1: Measured((0, 8), (0,), ((0.0,), (8.0,)))}
     names = [segment.name for segment in graph.split.segments]
-    found = Profile("p", "measured", segments=dict.fromkeys(names, growing)).costs(graph)
+    found = toys.costs(Profile("p", "measured", segments=dict.fromkeys(names, growing)), graph)
     by_name = {graph.name(task).partition("/")[0]: found.duration_ns[task] for task in range(len(graph))}
     assert by_name["block_0"] == 8000
     assert by_name["attention_0"] == 5000
     assert by_name["lm_head"] == 1000
-    every = Profile("p", "measured", segments=dict.fromkeys(names, growing)).costs(graph, all_rows=True)
+    every = toys.costs(Profile("p", "measured", segments=dict.fromkeys(names, growing)), graph, all_rows=True)
     assert every.duration_ns[len(graph) - 1] == 8000
 
 
@@ -106,16 +106,16 @@ def test_the_nearest_number_of_threads_and_of_workers_counts():
     }
     found = profile(segments=segments, contention={2: {("cpu", "cpu"): 0.1}, 8: {("cpu", "cpu"): 0.8}})
     graph = graph_of(8)
-    assert {found.costs(graph, threads).duration_ns[0] for threads in (1, 2)} == {100_000}
-    assert {found.costs(graph, threads).duration_ns[0] for threads in (3, 4, 9)} == {30_000}
-    shares = [found.costs(graph, 1, workers).contention["cpu", "cpu"] for workers in (1, 2, 4, 6, 20)]
+    assert {toys.costs(found, graph, threads).duration_ns[0] for threads in (1, 2)} == {100_000}
+    assert {toys.costs(found, graph, threads).duration_ns[0] for threads in (3, 4, 9)} == {30_000}
+    shares = [toys.costs(found, graph, 1, workers).contention["cpu", "cpu"] for workers in (1, 2, 4, 6, 20)]
     assert shares == [0.1, 0.1, 0.1, 0.8, 0.8]
-    assert profile().costs(graph, 1, 2).contention == {}
+    assert toys.costs(profile(), graph, 1, 2).contention == {}
 
 
 def test_what_is_not_measured_is_estimated_from_its_device():
     cpu = Device(launch_us=3.0, hand_over_us=9.0, bandwidth_gb_s=1e9, peak_gops={"float32": 1e12})
-    found = Profile("p", "estimate", devices={"cpu": cpu}).costs(graph_of(8))
+    found = toys.costs(Profile("p", "estimate", devices={"cpu": cpu}), graph_of(8))
     assert (found.duration_ns == 3000).all()
     assert found.hand_over_ns["cpu", "cpu"] == 9000
 
@@ -124,7 +124,7 @@ def test_neither_measured_nor_a_device():
     with pytest.raises(
         InputError, match="found neither segment 'embed_tokens' nor device 'cpu', expected one of them"
     ):
-        Profile("p", "estimate").costs(graph_of(8))
+        toys.costs(Profile("p", "estimate"), graph_of(8))
 
 
 def choose(found: Profile, split, num_tokens: int, threads: int) -> Choice:

@@ -109,7 +109,7 @@ def test_peaks_are_given_for_int8_and_do_not_rise_with_the_size_of_a_number(name
 def test_costs_are_finite_and_above_zero(name, weights):
     graph = toy_graph()
     profile = replace(shipped(name), weights=weights)
-    costs = profile.costs(graph, threads=2, workers=2, cached=100)
+    costs = toys.costs(profile, graph, threads=2, workers=2, cached=100)
     assert len(costs.duration_ns) == len(graph)
     assert costs.same_worker_ns > 0
     assert all(0 < ns < 10**9 for ns in costs.duration_ns)  # a toy's task takes less than a second

@@ -98,7 +98,7 @@ def two_symbols():
         Value("b", "int64", ("S",), "input"),
         Value("y", "int64", ("m", 3), "output"),
     )
-    parameters = tuple(Parameter(name, "POSITIONAL_OR_KEYWORD", TENSOR) for name in "ab")
+    parameters = tuple(Parameter(name, "POSITIONAL_OR_KEYWORD", TENSOR, None) for name in "ab")
     function = Function(
         "",
         (Call("c", "s", ("a", "b"), ("y",)),),

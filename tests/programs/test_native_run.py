@@ -102,7 +102,7 @@ def test_the_same_schedule_as_the_package_makes(folder, prepared, schedule, thre
     if len(choice.workers) > 1 and len(chunks_of(split, choice, tokens)) == 1:
         choice = default_choice(split, "sequential", threads)
     graph = graph_of(split, choice, chunks_of(split, choice, tokens), "last")
-    costs = profile.costs(graph, choice.threads, len(choice.workers))
+    costs = toys.costs(profile, graph, choice.threads, len(choice.workers))
     expected = make(choice.schedule, graph, choice.workers, costs, choice.threads)
     parsed = parse(text, graph)
     assert parsed.devices == expected.devices

@@ -174,6 +174,5 @@ def _doctor(args: argparse.Namespace) -> None:
     from doubleweave.cli.doctor import examine, lines_of
 
     found = examine()
-    for line in lines_of(found):
-        print(line)
+    print(*lines_of(found), sep="\n")
     print_json(args, found)

@@ -53,8 +53,5 @@ def _version(package: str) -> str:
 def _compiling() -> dict[str, Any]:
     missing = [package for package in _COMPILE if _version(package) == "not installed"]
     if missing:
-        return {
-            "works": False,
-            "missing": f"{', '.join(missing)}; run: pip install 'doubleweave[compile]'",
-        }
+        return {"works": False, "missing": f"{', '.join(missing)}; run: pip install 'doubleweave[compile]'"}
     return {"works": True, "text": ", ".join(f"{package} {version(package)}" for package in _COMPILE)}

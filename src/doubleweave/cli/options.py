@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doubleweave.vendors.library import emulator_of
@@ -15,6 +16,7 @@ from doubleweave.vendors.printed_output import silence_errors
 
 if TYPE_CHECKING:
     from doubleweave.runtime.llm.program import Program
+    from doubleweave.timeline.timeline import Timeline
 
 EXIT_ERROR = 2
 _KEPT: list[object] = []  # programs that live to the end of the process
@@ -60,6 +62,24 @@ def add_json(p: argparse.ArgumentParser) -> None:
 def workers_of(args: argparse.Namespace) -> tuple[str, ...] | None:
     """The devices that --workers names."""
     return None if args.workers is None else tuple(args.workers.split(","))
+
+
+def trace_path(given: str | None) -> Path | None:
+    """The file of a trace, None for none; refused before anything runs."""
+    from doubleweave.timeline.trace_file import check_path
+
+    if given is None:
+        return None
+    check_path(Path(given))
+    return Path(given)
+
+
+def save_trace(timeline: Timeline, path: Path | None) -> None:
+    from doubleweave.timeline.trace_file import write_trace
+
+    if path is not None:
+        write_trace(timeline, path)
+        print(f"trace written to {path}")
 
 
 def print_json(args: argparse.Namespace, report: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from doubleweave.cli.options import (
     open_quietly,
     print_json,
     progress_bar,
+    save_trace,
+    trace_path,
     workers_of,
 )
 from doubleweave.errors import InputError
@@ -74,17 +76,13 @@ def _profile(args: argparse.Namespace) -> None:
     threads = threads_or_all(args.threads)
     with progress_bar() as progress:
         found = measure(
-            program,
-            runs=args.runs,
-            max_cached=args.max_cached,
-            threads=threads,
-            progress=progress,
+            program, runs=args.runs, max_cached=args.max_cached, threads=threads, progress=progress
         )
         if args.quick:
             most = program.model.max_context
             chosen = decisions(RunPlanner(program.split, found, most), threads, most)
         else:
-            chosen = tune(program, found, threads, progress=progress)
+            chosen = tune(program, found, threads, progress)
     found = replace(found, threads=threads, decisions=chosen)
     write_profile(found, out)
     if out == Path(args.program) / PROFILE_FILE:
@@ -111,14 +109,11 @@ def _add_simulate(commands: Any) -> None:
 
 
 def _simulate(args: argparse.Namespace) -> None:
-    from doubleweave.cli.show_plan import forecast_dict, forecast_text
+    from doubleweave.cli.show_plan import forecast_text
     from doubleweave.predict.planner import forecast, simulate
     from doubleweave.timeline.from_tasks import timeline_of
-    from doubleweave.timeline.trace_file import check_path, write_trace
 
-    trace = None if args.trace is None else Path(args.trace)
-    if trace is not None:
-        check_path(trace)
+    trace = trace_path(args.trace)
     planner, choice = _chosen(args)
     profile = planner.profile
     run = simulate(planner, choice, args.prompt_len)
@@ -133,15 +128,12 @@ def _simulate(args: argparse.Namespace) -> None:
         timeline = timeline_of(graph, schedule, run.start_ns, run.end_ns, title)
         if args.gantt:
             print("\n" + timeline.table() + "\n\n" + timeline.gantt())
-        if trace is not None:
-            write_trace(timeline, trace)
-            print(f"trace written to {trace}")
-    print_json(args, {"prompt_tokens": args.prompt_len, "profile": profile.name, **forecast_dict(found)})
+        save_trace(timeline, trace)
+    print_json(args, {"prompt_tokens": args.prompt_len, "profile": profile.name, **asdict(found)})
 
 
 def _chosen(args: argparse.Namespace) -> Any:
     """(planner, choice) that the options name; nothing of the program but its manifest is read."""
-    from doubleweave.predict.find_profile import num_cores
     from doubleweave.schedule.choice import Wish
 
     _, found, planner = _planner(args)
@@ -151,7 +143,7 @@ def _chosen(args: argparse.Namespace) -> Any:
     args.prompt_len = min(_PROMPT, most) if args.prompt_len is None else args.prompt_len
     if not 1 <= args.prompt_len <= most:
         raise InputError(f"prompt-len: found {args.prompt_len}, expected 1 to {most}")
-    threads = planner.threads(args.threads, num_cores())
+    threads = planner.threads(args.threads)
     return planner, planner.choose(wish._replace(threads=threads), args.prompt_len)
 
 
@@ -183,9 +175,7 @@ def _add_plan(commands: Any) -> None:
     )
     add_program(p)
     p.add_argument(
-        "--prompt-len",
-        metavar="N[,N…]",
-        help=f"prompt tokens, one or several lengths (default {_PROMPT})",
+        "--prompt-len", metavar="N[,N…]", help=f"prompt tokens, one or several lengths (default {_PROMPT})"
     )
     p.add_argument("--threads", type=int, metavar="N", help="threads in all (default: the profile's)")
     add_profile_option(p)
@@ -210,12 +200,11 @@ def _add_prepare(commands: Any) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    from doubleweave.predict.find_profile import num_cores
     from doubleweave.predict.planner import decisions
     from doubleweave.predict.run_file import write_run_file
 
     folder, found, planner = _planner(args)
-    profile, threads = planner.profile, planner.threads(args.threads, num_cores())
+    profile, threads = planner.profile, planner.threads(args.threads)
     if not profile.decisions or profile.threads != threads:
         chosen = decisions(planner, threads, found.model.max_context)
         profile = replace(profile, threads=threads, decisions=chosen)
@@ -226,7 +215,6 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     from doubleweave.cli.show_plan import plan_dict, plan_text
-    from doubleweave.predict.find_profile import num_cores
     from doubleweave.predict.planner import plan
 
     _, found, planner = _planner(args)
@@ -238,7 +226,7 @@ def _plan(args: argparse.Namespace) -> None:
                 f"prompt-len: found {word!r}, expected numbers from 1 to {found.model.max_context}"
             )
         lengths.append(int(word))
-    threads = planner.threads(args.threads, num_cores())
+    threads = planner.threads(args.threads)
     print(f"on {profile.name} ({profile.kind}), {threads} threads in all")
     plans = [plan(planner, length, threads) for length in lengths]
     for item in plans:
@@ -261,9 +249,9 @@ def _add_trace(commands: Any) -> None:
 
 
 def _trace(args: argparse.Namespace) -> None:
-    from doubleweave.timeline.compare import compare, comparison_dict, comparison_text
+    from doubleweave.timeline.compare import compare, comparison_text
     from doubleweave.timeline.trace_file import read_trace
 
     found = compare(read_trace(Path(args.a)), read_trace(Path(args.b)))
     print(comparison_text(found, args.limit))
-    print_json(args, comparison_dict(found))
+    print_json(args, asdict(found))

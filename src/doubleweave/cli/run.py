@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from doubleweave.cli.options import (
     add_schedule_options,
     open_quietly,
     print_json,
+    save_trace,
+    trace_path,
     workers_of,
 )
 from doubleweave.errors import InputError
@@ -45,14 +48,14 @@ def add_run(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from doubleweave.cli.show_run import generation_dict, generation_lines
+    from doubleweave.cli.show_run import generation_lines
     from doubleweave.runtime.llm.generate import run
     from doubleweave.runtime.llm.sampling import Sampling
 
     sampling = Sampling(args.temperature, args.top_p, args.seed)
     if (args.prompt is None) == (args.token_ids is None):
         raise InputError("prompt: give either -p PROMPT or --token-ids FILE")
-    trace = _trace_path(args)
+    trace = trace_path(args.trace or None)
     program = open_quietly(args.program)
     session = _session(program, args)
     if args.token_ids is not None:
@@ -71,9 +74,8 @@ def _run(args: argparse.Namespace) -> None:
     print("\n")
     if session.timeline is not None:
         _show_trace(args, session.timeline, trace)
-    for line in generation_lines(result):
-        print(line)
-    print_json(args, generation_dict(result))
+    print(*generation_lines(result), sep="\n")
+    print_json(args, asdict(result))
 
 
 def add_bench(commands: Any) -> None:
@@ -95,13 +97,12 @@ def _bench(args: argparse.Namespace) -> None:
     from doubleweave.cli.show_run import bench_lines
     from doubleweave.measure.bench import bench
 
-    trace = _trace_path(args)
+    trace = trace_path(args.trace or None)
     program = open_quietly(args.program)
     ids = None if args.token_ids is None else _read_token_ids(args.token_ids)
     session = _session(program, args)
     result, timeline = bench(program, session, args.prompt_len, args.gen, runs=args.runs, token_ids=ids)
-    for line in bench_lines(result):
-        print(line)
+    print(*bench_lines(result), sep="\n")
     _show_trace(args, timeline, trace)
     print_json(args, result)
 
@@ -159,24 +160,10 @@ def _say_chunk(done: int, total: int) -> None:
         print(f"chunk {done} of {total} done", file=sys.stderr, flush=True)
 
 
-def _trace_path(args: argparse.Namespace) -> Path | None:
-    """The file that --trace names, None for none; refused before anything runs."""
-    from doubleweave.timeline.trace_file import check_path
-
-    if not args.trace:
-        return None
-    check_path(Path(args.trace))
-    return Path(args.trace)
-
-
 def _show_trace(args: argparse.Namespace, timeline: Timeline, path: Path | None) -> None:
-    from doubleweave.timeline.trace_file import write_trace
-
     if args.trace == "":
         print(timeline.table() + "\n\n" + timeline.gantt() + "\n")
-    if path is not None:
-        write_trace(timeline, path)
-        print(f"trace written to {path}")
+    save_trace(timeline, path)
 
 
 def _read_stdin() -> str:

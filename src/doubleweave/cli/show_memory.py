@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from doubleweave.errors import InputError
 from doubleweave.ir.manifest import Manifest
 from doubleweave.ir.sizes import evaluate, shape_of
-from doubleweave.schedule import module_plan as _plan
+from doubleweave.schedule import module_plan
 from doubleweave.schedule.chunks import cut
-from doubleweave.schedule.module_plan import Plan
+from doubleweave.schedule.module_steps import Plan, most_at_once
 from doubleweave.schedule.task_graph import TaskGraph, build
 from doubleweave.tables import format_table
 
@@ -68,7 +68,7 @@ def memory_of(manifest: Manifest, num_tokens: int | None, sizes: dict[str, int])
             raise InputError(f"size: found {symbol} = {number}, expected {found.low} to {found.high}")
         known[symbol] = number
     inputs = [(value.dtype, shape_of(value.shape, known)) for value in main.inputs]
-    return of_plan(_plan.make(manifest.split, main, manifest.name, inputs))
+    return of_plan(module_plan.make(manifest.split, main, manifest.name, inputs))
 
 
 def of_plan(plan: Plan) -> Memory:
@@ -123,9 +123,7 @@ def of_tasks(graph: TaskGraph) -> Memory:
                 freed = "by the session" if is_output else f"after {graph.name(max(reading, default=index))}"
                 spans.append((index, max(reading, default=len(graph.tasks)), count))
             rows.append(Row(f"{name}/{task.chunk}", owner, count, graph.name(index), names, freed))
-    steps = range(len(graph.tasks))
-    peak = max(sum(size for begin, end, size in spans if begin <= step <= end) for step in steps)
-    return Memory(tuple(rows), sum(graph.buffer_bytes), peak)
+    return Memory(tuple(rows), sum(graph.buffer_bytes), most_at_once(spans))
 
 
 def table(memory: Memory) -> str:

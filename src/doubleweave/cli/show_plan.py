@@ -14,9 +14,9 @@ from doubleweave.tables import format_table
 def plan_dict(found: Plan) -> dict[str, Any]:
     return {
         "prompt_tokens": found.num_tokens,
-        **forecast_dict(found.chosen),
-        "auto": forecast_dict(found.auto),
-        "candidates": [forecast_dict(item) for item in found.candidates],
+        **asdict(found.chosen),
+        "auto": asdict(found.auto),
+        "candidates": [asdict(item) for item in found.candidates],
     }
 
 
@@ -37,10 +37,6 @@ def forecast_text(found: Forecast) -> str:
     )
 
 
-def forecast_dict(item: Forecast) -> dict[str, Any]:
-    return {**asdict(item), "chunks": [list(chunk) for chunk in item.chunks]}
-
-
 def plan_text(found: Plan, limit: int = 10) -> str:
     """The chosen way to run a prompt with its reason, and the candidates as a table."""
     chosen = found.chosen
@@ -48,20 +44,20 @@ def plan_text(found: Plan, limit: int = 10) -> str:
     rows = [
         ["schedule", "workers", "threads", "chunks", "ms", "efficiency", "bound", "busiest", "CPU hidden"]
     ]
-    for item in found.candidates[:limit]:
-        rows.append(
-            [
-                ("* " if item == chosen else "  ") + item.schedule,
-                ",".join(item.workers),
-                str(item.threads),
-                chunks_text(item.chunks),
-                f"{item.makespan_s * 1e3:.1f}",
-                f"{item.overlap_efficiency:.2f}",
-                item.bound,
-                item.bottleneck,
-                f"{item.hidden:.0%}",
-            ]
-        )
+    rows += [
+        [
+            ("* " if item == chosen else "  ") + item.schedule,
+            ",".join(item.workers),
+            str(item.threads),
+            chunks_text(item.chunks),
+            f"{item.makespan_s * 1e3:.1f}",
+            f"{item.overlap_efficiency:.2f}",
+            item.bound,
+            item.bottleneck,
+            f"{item.hidden:.0%}",
+        ]
+        for item in found.candidates[:limit]
+    ]
     against = ""
     if plain is not None and plain != chosen:
         against = f", {plain.makespan_s / chosen.makespan_s:.2f} times as fast as the fastest sequential run"

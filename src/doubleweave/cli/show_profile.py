@@ -17,22 +17,22 @@ def profile_text(profile: Profile, split: Split) -> str:
     for name, by_threads in profile.segments.items():
         for threads, measured in by_threads.items():
             kinds.setdefault((kind_of(name), threads), []).append(measured)
-    rows = [["segment", "threads", "rows", "us, empty cache", "us, full cache", "spread", "misfit"]]
-    for (kind, threads), found in sorted(kinds.items()):
-        for place in sorted({0, len(found[0].rows) - 1}):
-            rows.append(
-                [
-                    kind,
-                    str(threads),
-                    str(found[0].rows[place]),
-                    f"{statistics.median(m.us[place][0] for m in found):.1f}",
-                    f"{statistics.median(m.us[place][-1] for m in found):.1f}"
-                    if kind in reads_cache
-                    else "-",
-                    f"{statistics.median(m.spread[place] for m in found):.1%}",
-                    f"{max(m.misfit[place] for m in found):.1%}",
-                ]
-            )
+    rows: list[list[str | int]] = [
+        ["segment", "threads", "rows", "us, empty cache", "us, full cache", "spread", "misfit"]
+    ]
+    rows += [
+        [
+            kind,
+            threads,
+            found[0].rows[place],
+            f"{statistics.median(m.us[place][0] for m in found):.1f}",
+            f"{statistics.median(m.us[place][-1] for m in found):.1f}" if kind in reads_cache else "-",
+            f"{statistics.median(m.spread[place] for m in found):.1%}",
+            f"{max(m.misfit[place] for m in found):.1%}",
+        ]
+        for (kind, threads), found in sorted(kinds.items())
+        for place in sorted({0, len(found[0].rows) - 1})
+    ]
     lines = [format_table(rows), ""]
     hand_overs = ", ".join(f"{a} to {b} {us:.1f} us" for (a, b), us in profile.hand_over_us.items())
     lines.append(
@@ -53,13 +53,7 @@ def profile_text(profile: Profile, split: Split) -> str:
         lines += ["", "what --schedule auto does:"]
         rows = [["prompt tokens up to", "schedule", "workers", "threads each", "chunks of up to"]]
         rows += [
-            [
-                f"{d.tokens:,}",
-                d.choice.schedule,
-                ",".join(d.choice.workers),
-                str(d.choice.threads),
-                str(d.choice.chunk),
-            ]
+            [f"{d.tokens:,}", d.choice.schedule, ",".join(d.choice.workers), d.choice.threads, d.choice.chunk]
             for d in profile.decisions
         ]
         lines.append(format_table(rows))

@@ -8,7 +8,6 @@ from typing import Any
 
 from doubleweave.compiler.backends import backends
 from doubleweave.ir.manifest import TOKENIZER_FILE, Manifest
-from doubleweave.ir.sizes import text
 from doubleweave.ir.split import FixedSizes, Segment
 from doubleweave.tables import format_table
 from doubleweave.vendors.library import libraries_of, library_of
@@ -68,13 +67,13 @@ def inspect_dict(manifest: Manifest) -> dict[str, Any]:
             functions=[
                 {
                     "name": function.name,
-                    "inputs": {v.name: f"{v.dtype}{text(v.shape)}" for v in function.inputs},
-                    "outputs": [f"{v.dtype}{text(v.shape)}" for v in map(function.value, function.outputs)],
+                    "inputs": {value.name: value.type_text for value in function.inputs},
+                    "outputs": [value.type_text for value in function.results],
                     "ranges": {r.symbol: [r.low, r.high] for r in function.ranges},
                 }
                 for function in manifest.split.functions
             ],
-            states={v.name: f"{v.dtype}{text(v.shape)}" for v in manifest.split.states},
+            states={value.name: value.type_text for value in manifest.split.states},
         )
     for name in backends():
         if (build := library_of(name).build) is not None:
@@ -95,7 +94,7 @@ def inspect_dict(manifest: Manifest) -> dict[str, Any]:
             "contexts": segment.contexts,
             "traffic": [item._asdict() for item in segment.traffic],
             "rows": segment.rows,
-            "calls": sum(1 for _ in manifest.split.calls_of(segment.name)),
+            "calls": len(manifest.split.calls_of(segment.name)),
         }
         for segment in manifest.split.segments
     ]
@@ -105,18 +104,18 @@ def inspect_dict(manifest: Manifest) -> dict[str, Any]:
 def inspect_table(manifest: Manifest) -> str:
     """One row a segment; weight bytes of a segment are those it reads, shared ones included."""
     rows = [["segment", "device", "backend", "shape", "delegated", "weights KiB", "calls"]]
-    for segment in manifest.split.segments:
-        rows.append(
-            [
-                segment.name,
-                segment.device,
-                segment.backend,
-                shape_text(segment),
-                f"{segment.num_delegated}/{segment.num_operators}",
-                f"{segment.weight_bytes / 1024:.1f}",
-                str(sum(1 for _ in manifest.split.calls_of(segment.name))),
-            ]
-        )
+    rows += [
+        [
+            segment.name,
+            segment.device,
+            segment.backend,
+            shape_text(segment),
+            f"{segment.num_delegated}/{segment.num_operators}",
+            f"{segment.weight_bytes / 1024:.1f}",
+            str(len(manifest.split.calls_of(segment.name))),
+        ]
+        for segment in manifest.split.segments
+    ]
     model = manifest.model
     about = "" if model is None else f" {model.quantize}, context {model.max_context},"
     head = f"{manifest.name},{about} program {manifest.program_bytes / 2**20:.1f} MiB"
@@ -130,13 +129,8 @@ def inspect_table(manifest: Manifest) -> str:
 
 def _module_lines(manifest: Manifest) -> str:
     """Functions with what they take and give, states, and how rows of chunked segments were shown independent."""
-    lines = []
-    for function in manifest.split.functions:
-        inputs = ", ".join(f"{v.name}: {v.dtype}{text(v.shape)}" for v in function.inputs)
-        outputs = ", ".join(f"{v.dtype}{text(v.shape)}" for v in map(function.value, function.outputs))
-        ranges = "".join(f", {r.symbol} in {r.low}..{r.high}" for r in function.ranges)
-        lines.append(f"{function.name or manifest.name}({inputs}) -> {outputs}{ranges}")
-    lines += [f"state {v.name}: {v.dtype}{text(v.shape)}" for v in manifest.split.states]
+    lines = [f.signature_text(f.name or manifest.name) for f in manifest.split.functions]
+    lines += [f"state {value.name}: {value.type_text}" for value in manifest.split.states]
     lines += [
         f"rows of {segment.name}: {segment.rows}" for segment in manifest.split.segments if segment.rows
     ]

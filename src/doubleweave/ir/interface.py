@@ -34,7 +34,11 @@ class Parameter:
     name: str
     kind: str
     tree: Tree | None
-    default: Tree | None = None
+    default: Tree | None
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ValueError(f"parameter kind {self.kind!r}")
 
     @property
     def has_default(self) -> bool:
@@ -48,28 +52,6 @@ class Interface:
 
     parameters: tuple[Parameter, ...]
     returns: Tree
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "parameters": [
-                {**vars(p), "tree": p.tree and p.tree.to_dict(), "default": p.default and p.default.to_dict()}
-                for p in self.parameters
-            ],
-            "returns": self.returns.to_dict(),
-        }
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> Interface:
-        """Parse the data of `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
-        parameters = []
-        for item in data["parameters"]:
-            if item["kind"] not in _KINDS:
-                raise ValueError(f"parameter kind {item['kind']!r}")
-            tree, default = (
-                None if item[key] is None else Tree.from_dict(item[key]) for key in ("tree", "default")
-            )
-            parameters.append(Parameter(item["name"], item["kind"], tree, default))
-        return Interface(tuple(parameters), Tree.from_dict(data["returns"]))
 
     @property
     def input_names(self) -> tuple[str, ...]:

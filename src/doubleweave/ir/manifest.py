@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from doubleweave.errors import ProgramError
 from doubleweave.ir.sizes import symbols
-from doubleweave.ir.split import ITEM_BYTES, FixedSizes, Function, Split
+from doubleweave.ir.split import ITEM_BYTES, FixedSizes, Function, Range, Segment, SizeRanges, Split
+from doubleweave.ir.trees import Tree
 
 FORMAT = "doubleweave-program"
 VERSION = 2  # programs of another version are refused, not converted: they can be compiled again
@@ -54,17 +57,7 @@ class Manifest:
     made_with: dict[str, str]
 
     def write(self, folder: Path) -> None:
-        data = {
-            "format": FORMAT,
-            "version": VERSION,
-            "name": self.name,
-            "program_sha256": self.program_sha256,
-            "program_bytes": self.program_bytes,
-            "state_sha256": self.state_sha256,
-            "made_with": self.made_with,
-            "model": None if self.model is None else asdict(self.model),
-            "split": self.split.to_dict(),
-        }
+        data = {"format": FORMAT, "version": VERSION, **to_plain(self)}
         (folder / MANIFEST_FILE).write_text(json.dumps(data, indent=1) + "\n")
 
 
@@ -99,20 +92,13 @@ def _parse(path: Path) -> Manifest:
         )
     if data.get("version") != VERSION:
         raise ProgramError(f"{path}: found version {data.get('version')!r}, expected {VERSION}; {again}")
-    expected = {"format", "version", *(field.name for field in fields(Manifest))}
-    _check_keys(path, data, expected, "")
+    names = {field.name for field in fields(Manifest)}
+    _check_keys(path, data, {"format", "version", *names}, "")
     if data["model"] is not None:
         _check_keys(path, data["model"], {field.name for field in fields(ModelInfo)}, "model.")
+    _check_keys(path, data["split"], {field.name for field in fields(Split)}, "split.")
     try:
-        model = None
-        if data["model"] is not None:
-            model = ModelInfo(**{**data["model"], "eos_token_ids": tuple(data["model"]["eos_token_ids"])})
-        split = Split.from_dict(data["split"])
-        _check_keys(path, data["split"], {field.name for field in fields(Split)}, "split.")
-        del data["format"], data["version"]
-        manifest = Manifest(**{**data, "model": model, "split": split})
-        if not _conforms(manifest, Manifest):
-            raise TypeError("a value is of another type than expected")
+        manifest: Manifest = from_plain(Manifest, {name: data[name] for name in names})
         if problem := _inconsistency(manifest):
             raise ValueError(problem)
         return manifest
@@ -131,24 +117,47 @@ def _check_keys(path: Path, data: Any, expected: set[str], where: str) -> None:
         raise ProgramError(f"{path}: key {where + missing[0]!r} is missing; compile the program again")
 
 
-def _conforms(value: Any, kind: Any) -> bool:
-    """Whether a value has the annotated type, and its fields and items have theirs."""
+_hints = cache(get_type_hints)
+
+
+def to_plain(value: Any) -> Any:
+    """A manifest's part as JSON has it: dataclasses by their fields, tuples and named tuples as lists."""
+    if isinstance(value, Tree):
+        return value.to_dict()
+    if isinstance(value, FixedSizes):
+        return {"static": to_plain(value.sizes)}
+    if isinstance(value, SizeRanges):
+        return {"dynamic": to_plain(value.ranges)}
+    if is_dataclass(value):
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+    return list(map(to_plain, value)) if isinstance(value, tuple) else value
+
+
+def from_plain(kind: Any, data: Any) -> Any:
+    """Parse the data of `to_plain` as a value of the annotated type; raises KeyError, TypeError, ValueError or
+    AttributeError for anything else."""
     # JSON gives whatever the file has, and dataclasses check nothing.
-    if kind is Any:
-        return True
     origin, args = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in args
+    if kind is Tree:
+        return Tree.from_dict(data)
+    if kind == FixedSizes | SizeRanges:
+        if "static" in data:
+            return FixedSizes(from_plain(tuple[int, ...], data["static"]))
+        return SizeRanges(from_plain(tuple[Range, ...], data["dynamic"]))
     if origin in (Union, UnionType):
-        return any(_conforms(value, arg) for arg in args)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_conforms(item, args[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_conforms(item, args[1]) for item in value.values())
-    if is_dataclass(kind) or hasattr(kind, "_fields"):  # a dataclass or a named tuple
-        hints = get_type_hints(kind)
-        return type(value) is kind and all(_conforms(getattr(value, name), hints[name]) for name in hints)
-    return type(value) is kind
+        return from_plain(next((arg for arg in args if arg is type(data)), args[0]), data)
+    if origin is tuple and type(data) is list:
+        return tuple(from_plain(args[0], item) for item in data)
+    if origin is dict and type(data) is dict:
+        return {key: from_plain(args[1], item) for key, item in data.items()}
+    if hasattr(kind, "_fields") and type(data) is list:  # a named tuple
+        return kind(*map(from_plain, _hints(kind).values(), kind(*data)))
+    if isinstance(kind, type) and is_dataclass(kind) and type(data) is dict:
+        hints = _hints(kind)
+        return kind(**{key: from_plain(hints.get(key, Any), item) for key, item in data.items()})
+    if kind is Any or type(data) is kind or (origin is Literal and data in args):
+        return data
+    raise TypeError("a value is of another type than expected")
 
 
 def _inconsistency(manifest: Manifest) -> str | None:
@@ -184,15 +193,10 @@ def _function_problem(split: Split, function: Function) -> str | None:
     for call in function.calls:
         if not values.keys() >= {*call.reads, *call.writes}:
             return f"call {call.name} names a value that is not there"
-        if call.callee == "segment" and call.segment in segments:
-            segment = segments[call.segment]
-            expected = len(segment.inputs), len(segment.outputs)
-        elif call.callee == "function" and call.segment in functions:
-            callee = functions[call.segment]
-            expected = len(callee.inputs), len(callee.outputs)
-        else:
+        callees: Mapping[str, Segment | Function] = segments if call.callee == "segment" else functions
+        if (callee := callees.get(call.segment)) is None:
             return f"call {call.name} names a segment that is not there"
-        if (len(call.reads), len(call.writes)) != expected:
+        if (len(call.reads), len(call.writes)) != (len(callee.inputs), len(callee.outputs)):
             return f"call {call.name} reads or writes another number of values than {call.segment} does"
     written = [name for call in function.calls for name in call.writes]
     if sorted(written) != sorted(
@@ -221,13 +225,10 @@ def _check_file(path: Path, sha256: str, num_bytes: int | None = None) -> None:
                 "of another program; compile it again"
             )
         with open(path, "rb") as file:
-            digest = (
-                hashlib.file_digest(file, "sha256").hexdigest()
-                if hasattr(
-                    hashlib, "file_digest"
-                )  # from Python 3.11 on: it does not read the file as a whole
-                else hashlib.sha256(file.read()).hexdigest()
-            )
+            if hasattr(hashlib, "file_digest"):  # from Python 3.11 on: it does not read the file as a whole
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            else:
+                digest = hashlib.sha256(file.read()).hexdigest()
     except OSError as error:
         raise ProgramError(f"{path}: cannot be read ({error.strerror}); compile the program again") from None
     if digest != sha256:

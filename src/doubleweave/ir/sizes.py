@@ -37,14 +37,42 @@ _FUNCTIONS: dict[str, Callable[..., int]] = {
 }
 
 
+_Function = Callable[[Mapping[str, int]], int]  # a size's number, from the values of its symbols
+
+
 @cache
-def _parsed(text: str) -> tuple[ast.expr, frozenset[str]]:
+def _parsed(text: str) -> tuple[_Function, frozenset[str]]:
     """An expression and its symbols. Raises ValueError for text that is no size expression."""
+    found: set[str] = set()
     try:
-        found = ast.parse(text, mode="eval").body
-        return found, frozenset(_names(found))
+        return _function(ast.parse(text, mode="eval").body, found), frozenset(found)
     except (SyntaxError, RecursionError, MemoryError):
         raise ValueError(f"{text[:60]!r} is no size expression") from None
+
+
+def _function(node: ast.expr, found: set[str]) -> _Function:
+    """The function of an expression; adds its symbols to `found`."""
+    apply: Callable[..., int]
+    match node:
+        case ast.Constant(value=number) if type(number) is int and abs(number) <= _LARGEST:
+            return lambda values: number
+        case ast.Name(id=name):
+            found.add(name)
+            return operator.itemgetter(name)
+        case (
+            ast.BinOp(op=ast.Pow(), right=right) | ast.Call(func=ast.Name(id="PowByNatural"), args=[_, right])
+        ) if not (isinstance(right, ast.Constant) and right.value in range(_MOST_POWER + 1)):
+            raise ValueError(f"{ast.unparse(node)!r} is no size expression")
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            apply, parts = _BINARY[type(op)], [left, right]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            apply, parts = operator.neg, [operand]
+        case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in _FUNCTIONS:
+            apply = _FUNCTIONS[name]
+        case _:
+            raise ValueError(f"{ast.unparse(node)!r} is no size expression")
+    functions = [_function(part, found) for part in parts]
+    return lambda values: apply(*(function(values) for function in functions))
 
 
 def symbols(size: Size) -> frozenset[str]:
@@ -52,46 +80,9 @@ def symbols(size: Size) -> frozenset[str]:
     return frozenset() if isinstance(size, int) else _parsed(size)[1]
 
 
-def _names(node: ast.expr) -> Iterable[str]:
-    match node:
-        case ast.Constant(value=value) if type(value) is int and abs(value) <= _LARGEST:
-            return
-        case ast.Name(id=name):
-            yield name
-        case (
-            ast.BinOp(op=ast.Pow(), right=right) | ast.Call(func=ast.Name(id="PowByNatural"), args=[_, right])
-        ) if not (isinstance(right, ast.Constant) and right.value in range(_MOST_POWER + 1)):
-            raise ValueError(f"{ast.unparse(node)!r} is no size expression")
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            yield from _names(left)
-            yield from _names(right)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            yield from _names(operand)
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
-            for arg in args:
-                yield from _names(arg)
-        case _:
-            raise ValueError(f"{ast.unparse(node)!r} is no size expression")
-
-
 def evaluate(size: Size, values: Mapping[str, int]) -> int:
     """The number a size has for these values of its symbols; KeyError for a symbol without one."""
-    return size if isinstance(size, int) else _evaluate(_parsed(size)[0], values)
-
-
-def _evaluate(node: ast.expr, values: Mapping[str, int]) -> int:
-    match node:
-        case ast.Constant(value=number) if type(number) is int:
-            return number
-        case ast.Name(id=name):
-            return values[name]
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            return _BINARY[type(op)](_evaluate(left, values), _evaluate(right, values))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_evaluate(operand, values)
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](*(_evaluate(arg, values) for arg in args))
-    raise ValueError(f"{ast.unparse(node)!r} is no size expression")
+    return size if isinstance(size, int) else _parsed(size)[0](values)
 
 
 def shape_of(shape: Shape, values: Mapping[str, int]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The split: segments, calls and values, the whole model as a small frozen graph.
 
-Plain data that prints, parses (`Split.from_dict(split.to_dict())`) and diffs. The compiler hands it to the run time, so
-it knows nothing of torch or ExecuTorch.
+Plain data that prints and diffs; manifest.py writes and reads it by its annotations. The compiler hands it to the run
+time, so it knows nothing of torch or ExecuTorch.
 
 Sizes in shapes are numbers, symbols or expressions of symbols (sizes.py). In a language model "T" is the rows of
 the chunk at hand and "S" the rows of the cache up to and including that chunk; in any other module the symbols
@@ -11,14 +11,13 @@ are those of its function, and "T" is the dim along which a chunked segment is c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from doubleweave.ir.interface import Interface
 from doubleweave.ir.sizes import Shape as Shape
-from doubleweave.ir.sizes import Size
+from doubleweave.ir.sizes import Size, text
 
 ROWS, CACHED = "T", "S"
 
@@ -93,8 +92,7 @@ class Traffic(NamedTuple):
     filled: int
 
 
-@dataclass(frozen=True)
-class Port:
+class Port(NamedTuple):
     """One input or output of a segment."""
 
     name: str
@@ -159,6 +157,11 @@ class Value:
     kind: Literal["input", "chunk", "cache", "output", "state"]
 
     @property
+    def type_text(self) -> str:
+        """Dtype and shape: "float32[3, m]"."""
+        return f"{self.dtype}{text(self.shape)}"
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row, that is of one token."""
         return math.prod(size for size in self.shape if isinstance(size, int)) * ITEM_BYTES[self.dtype]
@@ -212,6 +215,18 @@ class Function:
     def value(self, name: str) -> Value:
         return next(value for value in self.values if value.name == name)
 
+    @property
+    def results(self) -> tuple[Value, ...]:
+        """The values of `outputs`."""
+        return tuple(map(self.value, self.outputs))
+
+    def signature_text(self, name: str) -> str:
+        """What it takes and gives, under a name: "name(x: float32[3, m]) -> float32[m], m in 1..8"."""
+        inputs = ", ".join(f"{value.name}: {value.type_text}" for value in self.inputs)
+        results = ", ".join(value.type_text for value in self.results)
+        ranges = "".join(f", {symbol} in {low}..{high}" for symbol, low, high in self.ranges)
+        return f"{name}({inputs}) -> {results}{ranges}"
+
 
 @dataclass(frozen=True)
 class Split:
@@ -263,13 +278,13 @@ class Split:
                 found.setdefault(state.value, function.value(state.value))
         return tuple(found.values())
 
-    def calls_of(self, segment: str) -> Iterator[Call]:
-        return (
+    def calls_of(self, segment: str) -> list[Call]:
+        return [
             call
             for function in self.functions
             for call in function.calls
             if call.segment == segment and call.callee == "segment"
-        )
+        ]
 
     @cached_property
     def appending(self) -> list[int]:
@@ -299,20 +314,6 @@ class Split:
         lines += [f"{state.value} becomes {state.next}" for state in function.states]
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "segments": [_segment_to_dict(segment) for segment in self.segments],
-            "functions": [_function_to_dict(function) for function in self.functions],
-        }
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> Split:
-        """Parse the data of `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
-        return Split(
-            segments=tuple(_segment_from_dict(item) for item in data["segments"]),
-            functions=tuple(_function_from_dict(item) for item in data["functions"]),
-        )
-
 
 def shape_text(shape: FixedSizes | SizeRanges) -> str:
     """The sizes behind a segment's name: "@1,32", "@1..128", "@m=1..10,k=2..8", "" where all are fixed."""
@@ -321,63 +322,3 @@ def shape_text(shape: FixedSizes | SizeRanges) -> str:
     if shape.ranges and shape.ranges[0].symbol == ROWS:
         return f"@{shape.ranges[0].low}..{shape.ranges[0].high}"
     return "@" + ",".join(f"{r.symbol}={r.low}..{r.high}" for r in shape.ranges)
-
-
-def _function_to_dict(function: Function) -> dict[str, Any]:
-    return {
-        "name": function.name,
-        "calls": [
-            {**vars(call), "reads": list(call.reads), "writes": list(call.writes)} for call in function.calls
-        ],
-        "values": [{**vars(value), "shape": list(value.shape)} for value in function.values],
-        "outputs": list(function.outputs),
-        "ranges": [list(item) for item in function.ranges],
-        "states": [list(item) for item in function.states],
-        "interface": None if function.interface is None else function.interface.to_dict(),
-    }
-
-
-def _function_from_dict(data: dict[str, Any]) -> Function:
-    interface = data["interface"]
-    return Function(
-        **{
-            **data,
-            "calls": tuple(
-                Call(**{**item, "reads": tuple(item["reads"]), "writes": tuple(item["writes"])})
-                for item in data["calls"]
-            ),
-            "values": tuple(Value(**{**item, "shape": tuple(item["shape"])}) for item in data["values"]),
-            "outputs": tuple(data["outputs"]),
-            "ranges": tuple(Range(*item) for item in data["ranges"]),
-            "states": tuple(State(*item) for item in data["states"]),
-            "interface": None if interface is None else Interface.from_dict(interface),
-        }
-    )
-
-
-def _segment_to_dict(segment: Segment) -> dict[str, Any]:
-    shape = segment.shape
-    return {
-        **vars(segment),
-        "shape": {"static": list(shape.sizes)}
-        if isinstance(shape, FixedSizes)
-        else {"dynamic": [list(item) for item in shape.ranges]},
-        "inputs": [[port.name, port.dtype, list(port.shape)] for port in segment.inputs],
-        "outputs": [[port.name, port.dtype, list(port.shape)] for port in segment.outputs],
-        "traffic": [list(item) for item in segment.traffic],
-    }
-
-
-def _segment_from_dict(data: dict[str, Any]) -> Segment:
-    shape = data["shape"]
-    return Segment(
-        **{
-            **data,
-            "shape": FixedSizes(tuple(shape["static"]))
-            if "static" in shape
-            else SizeRanges(tuple(Range(*item) for item in shape["dynamic"])),
-            "traffic": tuple(Traffic(*item) for item in data.get("traffic", ())),
-            "inputs": tuple(Port(name, dtype, tuple(shape)) for name, dtype, shape in data["inputs"]),
-            "outputs": tuple(Port(name, dtype, tuple(shape)) for name, dtype, shape in data["outputs"]),
-        }
-    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -33,16 +33,10 @@ class Tree:
     value: Any = None
 
     def to_dict(self) -> dict[str, Any]:
-        data: dict[str, Any] = {"kind": self.kind}
-        if self.items:
-            data["items"] = [item.to_dict() for item in self.items]
-        if self.keys:
-            data["keys"] = list(self.keys)
-        if self.type:
-            data["type"] = self.type
-        if self.kind == "constant":
-            data["value"] = self.value
-        return data
+        items = [item.to_dict() for item in self.items]
+        data = {"kind": self.kind, "items": items, "keys": list(self.keys), "type": self.type}
+        found = {key: value for key, value in data.items() if value}
+        return found | {"value": self.value} if self.kind == "constant" else found
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Tree:
@@ -58,6 +52,7 @@ class Tree:
             or (has_keys and (len(items) != len(tree.keys) or len(set(tree.keys)) != len(tree.keys)))
             or (not has_keys and tree.keys)
             or (tree.kind in _RECORDS and not (tree.type and all(type(key) is str for key in tree.keys)))
+            or type(tree.type) is not str
             or type(tree.value) not in CONSTANTS
         ):
             raise ValueError(f"{data!r} is no tree")
@@ -71,7 +66,7 @@ class Tree:
         """The path of each tensor: "cfg.mask", "xs[1]", …"""
         if self.kind == "tensor":
             yield where
-        for step, item in zip(_steps(self), self.items, strict=True):
+        for step, item in zip(_steps(self.kind, self.keys, len(self.items)), self.items, strict=True):
             yield from item.paths(where + step)
 
 
@@ -103,10 +98,9 @@ def _flatten(value: Any, where: str, leaves: list[Any]) -> Tree:
     if children is None:
         raise TreeError(where, f"a {type(value).__name__}", ALLOWED)
     kind, keys, items, name = children
-    shell = Tree(kind, keys=keys, type=name)
-    steps = _steps(dataclasses.replace(shell, items=(shell,) * len(items)))
+    steps = _steps(kind, keys, len(items))
     built = tuple(_flatten(item, where + step, leaves) for step, item in zip(steps, items, strict=True))
-    return dataclasses.replace(shell, items=built)
+    return Tree(kind, built, keys, name)
 
 
 def _children(value: Any) -> tuple[Kind, tuple[Any, ...], list[Any], str] | None:
@@ -125,11 +119,11 @@ def _children(value: Any) -> tuple[Kind, tuple[Any, ...], list[Any], str] | None
     return None
 
 
-def _steps(tree: Tree) -> list[str]:
-    if tree.kind in ("named_tuple", "dataclass"):
-        return [f".{key}" for key in tree.keys]
-    keys = tree.keys if tree.kind == "dict" else range(len(tree.items))
-    return [f"[{key!r}]" for key in keys]
+def _steps(kind: Kind, keys: Sequence[Any], count: int) -> list[str]:
+    """The way to each of `count` items."""
+    if kind in _RECORDS:
+        return [f".{key}" for key in keys]
+    return [f"[{key!r}]" for key in (keys if kind == "dict" else range(count))]
 
 
 def match(tree: Tree, value: Any, where: str) -> Iterator[Any]:
@@ -151,7 +145,7 @@ def match(tree: Tree, value: Any, where: str) -> Iterator[Any]:
     items = children[2]
     if tree.kind in _KEYED:
         items = [value[key] if tree.kind == "dict" else getattr(value, key) for key in tree.keys]
-    for step, item, child in zip(_steps(tree), items, tree.items, strict=True):
+    for step, item, child in zip(_steps(tree.kind, tree.keys, len(items)), items, tree.items, strict=True):
         yield from match(child, item, where + step)
 
 

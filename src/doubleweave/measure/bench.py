@@ -60,7 +60,7 @@ def bench(
         if number == 0:
             continue  # the warm-up loads methods and touches memory
         ttft.append(first - start)
-        makespan.append(float(recorded.end_ns.max()) / 1e9)
+        makespan.append(recorded.makespan_s)
         alone.append(took_alone)
         if gen:
             decode.append(gen / (end - first))
@@ -96,11 +96,9 @@ def _alone(session: Session, recorded: Recorded, ids: TokenIds) -> Any:
     """Each task's nanoseconds when one runs at a time."""
     session.use(recorded.choice._replace(schedule="sequential", workers=(ANY,), in_flight=1))
     session.reset()
-    session.append(ids, record=True)
-    alone = session.recorded
-    assert alone is not None
+    alone = session.append_recorded(ids)
     assert alone.verified.graph.chunks == recorded.verified.graph.chunks
-    return alone.end_ns - alone.start_ns
+    return alone.took_ns
 
 
 def _spread(name: str, values: list[float]) -> dict[str, float | None]:

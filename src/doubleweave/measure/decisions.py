@@ -18,7 +18,6 @@ from doubleweave.predict.planner import WORTH, choice_of, merged, plan
 from doubleweave.predict.profile import Decision, Profile
 from doubleweave.runtime.llm.program import Program
 from doubleweave.runtime.llm.session import Session, TokenIds
-from doubleweave.runtime.threads import threads_or_all
 from doubleweave.schedule.choice import Choice
 
 _FINALISTS = 3
@@ -30,16 +29,9 @@ _MOST_TOKENS = 4096
 _RUNS = {512: 9, 1536: 5, _MOST_TOKENS: 3}
 
 
-def tune(
-    program: Program,
-    profile: Profile,
-    threads: int | None = None,
-    *,
-    progress: Progress = lambda what, done, total: None,
-) -> tuple[Decision, ...]:
+def tune(program: Program, profile: Profile, threads: int, progress: Progress) -> tuple[Decision, ...]:
     """Measure the finalists of each prompt length of a grid. Lengths between two of the grid go
     with the longer one. Raises InputError as `use_threads` does."""
-    threads = threads_or_all(threads)
     planner = RunPlanner(program.split, profile, program.model.max_context)
     lengths = lengths_up_to(min(program.model.max_context, _MOST_TOKENS))
     session = program.session("sequential", threads)
@@ -72,8 +64,7 @@ def _times(session: Session, ids: TokenIds, choices: list[Choice]) -> dict[Choic
         for choice in choices[:: -1 if number % 2 else 1]:
             session.use(choice)
             session.reset()
-            session.append(ids, record=True)
-            assert session.recorded is not None
+            makespan_s = session.append_recorded(ids).makespan_s
             if number:  # round 0 loads methods and touches memory
-                took[choice].append(float(session.recorded.end_ns.max()) / 1e9)
+                took[choice].append(makespan_s)
     return {choice: statistics.median(sorted(took[choice])[: (runs + 1) // 2]) for choice in choices}

@@ -22,7 +22,6 @@ from doubleweave.predict.find_profile import GENERIC, program_id, this_machine
 from doubleweave.predict.profile import Measured, Profile, uses_cache
 from doubleweave.runtime.llm.program import Program
 from doubleweave.runtime.llm.session import Recorded, Session, TokenIds
-from doubleweave.runtime.threads import threads_or_all
 from doubleweave.schedule.choice import chunk_shape, default_choice
 from doubleweave.schedule.costs import Costs
 from doubleweave.schedule.schedule import ANY, Schedule
@@ -39,16 +38,9 @@ _RUNS_TOGETHER = 7
 _PROMPT = 1024
 
 
-def measure(
-    program: Program,
-    *,
-    runs: int = 5,
-    max_cached: int = _CACHED[-1],
-    threads: int | None = None,
-    progress: Progress = lambda what, done, total: None,
-) -> Profile:
-    """Measure with `runs` runs each, caches of up to `max_cached` tokens, methods on one thread and on `threads` (by
-    default the machine's cores), and 2, 4, … `threads` workers. The profile has no decisions yet (decisions.py).
+def measure(program: Program, *, runs: int, max_cached: int, threads: int, progress: Progress) -> Profile:
+    """Measure with `runs` runs each, caches of up to `max_cached` tokens, methods on one thread and on `threads`, and
+    2, 4, … `threads` workers. The profile has no decisions yet (decisions.py).
 
     `progress` gets a text, the steps done and the steps in all. Raises InputError for fewer than 1 run or 0 tokens.
     """
@@ -56,7 +48,6 @@ def measure(
         raise InputError(
             f"profile: found {runs} runs and {max_cached} cached tokens, expected at least 1 run and 0 tokens"
         )
-    threads = threads_or_all(threads)
     counts, workers = sorted({1, threads}), worker_counts(threads)
     shape = chunk_shape(program.split)
     sizes = shape.sizes if isinstance(shape, FixedSizes) else _rows(most_rows(shape))
@@ -82,10 +73,11 @@ def measure(
                 choice = default_choice(program.split, "sequential", count)
                 session.use(choice)
                 for rows in sizes:
-                    # The first round loads methods and touches memory.
-                    _sample(session, ids, rows, cached, samples[count] if number else None)
+                    _sample(session, ids, rows, cached, samples[count])
                 session.use(choice._replace(schedule="pairwise", in_flight=2), _pairwise)
-                _sample_repeats(session, ids, max(sizes), cached, repeats[count] if number else None)
+                _sample_repeats(session, ids, max(sizes), cached, repeats[count])
+        if number == 0:  # the first round loads methods and touches memory
+            samples, repeats = ({count: _no_samples() for count in counts} for _ in range(2))
     profile = Profile(
         name=f"{program.manifest.name} on {this_machine()}",
         kind="measured",
@@ -121,48 +113,36 @@ def _fill(program: Program, session: Session, ids: TokenIds, threads: int) -> No
         session.append(ids)
 
 
-def _sample(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples | None) -> None:
+def _sample(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples) -> None:
     """Run one chunk behind `cached` tokens and note each call's microseconds."""
     session.truncate(cached)
-    recorded = _run(session, ids[cached : cached + rows])
-    if found is None:
-        return
+    recorded = session.append_recorded(ids[cached : cached + rows])
     graph = recorded.verified.graph
-    took = (recorded.end_ns - recorded.start_ns) / 1e3
-    for task, us in enumerate(took.tolist()):
+    for task, us in enumerate((recorded.took_ns / 1e3).tolist()):
         call = graph.split.calls[graph.call_of[task]]
         computed = 1 if call.rows == "last" else rows
         found[call.segment, computed][cached].append(us)
 
 
-def _sample_repeats(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples | None) -> None:
+def _sample_repeats(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples) -> None:
     """Run two chunks behind `cached` tokens, each call for the first and then for the second, and note the second's
     microseconds."""
     session.truncate(cached)
     if cached + 2 * rows > session.max_context:
         return
-    recorded = _run(session, ids[cached : cached + 2 * rows])
-    if found is None:
-        return
+    recorded = session.append_recorded(ids[cached : cached + 2 * rows])
     graph = recorded.verified.graph
     (tasks,) = recorded.verified.workers
     for before, task in itertools.pairwise(tasks):
         call = graph.split.calls[graph.call_of[task]]
         if graph.call_of[before] == graph.call_of[task] and call.rows == "all":
-            us = (recorded.end_ns[task] - recorded.start_ns[task]) / 1e3
-            found[call.segment, rows][cached].append(float(us))
+            found[call.segment, rows][cached].append(float(recorded.took_ns[task] / 1e3))
 
 
 def _pairwise(graph: TaskGraph, workers: Sequence[str], costs: Costs) -> Schedule:
     """On one worker, each call for every chunk before the next call."""
     order = np.lexsort((graph.chunk_of, graph.call_of)).tolist()
     return Schedule("pairwise", tuple(workers), (tuple(order),))
-
-
-def _run(session: Session, ids: TokenIds) -> Recorded:
-    session.append(ids, record=True)
-    assert session.recorded is not None
-    return session.recorded
 
 
 def _fitted(
@@ -248,7 +228,7 @@ def _with_workers(program: Program, profile: Profile, ids: TokenIds, count: int,
             ):
                 session.use(how)
                 session.reset()
-                recorded = _run(session, ids[:_PROMPT])
+                recorded = session.append_recorded(ids[:_PROMPT])
                 if number:
                     kept.append(recorded)
         alone, together = _faster_half(alone), _faster_half(together)
@@ -271,19 +251,17 @@ def _with_workers(program: Program, profile: Profile, ids: TokenIds, count: int,
 
 def _faster_half(runs: Sequence[Recorded]) -> list[Recorded]:
     """The machine's other work only adds time, to some runs much."""
-    return sorted(runs, key=lambda run: int(run.end_ns.max()))[: (len(runs) + 1) // 2]
+    return sorted(runs, key=lambda run: run.makespan_s)[: (len(runs) + 1) // 2]
 
 
 def _ran(alone: Sequence[Recorded], together: Sequence[Recorded]) -> list[Ran]:
     """The runs in `together`, with the median times of their tasks in `alone`."""
-    alone_ns = np.median([run.end_ns - run.start_ns for run in alone], axis=0).astype(np.int64)
+    alone_ns = np.median([run.took_ns for run in alone], axis=0).astype(np.int64)
     graph = together[0].verified.graph
     assert graph.chunks == alone[0].verified.graph.chunks
-    devices = [graph.devices[call] for call in graph.call_of.tolist()]
     found = []
     for run in together:
-        workers = np.zeros(len(graph), np.int64)
-        for worker, tasks in enumerate(run.verified.workers):
-            workers[list(tasks)] = worker
-        found.append(Ran(devices, workers, run.start_ns, run.end_ns, alone_ns))
+        worker_of = run.verified.schedule.worker_of
+        workers = np.array([worker_of[task] for task in range(len(graph))])
+        found.append(Ran(graph.device_of, workers, run.start_ns, run.end_ns, alone_ns))
     return found

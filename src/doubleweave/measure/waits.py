@@ -26,8 +26,7 @@ def waits_of(verified: Verified, start_ns: Int64Array, end_ns: Int64Array) -> Wa
     """Take for each task the last to end of the tasks that it waits for and of its worker's task before it."""
     graph = verified.graph
     starts, ends = start_ns.tolist(), end_ns.tolist()
-    worker_of = {task: worker for worker, tasks in enumerate(verified.workers) for task in tasks}
-    device_of = [graph.devices[call] for call in graph.call_of.tolist()]
+    worker_of, device_of = verified.schedule.worker_of, graph.device_of
     hand_overs: dict[tuple[str, str], list[int]] = {}
     same_worker: list[int] = []
     for tasks in verified.workers:

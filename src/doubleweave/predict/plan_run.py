@@ -13,6 +13,7 @@ from doubleweave import _scheduling
 from doubleweave.errors import InputError
 from doubleweave.ir.split import FixedSizes, Split, most_rows
 from doubleweave.predict.auto import choose, overlapping_schedule
+from doubleweave.predict.find_profile import num_cores
 from doubleweave.predict.profile import Profile, call_costs, costs_of
 from doubleweave.schedule import scratch_groups
 from doubleweave.schedule.choice import (
@@ -71,15 +72,18 @@ class RunPlanner:
         )
         self._native = _scheduling.Planner(_outline(split, max_tokens), machine)
 
-    def threads(self, asked: int | None, cores: int, most: int = _ANY_THREADS) -> int:
+    def threads(self, asked: int | None, cores: int | None = None, most: int = _ANY_THREADS) -> int:
         """The number of threads in all: `asked`; else that which the profile's decisions were made with; else that of
-        the CPU of a chip that the profile describes; else `cores`, this machine's. A run here can have `most`.
+        the CPU of a chip that the profile describes; else `cores`, by default this machine's. A run here can have
+        `most`.
 
         Raises InputError for less than one.
         """
-        if asked is not None and asked < 1:
+        if asked is None:
+            return self._native.default_threads(cores or num_cores(), most)
+        if asked < 1:
             raise InputError(f"threads: found {asked}, expected at least 1")
-        return self._native.default_threads(cores, most) if asked is None else asked
+        return asked
 
     def check(self, wish: Wish) -> None:
         """Raises InputError for a wish that does not fit the program; `threads` answers for its threads."""

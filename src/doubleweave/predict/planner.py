@@ -127,17 +127,15 @@ def hidden_share(schedule: Schedule, is_cpu: Any, start_ns: Any, end_ns: Any) ->
     return hidden / total if total else 0.0
 
 
-def plan(planner: RunPlanner, num_tokens: int, threads: int, only: Sequence[Choice] | None = None) -> Plan:
-    """Simulate every candidate (or those given) for a prompt of this length.
+def plan(planner: RunPlanner, num_tokens: int, threads: int) -> Plan:
+    """Simulate every candidate for a prompt of this length.
 
     Raises InputError for a length below 1, and where the profile does not fit.
     """
     if num_tokens < 1:
         raise InputError(f"prompt-len: found {num_tokens}, expected at least 1")
-    tried = [
-        forecast(simulate(planner, choice, num_tokens))
-        for choice in (only if only is not None else planner.candidates(num_tokens, threads))
-    ]
+    candidates = planner.candidates(num_tokens, threads)
+    tried = [forecast(simulate(planner, choice, num_tokens)) for choice in candidates]
     best = min(item.makespan_s for item in tried)
     chosen = next(item for item in tried if item.makespan_s <= best * (1 + WORTH))
     # Measured decisions, or a rule, may say another choice than the prediction: the plan shows both.

@@ -78,18 +78,11 @@ class Profile:
     decisions: tuple[Decision, ...] = ()
     weights: str = "int8"
 
-    def costs(
-        self, graph: TaskGraph, threads: int = 1, workers: int = 1, *, all_rows: bool = False, cached: int = 0
-    ) -> Costs:
-        """The costs of a graph's tasks on so many workers, each method on `threads` threads, behind `cached` tokens.
-
-        `all_rows`: calls that compute the last row alone otherwise compute all rows. Raises InputError where the
-        profile has neither a segment's time nor its device.
-        """
-        return costs_of(self.tables(graph.split), graph, threads, workers, all_rows=all_rows, cached=cached)
-
     def tables(self, split: Split) -> _scheduling.CostTables:
-        """The costs of a program's segments for the native module; raises InputError as `costs` does."""
+        """The costs of a program's segments for the native module.
+
+        Raises InputError where the profile has neither a segment's time nor its device.
+        """
         devices = devices_of(split)
         return _scheduling.CostTables(
             list(map(self._times, split.segments)),
@@ -117,9 +110,8 @@ class Profile:
         """Nanoseconds from a worker of device i to another worker, of device j."""
 
         def us(a: str, b: str) -> float:
-            if (a, b) in self.hand_over_us:
-                return self.hand_over_us[a, b]
-            return self.devices[b].hand_over_us if b in self.devices else 0.0
+            published = self.devices[b].hand_over_us if b in self.devices else 0.0
+            return self.hand_over_us.get((a, b), published)
 
         return [[round(us(a, b) * 1e3) for b in devices] for a in devices]
 
@@ -148,7 +140,8 @@ def costs_of(
     all_rows: bool = False,
     cached: int = 0,
 ) -> Costs:
-    """The costs of a graph's tasks by tables of its program; the arguments are those of `Profile.costs`."""
+    """The costs of a graph's tasks, by a profile's tables of its program, on so many workers, each method on `threads`
+    threads, behind `cached` tokens. `all_rows`: calls that compute the last row alone otherwise compute all rows."""
     split = graph.split
     duration_ns, repeated, hand_over_ns, same_worker_ns, contention = _scheduling.costs_of(
         tables,

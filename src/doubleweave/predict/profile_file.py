@@ -12,6 +12,7 @@ from typing import Any
 
 from doubleweave.errors import InputError
 from doubleweave.files import written_whole
+from doubleweave.ir.manifest import to_plain
 from doubleweave.predict.estimate import WEIGHT_BYTES, Device
 from doubleweave.predict.profile import Decision, Measured, Profile
 from doubleweave.schedule.choice import Choice
@@ -25,18 +26,16 @@ def profile_dict(profile: Profile) -> dict[str, Any]:
         "hand_over_us": _by_device(profile.hand_over_us),
         "contention": {f"workers_{count}": _by_device(pairs) for count, pairs in profile.contention.items()},
         "segment": {
-            name: {
-                f"threads_{threads}": {
-                    key: [list(row) for row in value] if key == "us" else list(value)
-                    for key, value in vars(measured).items()
-                }
-                for threads, measured in by_threads.items()
-            }
+            name: {f"threads_{threads}": to_plain(measured) for threads, measured in by_threads.items()}
             for name, by_threads in profile.segments.items()
         },
         "decision": [
-            {"tokens": d.tokens, **d.choice._asdict(), "workers": list(d.choice.workers)}
-            | {"makespan_s": d.makespan_s}
+            {
+                "tokens": d.tokens,
+                **d.choice._asdict(),
+                "workers": [*d.choice.workers],
+                "makespan_s": d.makespan_s,
+            }
             for d in profile.decisions
         ],
     }
@@ -57,17 +56,17 @@ def parse_profile(data: Mapping[str, Any], where: str) -> Profile:
         for f in Profile.__annotations__
     }
     _check_keys(data, known - {"weights"}, {"name", "kind"}, where)
-    contention = _table(data.get("contention", {}), f"{where}, contention")
+    contention = _subtable(data, "contention", where)
     return Profile(
         name=str(data["name"]),
         kind=str(data["kind"]),
         devices={
             name: parse_device(table, f"{where}, device {name}")
-            for name, table in _table(data.get("device", {}), f"{where}, device").items()
+            for name, table in _subtable(data, "device", where).items()
         },
         segments={
             name: _by_threads(table, f"{where}, segment {name}")
-            for name, table in _table(data.get("segment", {}), f"{where}, segment").items()
+            for name, table in _subtable(data, "segment", where).items()
         },
         hand_over_us=_pairs(data, "hand_over_us", where),
         contention={
@@ -109,6 +108,10 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
+def _subtable(data: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    return _table(data.get(key, {}), f"{where}, {key}")
+
+
 def _check_keys(data: Mapping[str, Any], known: set[str], needed: set[str], where: str) -> None:
     if unknown := sorted(set(data) - known):
         raise InputError(f"{where}: found key {unknown[0]!r}, expected one of {', '.join(sorted(known))}")
@@ -138,16 +141,14 @@ def _count(key: str, prefix: str, where: str) -> int:
 def _pairs(data: Mapping[str, Any], key: str, where: str) -> dict[tuple[str, str], float]:
     return {
         (a, b): _number(value, f"{where}, {key}.{a}.{b}")
-        for a, row in _table(data.get(key, {}), f"{where}, {key}").items()
+        for a, row in _subtable(data, key, where).items()
         for b, value in _table(row, f"{where}, {key}.{a}").items()
     }
 
 
 def _by_threads(data: Any, where: str) -> dict[int, Measured]:
-    return {
-        _count(key, "threads_", where): _measured(table, f"{where}, {key}")
-        for key, table in _table(data, where).items()
-    }
+    tables = _table(data, where)
+    return {_count(key, "threads_", where): _measured(tables[key], f"{where}, {key}") for key in tables}
 
 
 def _measured(data: Any, where: str) -> Measured:

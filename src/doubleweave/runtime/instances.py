@@ -53,10 +53,9 @@ class Instances:
     def load_all(self, methods: list[str]) -> None:
         """Load several methods on several threads: loading mostly packs weights, without the GIL."""
         with self._loading:
-            todo = [method for method in dict.fromkeys(methods) if (method, 0) not in self._loaded]
-            for method in self._alone.keys() & set(todo):
+            for method in self._alone.keys() & set(methods):
                 self.get(method)
-            todo = [method for method in todo if method not in self._alone]
+            todo = [method for method in dict.fromkeys(methods) if (method, 0) not in self._loaded]
             with ThreadPoolExecutor(max_workers=_native.max_threads()) as pool:
                 for method, instance in zip(todo, pool.map(self._load, todo), strict=True):
                     self._loaded[method, 0] = instance

@@ -47,19 +47,13 @@ def as_choice(found: tuple[str, list[str], int, int, int, int]) -> Choice:
     return Choice(schedule, tuple(workers), *numbers)
 
 
-def default_choice(
-    split: Split,
-    schedule: str,
-    threads: int,
-    workers: tuple[str, ...] | None = None,
-    chunk: int | None = None,
-) -> Choice:
+def default_choice(split: Split, schedule: str, threads: int) -> Choice:
     """The choice for a named schedule on `threads` threads in all, whatever a profile says.
 
-    Raises InputError for a schedule or a worker's device that does not exist, and a chunk below 1.
+    Raises InputError for a schedule that does not exist.
     """
     most = most_rows(chunk_shape(split))
-    return as_choice(_scheduling.default_choice(schedule, workers, chunk, threads, devices_of(split), most))
+    return as_choice(_scheduling.default_choice(schedule, None, None, threads, devices_of(split), most))
 
 
 def devices_of(split: Split) -> tuple[str, ...]:

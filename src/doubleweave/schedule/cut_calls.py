@@ -17,16 +17,9 @@ from doubleweave.schedule.inline_functions import Flat, FlatCall
 from doubleweave.schedule.module_steps import Copy, Step, Tensor, View
 
 
-class Cut(NamedTuple):
-    """The tensors of a run in the order in which it meets them, its steps, and the tensors of its results."""
-
-    tensors: tuple[Tensor, ...]
-    steps: tuple[Step, ...]
-    outputs: tuple[int, ...]
-
-
-def cut_calls(flat: Flat) -> Cut:
-    """Make steps of flat calls; staged tensors stand behind the tensors of their call."""
+def cut_calls(flat: Flat) -> tuple[list[Tensor], list[Step], tuple[int, ...]]:
+    """Make steps of flat calls: (the tensors of a run in the order in which it meets them, its steps, the tensors of
+    its results). Staged tensors stand behind the tensors of their call."""
     tensors: list[Tensor] = []
     numbers: list[int] = []  # the number among `tensors` of each tensor of `flat`
     steps: list[Step] = []
@@ -44,7 +37,7 @@ def cut_calls(flat: Flat) -> Cut:
         else:
             steps.append(_at_once(call, numbers, tensors))
     meet(len(flat.tensors))
-    return Cut(tuple(tensors), tuple(steps), tuple(numbers[tensor] for tensor in flat.outputs))
+    return tensors, steps, tuple(numbers[tensor] for tensor in flat.outputs)
 
 
 def _at_once(call: FlatCall, numbers: Sequence[int], tensors: Sequence[Tensor]) -> Step:
@@ -52,11 +45,11 @@ def _at_once(call: FlatCall, numbers: Sequence[int], tensors: Sequence[Tensor]) 
         source, target = numbers[call.reads[0]], numbers[call.writes[0]]
         size = tensors[source].num_bytes
         return Step(call.name, "", "", "cpu", 0, copy=Copy(source, target, 0, size, 0, size, 1, size, 0))
-    views = [
-        View(number, tensors[number].sizes) for number in map(numbers.__getitem__, call.reads + call.writes)
-    ]
-    num_reads, name = len(call.reads), call.segment.name
-    reads, writes = tuple(views[:num_reads]), tuple(views[num_reads:])
+    reads, writes = (
+        tuple(View(numbers[tensor], tensors[numbers[tensor]].sizes) for tensor in side)
+        for side in (call.reads, call.writes)
+    )
+    name = call.segment.name
     return Step(call.name, name, name, call.segment.device, 0, reads, writes)
 
 

@@ -11,11 +11,8 @@ from collections.abc import Sequence
 from doubleweave.ir.split import Function, Split
 from doubleweave.schedule.cut_calls import cut_calls
 from doubleweave.schedule.inline_functions import inline
-from doubleweave.schedule.module_steps import Copy, Place, Plan, Step, Tensor, View
+from doubleweave.schedule.module_steps import Plan
 from doubleweave.schedule.place_tensors import place_tensors
-from doubleweave.schedule.symbols import symbols_of
-
-__all__ = ["Copy", "Place", "Plan", "Step", "Tensor", "View", "make", "symbols_of"]
 
 
 def make(split: Split, function: Function, name: str, found: Sequence[tuple[str, Sequence[int]]]) -> Plan:
@@ -26,7 +23,7 @@ def make(split: Split, function: Function, name: str, found: Sequence[tuple[str,
     return Plan(
         function=function.name,
         tensors=placed,
-        steps=steps,
+        steps=tuple(steps),
         inputs=tuple(range(len(function.inputs))),  # they are the first tensors
         outputs=outputs,
         updates=flat.updates,

@@ -6,6 +6,7 @@ It knows nothing of how a plan is made, of threads or of ExecuTorch.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -90,12 +91,17 @@ class Plan:
 
     def peak_bytes(self) -> int:
         """The most bytes of tensors in buffers that are in use at one time; no plan takes less."""
-        most = 0
-        for step in range(len(self.steps)):
-            alive = 0
-            for index, tensor in enumerate(self.tensors):
-                last = self.last_use(index)
-                if tensor.place == "buffer" and tensor.writers and last is not None:
-                    alive += tensor.num_bytes if tensor.writers[0] <= step <= last else 0
-            most = max(most, alive)
-        return most
+        return most_at_once(
+            (tensor.writers[0], max(tensor.readers + tensor.writers), tensor.num_bytes)
+            for tensor in self.tensors
+            if tensor.place == "buffer" and tensor.writers
+        )
+
+
+def most_at_once(spans: Iterable[tuple[int, int, int]]) -> int:
+    """The most bytes in use at one time, of (begin, end, bytes); both ends are included."""
+    found = list(spans)
+    # The most is reached where something begins.
+    return max(
+        (sum(size for begin, end, size in found if begin <= at <= end) for at, _, _ in found), default=0
+    )

@@ -27,25 +27,18 @@ def place_tensors(
             writers[step.copy.target].append(number)
     buffers, buffer_bytes = _assign(tensors, writers, readers, len(steps))
     placed = tuple(
-        Tensor(
-            name,
-            dtype,
-            sizes,
-            place,
-            buffers.get(index, number),
-            tuple(writers[index]),
-            tuple(readers[index]),
+        tensor._replace(
+            number=buffers.get(index, tensor.number),
+            writers=tuple(writers[index]),
+            readers=tuple(readers[index]),
         )
-        for index, (name, dtype, sizes, place, number, *_) in enumerate(tensors)
+        for index, tensor in enumerate(tensors)
     )
     return placed, tuple(buffer_bytes)
 
 
 def _assign(
-    tensors: Sequence[Tensor],
-    writers: list[list[int]],
-    readers: list[list[int]],
-    num_steps: int,
+    tensors: Sequence[Tensor], writers: list[list[int]], readers: list[list[int]], num_steps: int
 ) -> tuple[dict[int, int], list[int]]:
     """The buffer of each tensor of the run, and the buffers' sizes in bytes: best fit, in the order of steps."""
     begins: list[list[int]] = [[] for _ in range(num_steps)]
@@ -61,13 +54,11 @@ def _assign(
         # Tensors that a step writes are placed before its reads are freed: a method may write before it has read all.
         for index in beginning:
             size = tensors[index].num_bytes
-            if fitting := [buffer for buffer in free if sizes[buffer] >= size]:
-                buffer = min(fitting, key=sizes.__getitem__)
+            if free:  # growing the largest takes fewer bytes than another buffer
+                fitting = [buffer for buffer in free if sizes[buffer] >= size]
+                buffer = min(fitting, key=sizes.__getitem__) if fitting else max(free, key=sizes.__getitem__)
                 free.remove(buffer)
-            elif free:  # growing the largest takes fewer bytes than another buffer
-                buffer = max(free, key=sizes.__getitem__)
-                free.remove(buffer)
-                sizes[buffer] = size
+                sizes[buffer] = max(size, sizes[buffer])
             else:
                 buffer = len(sizes)
                 sizes.append(size)

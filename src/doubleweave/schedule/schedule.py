@@ -7,6 +7,7 @@ checks them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from doubleweave import _scheduling
 from doubleweave.errors import ScheduleError
@@ -29,6 +30,12 @@ class Schedule:
     devices: tuple[str, ...]
     workers: tuple[tuple[int, ...], ...]
     threads: int = 1
+
+    @cached_property
+    def worker_of(self) -> dict[int, int]:
+        """The worker of each task."""
+        found = {task: worker for worker, tasks in enumerate(self.workers) for task in tasks}
+        return {task: worker for task, worker in found.items() if task != BARRIER}
 
     def text(self, graph: TaskGraph) -> str:
         """One line a worker: "npu: block_0/0+128@128 | block_1/0+128@128 …"; "|" is a barrier."""

@@ -68,6 +68,11 @@ class TaskGraph:
         return tuple(self.split.segment(call.segment).device for call in self.split.calls)
 
     @cached_property
+    def device_of(self) -> tuple[str, ...]:
+        """The device of each task."""
+        return tuple(self.devices[call] for call in self.call_of.tolist())
+
+    @cached_property
     def every_device(self) -> tuple[str, ...]:
         """The devices, in order of first use."""
         return tuple(dict.fromkeys(self.devices))
@@ -128,16 +133,8 @@ def build(
         values[name].row_bytes * (1 if want == "last" and split.calls[writer[name]].rows == "last" else rows)
         for name in slots.outputs
     )
+    lane_bytes = tuple(size * rows for size in slots.row_bytes)
+    output_bytes = outputs * (len(chunks) if want == "all" else 1)
     return TaskGraph(
-        split,
-        chunks,
-        want,
-        call_of,
-        chunk_of,
-        starts,
-        found,
-        slots,
-        lanes,
-        tuple(size * rows for size in slots.row_bytes),
-        outputs * (len(chunks) if want == "all" else 1),
+        split, chunks, want, call_of, chunk_of, starts, found, slots, lanes, lane_bytes, output_bytes
     )

@@ -102,18 +102,9 @@ def from_chrome(data: Any, where: str) -> Timeline:
 
 def _event(item: Mapping[str, Any]) -> Event:
     call, _, _ = item["name"].rpartition("/")
-    arguments = item["args"]
-    start = round(item["ts"] * 1e3)
-    end = start + round(item["dur"] * 1e3)
-    return Event(
-        call,
-        str(arguments["segment"]),
-        str(arguments["device"]),
-        int(arguments["chunk"]),
-        int(item["tid"]),
-        start,
-        end,
-    )
+    arguments, start = item["args"], round(item["ts"] * 1e3)
+    segment, device, chunk = str(arguments["segment"]), str(arguments["device"]), int(arguments["chunk"])
+    return Event(call, segment, device, chunk, int(item["tid"]), start, start + round(item["dur"] * 1e3))
 
 
 def _samples(events: list[Any], name: str, unit: str) -> tuple[tuple[int, float], ...]:

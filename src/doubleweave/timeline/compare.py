@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 from doubleweave.errors import InputError
 from doubleweave.tables import format_table
@@ -61,18 +61,17 @@ def compare(a: Timeline, b: Timeline) -> Comparison:
         raise InputError(
             "trace: the two have no task in common; expected traces of the same program and prompt length"
         )
-    kinds: dict[str, list[tuple[float, float]]] = {}
-    for task in both:
-        times = in_a[task].duration_ns / 1e6, in_b[task].duration_ns / 1e6
-        kinds.setdefault(kind_of(in_a[task].segment), []).append(times)
     pairs = [_pair(task, in_a[task], in_b[task]) for task in both]
+    kinds: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        kinds.setdefault(kind_of(in_a[pair.task].segment), []).append(pair)
     before_a, before_b = _before(a), _before(b)
     return Comparison(
         a=a.title,
         b=b.title,
         a_makespan_ms=a.makespan_s * 1e3,
         b_makespan_ms=b.makespan_s * 1e3,
-        kinds=tuple(_kind(kind, times) for kind, times in kinds.items()),
+        kinds=tuple(_kind(kind, found) for kind, found in kinds.items()),
         tasks=tuple(sorted(pairs, key=lambda pair: -abs(pair.a_ms - pair.b_ms))),
         only_a=tuple(task for task in in_a if task not in in_b),
         only_b=tuple(task for task in in_b if task not in in_a),
@@ -101,13 +100,9 @@ def _pair(task: str, a: Event, b: Event) -> Pair:
     return Pair(task, a.duration_ns / 1e6, b.duration_ns / 1e6, a.start_ns / 1e6, b.start_ns / 1e6)
 
 
-def _kind(kind: str, times: Sequence[tuple[float, float]]) -> Kind:
-    apart = sorted(abs(a - b) for a, b in times)
-    return Kind(kind, len(times), sum(a for a, _ in times), sum(b for _, b in times), apart[len(apart) // 2])
-
-
-def comparison_dict(found: Comparison) -> dict[str, Any]:
-    return asdict(found)
+def _kind(kind: str, found: Sequence[Pair]) -> Kind:
+    apart_ms = statistics.median_high(abs(pair.a_ms - pair.b_ms) for pair in found)
+    return Kind(kind, len(found), sum(p.a_ms for p in found), sum(p.b_ms for p in found), apart_ms)
 
 
 def comparison_text(found: Comparison, limit: int = 15) -> str:

@@ -5,10 +5,12 @@ It knows nothing of where the times come from.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 
 from doubleweave.schedule.costs import Int64Array
-from doubleweave.schedule.schedule import BARRIER, Schedule
+from doubleweave.schedule.schedule import Schedule
 from doubleweave.schedule.task_graph import TaskGraph
 from doubleweave.timeline.timeline import Counter, Event, Timeline
 
@@ -22,42 +24,25 @@ def timeline_of(
     cached: int = 0,
 ) -> Timeline:
     """The timeline of a run in which task t ran from `start_ns[t]` to `end_ns[t]`, behind `cached` tokens."""
-    calls = graph.split.calls
-    worker_of = {
-        task: worker for worker, tasks in enumerate(schedule.workers) for task in tasks if task != BARRIER
-    }
+    calls, worker_of = graph.split.calls, schedule.worker_of
     # Tasks that start together keep the graph's order, so that a picture is the same every time.
     order = np.lexsort((np.arange(len(graph)), start_ns)).tolist()
     place = {task: index for index, task in enumerate(order)}
     starts, ends = start_ns.tolist(), end_ns.tolist()
     call_of, chunk_of = graph.call_of.tolist(), graph.chunk_of.tolist()
-    events = tuple(
-        Event(
-            calls[call_of[task]].name,
-            calls[call_of[task]].segment,
-            graph.devices[call_of[task]],
-            chunk_of[task],
-            worker_of[task],
-            starts[task],
-            ends[task],
-        )
-        for task in order
-    )
+    events = []
+    for task in order:
+        call, where = calls[call_of[task]], (graph.device_of[task], chunk_of[task], worker_of[task])
+        events.append(Event(call.name, call.segment, *where, starts[task], ends[task]))
     links = tuple(
         (place[before], place[task])
         for task in order
         for before in graph.after[task]
         if worker_of[before] != worker_of[task] and _reads(graph, task, before)
     )
-    return Timeline(
-        events,
-        len(schedule.workers),
-        schedule.devices,
-        graph.chunks,
-        links,
-        _counters(graph, ends, starts, cached),
-        title,
-    )
+    counters = _counters(graph, ends, starts, cached)
+    workers = schedule.devices
+    return Timeline(tuple(events), len(workers), workers, graph.chunks, links, counters, title)
 
 
 def _reads(graph: TaskGraph, task: int, before: int) -> bool:
@@ -87,16 +72,12 @@ def _counters(graph: TaskGraph, ends: list[int], starts: list[int], cached: int)
                 spans[name, chunk][1] = max(spans[name, chunk][1], ends[task])
     flows = [(begin, float(size)) for begin, _, size in spans.values()]
     flows += [(end, -float(size)) for _, end, size in spans.values()]
-    return (
-        Counter("KV cache", "bytes", _sums(growth)),
-        Counter("buffers in flight", "bytes", _sums(flows)),
-    )
+    named = (("KV cache", growth), ("buffers in flight", flows))
+    return tuple(Counter(name, "bytes", _sums(changes)) for name, changes in named)
 
 
 def _sums(changes: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
     """Running totals of (time, change) pairs, one for each time."""
-    total, result = 0.0, {}
-    for at, change in sorted(changes):
-        total += change
-        result[at] = total
-    return tuple(result.items())
+    changes = sorted(changes)
+    totals = accumulate(change for _, change in changes)
+    return tuple({at: total for (at, _), total in zip(changes, totals, strict=True)}.items())

@@ -5,7 +5,7 @@ It knows nothing of prompts or sampling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from doubleweave import _native
 from doubleweave.errors import ScheduleError
@@ -15,39 +15,32 @@ from doubleweave.schedule.pattern import has_instance_per_worker
 from doubleweave.schedule.task_graph import Task
 from doubleweave.schedule.verify import Verified
 
-
-@dataclass(frozen=True)
-class Memory:
-    """The regions of a session: values that live for a chunk, inputs by name, cache entries by name."""
-
-    chunk_buffers: tuple[_native.Region, ...]
-    inputs: dict[str, _native.Region]
-    cache: dict[str, _native.Region]
+Regions = Sequence[_native.Region]
+NamedRegions = Mapping[str, _native.Region]
 
 
 class Binder:
     """Builds one native Execution from a verified schedule, memory and instances."""
 
-    def __init__(self, verified: Verified, memory: Memory, instances: Instances, all_rows: bool) -> None:
+    def __init__(
+        self, verified: Verified, buffers: Regions, named: NamedRegions, instances: Instances, all_rows: bool
+    ) -> None:
         self.verified = verified
         self.graph = verified.graph
         self.all_rows = all_rows
         self.instances = instances
         self.segments = {segment.name: segment for segment in self.graph.split.segments}
         self.values = {value.name: value for value in self.graph.split.values}
-        self.regions = [*memory.chunk_buffers, *memory.inputs.values(), *memory.cache.values()]
-        names = [*memory.inputs, *memory.cache]
-        self.region_of = {name: len(memory.chunk_buffers) + i for i, name in enumerate(names)}
+        self.regions = [*buffers, *named.values()]
+        self.region_of = {name: len(buffers) + i for i, name in enumerate(named)}
         self.used: dict[tuple[str, int], int] = {}
         self.loaded: list[_native.Instance] = []
 
     def build(self) -> _native.Execution:
         self.instances.load_all([self._method(task)[0] for task in self.graph.tasks])
-        workers = self.verified.workers
-        worker_of = {task: worker for worker, tasks in enumerate(workers) for task in tasks}
-        tasks = [self._task(number, worker_of[number]) for number in range(len(self.graph))]
-        threads = self.verified.schedule.threads
-        return _native.Execution(self.loaded, self.regions, tasks, list(map(list, workers)), threads)
+        schedule, workers = self.verified.schedule, self.verified.workers
+        tasks = [self._task(number, schedule.worker_of[number]) for number in range(len(self.graph))]
+        return _native.Execution(self.loaded, self.regions, tasks, workers, schedule.threads)
 
     def _method(self, task: Task) -> tuple[str, int, int]:
         """The method that a task runs, and the rows of the chunk that it computes: (method, first row, number)."""
@@ -104,8 +97,11 @@ class Binder:
         return _native.Binding(region, sizes, (chunk.start + first) * value.row_bytes, moves)
 
 
-def bind(verified: Verified, memory: Memory, instances: Instances, *, all_rows: bool) -> _native.Execution:
-    """Build the native execution. `all_rows`: the head computes every row, not just the last one.
+def bind(
+    verified: Verified, buffers: Regions, named: NamedRegions, instances: Instances, *, all_rows: bool
+) -> _native.Execution:
+    """Build the native execution over the buffers of the graph and the regions of inputs and cache entries by name.
+    `all_rows`: the head computes every row, not just the last one.
 
     Raises ScheduleError for a schedule that did not go through `verify`.
     """
@@ -113,4 +109,4 @@ def bind(verified: Verified, memory: Memory, instances: Instances, *, all_rows: 
         raise ScheduleError(
             f"schedule: found a {type(verified).__name__}, expected what verify gives; verify it first"
         )
-    return Binder(verified, memory, instances, all_rows).build()
+    return Binder(verified, buffers, named, instances, all_rows).build()

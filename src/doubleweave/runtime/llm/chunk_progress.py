@@ -28,29 +28,27 @@ def watching(execution: _native.Execution, verified: Verified, on_chunk: OnChunk
     if on_chunk is None:
         yield
         return
+    chunk_of = verified.graph.chunk_of
+    in_all = np.bincount(chunk_of)
     ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(execution, verified, on_chunk, ended), daemon=True)
+
+    def watch() -> None:
+        told = 0
+        is_over = False
+        while not is_over:
+            is_over = ended.wait(_PERIOD_S)
+            done = np.zeros_like(in_all)
+            for tasks, finished in zip(verified.workers, execution.num_finished(), strict=True):
+                done += np.bincount(chunk_of[list(tasks[:finished])], minlength=len(in_all))
+            complete = int((done == in_all).sum())
+            if complete > told:
+                told = complete
+                on_chunk(told, len(in_all))
+
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield
     finally:
         ended.set()
         watcher.join()
-
-
-def _watch(
-    execution: _native.Execution, verified: Verified, on_chunk: OnChunk, ended: threading.Event
-) -> None:
-    chunk_of = verified.graph.chunk_of
-    in_all = np.bincount(chunk_of)
-    told = 0
-    is_over = False
-    while not is_over:
-        is_over = ended.wait(_PERIOD_S)
-        done = np.zeros_like(in_all)
-        for tasks, finished in zip(verified.workers, execution.num_finished(), strict=True):
-            done += np.bincount(chunk_of[list(tasks[:finished])], minlength=len(in_all))
-        complete = int((done == in_all).sum())
-        if complete > told:
-            told = complete
-            on_chunk(told, len(in_all))

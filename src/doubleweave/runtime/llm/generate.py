@@ -65,7 +65,7 @@ def run(
     sampling: Sampling,
     text: Text | None,
     stop: Sequence[str] = (),
-    on_text: Callable[[str], None] | None = None,
+    on_text: Callable[[str], None] = lambda piece: None,
     record: bool = False,
 ) -> Generation:
     """Generate to the end and measure; `on_text` gets the text piece by piece (none without `text`)."""
@@ -81,8 +81,7 @@ def run(
         ids.append(token)
         if stream is not None:
             pieces.append(stream.push(token))
-            if on_text is not None:
-                on_text(pieces[-1])
+            on_text(pieces[-1])
             if stream.stopped:
                 finish = "stop"
                 break
@@ -91,8 +90,7 @@ def run(
         finish = "end" if session.length < session.max_context else "context"
     if stream is not None:
         pieces.append(stream.finish())
-        if on_text is not None:
-            on_text(pieces[-1])
+        on_text(pieces[-1])
     ttft = (first or end) - start
     decode_s = (last or end) - (first or end)
     return Generation(

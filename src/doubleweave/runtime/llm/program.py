@@ -9,7 +9,6 @@ from typing import Any
 
 from doubleweave.errors import InputError
 from doubleweave.ir import manifest
-from doubleweave.ir.split import Split
 from doubleweave.predict.find_profile import find_profile
 from doubleweave.runtime.instances import open_instances
 from doubleweave.runtime.llm.generate import Generation, generate, run
@@ -20,7 +19,7 @@ from doubleweave.runtime.module.method import Method, segment_functions
 from doubleweave.runtime.module.runner import Runner
 from doubleweave.runtime.module.states import States
 from doubleweave.runtime.module.submit import Workers
-from doubleweave.schedule.choice import AUTO
+from doubleweave.schedule.choice import AUTO, Wish
 
 
 class Program:
@@ -29,6 +28,7 @@ class Program:
     def __init__(self, folder: Path, found: manifest.Manifest) -> None:
         self.folder = folder
         self.manifest = found
+        self.split = found.split
         assert found.model is not None
         self.model = found.model
         self.instances = open_instances(folder, found.split)
@@ -38,10 +38,6 @@ class Program:
             name: Method(name, function, runner, workers)
             for name, function in segment_functions(found.split.segments).items()
         }
-
-    @property
-    def split(self) -> Split:
-        return self.manifest.split
 
     @cached_property
     def text(self) -> Text:
@@ -71,15 +67,9 @@ class Program:
         Raises InputError for a schedule that does not exist, a profile that does not fit, more threads than cores, or
         another number above 1 than loaded programs use.
         """
-        return Session(
-            self.manifest,
-            self.instances,
-            find_profile(self.folder, self.manifest, profile),
-            schedule,
-            threads,
-            None if workers is None else tuple(workers),
-            chunk,
-        )
+        found = find_profile(self.folder, self.manifest, profile)
+        wish = Wish(schedule, threads, None if workers is None else tuple(workers), chunk)
+        return Session(self.model, self.split, self.instances, found, wish)
 
     def stream(
         self, session: Session, token_ids: TokenIds, max_new_tokens: int, sampling: Sampling | None = None

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from doubleweave import _native
 from doubleweave.errors import InputError, RunError
-from doubleweave.ir.manifest import Manifest
-from doubleweave.ir.split import most_rows, whole_cache
+from doubleweave.ir.manifest import ModelInfo
+from doubleweave.ir.split import Split, most_rows, whole_cache
 from doubleweave.predict.plan_run import RunPlanner
 from doubleweave.predict.profile import Profile
 from doubleweave.runtime.instances import Instances
-from doubleweave.runtime.llm.bind import Memory, bind
+from doubleweave.runtime.llm.bind import bind
 from doubleweave.runtime.llm.chunk_progress import OnChunk, watching
 from doubleweave.runtime.threads import settled_threads
 from doubleweave.schedule.choice import Choice, Wish, chunk_shape
@@ -58,6 +58,14 @@ class Recorded(NamedTuple):
     num_tokens: int
     cached: int
 
+    @property
+    def took_ns(self) -> npt.NDArray[np.int64]:
+        return self.end_ns - self.start_ns
+
+    @property
+    def makespan_s(self) -> float:
+        return float(self.end_ns.max()) / 1e9
+
 
 class Session:
     """Token ids go in, logits come out; the cache stays between calls.
@@ -67,38 +75,29 @@ class Session:
     """
 
     def __init__(
-        self,
-        manifest: Manifest,
-        instances: Instances,
-        profile: Profile,
-        schedule: str,
-        threads: int | None,
-        workers: tuple[str, ...] | None = None,
-        chunk: int | None = None,
+        self, model: ModelInfo, split: Split, instances: Instances, profile: Profile, wish: Wish
     ) -> None:
-        self.manifest = manifest
-        assert manifest.model is not None
-        self.model = manifest.model
+        self.model = model
+        self.max_context = model.max_context
         self._instances = instances
-        split = manifest.split
-        self.planner = RunPlanner(split, profile, manifest.model.max_context)
-        self._wish: Wish | Choice = Wish(schedule, threads, workers, chunk)
-        self.planner.check(self._wish)
-        self.schedule = schedule
-        self.threads = settled_threads(self.planner, threads)
-        self._wish = self._wish._replace(threads=self.threads)
+        self.planner = RunPlanner(split, profile, self.max_context)
+        self.planner.check(wish)
+        self.schedule = wish.schedule
+        self.threads = settled_threads(self.planner, wish.threads)
+        self._wish: Wish | Choice = wish._replace(threads=self.threads)
         self.recorded: Recorded | None = None
         self.on_chunk: OnChunk | None = None  # called for every chunk that is done while a run goes on
         self._most_rows = most_rows(chunk_shape(split))
         cached = [value for value in split.values if value.kind == "cache"]
-        max_context = self.model.max_context
         # Padded rows of the last chunk are written behind the context: the cache has room for a chunk more.
-        self._cache = _native.KvCache([value.row_bytes for value in cached], max_context, self._most_rows)
+        self._cache = _native.KvCache(
+            [value.row_bytes for value in cached], self.max_context, self._most_rows
+        )
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
         is_whole = any(whole_cache(port) for segment in split.segments for port in segment.inputs)
-        self._whole_bytes = max_context * sum(value.row_bytes for value in cached) if is_whole else 0
+        self._whole_bytes = self.max_context * sum(value.row_bytes for value in cached) if is_whole else 0
         self._output = next(value.name for value in split.values if value.kind == "output")
-        self._positions = np.arange(max_context + self._most_rows, dtype=np.int64)
+        self._positions = np.arange(self.max_context + self._most_rows, dtype=np.int64)
         self._makers: dict[str, Maker] = {}
         self._prepared: OrderedDict[tuple[int, Want, Choice], _Prepared] = OrderedDict()
 
@@ -106,10 +105,6 @@ class Session:
     def length(self) -> int:
         """Tokens in the cache."""
         return self._cache.length
-
-    @property
-    def max_context(self) -> int:
-        return self.model.max_context
 
     @property
     def kv_bytes(self) -> int:
@@ -140,6 +135,12 @@ class Session:
         prepared = self._run(ids, "last", record)
         last = self._logits(prepared, len(prepared.verified.graph.chunks) - 1, 1)
         return last.reshape(-1).copy()
+
+    def append_recorded(self, token_ids: TokenIds) -> Recorded:
+        """Append tokens as `append` does, and return the run with its times."""
+        self.append(token_ids, record=True)
+        assert self.recorded is not None
+        return self.recorded
 
     def score(self, token_ids: TokenIds) -> FloatArray:
         """Append tokens and return the logits of each, float32 [T, vocab]. Errors as for `append`."""
@@ -223,7 +224,10 @@ class Session:
         return timeline_of(verified.graph, verified.schedule, start_ns, end_ns, title, cached)
 
     def _prepare(self, num_tokens: int, want: Want) -> _Prepared:
-        choice = self._choose(num_tokens)
+        if isinstance(self._wish, Choice):
+            choice = self.planner.settled(self._wish, self.threads, num_tokens)
+        else:
+            choice = self.planner.choose(self._wish, num_tokens)
         key = (num_tokens, want, choice)
         if key in self._prepared:
             self._prepared.move_to_end(key)
@@ -234,12 +238,13 @@ class Session:
         buffers = _native.Buffers(list(graph.buffer_bytes))
         last = graph.chunks[-1]
         input_ids = np.zeros(last.start + last.compiled_size, dtype=np.int64)
-        memory = Memory(
-            tuple(buffers.region(i) for i in range(len(graph.buffer_bytes))),
-            {"input_ids": _native.Region.of(input_ids), "position_ids": _native.Region.of(self._positions)},
-            self._cache_regions,
-        )
-        execution = bind(verified, memory, self._instances, all_rows=want == "all")
+        regions = [buffers.region(i) for i in range(len(graph.buffer_bytes))]
+        inputs = {
+            "input_ids": _native.Region.of(input_ids),
+            "position_ids": _native.Region.of(self._positions),
+        }
+        named = inputs | self._cache_regions
+        execution = bind(verified, regions, named, self._instances, all_rows=want == "all")
         prepared = _Prepared(choice, verified, execution, buffers, input_ids)
         self._prepared[key] = prepared
         while len(self._prepared) > _KEPT_EXECUTIONS:
@@ -255,11 +260,6 @@ class Session:
         self.schedule = choice.schedule
         if maker is not None:
             self._makers[choice.schedule] = maker
-
-    def _choose(self, num_tokens: int) -> Choice:
-        if isinstance(self._wish, Choice):
-            return self.planner.settled(self._wish, self.threads, num_tokens)
-        return self.planner.choose(self._wish, num_tokens)
 
     def _logits(self, prepared: _Prepared, chunk: int, rows: int) -> FloatArray:
         buffer = prepared.verified.graph.buffer(self._output, chunk)

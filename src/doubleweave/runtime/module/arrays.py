@@ -95,10 +95,9 @@ def writable(value: Any, shape: Sequence[int], dtype: str, where: str) -> Any:
         is_usable = value.flags.c_contiguous and value.flags.writeable and not value.dtype.hasobject
         size = value.size
     elif kind_of([value]) == "torch":
-        # What is written to a tensor with a pending sign would be read negated.
-        is_pending = value.is_neg() or value.is_conj()
         is_usable = value.is_contiguous() and value.device.type == "cpu" and not value.requires_grad
-        is_usable = is_usable and not is_pending
+        # What is written to a tensor with a pending sign would be read negated.
+        is_usable = is_usable and not (value.is_neg() or value.is_conj())
         size = value.numel()
     else:
         raise InputError(

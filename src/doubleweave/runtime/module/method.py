@@ -8,17 +8,17 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from doubleweave.errors import InputError
 from doubleweave.ir.interface import Interface, Parameter
-from doubleweave.ir.sizes import symbols, text
-from doubleweave.ir.split import ROWS, Call, FixedSizes, Function, Range, Segment, SizeRanges, Value
+from doubleweave.ir.sizes import symbols
+from doubleweave.ir.split import ROWS, Call, Function, Port, Range, Segment, SizeRanges, Value
 from doubleweave.ir.trees import Tree
 from doubleweave.runtime.module import arrays
 from doubleweave.runtime.module.runner import Runner
 from doubleweave.runtime.module.submit import Result, Workers
-from doubleweave.schedule.module_plan import Tensor
+from doubleweave.schedule.module_steps import Tensor
 
 
 class Method:
@@ -41,12 +41,7 @@ class Method:
         self._workers = workers
 
     def __repr__(self) -> str:
-        inputs = ", ".join(f"{v.name}: {v.dtype}{text(v.shape)}" for v in self.function.inputs)
-        outputs = ", ".join(
-            f"{v.dtype}{text(v.shape)}" for v in map(self.function.value, self.function.outputs)
-        )
-        rows = "".join(f", {symbol} in {low}..{high}" for symbol, low, high in self.function.ranges)
-        return f"<method {self.name}({inputs}) -> {outputs}{rows}>"
+        return f"<method {self.function.signature_text(self.name)}>"
 
     def __call__(self, *args: Any, out: Any = None, **kwargs: Any) -> Any:
         """Run it. Raises InputError for an argument, dtype or shape that does not fit, naming the allowed ones."""
@@ -117,7 +112,7 @@ def of_segment(segment: Segment, size: int | None) -> Function:
     """A function that is one call of a segment at one of its sizes: the segment's method called by itself."""
     ranges: tuple[Range, ...] = segment.shape.ranges if isinstance(segment.shape, SizeRanges) else ()
 
-    def value(name: str, port: Any, kind: Any) -> Value:
+    def value(name: str, port: Port, kind: Literal["input", "output"]) -> Value:
         shape = tuple(size if s == ROWS and size is not None else s for s in port.shape)
         return Value(name, port.dtype, shape, kind)
 
@@ -128,7 +123,7 @@ def of_segment(segment: Segment, size: int | None) -> Function:
     used = {symbol for v in values for s in v.shape for symbol in symbols(s)}
     tensor = Tree("tensor")
     interface = Interface(
-        tuple(Parameter(name, "POSITIONAL_OR_KEYWORD", tensor) for name in reads),
+        tuple(Parameter(name, "POSITIONAL_OR_KEYWORD", tensor, None) for name in reads),
         tensor if len(writes) == 1 else Tree("tuple", (tensor,) * len(writes)),
     )
     return Function(
@@ -144,8 +139,5 @@ def of_segment(segment: Segment, size: int | None) -> Function:
 def segment_functions(segments: Sequence[Segment]) -> dict[str, Function]:
     """The functions of every segment's methods, by the method's name."""
     return {
-        name: of_segment(segment, size)
-        for segment in segments
-        for name, size in segment.methods().items()
-        if not (isinstance(segment.shape, FixedSizes) and segment.shape.sizes and size is None)
+        name: of_segment(segment, size) for segment in segments for name, size in segment.methods().items()
     }

@@ -19,7 +19,7 @@ from doubleweave.runtime.instances import Instances
 from doubleweave.runtime.module.arrays import address_range
 from doubleweave.runtime.module.states import States
 from doubleweave.schedule import module_plan
-from doubleweave.schedule.module_plan import Plan, View
+from doubleweave.schedule.module_steps import Plan, View
 from doubleweave.timeline.timeline import Event, Timeline
 
 _KEPT = 16  # plans, by sizes: each holds its run's buffers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, MutableMapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,17 @@ class States(MutableMapping[str, npt.NDArray[Any]]):
         self._values = {value.name: value for value in split.states}
         sizes = [math.prod(map(int, v.shape)) * ITEM_BYTES[v.dtype] for v in split.states]
         self._number = {name: 2 * index for index, name in enumerate(self._values)}
-        self._first: dict[str, bytes] = {}
         self._current = dict.fromkeys(self._values, 0)
         self._buffers = _native.Buffers([size for size in sizes for _ in range(2)])
-        if not self._values:
-            return
-        data = path.read_bytes()
+        data = path.read_bytes() if self._values else b""
         if len(data) != sum(sizes):
             raise ProgramError(
                 f"{path}: found {len(data)} bytes, expected {sum(sizes)}; compile the program again"
             )
-        start = 0
-        for name, size in zip(self._values, sizes, strict=True):
-            self._first[name] = data[start : start + size]
-            start += size
+        ends = accumulate(sizes)
+        self._first = {
+            name: data[end - n : end] for name, n, end in zip(self._values, sizes, ends, strict=True)
+        }
         self.reset()
 
     def region(self, name: str, ahead: int) -> _native.Region:
