@@ -1,7 +1,5 @@
 #include "array.h"
 
-#include <nanobind/ndarray.h>
-
 #include <array>
 #include <limits>
 #include <map>
@@ -248,10 +246,9 @@ DType dtype_from_name(const std::string& name) {
       ("there is no dtype '" + name + "'; use one such as 'float32' or 'int64'.").c_str());
 }
 
-nb::object numpy_view(void* data, const std::vector<size_t>& shape, DType dtype, nb::handle owner) {
-  nb::ndarray<nb::numpy> array(data, shape.size(), shape.data(), owner, /*strides=*/nullptr,
-                               dlpack_dtype(dtype));
-  return nb::cast(std::move(array), nb::rv_policy::reference);
+nb::ndarray<nb::numpy> numpy_view(void* data, const std::vector<size_t>& shape, DType dtype,
+                                  nb::handle owner) {
+  return {data, shape.size(), shape.data(), owner, /*strides=*/nullptr, dlpack_dtype(dtype)};
 }
 
 }  // namespace doubleweave::python

@@ -16,8 +16,8 @@ using namespace nb::literals;
 
 namespace {
 
-nb::object cache_view(nb::handle_t<KvCache> self, size_t entry, int64_t num_rows,
-                      const std::string& dtype_text) {
+nb::ndarray<nb::numpy> cache_view(nb::handle_t<KvCache> self, size_t entry, int64_t num_rows,
+                                  const std::string& dtype_text) {
   const auto& cache = nb::cast<const KvCache&>(self);
   const DType dtype = dtype_from_name(dtype_text);
   const size_t row_bytes = cache.row_bytes(entry);
@@ -32,8 +32,9 @@ nb::object cache_view(nb::handle_t<KvCache> self, size_t entry, int64_t num_rows
                     {static_cast<size_t>(num_rows), row_bytes / dtype_bytes(dtype)}, dtype, self);
 }
 
-nb::object buffer_view(nb::handle_t<Buffers> self, size_t id, const std::vector<size_t>& shape,
-                       const std::string& dtype_text) {
+nb::ndarray<nb::numpy> buffer_view(nb::handle_t<Buffers> self, size_t id,
+                                   const std::vector<size_t>& shape,
+                                   const std::string& dtype_text) {
   const auto& buffers = nb::cast<const Buffers&>(self);
   const DType dtype = dtype_from_name(dtype_text);
   size_t remaining = buffers.bytes(id) / dtype_bytes(dtype);
@@ -49,7 +50,7 @@ nb::object buffer_view(nb::handle_t<Buffers> self, size_t id, const std::vector<
 }
 
 // An owner that lets a buffer of Python's go when the last region over it goes.
-RegionHandle region_of(nb::object object, bool is_writable) {
+RegionHandle region_of(ArrayObject object, bool is_writable) {
   auto array = std::make_unique<Array>(object, is_writable, "a region");
   void* data = array->data();
   const size_t bytes = array->nbytes();

@@ -97,8 +97,10 @@ class Turn {
 }  // namespace
 
 void bind_turns(nb::module_& m) {
-  nb::class_<Turn>(m, "Turn", "Names in use until it ends.")
-      .def("__enter__", [](nb::handle self) { return nb::borrow(self); })
+  nb::class_<Turn>(m, "Turn",
+                   "Names in use until it ends, at the latest when nothing refers to it.")
+      .def("__enter__",
+           [](nb::handle_t<Turn> self) { return nb::borrow<nb::typed<nb::object, Turn>>(self); })
       .def(
           "__exit__", [](Turn& self, nb::handle, nb::handle, nb::handle) { self.end(); },
           "type"_a.none(), "value"_a.none(), "traceback"_a.none());
@@ -114,8 +116,8 @@ void bind_turns(nb::module_& m) {
             return turn;
           },
           "names"_a,
-          "Wait until nobody who came before uses any of the names; a signal's handler may end the "
-          "wait.");
+          "Wait, without the GIL, until nobody who came before uses any of the names; what a "
+          "signal's handler raises ends the wait.");
 }
 
 }  // namespace doubleweave::python
