@@ -26,9 +26,7 @@ using Rebound = std::variant<std::map<int32_t, RegionHandle>, ReboundPairs>;
 std::vector<Instance*> pointers_of(const std::vector<std::shared_ptr<Instance>>& instances) {
   std::vector<Instance*> pointers;
   for (const auto& instance : instances) {
-    if (instance == nullptr) {
-      throw Error("an execution's instances must not be None.");
-    }
+    require(instance != nullptr, "an execution's instances must not be None.");
     pointers.push_back(instance.get());
   }
   return pointers;

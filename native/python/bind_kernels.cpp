@@ -31,12 +31,6 @@ struct Matrix {
   int64_t columns;
 };
 
-void require(bool condition, const char* message) {
-  if (!condition) {
-    throw Error(message);
-  }
-}
-
 void run_attention(ArrayObject q_object, ArrayObject k_object, ArrayObject v_object,
                    ArrayObject out_object, int64_t num_heads, int64_t num_kv_heads, float scale,
                    int64_t window, float soft_cap, bool causal, int num_threads) {

@@ -5,7 +5,6 @@
 #include <exception>
 #include <mutex>
 #include <numeric>
-#include <set>
 #include <system_error>
 #include <thread>
 
@@ -32,14 +31,10 @@ std::string checked_program(const std::filesystem::path& folder, const RunFile& 
   const std::filesystem::path path = folder / "program.pte";
   std::error_code error;
   const auto bytes = std::filesystem::file_size(path, error);
-  if (error) {
-    throw Error(path.string() + ": cannot be read (" + error.message() +
-                "); compile the program again");
-  }
-  if (static_cast<int64_t>(bytes) != file.program_bytes) {
-    throw Error(path.string() + ": found " + std::to_string(bytes) + " bytes, expected " +
-                std::to_string(file.program_bytes) + " (run.json's); compile the program again");
-  }
+  require(!error, path.string(), ": cannot be read (", error.message(),
+          "); compile the program again");
+  require(static_cast<int64_t>(bytes) == file.program_bytes, path.string(), ": found ", bytes,
+          " bytes, expected ", file.program_bytes, " (run.json's); compile the program again");
   return path.string();
 }
 
@@ -120,20 +115,14 @@ size_t Session::kv_bytes_peak() const {
 }
 
 std::span<const float> Session::append(std::span<const int64_t> ids, Timeline* timeline) {
-  if (ids.empty()) {
-    throw Error("token ids: found none, expected at least one: the prompt is empty");
-  }
+  require(!ids.empty(), "token ids: found none, expected at least one: the prompt is empty");
   for (const int64_t id : ids) {
-    if (id < 0 || id >= file_.vocab_size) {
-      throw Error("token ids: found " + std::to_string(id) + ", expected 0 to " +
-                  std::to_string(file_.vocab_size - 1) + " (the vocabulary)");
-    }
+    require(id >= 0 && id < file_.vocab_size, "token ids: found ", id, ", expected 0 to ",
+            file_.vocab_size - 1, " (the vocabulary)");
   }
-  if (length() + static_cast<int64_t>(ids.size()) > file_.max_context) {
-    throw Error("context: " + std::to_string(length()) + " tokens in the cache and " +
-                std::to_string(ids.size()) + " more, expected at most " +
-                std::to_string(file_.max_context) + ": shorten the prompt");
-  }
+  require(length() + static_cast<int64_t>(ids.size()) <= file_.max_context, "context: ", length(),
+          " tokens in the cache and ", ids.size(), " more, expected at most ", file_.max_context,
+          ": shorten the prompt");
   Prepared& prepared = prepare(static_cast<int>(ids.size()));
   std::copy(ids.begin(), ids.end(), prepared.input_ids.begin());
   const int base = length();

@@ -179,15 +179,12 @@ Json trace_of(const RunFile& file, const Prepared& prepared, const Timeline& tim
 }  // namespace
 
 void check_trace_path(const std::filesystem::path& path) {
-  if (path.extension() != ".json") {
-    throw Error("trace: found '" + path.filename().string() +
-                "', expected a file name that ends in .json (doubleweave trace draws it)");
-  }
+  require(path.extension() == ".json", "trace: found '", path.filename().string(),
+          "', expected a file name that ends in .json (doubleweave trace draws it)");
   const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
   std::error_code error;
-  if (!std::filesystem::is_directory(folder, error)) {
-    throw Error("trace: folder " + folder.string() + " does not exist; make it first");
-  }
+  require(std::filesystem::is_directory(folder, error), "trace: folder ", folder.string(),
+          " does not exist; make it first");
 }
 
 void write_trace(const std::filesystem::path& path, const RunFile& file, const Prepared& prepared,

@@ -123,10 +123,8 @@ class Maker {
   }
 
   bool is_ready(int32_t task, const std::vector<bool>& done) const {
-    const auto begin = tasks_.after.begin();
-    return std::all_of(begin + tasks_.after_starts[static_cast<size_t>(task)],
-                       begin + tasks_.after_starts[static_cast<size_t>(task) + 1],
-                       [&](int32_t before) { return done[static_cast<size_t>(before)]; });
+    return std::ranges::all_of(arrays_.after_of(static_cast<size_t>(task)),
+                               [&](int32_t before) { return done[static_cast<size_t>(before)]; });
   }
 
   // Two chunks, one segment apart, and a barrier after each step: as mllm does

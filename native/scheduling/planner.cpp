@@ -4,7 +4,6 @@
 #include <array>
 #include <numeric>
 #include <set>
-#include <tuple>
 
 namespace doubleweave::scheduling {
 namespace {
@@ -73,18 +72,13 @@ Choice Planner::settled(const Choice& fixed, int threads, int num_tokens) const 
   if (fixed.workers.size() == 1 || chunks_of(fixed, num_tokens).size() > 1) {
     return fixed;
   }
-  return default_choice({"sequential", {}, fixed.chunk, threads}, outline_.devices,
-                        outline_.rows.most);
+  return choice_of({"sequential", {}, fixed.chunk, threads});
 }
 
 Choice Planner::choose(const Wish& wish, int num_tokens) {
   check_wish(wish, outline_.devices);
-  const auto by_name = [&](const std::string& name) {
-    return default_choice({name, {}, {}, wish.threads}, outline_.devices, outline_.rows.most);
-  };
   if (wish.schedule != kAuto) {
-    return settled(default_choice(wish, outline_.devices, outline_.rows.most), wish.threads,
-                   num_tokens);
+    return settled(choice_of(wish), wish.threads, num_tokens);
   }
   if (!machine_.decisions.empty() && machine_.threads == wish.threads) {
     const auto found =
@@ -92,7 +86,7 @@ Choice Planner::choose(const Wish& wish, int num_tokens) {
                      [&](const Decision& decision) { return num_tokens <= decision.tokens; });
     return (found == machine_.decisions.end() ? machine_.decisions.back() : *found).choice;
   }
-  const Choice several = by_name(machine_.overlapping);
+  const Choice several = choice_of({machine_.overlapping, {}, {}, wish.threads});
   if (is_described_chip() || has_too_many(several)) {
     const std::vector<int> lengths = lengths_up_to(outline_.max_tokens);
     const auto length =
@@ -106,7 +100,9 @@ Choice Planner::choose(const Wish& wish, int num_tokens) {
                ? known->second
                : planned_.emplace(key, best(key.first, key.second)).first->second;
   }
-  return num_tokens > several.chunk / 2 && wish.threads > 1 ? several : by_name("sequential");
+  return num_tokens > several.chunk / 2 && wish.threads > 1
+             ? several
+             : choice_of({"sequential", {}, {}, wish.threads});
 }
 
 PlannedRun Planner::run(const Choice& choice, int num_tokens) const {
@@ -155,47 +151,44 @@ std::vector<Choice> Planner::with_workers(const std::string& name, int threads, 
   std::set<int> counts;
   if (name == "sequential") {
     counts = {1, threads};
+  } else if (threads > 1 && name == "lockstep") {
+    counts = {2};
   } else if (threads > 1) {
     counts = {2, threads};
-    for (int count = 2; count < threads && name != "lockstep"; count *= 2) {
+    for (int count = 2; count < threads; count *= 2) {
       counts.insert(count);
-    }
-    if (name == "lockstep") {
-      counts = {2};
     }
   }
   std::vector<Choice> found;
   for (const int count : counts) {
-    found.push_back(default_choice({name, {}, chunk, count}, outline_.devices, outline_.rows.most));
+    found.push_back(choice_of({name, {}, chunk, count}));
   }
   return found;
 }
 
 // A worker a device, the CPU's with all of its threads: for devices that share no cores with it.
-std::vector<Choice> Planner::apart(const std::string& name, int threads, int chunk) const {
+std::optional<Choice> Planner::apart(const std::string& name, int threads, int chunk) const {
   const auto& devices = outline_.devices;
   const auto cpu = std::find(devices.begin(), devices.end(), "cpu") - devices.begin();
   const int cores = static_cast<size_t>(cpu) < machine_.most_tasks.size()
                         ? machine_.most_tasks[static_cast<size_t>(cpu)]
                         : 0;
   if (name == "sequential" || name == "wavefront" || devices.size() < 2 || cores == 0) {
-    return {};
+    return std::nullopt;
   }
-  Choice choice = default_choice({name, devices, chunk, static_cast<int>(devices.size())}, devices,
-                                 outline_.rows.most);
+  Choice choice = choice_of({name, devices, chunk, static_cast<int>(devices.size())});
   choice.threads = std::min(cores, threads);
-  return {choice};
+  return choice;
 }
 
 std::vector<Choice> Planner::candidates(int num_tokens, int threads) const {
-  using Key = std::tuple<std::string, std::vector<std::string>, int, int, int, std::vector<int>>;
-  std::set<Key> seen;
+  std::set<std::pair<Choice, std::vector<int>>> seen;
   std::vector<Choice> found;
   for (const int chunk : chunk_sizes(num_tokens)) {
     for (const char* name : kSchedules) {
       std::vector<Choice> tried = with_workers(name, threads, chunk);
-      for (const Choice& choice : apart(name, threads, chunk)) {
-        tried.push_back(choice);
+      if (const auto choice = apart(name, threads, chunk)) {
+        tried.push_back(*choice);
       }
       for (const Choice& choice : tried) {
         const std::vector<Chunk> chunks = chunks_of(choice, num_tokens);
@@ -207,9 +200,9 @@ std::vector<Choice> Planner::candidates(int num_tokens, int threads) const {
           sizes.push_back(one.compiled_size);
         }
         // Limits that cut the prompt alike are one candidate.
-        if (seen.emplace(choice.schedule, choice.workers, choice.threads, choice.in_flight,
-                         choice.abreast, std::move(sizes))
-                .second) {
+        Choice without_limit = choice;
+        without_limit.chunk = 0;
+        if (seen.emplace(std::move(without_limit), std::move(sizes)).second) {
           found.push_back(choice);
         }
       }
