@@ -49,9 +49,8 @@ class Line {
 
  private:
   static bool have_common(const Names& a, const Names& b) {
-    return std::any_of(a.begin(), a.end(), [&](const std::string& name) {
-      return std::binary_search(b.begin(), b.end(), name);
-    });
+    return std::ranges::any_of(
+        a, [&](const std::string& name) { return std::ranges::binary_search(b, name); });
   }
 
   std::mutex mutex_;
@@ -110,7 +109,7 @@ void bind_turns(nb::module_& m) {
       .def(
           "take",
           [](std::shared_ptr<Line> self, Names names) {
-            std::sort(names.begin(), names.end());
+            std::ranges::sort(names);
             auto turn = std::make_unique<Turn>(std::move(self), std::move(names));
             turn->wait();
             return turn;

@@ -71,12 +71,8 @@ std::vector<Sizes> run_instance(Instance& instance, Arrays inputs, Arrays output
 }
 
 std::string info_repr(const TensorInfo& info) {
-  std::string sizes;
-  for (const int32_t size : info.sizes) {
-    sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
-  }
-  return "TensorInfo(" + dtype_name(info.dtype) + ", [" + sizes + "]" +
-         (info.is_dynamic ? ", dynamic" : "") + ")";
+  return text("TensorInfo(", dtype_name(info.dtype), ", ", SizesText{info.sizes},
+              info.is_dynamic ? ", dynamic" : "", ")");
 }
 
 void bind_programs(nb::module_& m) {

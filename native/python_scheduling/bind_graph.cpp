@@ -45,7 +45,7 @@ struct OwnedTasks {
       return place >= 0 && static_cast<size_t>(place) < devices.size();
     };
     if (chunk_of.size() != count || device.size() != count || after_starts.size() != count + 1 ||
-        !std::all_of(device.begin(), device.end(), has_device)) {
+        !std::ranges::all_of(device, has_device)) {
       throw std::invalid_argument("the arrays of a task graph do not fit each other");
     }
   }

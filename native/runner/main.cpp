@@ -28,9 +28,8 @@ std::vector<int64_t> read_ids(const std::string& path) {
   require(stream.is_open(), path, ": cannot be read");
   try {
     const Json found = Json::parse(stream);
-    if (found.is_array() && std::all_of(found.begin(), found.end(), [](const Json& item) {
-          return item.is_number_integer();
-        })) {
+    if (found.is_array() &&
+        std::ranges::all_of(found, [](const Json& item) { return item.is_number_integer(); })) {
       return found.get<std::vector<int64_t>>();
     }
   } catch (const Json::exception&) {

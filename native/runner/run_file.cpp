@@ -37,8 +37,8 @@ int index_of(const Names& names, const Json& name, const char* what) {
 }
 
 void check_places(const std::vector<int32_t>& places, size_t count, const char* what) {
-  require(std::all_of(places.begin(), places.end(),
-                      [&](int place) { return place >= 0 && static_cast<size_t>(place) < count; }),
+  require(std::ranges::all_of(
+              places, [&](int place) { return place >= 0 && static_cast<size_t>(place) < count; }),
           what);
 }
 
@@ -62,18 +62,16 @@ std::vector<std::vector<int32_t>> shapes_of(const Json& ports) {
 void check_measured(const std::vector<scheduling::MeasuredTimes>& tables) {
   for (const scheduling::MeasuredTimes& times : tables) {
     const auto rises = [](const std::vector<double>& points) {
-      return std::adjacent_find(points.begin(), points.end(), std::greater_equal<>()) ==
-             points.end();
+      return std::ranges::adjacent_find(points, std::greater_equal<>()) == points.end();
     };
     require(rises(times.rows) && rises(times.cached), "a segment's times are not in order");
     for (const std::vector<double>& row : times.us) {
-      require(
-          std::all_of(row.begin(), row.end(), [](double us) { return us >= 0 && us <= kMostUs; }),
-          "a segment's time is out of range");
+      require(std::ranges::all_of(row, [](double us) { return us >= 0 && us <= kMostUs; }),
+              "a segment's time is out of range");
     }
     require(!times.rows.empty() && times.us.size() == times.rows.size() && !times.cached.empty() &&
-                std::all_of(times.us.begin(), times.us.end(),
-                            [&](const auto& row) { return row.size() == times.cached.size(); }) &&
+                std::ranges::all_of(
+                    times.us, [&](const auto& row) { return row.size() == times.cached.size(); }) &&
                 (times.repeated.empty() || times.repeated.size() == times.cached.size()),
             "a segment's times are not a table");
   }
@@ -122,18 +120,16 @@ scheduling::Pattern pattern_of(const Json& data, size_t calls) {
 
 Kind kind_of(const std::string& name) {
   constexpr std::array kNames{"input", "chunk", "cache", "output"};  // as in Kind
-  const auto* found = std::find(kNames.begin(), kNames.end(), name);
+  const auto* found = std::ranges::find(kNames, name);
   require(found != kNames.end(), "a value is of an unknown kind");
   return static_cast<Kind>(found - kNames.begin());
 }
 
 void check_calls(const std::vector<int>& calls, const std::vector<int>& blocks) {
-  require(!calls.empty() && std::is_sorted(calls.begin(), calls.end()),
-          "a pattern's calls are not in order");
-  require(
-      std::all_of(blocks.begin(), blocks.end(),
-                  [&](int block) { return std::binary_search(calls.begin(), calls.end(), block); }),
-      "a pattern lacks a block");
+  require(!calls.empty() && std::ranges::is_sorted(calls), "a pattern's calls are not in order");
+  require(std::ranges::all_of(blocks,
+                              [&](int block) { return std::ranges::binary_search(calls, block); }),
+          "a pattern lacks a block");
 }
 
 // Nothing that is computed from these may overflow, or take for ever.
@@ -148,8 +144,8 @@ void check_ranges(const RunFile& file) {
               file.vocab_size <= kMostTokens && outline.scratch.groups >= 0 &&
               machine.threads >= 0 && machine.costs.same_worker_ns >= 0 && !file.calls.empty(),
           "a size is out of range");
-  require(std::all_of(outline.rows.fixed.begin(), outline.rows.fixed.end(),
-                      [&](int size) { return size > 0 && size <= outline.rows.most; }),
+  require(std::ranges::all_of(outline.rows.fixed,
+                              [&](int size) { return size > 0 && size <= outline.rows.most; }),
           "a compiled size is out of range");
   for (const Value& value : file.values) {
     require(value.row_bytes > 0 && value.row_bytes <= kMostBytes, "a value's size is out of range");
@@ -170,13 +166,12 @@ void check_ranges(const RunFile& file) {
 
 void check_costs(const scheduling::CostTables& costs, size_t devices) {
   const auto is_square = [&](const auto& rows) {
-    return rows.size() == devices && std::all_of(rows.begin(), rows.end(), [&](const auto& row) {
-             return row.size() == devices;
-           });
+    return rows.size() == devices &&
+           std::ranges::all_of(rows, [&](const auto& row) { return row.size() == devices; });
   };
   require(is_square(costs.hand_over_ns) &&
-              std::all_of(costs.contention.begin(), costs.contention.end(),
-                          [&](const auto& one) { return is_square(one.shares); }),
+              std::ranges::all_of(costs.contention,
+                                  [&](const auto& one) { return is_square(one.shares); }),
           "its costs do not fit its devices");
 }
 
@@ -193,8 +188,8 @@ scheduling::Outline outline_of(const Json& data, const RunFile& file) {
   check_calls(outline.pattern.last, outline.scratch.blocks);
   for (const Call& call : file.calls) {
     const Segment& segment = file.segments[call.segment];
-    const auto device = std::find(outline.devices.begin(), outline.devices.end(), segment.device) -
-                        outline.devices.begin();
+    const auto device =
+        std::ranges::find(outline.devices, segment.device) - outline.devices.begin();
     require(static_cast<size_t>(device) < outline.devices.size(),
             "a segment's device has no costs");
     outline.calls.push_back(

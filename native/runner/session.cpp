@@ -56,9 +56,8 @@ std::vector<size_t> buffer_bytes(const RunFile& file, const scheduling::TaskGrap
       found.push_back(static_cast<size_t>(bytes * rows));
     }
   }
-  const bool one_row = std::any_of(file.calls.begin(), file.calls.end(), [&](const Call& call) {
-    return call.last_row &&
-           std::find(call.writes.begin(), call.writes.end(), file.output) != call.writes.end();
+  const bool one_row = std::ranges::any_of(file.calls, [&](const Call& call) {
+    return call.last_row && std::ranges::find(call.writes, file.output) != call.writes.end();
   });
   found.push_back(static_cast<size_t>(file.values[file.output].row_bytes * (one_row ? 1 : rows)));
   return found;
@@ -73,7 +72,7 @@ int rows_of(const RunFile& file, const Call& call, const scheduling::Chunk& chun
 }
 
 bool has(const std::vector<int32_t>& shape, int32_t size) {
-  return std::find(shape.begin(), shape.end(), size) != shape.end();
+  return std::ranges::find(shape, size) != shape.end();
 }
 
 }  // namespace
@@ -100,12 +99,11 @@ Session::Session(const std::filesystem::path& folder, const RunFile& file,
 
 size_t Session::kv_bytes_peak() const {
   // An NPU that reads the whole cache in every run takes all of it, whatever is in use.
-  const bool is_whole =
-      std::any_of(file_.segments.begin(), file_.segments.end(), [](const Segment& segment) {
-        return std::any_of(segment.inputs.begin(), segment.inputs.end(), [](const auto& shape) {
-          return shape.size() == 3 && !has(shape, kRows) && !has(shape, kCached);
-        });
-      });
+  const bool is_whole = std::ranges::any_of(file_.segments, [](const Segment& segment) {
+    return std::ranges::any_of(segment.inputs, [](const auto& shape) {
+      return shape.size() == 3 && !has(shape, kRows) && !has(shape, kCached);
+    });
+  });
   if (!is_whole) {
     return cache_.peak_bytes();
   }
@@ -124,7 +122,7 @@ std::span<const float> Session::append(std::span<const int64_t> ids, Timeline* t
           " tokens in the cache and ", ids.size(), " more, expected at most ", file_.max_context,
           ": shorten the prompt");
   Prepared& prepared = prepare(static_cast<int>(ids.size()));
-  std::copy(ids.begin(), ids.end(), prepared.input_ids.begin());
+  std::ranges::copy(ids, prepared.input_ids.begin());
   const int base = length();
   prepared.execution->run(base, timeline);
   const scheduling::TaskGraph& graph = prepared.run.graph;
@@ -282,8 +280,7 @@ Binding Session::bind(const Prepared& prepared, int value_index, const std::vect
   }
   binding.buffer = static_cast<int32_t>(prepared.buffers->num_buffers()) + region_of_[value_index];
   if (has(shape, kCached)) {
-    binding.grow_dim =
-        static_cast<int32_t>(std::find(shape.begin(), shape.end(), kCached) - shape.begin());
+    binding.grow_dim = static_cast<int32_t>(std::ranges::find(shape, kCached) - shape.begin());
   } else if (has(shape, kRows)) {
     // Token ids are this run's own; positions and cache rows go on behind the cached tokens.
     binding.offset = (chunk.start + first) * value.row_bytes;

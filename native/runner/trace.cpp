@@ -33,9 +33,8 @@ bool reads_from(const RunFile& file, const scheduling::TaskGraph& graph, int32_t
                 int32_t before) {
   const auto& reads = file.calls[graph.call_of[static_cast<size_t>(task)]].reads;
   const auto& writes = file.calls[graph.call_of[static_cast<size_t>(before)]].writes;
-  return std::any_of(reads.begin(), reads.end(), [&](int value) {
-    return std::find(writes.begin(), writes.end(), value) != writes.end();
-  });
+  return std::ranges::any_of(
+      reads, [&](int value) { return std::ranges::find(writes, value) != writes.end(); });
 }
 
 using Changes = std::map<int64_t, double>;
@@ -89,7 +88,7 @@ void add_counter(Json& events, const std::string& name, const Changes& changes) 
 Json trace_of(const RunFile& file, const Prepared& prepared, const Timeline& timeline) {
   const scheduling::TaskGraph& graph = prepared.run.graph;
   std::vector<Event> order = timeline.events;
-  std::sort(order.begin(), order.end(), [](const Event& a, const Event& b) {
+  std::ranges::sort(order, [](const Event& a, const Event& b) {
     return std::pair(a.start_ns, a.task) < std::pair(b.start_ns, b.task);
   });
   std::vector<Event> by_task(graph.size());

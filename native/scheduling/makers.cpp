@@ -72,7 +72,7 @@ class Maker {
     std::vector<int32_t> devices;
     for (const std::string& worker : workers_) {
       // A device that no task is of gets a number past the others: its worker stays idle.
-      const auto at = std::find(tasks_.devices.begin(), tasks_.devices.end(), worker);
+      const auto at = std::ranges::find(tasks_.devices, worker);
       devices.push_back(worker == kAny ? -1 : static_cast<int32_t>(at - tasks_.devices.begin()));
     }
     return list_schedule(arrays_, {tasks_.device, devices, priority, homes}, hand_overs_);
@@ -117,9 +117,9 @@ class Maker {
     std::vector<int64_t> ends;
     for (const Lists& lists : dealt) {
       const Times times = times_of({workers_, lists}, tasks_, costs_);
-      ends.push_back(*std::max_element(times.end_ns.begin(), times.end_ns.end()));
+      ends.push_back(*std::ranges::max_element(times.end_ns));
     }
-    return dealt[static_cast<size_t>(std::min_element(ends.begin(), ends.end()) - ends.begin())];
+    return dealt[static_cast<size_t>(std::ranges::min_element(ends) - ends.begin())];
   }
 
   bool is_ready(int32_t task, const std::vector<bool>& done) const {

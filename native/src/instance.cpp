@@ -82,8 +82,8 @@ void Instance::Impl::bind_output(size_t index, void* data, size_t capacity_bytes
   slot.data = data;
   slot.capacity_bytes = capacity_bytes;
   slot.is_exact = is_exact;
-  std::copy(sizes.begin(), sizes.end(), slot.sizes.begin());
-  std::copy(sizes.begin(), sizes.end(), slot.bound_sizes.begin());
+  std::ranges::copy(sizes, slot.sizes.begin());
+  std::ranges::copy(sizes, slot.bound_sizes.begin());
   if (slot.is_foreign) {
     return;
   }
@@ -143,11 +143,9 @@ void Instance::Impl::finish_output(size_t index) {
   const OutputSlot& slot = outputs[index];
   const TensorImpl& tensor = *slot.value->toTensor().unsafeGetTensorImpl();
   const auto sizes = tensor.sizes();
-  require(!slot.is_exact || std::equal(sizes.begin(), sizes.end(), slot.bound_sizes.begin(),
-                                       slot.bound_sizes.end()),
-          "method '", method_name, "': output ", index, " came out with sizes ",
-          SizesText{{sizes.data(), sizes.size()}}, ", but was bound with ",
-          SizesText{slot.bound_sizes}, ".");
+  require(!slot.is_exact || std::ranges::equal(sizes, slot.bound_sizes), "method '", method_name,
+          "': output ", index, " came out with sizes ", SizesText{{sizes.data(), sizes.size()}},
+          ", but was bound with ", SizesText{slot.bound_sizes}, ".");
   if (tensor.data() == slot.data || tensor.nbytes() == 0) {
     return;
   }
@@ -164,8 +162,8 @@ bool Instance::Impl::has_room(const std::vector<int32_t>& sizes) const {
     return true;
   }
   const std::lock_guard lock(room_mutex);
-  return std::any_of(roomy_sizes.begin(), roomy_sizes.end(), [&](const auto& roomy) {
-    return std::equal(sizes.begin(), sizes.end(), roomy.begin(), roomy.end(), std::less_equal<>());
+  return std::ranges::any_of(roomy_sizes, [&](const auto& roomy) {
+    return std::ranges::equal(sizes, roomy, std::less_equal<>());
   });
 }
 
@@ -173,7 +171,7 @@ void Instance::Impl::note_room(std::vector<int32_t> sizes) {
   const std::lock_guard lock(room_mutex);
   // Entries that the new one covers go, so that the list stays as short as it can be.
   std::erase_if(roomy_sizes, [&](const auto& roomy) {
-    return std::equal(roomy.begin(), roomy.end(), sizes.begin(), sizes.end(), std::less_equal<>());
+    return std::ranges::equal(roomy, sizes, std::less_equal<>());
   });
   roomy_sizes.push_back(std::move(sizes));
 }

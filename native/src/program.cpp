@@ -116,7 +116,7 @@ void find_slots(Instance::Impl& impl, const et::MethodMeta& meta) {
     slot.value = &method.mutable_output(i);
     slot.original = bindable_tensor(impl.method_name, "output", i, *slot.value);
     slot.is_foreign = meta.output_tensor_meta(i)->is_memory_planned() ||
-                      std::find(seen.begin(), seen.end(), slot.value) != seen.end();
+                      std::ranges::find(seen, slot.value) != seen.end();
     impl.output_infos.push_back(tensor_info(*slot.original));
     slot.sizes = impl.output_infos.back().sizes;
     slot.bound_sizes = slot.sizes;
@@ -201,9 +201,8 @@ Program::Program(const std::string& path) : impl_(std::make_shared<Impl>()) {
   state.program.emplace(std::move(program.get()));
   for (size_t i = 0; i < state.program->num_methods(); ++i) {
     const std::string name = state.program->get_method_name(i).get();
-    require(std::all_of(name.begin(), name.end(), [](char c) { return c > 0x20 && c < 0x7f; }),
-            "program '", path, "' is damaged: method ", i, " has an unprintable name; ",
-            "compile it again.");
+    require(std::ranges::all_of(name, [](char c) { return c > 0x20 && c < 0x7f; }), "program '",
+            path, "' is damaged: method ", i, " has an unprintable name; ", "compile it again.");
     state.method_names.push_back(name);
   }
 }
@@ -219,7 +218,7 @@ const std::vector<std::string>& Program::method_names() const { return impl_->st
 std::unique_ptr<Instance> Program::load(const std::string& method, int workspace_group) const {
   ProgramState& state = *impl_->state;
   const auto& names = state.method_names;
-  require(std::find(names.begin(), names.end(), method) != names.end(), "program '", state.path,
+  require(std::ranges::find(names, method) != names.end(), "program '", state.path,
           "' has no method '", method, "'; it has ", names_text(names), ".");
   const LogScope log;
   auto impl = std::make_unique<Instance::Impl>();

@@ -65,7 +65,7 @@ std::vector<int32_t> simulate(const std::vector<Task>& tasks, const Workers& wor
     for (size_t w = 0; w < workers.size(); ++w) {
       while (next[w] < workers[w].size()) {
         const int32_t t = workers[w][next[w]];
-        if (!std::all_of(tasks[t].after.begin(), tasks[t].after.end(), has_finished)) {
+        if (!std::ranges::all_of(tasks[t].after, has_finished)) {
           break;
         }
         ++next[w];
@@ -83,8 +83,7 @@ std::vector<int32_t> simulate(const std::vector<Task>& tasks, const Workers& wor
       continue;
     }
     const int32_t t = workers[w][next[w]];
-    const auto before =
-        std::find_if_not(tasks[t].after.begin(), tasks[t].after.end(), has_finished);
+    const auto before = std::ranges::find_if_not(tasks[t].after, has_finished);
     stuck += text(stuck.empty() ? "" : "; ", "worker ", w, " at ", TaskText{tasks, instances, t},
                   " waits for ", TaskText{tasks, instances, *before});
   }
@@ -118,8 +117,8 @@ void find_waits(const std::vector<Task>& tasks, const Workers& workers,
         continue;  // this worker's task before already knows of it
       }
       // Workers go in order, so that of one worker's tasks the last stands for all.
-      const auto same = std::find_if(waits.begin(), waits.end(),
-                                     [&](const Wait& wait) { return wait.worker == w; });
+      const auto same =
+          std::ranges::find_if(waits, [&](const Wait& wait) { return wait.worker == w; });
       if (same == waits.end()) {
         waits.push_back({w, order.place_of[a] + 1});
       } else {
