@@ -1,7 +1,5 @@
 #include "array.h"
 
-#include <nanobind/ndarray.h>
-
 #include <array>
 #include <limits>
 #include <map>
@@ -18,6 +16,8 @@ constexpr std::array kDTypes{DType::kUInt8, DType::kInt8,    DType::kInt16,   DT
                              DType::kInt64, DType::kFloat16, DType::kFloat32, DType::kFloat64,
                              DType::kBool,  DType::kUInt16,  DType::kBFloat16};
 
+[[noreturn]] void refuse(const std::string& message) { throw nb::type_error(message.c_str()); }
+
 // From a format character of Python's struct module and the size of an element.
 DType dtype_from_format(const char* format, Py_ssize_t item_bytes, const std::string& what) {
   static const std::map<char, DType> kFormats{
@@ -31,8 +31,7 @@ DType dtype_from_format(const char* format, Py_ssize_t item_bytes, const std::st
   const bool is_plain = text.size() == (has_order ? 2 : 1);
   const auto found = is_plain ? kFormats.find(text.back()) : kFormats.end();
   if (found == kFormats.end()) {
-    throw nb::type_error(
-        (what + " has elements of format '" + text + "', which no method takes.").c_str());
+    refuse(what + " has elements of format '" + text + "', which no method takes.");
   }
   // The platform, and a prefix, decide how long an 'l' is; an 'i' has 4 bytes on all of ours.
   return found->second == DType::kInt64 && item_bytes == 4 ? DType::kInt32 : found->second;
@@ -87,9 +86,8 @@ DType dtype_from_dlpack(nb::dlpack::dtype dtype, const std::string& what) {
       return known;
     }
   }
-  throw nb::type_error((what + " has elements of DLPack's type code " + std::to_string(dtype.code) +
-                        " with " + std::to_string(dtype.bits) + " bits, which no method takes.")
-                           .c_str());
+  refuse(what + " has elements of DLPack's type code " + std::to_string(dtype.code) + " with " +
+         std::to_string(dtype.bits) + " bits, which no method takes.");
 }
 
 // Memory that this processor reads and writes: its own, or page-locked for CUDA or ROCm.
@@ -118,9 +116,8 @@ bool is_contiguous(const nb::dlpack::dltensor& tensor) {
 std::string python_type(nb::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
 [[noreturn]] void throw_not_an_array(nb::handle object, bool is_writable, const std::string& what) {
-  throw nb::type_error((what + " must be a C-contiguous" + (is_writable ? ", writable" : "") +
-                        " array, but is a " + python_type(object) + " that is not.")
-                           .c_str());
+  refuse(what + " must be a C-contiguous" + (is_writable ? ", writable" : "") +
+         " array, but is a " + python_type(object) + " that is not.");
 }
 
 // Calls __dlpack__, for version 1.0 where the object knows it.
@@ -141,11 +138,11 @@ nb::object dlpack_capsule(nb::handle object, const std::string& what) {
     }
     const std::string found = what + " is a " + python_type(object);
     if (nb::bool_(nb::getattr(object, "requires_grad", nb::bool_(false)))) {
-      throw nb::type_error((found + " that requires grad; call .detach() on it.").c_str());
+      refuse(found + " that requires grad; call .detach() on it.");
     }
     std::string reason = nb::str(error.value()).c_str();
     reason.erase(reason.find_last_not_of(". \n") + 1);
-    throw nb::type_error((found + " that gives no memory through DLPack: " + reason + ".").c_str());
+    refuse(found + " that gives no memory through DLPack: " + reason + ".");
   }
 }
 
@@ -195,15 +192,13 @@ void Array::read_capsule(nb::handle object, bool is_writable, const std::string&
                   ->tensor;
   }
   if (tensor == nullptr) {
-    throw nb::type_error((what + " is a " + python_type(object) +
-                          " whose __dlpack__ gives no DLPack tensor of version 1 or before.")
-                             .c_str());
+    refuse(what + " is a " + python_type(object) +
+           " whose __dlpack__ gives no DLPack tensor of version 1 or before.");
   }
   if (!is_on_cpu(tensor->device)) {
-    throw nb::type_error((what + " is a " + python_type(object) + " on another device (DLPack's " +
-                          std::to_string(tensor->device.device_type) +
-                          "), expected the CPU; copy it there first.")
-                             .c_str());
+    refuse(what + " is a " + python_type(object) + " on another device (DLPack's " +
+           std::to_string(tensor->device.device_type) +
+           "), expected the CPU; copy it there first.");
   }
   if (!is_contiguous(*tensor) || (is_writable && !may_be_written)) {
     throw_not_an_array(object, is_writable, what);
@@ -219,7 +214,7 @@ void Array::read_capsule(nb::handle object, bool is_writable, const std::string&
 
 void Array::add_size(int64_t size, const std::string& what) {
   if (size > std::numeric_limits<int32_t>::max()) {
-    throw nb::type_error((what + " has more than 2^31 - 1 elements in a dimension.").c_str());
+    refuse(what + " has more than 2^31 - 1 elements in a dimension.");
   }
   sizes_.push_back(static_cast<int32_t>(size));
 }
@@ -232,9 +227,7 @@ Array::~Array() {
 
 void Array::require_dtype(DType dtype, const std::string& what) const {
   if (dtype_ != dtype && !(dtype == DType::kBFloat16 && dtype_ == DType::kUInt16)) {
-    throw nb::type_error(
-        (what + " has dtype " + dtype_name(dtype_) + ", expected " + dtype_name(dtype) + ".")
-            .c_str());
+    refuse(what + " has dtype " + dtype_name(dtype_) + ", expected " + dtype_name(dtype) + ".");
   }
 }
 
@@ -248,10 +241,9 @@ DType dtype_from_name(const std::string& name) {
       ("there is no dtype '" + name + "'; use one such as 'float32' or 'int64'.").c_str());
 }
 
-nb::object numpy_view(void* data, const std::vector<size_t>& shape, DType dtype, nb::handle owner) {
-  nb::ndarray<nb::numpy> array(data, shape.size(), shape.data(), owner, /*strides=*/nullptr,
-                               dlpack_dtype(dtype));
-  return nb::cast(std::move(array), nb::rv_policy::reference);
+nb::ndarray<nb::numpy> numpy_view(void* data, const std::vector<size_t>& shape, DType dtype,
+                                  nb::handle owner) {
+  return {data, shape.size(), shape.data(), owner, /*strides=*/nullptr, dlpack_dtype(dtype)};
 }
 
 }  // namespace doubleweave::python

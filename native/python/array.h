@@ -3,10 +3,16 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 
 #include "doubleweave/program.h"
 
 namespace doubleweave::python {
+
+/// What Array is made of; native/python/stubs.pat says which types that are.
+struct ArrayObject : nanobind::object {
+  NB_OBJECT_DEFAULT(ArrayObject, nanobind::object, "_Array", [](PyObject*) { return true; })
+};
 
 /// A C-contiguous array, held for as long as this lives. Needs the GIL to be made and destroyed.
 class Array {
@@ -47,7 +53,7 @@ class Array {
 DType dtype_from_name(const std::string& name);
 
 /// A writable NumPy array over memory that `owner` keeps alive.
-nanobind::object numpy_view(void* data, const std::vector<size_t>& shape, DType dtype,
-                            nanobind::handle owner);
+nanobind::ndarray<nanobind::numpy> numpy_view(void* data, const std::vector<size_t>& shape,
+                                              DType dtype, nanobind::handle owner);
 
 }  // namespace doubleweave::python

@@ -20,14 +20,13 @@ using namespace nb::literals;
 namespace {
 
 using ReboundPairs = std::vector<std::pair<int32_t, RegionHandle>>;
+using Events = nb::ndarray<nb::numpy, int64_t, nb::shape<-1, 4>>;
 using Rebound = std::variant<std::map<int32_t, RegionHandle>, ReboundPairs>;
 
 std::vector<Instance*> pointers_of(const std::vector<std::shared_ptr<Instance>>& instances) {
   std::vector<Instance*> pointers;
   for (const auto& instance : instances) {
-    if (instance == nullptr) {
-      throw Error("an execution's instances must not be None.");
-    }
+    require(instance != nullptr, "an execution's instances must not be None.");
     pointers.push_back(instance.get());
   }
   return pointers;
@@ -46,8 +45,7 @@ class ExecutionHandle : public Execution {
     find_writers(tasks);
   }
 
-  // Events as an int64 array [n, 4], or None.
-  nb::object run(int64_t base, bool record, const Rebound& rebound) {
+  std::optional<Events> run(int64_t base, bool record, const Rebound& rebound) {
     // The handles in `rebound` keep the memory alive until the run has ended.
     const ReboundRegions memory = std::visit(
         [this](const auto& entries) {
@@ -74,15 +72,13 @@ class ExecutionHandle : public Execution {
       throw;
     }
     if (!record) {
-      return nb::none();
+      return std::nullopt;
     }
     Timeline* const owned = timeline.release();
     const nb::capsule owner(owned,
                             [](void* pointer) noexcept { delete static_cast<Timeline*>(pointer); });
     static_assert(sizeof(Event) == 4 * sizeof(int64_t));
-    return nb::cast(nb::ndarray<nb::numpy, int64_t, nb::shape<-1, 4>>(
-                        owned->events.data(), {owned->events.size(), 4}, owner),
-                    nb::rv_policy::reference);
+    return Events(owned->events.data(), {owned->events.size(), 4}, owner);
   }
 
  private:
@@ -121,7 +117,9 @@ class ExecutionHandle : public Execution {
 
 void bind_execution(nb::module_& m) {
   nb::class_<Binding>(m, "Binding",
-                      "Where an input or output of a task lies; see doubleweave/execution.h.")
+                      "Where an input or output of a task lies, with `base` the tokens in the "
+                      "cache when a run starts: offset + offset_per_token * base bytes into the "
+                      "buffer; sizes[grow_dim] grows by base.")
       .def(nb::init<int32_t, std::vector<int32_t>, int64_t, int64_t, int32_t>(), "buffer"_a,
            "sizes"_a = std::vector<int32_t>(), "offset"_a = 0, "offset_per_token"_a = 0,
            "grow_dim"_a = -1)
@@ -132,7 +130,9 @@ void bind_execution(nb::module_& m) {
       .def_ro("grow_dim", &Binding::grow_dim);
 
   nb::class_<BlockCopy>(m, "Copy",
-                        "Blocks copied from one region to another; see doubleweave/execution.h.")
+                        "Blocks copied from one region to another: block i from source_offset + i "
+                        "* source_stride to target_offset + i * target_stride, with `pad_bytes` "
+                        "zeros behind it. All in bytes; no base moves it.")
       .def(nb::init<int32_t, int64_t, int64_t, int32_t, int64_t, int64_t, int64_t, int64_t,
                     int64_t>(),
            nb::kw_only(), "source"_a, "source_offset"_a = 0, "source_stride"_a = 0, "target"_a,
@@ -148,7 +148,8 @@ void bind_execution(nb::module_& m) {
       .def_ro("block_bytes", &BlockCopy::block_bytes)
       .def_ro("pad_bytes", &BlockCopy::pad_bytes);
 
-  nb::class_<Task>(m, "Task", "One execution of an instance, or one copy.")
+  nb::class_<Task>(m, "Task",
+                   "One execution of an instance, or one copy, after the tasks in `after`.")
       .def(nb::init<int32_t, std::vector<Binding>, std::vector<Binding>, std::vector<int32_t>,
                     int32_t>(),
            "instance"_a, "inputs"_a, "outputs"_a, "after"_a = std::vector<int32_t>(), "label"_a = 0)
@@ -166,7 +167,9 @@ void bind_execution(nb::module_& m) {
       .def_ro("label", &Task::label)
       .def_ro("copy", &Task::copy);
 
-  nb::class_<ExecutionHandle>(m, "Execution", "A prepared run: tasks, in an order for each worker.")
+  nb::class_<ExecutionHandle>(
+      m, "Execution",
+      "A prepared run: tasks, in an order for each worker; worker 0 is the calling thread.")
       .def(nb::init<std::vector<std::shared_ptr<Instance>>, std::vector<RegionHandle>,
                     std::vector<Task>, std::vector<std::vector<int32_t>>, int>(),
            "instances"_a, "regions"_a, "tasks"_a, "workers"_a, "threads_per_worker"_a = 1)
@@ -177,9 +180,10 @@ void bind_execution(nb::module_& m) {
            "How many of its tasks each worker has finished, on any thread.")
       .def("run", &ExecutionHandle::run, "base"_a = 0, "record"_a = false,
            "rebound"_a = ReboundPairs(),
-           "Run every task once; with `record`, give an int64 array [n, 4] of (task, worker, start "
-           "ns, end ns). `rebound`, {index: Region} or pairs of them, puts regions elsewhere for "
-           "this run.");
+           "Run every task once, without the GIL; Ctrl-C stops it with KeyboardInterrupt.\n\nWith "
+           "`record`, returns int64 [n, 4]: (task, worker, start ns, end ns), worker by worker. "
+           "The regions `rebound` lie elsewhere for this run, each with at least the bytes of the "
+           "one that it replaces.");
 }
 
 }  // namespace doubleweave::python

@@ -31,14 +31,8 @@ struct Matrix {
   int64_t columns;
 };
 
-void require(bool condition, const char* message) {
-  if (!condition) {
-    throw Error(message);
-  }
-}
-
-void run_attention(nb::object q_object, nb::object k_object, nb::object v_object,
-                   nb::object out_object, int64_t num_heads, int64_t num_kv_heads, float scale,
+void run_attention(ArrayObject q_object, ArrayObject k_object, ArrayObject v_object,
+                   ArrayObject out_object, int64_t num_heads, int64_t num_kv_heads, float scale,
                    int64_t window, float soft_cap, bool causal, int num_threads) {
   const Matrix q(q_object, false, "q");
   const Matrix k(k_object, false, "k");
@@ -74,8 +68,8 @@ void run_attention(nb::object q_object, nb::object k_object, nb::object v_object
   });
 }
 
-void run_rotary(nb::object x_object, nb::object cos_object, nb::object sin_object,
-                nb::object out_object, int64_t num_heads) {
+void run_rotary(ArrayObject x_object, ArrayObject cos_object, ArrayObject sin_object,
+                ArrayObject out_object, int64_t num_heads) {
   const Matrix x(x_object, false, "x");
   const Matrix cos(cos_object, false, "cos");
   const Matrix sin(sin_object, false, "sin");

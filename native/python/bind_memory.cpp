@@ -16,40 +16,36 @@ using namespace nb::literals;
 
 namespace {
 
-nb::object cache_view(nb::handle_t<KvCache> self, size_t entry, int64_t num_rows,
-                      const std::string& dtype_text) {
+nb::ndarray<nb::numpy> cache_view(nb::handle_t<KvCache> self, size_t entry, int64_t num_rows,
+                                  const std::string& dtype_text) {
   const auto& cache = nb::cast<const KvCache&>(self);
   const DType dtype = dtype_from_name(dtype_text);
   const size_t row_bytes = cache.row_bytes(entry);
-  if (num_rows < 0 || static_cast<size_t>(num_rows) > cache.capacity_bytes(entry) / row_bytes ||
-      row_bytes % dtype_bytes(dtype) != 0) {
-    throw Error("a view of " + std::to_string(num_rows) + " rows of " + dtype_text +
-                " does not fit entry " + std::to_string(entry) + ", which has " +
-                std::to_string(cache.capacity_bytes(entry) / row_bytes) + " rows of " +
-                std::to_string(row_bytes) + " bytes.");
-  }
+  require(
+      num_rows >= 0 && static_cast<size_t>(num_rows) <= cache.capacity_bytes(entry) / row_bytes &&
+          row_bytes % dtype_bytes(dtype) == 0,
+      "a view of ", num_rows, " rows of ", dtype_text, " does not fit entry ", entry,
+      ", which has ", cache.capacity_bytes(entry) / row_bytes, " rows of ", row_bytes, " bytes.");
   return numpy_view(cache.data(entry),
                     {static_cast<size_t>(num_rows), row_bytes / dtype_bytes(dtype)}, dtype, self);
 }
 
-nb::object buffer_view(nb::handle_t<Buffers> self, size_t id, const std::vector<size_t>& shape,
-                       const std::string& dtype_text) {
+nb::ndarray<nb::numpy> buffer_view(nb::handle_t<Buffers> self, size_t id,
+                                   const std::vector<size_t>& shape,
+                                   const std::string& dtype_text) {
   const auto& buffers = nb::cast<const Buffers&>(self);
   const DType dtype = dtype_from_name(dtype_text);
   size_t remaining = buffers.bytes(id) / dtype_bytes(dtype);
   for (const size_t size : shape) {
-    if (size > 0 && remaining / size == 0) {
-      throw Error("a view of this shape and dtype " + dtype_text + " does not fit buffer " +
-                  std::to_string(id) + ", which has " + std::to_string(buffers.bytes(id)) +
-                  " bytes.");
-    }
+    require(size == 0 || remaining / size > 0, "a view of this shape and dtype ", dtype_text,
+            " does not fit buffer ", id, ", which has ", buffers.bytes(id), " bytes.");
     remaining /= size > 0 ? size : 1;
   }
   return numpy_view(buffers.data(id), shape, dtype, self);
 }
 
 // An owner that lets a buffer of Python's go when the last region over it goes.
-RegionHandle region_of(nb::object object, bool is_writable) {
+RegionHandle region_of(ArrayObject object, bool is_writable) {
   auto array = std::make_unique<Array>(object, is_writable, "a region");
   void* data = array->data();
   const size_t bytes = array->nbytes();

@@ -49,9 +49,8 @@ class Line {
 
  private:
   static bool have_common(const Names& a, const Names& b) {
-    return std::any_of(a.begin(), a.end(), [&](const std::string& name) {
-      return std::binary_search(b.begin(), b.end(), name);
-    });
+    return std::ranges::any_of(
+        a, [&](const std::string& name) { return std::ranges::binary_search(b, name); });
   }
 
   std::mutex mutex_;
@@ -97,8 +96,10 @@ class Turn {
 }  // namespace
 
 void bind_turns(nb::module_& m) {
-  nb::class_<Turn>(m, "Turn", "Names in use until it ends.")
-      .def("__enter__", [](nb::handle self) { return nb::borrow(self); })
+  nb::class_<Turn>(m, "Turn",
+                   "Names in use until it ends, at the latest when nothing refers to it.")
+      .def("__enter__",
+           [](nb::handle_t<Turn> self) { return nb::borrow<nb::typed<nb::object, Turn>>(self); })
       .def(
           "__exit__", [](Turn& self, nb::handle, nb::handle, nb::handle) { self.end(); },
           "type"_a.none(), "value"_a.none(), "traceback"_a.none());
@@ -108,14 +109,14 @@ void bind_turns(nb::module_& m) {
       .def(
           "take",
           [](std::shared_ptr<Line> self, Names names) {
-            std::sort(names.begin(), names.end());
+            std::ranges::sort(names);
             auto turn = std::make_unique<Turn>(std::move(self), std::move(names));
             turn->wait();
             return turn;
           },
           "names"_a,
-          "Wait until nobody who came before uses any of the names; a signal's handler may end the "
-          "wait.");
+          "Wait, without the GIL, until nobody who came before uses any of the names; what a "
+          "signal's handler raises ends the wait.");
 }
 
 }  // namespace doubleweave::python

@@ -24,9 +24,16 @@ using namespace nb::literals;
 
 namespace {
 
+using Arrays = nb::typed<nb::sequence, ArrayObject>;
+using Sizes = nb::typed<nb::tuple, int32_t, nb::ellipsis>;
+
+Sizes to_tuple(std::span<const int32_t> sizes) {
+  return Sizes(nb::tuple(nb::cast(std::vector(sizes.begin(), sizes.end()))));
+}
+
 // Arrays of one side of a call, checked against what the method expects.
-std::deque<Array> arrays_of(nb::sequence objects, const std::vector<TensorInfo>& infos,
-                            bool are_outputs, const std::string& method) {
+std::deque<Array> arrays_of(Arrays objects, const std::vector<TensorInfo>& infos, bool are_outputs,
+                            const std::string& method) {
   std::deque<Array> arrays;  // which never moves one: each holds a view that Python fills in place
   size_t i = 0;
   for (nb::handle object : objects) {
@@ -41,7 +48,7 @@ std::deque<Array> arrays_of(nb::sequence objects, const std::vector<TensorInfo>&
   return arrays;
 }
 
-nb::list run_instance(Instance& instance, nb::sequence inputs, nb::sequence outputs, int threads) {
+std::vector<Sizes> run_instance(Instance& instance, Arrays inputs, Arrays outputs, int threads) {
   const std::deque<Array> in = arrays_of(inputs, instance.inputs(), false, instance.method());
   const std::deque<Array> out = arrays_of(outputs, instance.outputs(), true, instance.method());
   std::vector<InputBinding> in_bindings;
@@ -56,29 +63,25 @@ nb::list run_instance(Instance& instance, nb::sequence inputs, nb::sequence outp
     const nb::gil_scoped_release release;
     instance.run(in_bindings, out_bindings, threads);
   }
-  nb::list result;
+  std::vector<Sizes> result;
   for (size_t i = 0; i < out.size(); ++i) {
-    result.append(nb::tuple(nb::cast(instance.output_sizes(i))));
+    result.push_back(to_tuple(instance.output_sizes(i)));
   }
   return result;
 }
 
-nb::tuple sizes_tuple(const TensorInfo& info) { return nb::tuple(nb::cast(info.sizes)); }
-
 std::string info_repr(const TensorInfo& info) {
-  std::string sizes;
-  for (const int32_t size : info.sizes) {
-    sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
-  }
-  return "TensorInfo(" + dtype_name(info.dtype) + ", [" + sizes + "]" +
-         (info.is_dynamic ? ", dynamic" : "") + ")";
+  return text("TensorInfo(", dtype_name(info.dtype), ", ", SizesText{info.sizes},
+              info.is_dynamic ? ", dynamic" : "", ")");
 }
 
 void bind_programs(nb::module_& m) {
   nb::class_<TensorInfo>(m, "TensorInfo",
                          "What a method expects of an input or gives as an output.")
       .def_prop_ro("dtype", [](const TensorInfo& info) { return dtype_name(info.dtype); })
-      .def_prop_ro("sizes", &sizes_tuple, "The sizes, or their upper bounds when `is_dynamic`.")
+      .def_prop_ro(
+          "sizes", [](const TensorInfo& info) { return to_tuple(info.sizes); },
+          "The sizes, or their upper bounds when `is_dynamic`.")
       .def_ro("is_dynamic", &TensorInfo::is_dynamic)
       .def_ro("nbytes", &TensorInfo::nbytes, "Bytes at the upper bound.")
       .def("__repr__", &info_repr);
@@ -104,16 +107,14 @@ void bind_programs(nb::module_& m) {
           "index"_a, "address"_a, "capacity_bytes"_a, "sizes"_a = std::vector<int32_t>(),
           "Write an output to an address; without sizes the capacity must hold the upper bound.")
       .def("execute", &Instance::execute, nb::call_guard<nb::gil_scoped_release>(),
-           "Run what is bound.")
+           "Run what is bound, without the GIL.")
       .def(
           "output_sizes",
-          [](const Instance& self, size_t index) {
-            return nb::tuple(nb::cast(self.output_sizes(index)));
-          },
+          [](const Instance& self, size_t index) { return to_tuple(self.output_sizes(index)); },
           "index"_a)
       .def("run", &run_instance, "inputs"_a, "outputs"_a, "threads"_a = 0,
-           "Run on arrays, without a copy: outputs are written in place, and their shapes must be "
-           "exact. `threads` sets the number of intra-operator threads; 0 keeps what is set.");
+           "Run on C-contiguous arrays without a copy; output shapes must be exact. Returns their "
+           "sizes.\n\n`threads` sets the number of intra-operator threads; 0 keeps what is set.");
 
   nb::class_<Program>(m, "Program", "An ExecuTorch program file, mapped into memory.")
       .def(nb::init<const std::string&>(), "path"_a, nb::call_guard<nb::gil_scoped_release>())
@@ -126,7 +127,8 @@ void bind_programs(nb::module_& m) {
             return std::shared_ptr<Instance>(self.load(method, workspace_group));
           },
           "method"_a, "workspace_group"_a = -1, nb::call_guard<nb::gil_scoped_release>(),
-          "Load a method; Program::load in doubleweave/program.h says what a workspace group is.");
+          "Load a method, without the GIL. Instances of one workspace group (not -1) share scratch "
+          "memory.");
 }
 
 void bind_threads(nb::module_& m) {
@@ -147,7 +149,8 @@ NB_MODULE(_native, m) {
   m.doc() = "Doubleweave's native run time: programs, instances, caches, executions and kernels.";
   // Objects that outlive the interpreter are the caller's choice, not worth a page on stderr.
   nb::set_leak_warnings(false);
-  nb::exception<Error>(m, "Error", PyExc_RuntimeError);
+  nb::exception<Error>(m, "Error", PyExc_RuntimeError).attr("__doc__") =
+      "A wrong argument, a damaged program, or a method that failed.";
   bind_programs(m);
   bind_threads(m);
   bind_memory(m);

@@ -27,13 +27,11 @@ std::vector<T> vector_of(const Array<T>& array) {
 
 // Hands a vector's memory to NumPy.
 template <typename T>
-nanobind::object to_numpy(std::vector<T> values) {
+nanobind::ndarray<nanobind::numpy, T, nanobind::ndim<1>> to_numpy(std::vector<T> values) {
   auto* const owned = new std::vector<T>(std::move(values));
   const nanobind::capsule owner(
       owned, [](void* pointer) noexcept { delete static_cast<std::vector<T>*>(pointer); });
-  return nanobind::cast(nanobind::ndarray<nanobind::numpy, T, nanobind::ndim<1>>(
-                            owned->data(), {owned->size()}, owner),
-                        nanobind::rv_policy::reference);
+  return {owned->data(), {owned->size()}, owner};
 }
 
 void bind_graph(nanobind::module_& m);

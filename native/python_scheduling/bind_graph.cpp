@@ -45,7 +45,7 @@ struct OwnedTasks {
       return place >= 0 && static_cast<size_t>(place) < devices.size();
     };
     if (chunk_of.size() != count || device.size() != count || after_starts.size() != count + 1 ||
-        !std::all_of(device.begin(), device.end(), has_device)) {
+        !std::ranges::all_of(device, has_device)) {
       throw std::invalid_argument("the arrays of a task graph do not fit each other");
     }
   }
@@ -68,7 +68,7 @@ void check_fit(const OwnedTasks& tasks, const Costs& costs) {
 }  // namespace
 
 void bind_graph(nb::module_& m) {
-  m.attr("SCHEDULES") = std::vector<std::string>(kSchedules.begin(), kSchedules.end());
+  m.def("schedules", [] { return std::vector<std::string>(kSchedules.begin(), kSchedules.end()); });
   m.def(
       "cut",
       [](int num_tokens, std::vector<int> fixed, int most, int num_workers, int limit) {
@@ -83,7 +83,7 @@ void bind_graph(nb::module_& m) {
         return default_choice(to_wish(schedule, workers, chunk, threads), devices, most_rows);
       },
       "schedule"_a, "workers"_a.none(), "chunk"_a.none(), "threads"_a, "devices"_a, "most_rows"_a);
-  m.def("num_abreast", &num_abreast);
+  m.def("num_abreast", &num_abreast, "choice"_a, "static_device"_a, "chunks"_a);
 
   nb::class_<Pattern>(m, "Pattern")
       .def(
@@ -102,9 +102,9 @@ void bind_graph(nb::module_& m) {
       [](const Pattern& pattern, const Scratch& scratch, std::vector<Chunk> chunks, int in_flight,
          int abreast) {
         TaskGraph graph = repeat(pattern, scratch, std::move(chunks), in_flight, abreast);
-        return nb::make_tuple(
-            to_numpy(std::move(graph.call_of)), to_numpy(std::move(graph.chunk_of)),
-            to_numpy(std::move(graph.after_starts)), to_numpy(std::move(graph.after)), graph.lanes);
+        return std::tuple(to_numpy(std::move(graph.call_of)), to_numpy(std::move(graph.chunk_of)),
+                          to_numpy(std::move(graph.after_starts)), to_numpy(std::move(graph.after)),
+                          graph.lanes);
       },
       "pattern"_a, "scratch"_a, "chunks"_a, "in_flight"_a, "abreast"_a);
 
@@ -139,16 +139,15 @@ void bind_graph(nb::module_& m) {
          const Costs& costs) {
         check_fit(tasks, costs);
         Times found = times_of({workers, std::move(lists)}, tasks.view(), costs);
-        return nb::make_tuple(to_numpy(std::move(found.start_ns)),
-                              to_numpy(std::move(found.end_ns)));
+        return std::tuple(to_numpy(std::move(found.start_ns)), to_numpy(std::move(found.end_ns)));
       },
       "workers"_a, "lists"_a, "tasks"_a, "costs"_a);
   m.def(
       "without_barriers",
       [](const Lists& lists, const Array<int32_t>& after_starts, const Array<int32_t>& after) {
         Ordered found = without_barriers(lists, span_of(after_starts), span_of(after));
-        return nb::make_tuple(std::move(found.lists), to_numpy(std::move(found.after_starts)),
-                              to_numpy(std::move(found.after)));
+        return std::tuple(std::move(found.lists), to_numpy(std::move(found.after_starts)),
+                          to_numpy(std::move(found.after)));
       },
       "lists"_a, "after_starts"_a, "after"_a);
   m.def(

@@ -52,10 +52,10 @@ void bind_times(nb::module_& m) {
         graph.call_of = vector_of(call_of);
         graph.chunk_of = vector_of(chunk_of);
         Costs costs = costs_of(tables, calls, graph, threads, num_workers, all_rows, cached);
-        return nb::make_tuple(to_numpy(std::move(costs.duration_ns)),
-                              to_numpy(std::move(costs.repeated)),
-                              to_numpy(std::move(costs.hand_over_ns)), costs.same_worker_ns,
-                              to_numpy(std::move(costs.contention)));
+        return std::tuple(to_numpy(std::move(costs.duration_ns)),
+                          to_numpy(std::move(costs.repeated)),
+                          to_numpy(std::move(costs.hand_over_ns)), costs.same_worker_ns,
+                          to_numpy(std::move(costs.contention)));
       },
       "tables"_a, "calls"_a, "chunks"_a, "call_of"_a, "chunk_of"_a, "threads"_a, "num_workers"_a,
       "all_rows"_a, "cached"_a);
@@ -85,7 +85,7 @@ void bind_planner(nb::module_& m) {
       .def(nb::init<CostTables, std::vector<int>, std::string, int, std::vector<Decision>>(),
            nb::kw_only(), "costs"_a, "most_tasks"_a, "overlapping"_a, "threads"_a, "decisions"_a);
   nb::class_<Planner>(m, "Planner")
-      .def(nb::init<Outline, Machine>())
+      .def(nb::init<Outline, Machine>(), "outline"_a, "machine"_a)
       .def("default_threads", &Planner::default_threads, "cores"_a, "most"_a)
       .def(
           "choose",

@@ -24,9 +24,8 @@ const std::map<std::string, bool Arguments::*> kFlags{
 int number_of(const std::string& option, const std::string& text) {
   int number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end != text.data() + text.size() || number < 1) {
-    throw Error(option + ": found '" + text + "', expected a number from 1 on" + kHelp);
-  }
+  require(error == std::errc() && end == text.data() + text.size() && number >= 1, option,
+          ": found '", text, "', expected a number from 1 on", kHelp);
   return number;
 }
 
@@ -79,15 +78,11 @@ Arguments parse_arguments(const std::vector<std::string>& words) {
       if (joined) {
         return *joined;
       }
-      if (i + 1 == words.size()) {
-        throw Error(word + ": expected a value" + kHelp);
-      }
+      require(i + 1 < words.size(), word, ": expected a value", kHelp);
       return words[++i];
     };
     if (const auto flag = kFlags.find(word); flag != kFlags.end()) {
-      if (joined) {
-        throw Error(word + ": takes no value" + kHelp);
-      }
+      require(!joined, word, ": takes no value", kHelp);
       found.*flag->second = true;
     } else if (word == "-p" || word == "--prompt") {
       found.prompt = value();
@@ -115,9 +110,8 @@ Arguments parse_arguments(const std::vector<std::string>& words) {
       has_folder = true;
     }
   }
-  if (!has_folder && !found.shows_help && !found.shows_version) {
-    throw Error("expected a program folder" + kHelp);
-  }
+  require(has_folder || found.shows_help || found.shows_version, "expected a program folder",
+          kHelp);
   return found;
 }
 

@@ -51,15 +51,14 @@ Generation generate(Session& session, const RunFile& file, const std::vector<int
   auto last = start;
   std::span<const float> logits = session.append(prompt, timeline);
   for (int count = 0; count < num; ++count) {
-    const int64_t token = std::max_element(logits.begin(), logits.end()) - logits.begin();
+    const int64_t token = std::ranges::max_element(logits) - logits.begin();
     last = Clock::now();
     if (count == 0) {
       first = last;
       after_prefill();
       last = decode_from = Clock::now();
     }
-    if (std::find(file.eos_token_ids.begin(), file.eos_token_ids.end(), token) !=
-        file.eos_token_ids.end()) {
+    if (std::ranges::find(file.eos_token_ids, token) != file.eos_token_ids.end()) {
       result.finish = "end";
       break;
     }

@@ -17,6 +17,7 @@
 namespace {
 
 using doubleweave::Error;
+using doubleweave::require;
 using Json = nlohmann::json;
 namespace runner = doubleweave::runner;
 
@@ -24,14 +25,11 @@ constexpr int kExitError = 2;
 
 std::vector<int64_t> read_ids(const std::string& path) {
   std::ifstream stream(path);
-  if (!stream) {
-    throw Error(path + ": cannot be read");
-  }
+  require(stream.is_open(), path, ": cannot be read");
   try {
     const Json found = Json::parse(stream);
-    if (found.is_array() && std::all_of(found.begin(), found.end(), [](const Json& item) {
-          return item.is_number_integer();
-        })) {
+    if (found.is_array() &&
+        std::ranges::all_of(found, [](const Json& item) { return item.is_number_integer(); })) {
       return found.get<std::vector<int64_t>>();
     }
   } catch (const Json::exception&) {
@@ -55,9 +53,8 @@ std::string read_text(std::istream& stream) {
 
 std::vector<int64_t> prompt_ids(const runner::Arguments& args, const runner::RunFile& file,
                                 const doubleweave::Tokenizer* tokenizer) {
-  if (args.prompt.has_value() == args.token_ids.has_value()) {
-    throw Error("prompt: give either -p PROMPT or --token-ids FILE");
-  }
+  require(args.prompt.has_value() != args.token_ids.has_value(),
+          "prompt: give either -p PROMPT or --token-ids FILE");
   if (args.token_ids) {
     return read_ids(*args.token_ids);
   }
@@ -65,18 +62,14 @@ std::vector<int64_t> prompt_ids(const runner::Arguments& args, const runner::Run
   if (prompt == "-") {
     prompt = read_text(std::cin);
   }
-  if (prompt.empty()) {
-    throw Error("prompt: found an empty text, expected at least one character");
-  }
+  require(!prompt.empty(), "prompt: found an empty text, expected at least one character");
   if (args.is_raw || !file.has_template) {
     return tokenizer->encode(prompt, true);
   }
-  if (!file.chat) {
-    throw Error(
-        "prompt: the model's chat template does more than to put texts around it, which is not "
-        "done here; "
-        "give the prompt raw (--raw), or use doubleweave run");
-  }
+  require(file.chat.has_value(),
+          "prompt: the model's chat template does more than to put texts around it, which is not "
+          "done here; "
+          "give the prompt raw (--raw), or use doubleweave run");
   if (file.chat->strips) {
     prompt = std::string(doubleweave::utf8::stripped(prompt));
   }
@@ -121,10 +114,8 @@ void run(runner::Arguments args) {
         planner.default_threads(doubleweave::pool_threads(), doubleweave::max_threads());
   }
   doubleweave::scheduling::check_wish(args.wish, file.outline.devices);
-  if (args.wish.threads > doubleweave::max_threads()) {
-    throw Error("threads: found " + std::to_string(args.wish.threads) + ", expected 1 to " +
-                std::to_string(doubleweave::max_threads()) + " (the cores of this machine)");
-  }
+  require(args.wish.threads <= doubleweave::max_threads(), "threads: found ", args.wish.threads,
+          ", expected 1 to ", doubleweave::max_threads(), " (the cores of this machine)");
   if (args.trace) {
     runner::check_trace_path(*args.trace);
   }

@@ -32,27 +32,19 @@ constexpr double kMostUs = 1e9;
 
 int index_of(const Names& names, const Json& name, const char* what) {
   const auto found = names.find(name.get<std::string>());
-  if (found == names.end()) {
-    throw Error(std::string(what) + " '" + name.get<std::string>() + "' is not known");
-  }
+  require(found != names.end(), what, " '", name.get<std::string>(), "' is not known");
   return found->second;
 }
 
-void check(bool holds, const char* what) {
-  if (!holds) {
-    throw Error(what);
-  }
-}
-
 void check_places(const std::vector<int32_t>& places, size_t count, const char* what) {
-  check(std::all_of(places.begin(), places.end(),
-                    [&](int place) { return place >= 0 && static_cast<size_t>(place) < count; }),
-        what);
+  require(std::ranges::all_of(
+              places, [&](int place) { return place >= 0 && static_cast<size_t>(place) < count; }),
+          what);
 }
 
 const Json& list_in(const Json& data, const char* name) {
   const Json& found = data.at(name);
-  check(found.is_array(), "it has no list where one belongs");
+  require(found.is_array(), "it has no list where one belongs");
   return found;
 }
 
@@ -70,27 +62,26 @@ std::vector<std::vector<int32_t>> shapes_of(const Json& ports) {
 void check_measured(const std::vector<scheduling::MeasuredTimes>& tables) {
   for (const scheduling::MeasuredTimes& times : tables) {
     const auto rises = [](const std::vector<double>& points) {
-      return std::adjacent_find(points.begin(), points.end(), std::greater_equal<>()) ==
-             points.end();
+      return std::ranges::adjacent_find(points, std::greater_equal<>()) == points.end();
     };
-    check(rises(times.rows) && rises(times.cached), "a segment's times are not in order");
+    require(rises(times.rows) && rises(times.cached), "a segment's times are not in order");
     for (const std::vector<double>& row : times.us) {
-      check(std::all_of(row.begin(), row.end(), [](double us) { return us >= 0 && us <= kMostUs; }),
-            "a segment's time is out of range");
+      require(std::ranges::all_of(row, [](double us) { return us >= 0 && us <= kMostUs; }),
+              "a segment's time is out of range");
     }
-    check(!times.rows.empty() && times.us.size() == times.rows.size() && !times.cached.empty() &&
-              std::all_of(times.us.begin(), times.us.end(),
-                          [&](const auto& row) { return row.size() == times.cached.size(); }) &&
-              (times.repeated.empty() || times.repeated.size() == times.cached.size()),
-          "a segment's times are not a table");
+    require(!times.rows.empty() && times.us.size() == times.rows.size() && !times.cached.empty() &&
+                std::ranges::all_of(
+                    times.us, [&](const auto& row) { return row.size() == times.cached.size(); }) &&
+                (times.repeated.empty() || times.repeated.size() == times.cached.size()),
+            "a segment's times are not a table");
   }
 }
 
 void check_estimated(const scheduling::EstimatedTimes& times) {
-  check(times.cores > 0, "a segment's estimate is for no core");
+  require(times.cores > 0, "a segment's estimate is for no core");
   for (const double us : {times.launch_us, times.row_us, times.square_us, times.key_us,
                           times.call_bytes_us, times.row_bytes_us, times.cached_bytes_us}) {
-    check(us >= 0 && us <= kMostUs, "a segment's estimate is out of range");
+    require(us >= 0 && us <= kMostUs, "a segment's estimate is out of range");
   }
 }
 
@@ -110,7 +101,7 @@ std::vector<scheduling::Wait> waits_of(const Json& rows, size_t tasks, size_t sa
     const scheduling::Wait wait{row.at(0), row.at(1), row.at(2)};
     check_places({wait.task}, tasks, "a wait is of no task");
     check_places({wait.other}, wait.chunks == 0 ? same : before, "a wait is for no task");
-    check(wait.chunks <= scheduling::kLaneBefore, "a wait is for a later chunk");
+    require(wait.chunks <= scheduling::kLaneBefore, "a wait is for a later chunk");
     waits.push_back(wait);
   }
   return waits;
@@ -129,18 +120,16 @@ scheduling::Pattern pattern_of(const Json& data, size_t calls) {
 
 Kind kind_of(const std::string& name) {
   constexpr std::array kNames{"input", "chunk", "cache", "output"};  // as in Kind
-  const auto* found = std::find(kNames.begin(), kNames.end(), name);
-  check(found != kNames.end(), "a value is of an unknown kind");
+  const auto* found = std::ranges::find(kNames, name);
+  require(found != kNames.end(), "a value is of an unknown kind");
   return static_cast<Kind>(found - kNames.begin());
 }
 
 void check_calls(const std::vector<int>& calls, const std::vector<int>& blocks) {
-  check(!calls.empty() && std::is_sorted(calls.begin(), calls.end()),
-        "a pattern's calls are not in order");
-  check(
-      std::all_of(blocks.begin(), blocks.end(),
-                  [&](int block) { return std::binary_search(calls.begin(), calls.end(), block); }),
-      "a pattern lacks a block");
+  require(!calls.empty() && std::ranges::is_sorted(calls), "a pattern's calls are not in order");
+  require(std::ranges::all_of(blocks,
+                              [&](int block) { return std::ranges::binary_search(calls, block); }),
+          "a pattern lacks a block");
 }
 
 // Nothing that is computed from these may overflow, or take for ever.
@@ -150,40 +139,40 @@ void check_ranges(const RunFile& file) {
   constexpr int64_t kMostBytes = int64_t{1} << 30;
   const scheduling::Outline& outline = file.outline;
   const scheduling::Machine& machine = file.machine;
-  check(outline.rows.most > 0 && outline.rows.most <= kMostRows && file.max_context > 0 &&
-            file.max_context <= kMostTokens && file.vocab_size > 0 &&
-            file.vocab_size <= kMostTokens && outline.scratch.groups >= 0 && machine.threads >= 0 &&
-            machine.costs.same_worker_ns >= 0 && !file.calls.empty(),
-        "a size is out of range");
-  check(std::all_of(outline.rows.fixed.begin(), outline.rows.fixed.end(),
-                    [&](int size) { return size > 0 && size <= outline.rows.most; }),
-        "a compiled size is out of range");
+  require(outline.rows.most > 0 && outline.rows.most <= kMostRows && file.max_context > 0 &&
+              file.max_context <= kMostTokens && file.vocab_size > 0 &&
+              file.vocab_size <= kMostTokens && outline.scratch.groups >= 0 &&
+              machine.threads >= 0 && machine.costs.same_worker_ns >= 0 && !file.calls.empty(),
+          "a size is out of range");
+  require(std::ranges::all_of(outline.rows.fixed,
+                              [&](int size) { return size > 0 && size <= outline.rows.most; }),
+          "a compiled size is out of range");
   for (const Value& value : file.values) {
-    check(value.row_bytes > 0 && value.row_bytes <= kMostBytes, "a value's size is out of range");
+    require(value.row_bytes > 0 && value.row_bytes <= kMostBytes, "a value's size is out of range");
   }
   const Value& output = file.values[static_cast<size_t>(file.output)];
-  check(output.kind == Kind::kOutput &&
-            output.row_bytes == static_cast<int64_t>(sizeof(float)) * file.vocab_size,
-        "its output is not the vocabulary's");
-  check(scheduling::is_schedule(machine.overlapping), "a schedule is not known");
+  require(output.kind == Kind::kOutput &&
+              output.row_bytes == static_cast<int64_t>(sizeof(float)) * file.vocab_size,
+          "its output is not the vocabulary's");
+  require(scheduling::is_schedule(machine.overlapping), "a schedule is not known");
   for (const scheduling::Decision& decision : machine.decisions) {
     const scheduling::Choice& choice = decision.choice;
-    check(scheduling::is_schedule(choice.schedule) && !choice.workers.empty() &&
-              choice.threads > 0 && choice.chunk > 0 && choice.in_flight > 0 && choice.abreast > 0,
-          "a decision is out of range");
+    require(scheduling::is_schedule(choice.schedule) && !choice.workers.empty() &&
+                choice.threads > 0 && choice.chunk > 0 && choice.in_flight > 0 &&
+                choice.abreast > 0,
+            "a decision is out of range");
   }
 }
 
 void check_costs(const scheduling::CostTables& costs, size_t devices) {
   const auto is_square = [&](const auto& rows) {
-    return rows.size() == devices && std::all_of(rows.begin(), rows.end(), [&](const auto& row) {
-             return row.size() == devices;
-           });
+    return rows.size() == devices &&
+           std::ranges::all_of(rows, [&](const auto& row) { return row.size() == devices; });
   };
-  check(is_square(costs.hand_over_ns) &&
-            std::all_of(costs.contention.begin(), costs.contention.end(),
-                        [&](const auto& one) { return is_square(one.shares); }),
-        "its costs do not fit its devices");
+  require(is_square(costs.hand_over_ns) &&
+              std::ranges::all_of(costs.contention,
+                                  [&](const auto& one) { return is_square(one.shares); }),
+          "its costs do not fit its devices");
 }
 
 scheduling::Outline outline_of(const Json& data, const RunFile& file) {
@@ -199,9 +188,10 @@ scheduling::Outline outline_of(const Json& data, const RunFile& file) {
   check_calls(outline.pattern.last, outline.scratch.blocks);
   for (const Call& call : file.calls) {
     const Segment& segment = file.segments[call.segment];
-    const auto device = std::find(outline.devices.begin(), outline.devices.end(), segment.device) -
-                        outline.devices.begin();
-    check(static_cast<size_t>(device) < outline.devices.size(), "a segment's device has no costs");
+    const auto device =
+        std::ranges::find(outline.devices, segment.device) - outline.devices.begin();
+    require(static_cast<size_t>(device) < outline.devices.size(),
+            "a segment's device has no costs");
     outline.calls.push_back(
         {call.segment, static_cast<int>(device), segment.is_static, call.last_row});
   }
@@ -218,7 +208,7 @@ scheduling::Machine machine_of(const Json& data, size_t devices) {
   data.at("contention").get_to(machine.costs.contention);
   check_costs(machine.costs, devices);
   data.at("most_tasks").get_to(machine.most_tasks);
-  check(machine.most_tasks.size() == devices, "its costs do not fit its devices");
+  require(machine.most_tasks.size() == devices, "its costs do not fit its devices");
   machine.overlapping = data.at("overlapping");
   machine.threads = data.at("threads");
   for (const Json& item : list_in(data, "decisions")) {
@@ -228,8 +218,8 @@ scheduling::Machine machine_of(const Json& data, size_t devices) {
 }
 
 RunFile parse(const Json& data) {
-  check(data.at("format") == "doubleweave-run", "it is no run file");
-  check(data.at("version") == kVersion, "it is of another version");
+  require(data.at("format") == "doubleweave-run", "it is no run file");
+  require(data.at("version") == kVersion, "it is of another version");
   RunFile file{};
   file.program_bytes = data.at("program_bytes");
   file.vocab_size = data.at("vocab_size");
@@ -265,7 +255,7 @@ RunFile parse(const Json& data) {
       call.writes.push_back(index_of(values, name, "value"));
     }
     const Segment& segment = file.segments[call.segment];
-    check(
+    require(
         call.reads.size() == segment.inputs.size() && call.writes.size() == segment.outputs.size(),
         "a call does not fit its segment");
     file.calls.push_back(std::move(call));
@@ -277,8 +267,8 @@ RunFile parse(const Json& data) {
     check_places({slot.get<int>()}, file.slot_row_bytes.size(), "a value is in no slot");
   }
   for (size_t value = 0; value < file.values.size(); ++value) {
-    check(file.values[value].kind != Kind::kChunk || file.slot_of[value] >= 0,
-          "a value of a chunk is in no slot");
+    require(file.values[value].kind != Kind::kChunk || file.slot_of[value] >= 0,
+            "a value of a chunk is in no slot");
   }
   file.output = index_of(values, data.at("output"), "value");
   file.outline = outline_of(data, file);
@@ -292,11 +282,10 @@ RunFile parse(const Json& data) {
 RunFile read_run_file(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "run.json";
   std::ifstream stream(path, std::ios::binary);
-  if (!stream) {
-    throw Error(folder.string() +
-                ": has no run.json; expected a folder made by doubleweave compile " +
-                "(of a language model), or write it with: doubleweave prepare " + folder.string());
-  }
+  require(stream.is_open(), folder.string(),
+          ": has no run.json; expected a folder made by doubleweave compile "
+          "(of a language model), or write it with: doubleweave prepare ",
+          folder.string());
   try {
     return parse(Json::parse(stream));
   } catch (const std::exception& error) {

@@ -5,7 +5,6 @@
 #include <exception>
 #include <mutex>
 #include <numeric>
-#include <set>
 #include <system_error>
 #include <thread>
 
@@ -32,14 +31,10 @@ std::string checked_program(const std::filesystem::path& folder, const RunFile& 
   const std::filesystem::path path = folder / "program.pte";
   std::error_code error;
   const auto bytes = std::filesystem::file_size(path, error);
-  if (error) {
-    throw Error(path.string() + ": cannot be read (" + error.message() +
-                "); compile the program again");
-  }
-  if (static_cast<int64_t>(bytes) != file.program_bytes) {
-    throw Error(path.string() + ": found " + std::to_string(bytes) + " bytes, expected " +
-                std::to_string(file.program_bytes) + " (run.json's); compile the program again");
-  }
+  require(!error, path.string(), ": cannot be read (", error.message(),
+          "); compile the program again");
+  require(static_cast<int64_t>(bytes) == file.program_bytes, path.string(), ": found ", bytes,
+          " bytes, expected ", file.program_bytes, " (run.json's); compile the program again");
   return path.string();
 }
 
@@ -61,9 +56,8 @@ std::vector<size_t> buffer_bytes(const RunFile& file, const scheduling::TaskGrap
       found.push_back(static_cast<size_t>(bytes * rows));
     }
   }
-  const bool one_row = std::any_of(file.calls.begin(), file.calls.end(), [&](const Call& call) {
-    return call.last_row &&
-           std::find(call.writes.begin(), call.writes.end(), file.output) != call.writes.end();
+  const bool one_row = std::ranges::any_of(file.calls, [&](const Call& call) {
+    return call.last_row && std::ranges::find(call.writes, file.output) != call.writes.end();
   });
   found.push_back(static_cast<size_t>(file.values[file.output].row_bytes * (one_row ? 1 : rows)));
   return found;
@@ -78,7 +72,7 @@ int rows_of(const RunFile& file, const Call& call, const scheduling::Chunk& chun
 }
 
 bool has(const std::vector<int32_t>& shape, int32_t size) {
-  return std::find(shape.begin(), shape.end(), size) != shape.end();
+  return std::ranges::find(shape, size) != shape.end();
 }
 
 }  // namespace
@@ -105,12 +99,11 @@ Session::Session(const std::filesystem::path& folder, const RunFile& file,
 
 size_t Session::kv_bytes_peak() const {
   // An NPU that reads the whole cache in every run takes all of it, whatever is in use.
-  const bool is_whole =
-      std::any_of(file_.segments.begin(), file_.segments.end(), [](const Segment& segment) {
-        return std::any_of(segment.inputs.begin(), segment.inputs.end(), [](const auto& shape) {
-          return shape.size() == 3 && !has(shape, kRows) && !has(shape, kCached);
-        });
-      });
+  const bool is_whole = std::ranges::any_of(file_.segments, [](const Segment& segment) {
+    return std::ranges::any_of(segment.inputs, [](const auto& shape) {
+      return shape.size() == 3 && !has(shape, kRows) && !has(shape, kCached);
+    });
+  });
   if (!is_whole) {
     return cache_.peak_bytes();
   }
@@ -120,22 +113,16 @@ size_t Session::kv_bytes_peak() const {
 }
 
 std::span<const float> Session::append(std::span<const int64_t> ids, Timeline* timeline) {
-  if (ids.empty()) {
-    throw Error("token ids: found none, expected at least one: the prompt is empty");
-  }
+  require(!ids.empty(), "token ids: found none, expected at least one: the prompt is empty");
   for (const int64_t id : ids) {
-    if (id < 0 || id >= file_.vocab_size) {
-      throw Error("token ids: found " + std::to_string(id) + ", expected 0 to " +
-                  std::to_string(file_.vocab_size - 1) + " (the vocabulary)");
-    }
+    require(id >= 0 && id < file_.vocab_size, "token ids: found ", id, ", expected 0 to ",
+            file_.vocab_size - 1, " (the vocabulary)");
   }
-  if (length() + static_cast<int64_t>(ids.size()) > file_.max_context) {
-    throw Error("context: " + std::to_string(length()) + " tokens in the cache and " +
-                std::to_string(ids.size()) + " more, expected at most " +
-                std::to_string(file_.max_context) + ": shorten the prompt");
-  }
+  require(length() + static_cast<int64_t>(ids.size()) <= file_.max_context, "context: ", length(),
+          " tokens in the cache and ", ids.size(), " more, expected at most ", file_.max_context,
+          ": shorten the prompt");
   Prepared& prepared = prepare(static_cast<int>(ids.size()));
-  std::copy(ids.begin(), ids.end(), prepared.input_ids.begin());
+  std::ranges::copy(ids, prepared.input_ids.begin());
   const int base = length();
   prepared.execution->run(base, timeline);
   const scheduling::TaskGraph& graph = prepared.run.graph;
@@ -293,8 +280,7 @@ Binding Session::bind(const Prepared& prepared, int value_index, const std::vect
   }
   binding.buffer = static_cast<int32_t>(prepared.buffers->num_buffers()) + region_of_[value_index];
   if (has(shape, kCached)) {
-    binding.grow_dim =
-        static_cast<int32_t>(std::find(shape.begin(), shape.end(), kCached) - shape.begin());
+    binding.grow_dim = static_cast<int32_t>(std::ranges::find(shape, kCached) - shape.begin());
   } else if (has(shape, kRows)) {
     // Token ids are this run's own; positions and cache rows go on behind the cached tokens.
     binding.offset = (chunk.start + first) * value.row_bytes;

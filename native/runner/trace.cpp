@@ -33,9 +33,8 @@ bool reads_from(const RunFile& file, const scheduling::TaskGraph& graph, int32_t
                 int32_t before) {
   const auto& reads = file.calls[graph.call_of[static_cast<size_t>(task)]].reads;
   const auto& writes = file.calls[graph.call_of[static_cast<size_t>(before)]].writes;
-  return std::any_of(reads.begin(), reads.end(), [&](int value) {
-    return std::find(writes.begin(), writes.end(), value) != writes.end();
-  });
+  return std::ranges::any_of(
+      reads, [&](int value) { return std::ranges::find(writes, value) != writes.end(); });
 }
 
 using Changes = std::map<int64_t, double>;
@@ -89,7 +88,7 @@ void add_counter(Json& events, const std::string& name, const Changes& changes) 
 Json trace_of(const RunFile& file, const Prepared& prepared, const Timeline& timeline) {
   const scheduling::TaskGraph& graph = prepared.run.graph;
   std::vector<Event> order = timeline.events;
-  std::sort(order.begin(), order.end(), [](const Event& a, const Event& b) {
+  std::ranges::sort(order, [](const Event& a, const Event& b) {
     return std::pair(a.start_ns, a.task) < std::pair(b.start_ns, b.task);
   });
   std::vector<Event> by_task(graph.size());
@@ -179,15 +178,12 @@ Json trace_of(const RunFile& file, const Prepared& prepared, const Timeline& tim
 }  // namespace
 
 void check_trace_path(const std::filesystem::path& path) {
-  if (path.extension() != ".json") {
-    throw Error("trace: found '" + path.filename().string() +
-                "', expected a file name that ends in .json (doubleweave trace draws it)");
-  }
+  require(path.extension() == ".json", "trace: found '", path.filename().string(),
+          "', expected a file name that ends in .json (doubleweave trace draws it)");
   const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
   std::error_code error;
-  if (!std::filesystem::is_directory(folder, error)) {
-    throw Error("trace: folder " + folder.string() + " does not exist; make it first");
-  }
+  require(std::filesystem::is_directory(folder, error), "trace: folder ", folder.string(),
+          " does not exist; make it first");
 }
 
 void write_trace(const std::filesystem::path& path, const RunFile& file, const Prepared& prepared,

@@ -10,7 +10,7 @@ namespace {
 constexpr int kInFlight = 8;
 
 bool has(const std::vector<std::string>& words, const std::string& word) {
-  return std::find(words.begin(), words.end(), word) != words.end();
+  return std::ranges::find(words, word) != words.end();
 }
 
 // One worker a device, further ones for the CPU. A wavefront's and a sequential run's workers do
@@ -50,7 +50,7 @@ std::string joined(const std::vector<std::string>& words, const char* between) {
 }
 
 bool is_schedule(const std::string& name) {
-  return std::find(kSchedules.begin(), kSchedules.end(), name) != kSchedules.end();
+  return std::ranges::find(kSchedules, name) != kSchedules.end();
 }
 
 void check_wish(const Wish& wish, const std::vector<std::string>& devices) {

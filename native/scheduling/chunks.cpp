@@ -48,7 +48,7 @@ std::vector<int> fixed_sizes(int num_tokens, const std::vector<int>& sizes) {
   std::vector<int> found(static_cast<size_t>(full), largest);
   auto& tail = best[static_cast<size_t>(rest)].second;
   // The smallest last, so that padding is at the end alone.
-  std::sort(tail.begin(), tail.end(), std::greater<>());
+  std::ranges::sort(tail, std::greater<>());
   found.insert(found.end(), tail.begin(), tail.end());
   return found;
 }
@@ -62,7 +62,7 @@ std::vector<Chunk> cut(int num_tokens, const RowSizes& sizes, int num_workers, i
     found = even_sizes(num_tokens, limit, num_workers);
   } else {
     std::vector<int> allowed = sizes.fixed;
-    std::sort(allowed.begin(), allowed.end());
+    std::ranges::sort(allowed);
     const int most = std::max(limit, allowed.front());
     std::erase_if(allowed, [&](int size) { return size > most; });
     found = fixed_sizes(num_tokens, allowed);

@@ -15,7 +15,7 @@ std::pair<size_t, double> place(double at, const std::vector<double>& points) {
   if (points.size() == 1) {
     return {0, 0.0};
   }
-  const auto above = std::upper_bound(points.begin(), points.end(), at) - points.begin();
+  const auto above = std::ranges::upper_bound(points, at) - points.begin();
   const auto left = static_cast<size_t>(
       std::clamp<ptrdiff_t>(above - 1, 0, static_cast<ptrdiff_t>(points.size()) - 2));
   return {left, (at - points[left]) / (points[left + 1] - points[left])};
@@ -62,7 +62,7 @@ double estimated_us(const EstimatedTimes& times, double rows, double cached, int
 // The item whose number is nearest to the wanted one; of two, the smaller.
 template <typename Item>
 const Item& nearest(const std::vector<Item>& items, int Item::* number, int wanted) {
-  return *std::min_element(items.begin(), items.end(), [&](const Item& a, const Item& b) {
+  return *std::ranges::min_element(items, [&](const Item& a, const Item& b) {
     return std::pair(std::abs(a.*number - wanted), a.*number) <
            std::pair(std::abs(b.*number - wanted), b.*number);
   });

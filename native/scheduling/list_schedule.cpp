@@ -16,15 +16,15 @@ std::vector<int32_t> topological_order(const TaskArrays& tasks, const Successors
   std::vector<int32_t> order;
   order.reserve(num_tasks);
   for (size_t t = 0; t < num_tasks; ++t) {
-    missing[t] = tasks.after_starts[t + 1] - tasks.after_starts[t];
+    missing[t] = static_cast<int32_t>(tasks.after_of(t).size());
     if (missing[t] == 0) {
       order.push_back(static_cast<int32_t>(t));
     }
   }
   for (size_t i = 0; i < order.size(); ++i) {
-    for (int32_t s = successors.starts[order[i]]; s < successors.starts[order[i] + 1]; ++s) {
-      if (--missing[successors.list[s]] == 0) {
-        order.push_back(successors.list[s]);
+    for (const int32_t next : successors.of(order[i])) {
+      if (--missing[next] == 0) {
+        order.push_back(next);
       }
     }
   }
@@ -47,14 +47,12 @@ class ListScheduler {
         end_(tasks.duration_ns.size(), 0),
         worker_of_(tasks.duration_ns.size(), -1),
         missing_(tasks.duration_ns.size()) {
-    int32_t num_devices = 0;
-    for (const int32_t device : placement.device) {
-      num_devices = std::max(num_devices, device + 1);
-    }
+    const int32_t num_devices =
+        placement.device.empty() ? 0 : *std::ranges::max_element(placement.device) + 1;
     waiting_.resize(num_devices);
     ready_.resize(lists_.size() + 1, std::vector<Queue>(num_devices));
     for (size_t t = 0; t < missing_.size(); ++t) {
-      missing_[t] = tasks.after_starts[t + 1] - tasks.after_starts[t];
+      missing_[t] = static_cast<int32_t>(tasks.after_of(t).size());
       if (missing_[t] == 0) {
         add(static_cast<int32_t>(t));
       }
@@ -81,8 +79,7 @@ class ListScheduler {
   // When worker w may start t, as far as what t waits for goes.
   int64_t inputs_ready(size_t w, int32_t t) const {
     int64_t ready = 0;
-    for (int32_t i = tasks_.after_starts[t]; i < tasks_.after_starts[t + 1]; ++i) {
-      const int32_t before = tasks_.after[i];
+    for (const int32_t before : tasks_.after_of(t)) {
       const auto other = static_cast<size_t>(worker_of_[before]);
       const int64_t hand_over = other == w ? 0 : hand_overs_[other * lists_.size() + w];
       ready = std::max(ready, end_[before] + hand_over);
@@ -182,9 +179,9 @@ class ListScheduler {
     while (!running_.empty() && running_.top().first <= now_) {
       const int32_t t = running_.top().second;
       running_.pop();
-      for (int32_t s = successors_.starts[t]; s < successors_.starts[t + 1]; ++s) {
-        if (--missing_[successors_.list[s]] == 0) {
-          add(successors_.list[s]);
+      for (const int32_t next_task : successors_.of(t)) {
+        if (--missing_[next_task] == 0) {
+          add(next_task);
         }
       }
     }
@@ -233,8 +230,8 @@ std::vector<int64_t> path_to_end(const TaskArrays& tasks) {
   const std::vector<int32_t> order = topological_order(tasks, successors);
   std::vector<int64_t> path(order.size(), 0);
   for (auto t = order.rbegin(); t != order.rend(); ++t) {
-    for (int32_t s = successors.starts[*t]; s < successors.starts[*t + 1]; ++s) {
-      path[*t] = std::max(path[*t], path[successors.list[s]]);
+    for (const int32_t next : successors.of(*t)) {
+      path[*t] = std::max(path[*t], path[next]);
     }
     path[*t] += tasks.duration_ns[*t];
   }

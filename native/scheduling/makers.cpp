@@ -72,7 +72,7 @@ class Maker {
     std::vector<int32_t> devices;
     for (const std::string& worker : workers_) {
       // A device that no task is of gets a number past the others: its worker stays idle.
-      const auto at = std::find(tasks_.devices.begin(), tasks_.devices.end(), worker);
+      const auto at = std::ranges::find(tasks_.devices, worker);
       devices.push_back(worker == kAny ? -1 : static_cast<int32_t>(at - tasks_.devices.begin()));
     }
     return list_schedule(arrays_, {tasks_.device, devices, priority, homes}, hand_overs_);
@@ -117,16 +117,14 @@ class Maker {
     std::vector<int64_t> ends;
     for (const Lists& lists : dealt) {
       const Times times = times_of({workers_, lists}, tasks_, costs_);
-      ends.push_back(*std::max_element(times.end_ns.begin(), times.end_ns.end()));
+      ends.push_back(*std::ranges::max_element(times.end_ns));
     }
-    return dealt[static_cast<size_t>(std::min_element(ends.begin(), ends.end()) - ends.begin())];
+    return dealt[static_cast<size_t>(std::ranges::min_element(ends) - ends.begin())];
   }
 
   bool is_ready(int32_t task, const std::vector<bool>& done) const {
-    const auto begin = tasks_.after.begin();
-    return std::all_of(begin + tasks_.after_starts[static_cast<size_t>(task)],
-                       begin + tasks_.after_starts[static_cast<size_t>(task) + 1],
-                       [&](int32_t before) { return done[static_cast<size_t>(before)]; });
+    return std::ranges::all_of(arrays_.after_of(static_cast<size_t>(task)),
+                               [&](int32_t before) { return done[static_cast<size_t>(before)]; });
   }
 
   // Two chunks, one segment apart, and a barrier after each step: as mllm does

@@ -4,7 +4,6 @@
 #include <array>
 #include <numeric>
 #include <set>
-#include <tuple>
 
 namespace doubleweave::scheduling {
 namespace {
@@ -36,8 +35,7 @@ Tasks view_of(const TaskGraph& graph, const std::vector<int32_t>& device,
 }  // namespace
 
 std::vector<int> lengths_up_to(int most) {
-  std::vector<int> found(kLengths.begin(),
-                         std::lower_bound(kLengths.begin(), kLengths.end(), most));
+  std::vector<int> found(kLengths.begin(), std::ranges::lower_bound(kLengths, most));
   found.push_back(most);
   return found;
 }
@@ -47,8 +45,7 @@ Planner::Planner(Outline outline, Machine machine)
 
 bool Planner::is_described_chip() const {
   return !machine_.most_tasks.empty() &&
-         std::none_of(machine_.most_tasks.begin(), machine_.most_tasks.end(),
-                      [](int count) { return count == 0; });
+         std::ranges::none_of(machine_.most_tasks, [](int count) { return count == 0; });
 }
 
 int Planner::default_threads(int cores, int most) const {
@@ -57,7 +54,7 @@ int Planner::default_threads(int cores, int most) const {
     threads = machine_.threads;
   } else if (is_described_chip()) {
     // Other devices take none of the CPU's cores.
-    const auto cpu = std::find(outline_.devices.begin(), outline_.devices.end(), "cpu");
+    const auto cpu = std::ranges::find(outline_.devices, "cpu");
     threads = cpu == outline_.devices.end()
                   ? std::accumulate(machine_.most_tasks.begin(), machine_.most_tasks.end(), 0)
                   : machine_.most_tasks[static_cast<size_t>(cpu - outline_.devices.begin())];
@@ -73,30 +70,24 @@ Choice Planner::settled(const Choice& fixed, int threads, int num_tokens) const 
   if (fixed.workers.size() == 1 || chunks_of(fixed, num_tokens).size() > 1) {
     return fixed;
   }
-  return default_choice({"sequential", {}, fixed.chunk, threads}, outline_.devices,
-                        outline_.rows.most);
+  return choice_of({"sequential", {}, fixed.chunk, threads});
 }
 
 Choice Planner::choose(const Wish& wish, int num_tokens) {
   check_wish(wish, outline_.devices);
-  const auto by_name = [&](const std::string& name) {
-    return default_choice({name, {}, {}, wish.threads}, outline_.devices, outline_.rows.most);
-  };
   if (wish.schedule != kAuto) {
-    return settled(default_choice(wish, outline_.devices, outline_.rows.most), wish.threads,
-                   num_tokens);
+    return settled(choice_of(wish), wish.threads, num_tokens);
   }
   if (!machine_.decisions.empty() && machine_.threads == wish.threads) {
-    const auto found =
-        std::find_if(machine_.decisions.begin(), machine_.decisions.end(),
-                     [&](const Decision& decision) { return num_tokens <= decision.tokens; });
+    const auto found = std::ranges::find_if(machine_.decisions, [&](const Decision& decision) {
+      return num_tokens <= decision.tokens;
+    });
     return (found == machine_.decisions.end() ? machine_.decisions.back() : *found).choice;
   }
-  const Choice several = by_name(machine_.overlapping);
+  const Choice several = choice_of({machine_.overlapping, {}, {}, wish.threads});
   if (is_described_chip() || has_too_many(several)) {
     const std::vector<int> lengths = lengths_up_to(outline_.max_tokens);
-    const auto length =
-        std::find_if(lengths.begin(), lengths.end(), [&](int most) { return num_tokens <= most; });
+    const auto length = std::ranges::find_if(lengths, [&](int most) { return num_tokens <= most; });
     // At the next length of a grid, so that a session plans a handful of times, not at every
     // prompt.
     const std::pair key(length == lengths.end() ? lengths.back() : *length, wish.threads);
@@ -106,7 +97,9 @@ Choice Planner::choose(const Wish& wish, int num_tokens) {
                ? known->second
                : planned_.emplace(key, best(key.first, key.second)).first->second;
   }
-  return num_tokens > several.chunk / 2 && wish.threads > 1 ? several : by_name("sequential");
+  return num_tokens > several.chunk / 2 && wish.threads > 1
+             ? several
+             : choice_of({"sequential", {}, {}, wish.threads});
 }
 
 PlannedRun Planner::run(const Choice& choice, int num_tokens) const {
@@ -126,10 +119,9 @@ PlannedRun Planner::run(const Choice& choice, int num_tokens) const {
 
 bool Planner::has_too_many(const Choice& choice) const {
   for (size_t device = 0; device < machine_.most_tasks.size(); ++device) {
-    const auto workers =
-        std::count_if(choice.workers.begin(), choice.workers.end(), [&](const std::string& worker) {
-          return worker == kAny || worker == outline_.devices[device];
-        });
+    const auto workers = std::ranges::count_if(choice.workers, [&](const std::string& worker) {
+      return worker == kAny || worker == outline_.devices[device];
+    });
     if (machine_.most_tasks[device] != 0 && workers > machine_.most_tasks[device]) {
       return true;
     }
@@ -145,7 +137,7 @@ std::vector<int> Planner::chunk_sizes(int num_tokens) const {
     std::erase_if(sizes, [](int size) { return size < kLeastChunk; });
     return sizes.empty() ? std::vector<int>{most} : sizes;
   }
-  std::sort(sizes.begin(), sizes.end(), std::greater<>());
+  std::ranges::sort(sizes, std::greater<>());
   const int largest = sizes.front();
   std::erase_if(sizes, [&](int size) { return num_tokens > size * kMostChunks; });
   return sizes.empty() ? std::vector<int>{largest} : sizes;
@@ -155,47 +147,44 @@ std::vector<Choice> Planner::with_workers(const std::string& name, int threads, 
   std::set<int> counts;
   if (name == "sequential") {
     counts = {1, threads};
+  } else if (threads > 1 && name == "lockstep") {
+    counts = {2};
   } else if (threads > 1) {
     counts = {2, threads};
-    for (int count = 2; count < threads && name != "lockstep"; count *= 2) {
+    for (int count = 2; count < threads; count *= 2) {
       counts.insert(count);
-    }
-    if (name == "lockstep") {
-      counts = {2};
     }
   }
   std::vector<Choice> found;
   for (const int count : counts) {
-    found.push_back(default_choice({name, {}, chunk, count}, outline_.devices, outline_.rows.most));
+    found.push_back(choice_of({name, {}, chunk, count}));
   }
   return found;
 }
 
 // A worker a device, the CPU's with all of its threads: for devices that share no cores with it.
-std::vector<Choice> Planner::apart(const std::string& name, int threads, int chunk) const {
+std::optional<Choice> Planner::apart(const std::string& name, int threads, int chunk) const {
   const auto& devices = outline_.devices;
-  const auto cpu = std::find(devices.begin(), devices.end(), "cpu") - devices.begin();
+  const auto cpu = std::ranges::find(devices, "cpu") - devices.begin();
   const int cores = static_cast<size_t>(cpu) < machine_.most_tasks.size()
                         ? machine_.most_tasks[static_cast<size_t>(cpu)]
                         : 0;
   if (name == "sequential" || name == "wavefront" || devices.size() < 2 || cores == 0) {
-    return {};
+    return std::nullopt;
   }
-  Choice choice = default_choice({name, devices, chunk, static_cast<int>(devices.size())}, devices,
-                                 outline_.rows.most);
+  Choice choice = choice_of({name, devices, chunk, static_cast<int>(devices.size())});
   choice.threads = std::min(cores, threads);
-  return {choice};
+  return choice;
 }
 
 std::vector<Choice> Planner::candidates(int num_tokens, int threads) const {
-  using Key = std::tuple<std::string, std::vector<std::string>, int, int, int, std::vector<int>>;
-  std::set<Key> seen;
+  std::set<std::pair<Choice, std::vector<int>>> seen;
   std::vector<Choice> found;
   for (const int chunk : chunk_sizes(num_tokens)) {
     for (const char* name : kSchedules) {
       std::vector<Choice> tried = with_workers(name, threads, chunk);
-      for (const Choice& choice : apart(name, threads, chunk)) {
-        tried.push_back(choice);
+      if (const auto choice = apart(name, threads, chunk)) {
+        tried.push_back(*choice);
       }
       for (const Choice& choice : tried) {
         const std::vector<Chunk> chunks = chunks_of(choice, num_tokens);
@@ -207,9 +196,9 @@ std::vector<Choice> Planner::candidates(int num_tokens, int threads) const {
           sizes.push_back(one.compiled_size);
         }
         // Limits that cut the prompt alike are one candidate.
-        if (seen.emplace(choice.schedule, choice.workers, choice.threads, choice.in_flight,
-                         choice.abreast, std::move(sizes))
-                .second) {
+        Choice without_limit = choice;
+        without_limit.chunk = 0;
+        if (seen.emplace(std::move(without_limit), std::move(sizes)).second) {
           found.push_back(choice);
         }
       }
@@ -226,12 +215,11 @@ Choice Planner::best(int num_tokens, int threads) const {
     const std::vector<int32_t> devices = devices_of(planned.graph, outline_.calls);
     const Times times = times_of(planned.schedule,
                                  view_of(planned.graph, devices, outline_.devices), planned.costs);
-    ends.push_back(*std::max_element(times.end_ns.begin(), times.end_ns.end()));
+    ends.push_back(*std::ranges::max_element(times.end_ns));
   }
-  const auto shortest = static_cast<double>(*std::min_element(ends.begin(), ends.end()));
-  const auto chosen = std::find_if(ends.begin(), ends.end(), [&](int64_t end) {
-    return static_cast<double>(end) <= shortest * (1 + kWorth);
-  });
+  const auto shortest = static_cast<double>(*std::ranges::min_element(ends));
+  const auto chosen = std::ranges::find_if(
+      ends, [&](int64_t end) { return static_cast<double>(end) <= shortest * (1 + kWorth); });
   return tried[static_cast<size_t>(chosen - ends.begin())];
 }
 

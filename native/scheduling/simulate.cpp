@@ -65,8 +65,7 @@ class Simulation {
   // When worker w may start task t; kNever while something that it waits for has not finished.
   double ready_time(size_t w, int32_t t) const {
     double ready = states_[w].ready;
-    for (int32_t i = tasks_.after_starts[t]; i < tasks_.after_starts[t + 1]; ++i) {
-      const int32_t before = tasks_.after[i];
+    for (const int32_t before : tasks_.after_of(t)) {
       const int32_t other = worker_of_[before];
       if (other < 0) {
         return kNever;

@@ -62,8 +62,8 @@ Successors successors_of(const TaskArrays& tasks) {
   std::partial_sum(result.starts.begin(), result.starts.end(), result.starts.begin());
   std::vector<int32_t> next(result.starts.begin(), result.starts.end() - 1);
   for (size_t t = 0; t < num_tasks; ++t) {
-    for (int32_t i = tasks.after_starts[t]; i < tasks.after_starts[t + 1]; ++i) {
-      result.list[next[tasks.after[i]]++] = static_cast<int32_t>(t);
+    for (const int32_t before : tasks.after_of(t)) {
+      result.list[next[before]++] = static_cast<int32_t>(t);
     }
   }
   return result;

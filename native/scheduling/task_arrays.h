@@ -22,6 +22,10 @@ size_t check_contention(const Contention& contention, size_t num_tasks);
 struct Successors {
   std::vector<int32_t> starts;
   std::vector<int32_t> list;
+
+  std::span<const int32_t> of(size_t task) const {
+    return std::span(list).subspan(starts[task], starts[task + 1] - starts[task]);
+  }
 };
 Successors successors_of(const TaskArrays& tasks);
 

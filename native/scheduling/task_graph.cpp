@@ -43,7 +43,7 @@ class KeepClose {
   int32_t number(int block, int chunk) const {
     const auto& calls = chunk == num_chunks_ - 1 ? pattern_.last : pattern_.body;
     const auto call = blocks_[static_cast<size_t>(block)];
-    const auto place = std::lower_bound(calls.begin(), calls.end(), call) - calls.begin();
+    const auto place = std::ranges::lower_bound(calls, call) - calls.begin();
     return static_cast<int32_t>(chunk * static_cast<ptrdiff_t>(pattern_.body.size()) + place);
   }
 
@@ -58,7 +58,7 @@ class KeepClose {
 
 int num_abreast(const Choice& choice, const std::string& static_device, size_t chunks) {
   const auto count = [&](const std::string& device) {
-    return std::count(choice.workers.begin(), choice.workers.end(), device);
+    return std::ranges::count(choice.workers, device);
   };
   const auto anywhere = count(kAny);
   return std::min(static_cast<int>(anywhere != 0 ? anywhere : count(static_device)),
@@ -87,7 +87,7 @@ TaskGraph repeat(const Pattern& pattern, const Scratch& scratch, std::vector<Chu
       }
     }
     keep_close.add(chunk, pairs);
-    std::sort(pairs.begin(), pairs.end());
+    std::ranges::sort(pairs);
     pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
     auto pair = pairs.begin();
     for (auto task = static_cast<int32_t>(graph.size() - calls.size());

@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 
 #include "doubleweave/error.h"
-#include "text.h"
 
 namespace doubleweave {
 namespace {
@@ -17,9 +16,8 @@ constexpr size_t kMaxBytes = size_t{1} << 46;
 
 Buffers::Buffers(const std::vector<size_t>& sizes_bytes) {
   for (const size_t size : sizes_bytes) {
-    if (size > kMaxBytes || total_bytes_ > kMaxBytes) {
-      throw Error(text("buffers of more than ", kMaxBytes, " bytes were asked for."));
-    }
+    require(size <= kMaxBytes && total_bytes_ <= kMaxBytes, "buffers of more than ", kMaxBytes,
+            " bytes were asked for.");
     buffers_.push_back({total_bytes_, size});
     total_bytes_ += (size + kReadPastEndBytes + kAlignment - 1) / kAlignment * kAlignment;
   }
@@ -28,10 +26,8 @@ Buffers::Buffers(const std::vector<size_t>& sizes_bytes) {
   }
   void* memory =
       mmap(nullptr, total_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) {
-    throw Error(text("there is no memory for ", sizes_bytes.size(), " buffers of ", total_bytes_,
-                     " bytes together."));
-  }
+  require(memory != MAP_FAILED, "there is no memory for ", sizes_bytes.size(), " buffers of ",
+          total_bytes_, " bytes together.");
   memory_ = static_cast<std::byte*>(memory);
 }
 
@@ -42,9 +38,8 @@ Buffers::~Buffers() {
 }
 
 const Buffers::Buffer& Buffers::buffer(size_t id) const {
-  if (id >= buffers_.size()) {
-    throw Error(text("there are ", buffers_.size(), " buffers, but buffer ", id, " was named."));
-  }
+  require(id < buffers_.size(), "there are ", buffers_.size(), " buffers, but buffer ", id,
+          " was named.");
   return buffers_[id];
 }
 

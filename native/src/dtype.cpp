@@ -27,8 +27,8 @@ constexpr std::array<DTypeRow, 11> kDTypes = {{
 }};
 
 const DTypeRow* find(DType dtype) {
-  const auto* row = std::find_if(kDTypes.begin(), kDTypes.end(),
-                                 [&](const DTypeRow& known) { return known.dtype == dtype; });
+  const auto* row =
+      std::ranges::find_if(kDTypes, [&](const DTypeRow& known) { return known.dtype == dtype; });
   return row == kDTypes.end() ? nullptr : row;
 }
 

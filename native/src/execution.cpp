@@ -5,7 +5,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <exception>
-#include <limits>
 #include <mutex>
 #include <thread>
 
@@ -19,7 +18,6 @@
 #include "instance_impl.h"
 #include "prepared_task.h"
 #include "schedule_order.h"
-#include "text.h"
 #include "worker_pool.h"
 
 namespace doubleweave {
@@ -171,7 +169,7 @@ struct Execution::Impl {
       prepared[t].bind(instance, base, starts);
       instance.execute(threads_per_worker == 1);
     } catch (const Error& error) {
-      throw Error(text(task_text(tasks, instances, t), ": ", error.what()));
+      throw Error(text(TaskText{tasks, instances, t}, ": ", error.what()));
     }
   }
 
@@ -241,20 +239,15 @@ struct Execution::Impl {
     }
     for (auto entry = rebound.begin(); entry != rebound.end(); ++entry) {
       const auto& [index, region] = *entry;
-      if (index < 0 || index >= static_cast<int32_t>(regions.size())) {
-        throw Error(text("region ", index, " is rebound, but there are ", regions.size(), "."));
-      }
-      if (std::any_of(rebound.begin(), entry, [&](const auto& e) { return e.first == index; })) {
-        throw Error(text("region ", index, " is rebound twice; name it once a run."));
-      }
-      if (region.first == nullptr) {
-        throw Error(text("region ", index, " is rebound to a null pointer; give it memory."));
-      }
-      if (region.second < regions[index].second) {
-        throw Error(text("region ", index, " is rebound to ", region.second,
-                         " bytes, but needs at least the ", regions[index].second,
-                         " of the region that it replaces."));
-      }
+      require(index >= 0 && index < static_cast<int32_t>(regions.size()), "region ", index,
+              " is rebound, but there are ", regions.size(), ".");
+      require(std::none_of(rebound.begin(), entry, [&](const auto& e) { return e.first == index; }),
+              "region ", index, " is rebound twice; name it once a run.");
+      require(region.first != nullptr, "region ", index,
+              " is rebound to a null pointer; give it memory.");
+      require(region.second >= regions[index].second, "region ", index, " is rebound to ",
+              region.second, " bytes, but needs at least the ", regions[index].second,
+              " of the region that it replaces.");
       starts[index] = static_cast<std::byte*>(region.first);
     }
   }
@@ -281,10 +274,9 @@ Execution::Execution(std::vector<Instance*> instances, std::vector<Region> regio
                      std::vector<Task> tasks, std::vector<std::vector<int32_t>> workers,
                      int threads_per_worker)
     : impl_(std::make_unique<Impl>()) {
-  if (threads_per_worker != 1 && threads_per_worker != pool_threads()) {
-    throw Error(text("threads_per_worker must be 1 or ", pool_threads(),
-                     ", the size of the thread pool, but was ", threads_per_worker, "."));
-  }
+  require(threads_per_worker == 1 || threads_per_worker == pool_threads(),
+          "threads_per_worker must be 1 or ", pool_threads(),
+          ", the size of the thread pool, but was ", threads_per_worker, ".");
   Impl& impl = *impl_;
   impl.order = order_schedule(tasks, workers, instances);
   impl.instances = std::move(instances);
@@ -292,14 +284,14 @@ Execution::Execution(std::vector<Instance*> instances, std::vector<Region> regio
   impl.workers = std::move(workers);
   impl.threads_per_worker = threads_per_worker;
   for (size_t t = 0; t < impl.tasks.size(); ++t) {
-    const std::string name = task_text(impl.tasks, impl.instances, static_cast<int32_t>(t));
+    const std::string name = text(TaskText{impl.tasks, impl.instances, static_cast<int32_t>(t)});
     if (impl.tasks[t].copy.has_value()) {
       check_copy(*impl.tasks[t].copy, regions, name);
       impl.prepared.emplace_back();
       continue;
     }
-    impl.prepared.emplace_back(impl.tasks[t], *impl.instances[impl.tasks[t].instance], regions,
-                               name, impl.limit);
+    impl.prepared.emplace_back(impl.tasks[t], *impl.instances[impl.tasks[t].instance]->impl_,
+                               regions, name, impl.limit);
   }
   // After every task is checked: it runs methods.
   for (size_t t = 0; t < impl.tasks.size(); ++t) {
@@ -318,16 +310,12 @@ Execution::~Execution() = default;
 void Execution::run(int64_t base, Timeline* timeline, const std::function<bool()>& interrupted,
                     const ReboundRegions& rebound) {
   Impl& impl = *impl_;
-  if (base < 0 || base > impl.limit.max_base) {
-    throw Error(text("a run cannot start at ", base, " tokens: it must be between 0 and ",
-                     impl.limit.max_base, impl.limit.reason.empty() ? "" : ", for ",
-                     impl.limit.reason, "."));
-  }
-  if (impl.running.exchange(true)) {
-    throw Error(
-        "this execution runs already on another thread; prepare a second one, with its own "
-        "instances.");
-  }
+  require(base >= 0 && base <= impl.limit.max_base, "a run cannot start at ", base,
+          " tokens: it must be between 0 and ", impl.limit.max_base,
+          impl.limit.reason.empty() ? "" : ", for ", impl.limit.reason, ".");
+  require(!impl.running.exchange(true),
+          "this execution runs already on another thread; prepare a second one, with its own "
+          "instances.");
   std::exception_ptr error;
   try {
     // Held for the whole run: with one thread set, workers run side by side without the pool's

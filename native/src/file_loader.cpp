@@ -10,7 +10,6 @@
 #include <cstring>
 
 #include "doubleweave/error.h"
-#include "text.h"
 
 namespace doubleweave {
 
@@ -43,10 +42,8 @@ FileLoader::FileLoader(const std::string& path) {
   data_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
   const int reason = errno;
   close(file);
-  if (data_ == MAP_FAILED) {
-    throw Error(
-        text("program '", path, "' cannot be mapped into memory: ", std::strerror(reason), "."));
-  }
+  require(data_ != MAP_FAILED, "program '", path,
+          "' cannot be mapped into memory: ", std::strerror(reason), ".");
   // With huge pages one row of an embedding table makes 2 MB resident, and constants scattered in
   // the file 50 MB.
   madvise(data_, size_, MADV_NOHUGEPAGE);

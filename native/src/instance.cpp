@@ -12,7 +12,6 @@
 #include "doubleweave/threads.h"
 #include "instance_impl.h"
 #include "runtime_log.h"
-#include "text.h"
 
 namespace doubleweave {
 
@@ -23,10 +22,9 @@ using executorch::aten::TensorShapeDynamism;
 using executorch::extension::threadpool::NoThreadPoolGuard;
 
 InstanceUse::InstanceUse(Instance::Impl& impl) : impl_(impl) {
-  if (impl_.in_use.exchange(true, std::memory_order_acquire)) {
-    throw Error(text("the instance of method '", impl.method_name,
-                     "' is in use on another thread; load a second instance to run both at once."));
-  }
+  require(!impl_.in_use.exchange(true, std::memory_order_acquire), "the instance of method '",
+          impl.method_name,
+          "' is in use on another thread; load a second instance to run both at once.");
 }
 
 InstanceUse::~InstanceUse() { impl_.in_use.store(false, std::memory_order_release); }
@@ -34,10 +32,8 @@ InstanceUse::~InstanceUse() { impl_.in_use.store(false, std::memory_order_releas
 void Instance::Impl::check_sizes(const char* kind, size_t index,
                                  const std::vector<TensorInfo>& infos,
                                  std::span<const int32_t> sizes) const {
-  if (index >= infos.size()) {
-    throw Error(text("method '", method_name, "' has ", infos.size(), " ", kind, "s, but ", kind,
-                     " ", index, " was named."));
-  }
+  require(index < infos.size(), "method '", method_name, "' has ", infos.size(), " ", kind,
+          "s, but ", kind, " ", index, " was named.");
   const TensorInfo& info = infos[index];
   bool fits = sizes.size() == info.sizes.size();
   for (size_t dim = 0; fits && dim < sizes.size(); ++dim) {
@@ -45,27 +41,21 @@ void Instance::Impl::check_sizes(const char* kind, size_t index,
                ? sizes[dim] <= info.sizes[dim] && sizes[dim] >= std::min(1, info.sizes[dim])
                : sizes[dim] == info.sizes[dim];
   }
-  if (!fits) {
-    throw Error(text("method '", method_name, "': ", kind, " ", index, " has sizes ",
-                     sizes_text(sizes), ", expected ",
-                     info.is_dynamic ? "at least 1 and at most " : "",
-                     sizes_text(std::span(info.sizes)), "."));
-  }
+  require(fits, "method '", method_name, "': ", kind, " ", index, " has sizes ", SizesText{sizes},
+          ", expected ", info.is_dynamic ? "at least 1 and at most " : "", SizesText{info.sizes},
+          ".");
 }
 
 void Instance::Impl::bind_input(size_t index, const void* data, std::span<const int32_t> sizes) {
   check_sizes("input", index, input_infos, sizes);
   InputSlot& slot = inputs[index];
-  if (data == nullptr) {
-    throw Error(text("method '", method_name, "': input ", index, " is bound to a null pointer."));
-  }
+  require(data != nullptr, "method '", method_name, "': input ", index,
+          " is bound to a null pointer.");
   const auto current = slot.tensor->sizes();
   if (!std::equal(sizes.begin(), sizes.end(), current.begin())) {
     Tensor tensor(slot.tensor);
-    if (et::resize_tensor(tensor, {sizes.data(), sizes.size()}) != et::Error::Ok) {
-      throw Error(text("method '", method_name, "': input ", index, " cannot take sizes ",
-                       sizes_text(sizes), "."));
-    }
+    require(et::resize_tensor(tensor, {sizes.data(), sizes.size()}) == et::Error::Ok, "method '",
+            method_name, "': input ", index, " cannot take sizes ", SizesText{sizes}, ".");
   }
   slot.data = data;
   if (!slot.is_planned) {
@@ -85,17 +75,15 @@ void Instance::Impl::bind_output(size_t index, void* data, size_t capacity_bytes
   for (const int32_t size : sizes) {
     nbytes *= static_cast<size_t>(size);
   }
-  if (data == nullptr || capacity_bytes < nbytes) {
-    throw Error(text("method '", method_name, "': output ", index, " needs ", nbytes,
-                     " bytes for sizes ", sizes_text(sizes),
-                     is_exact ? "" : " (its upper bound, for no sizes were given)", ", but ",
-                     data == nullptr ? 0 : capacity_bytes, " were bound."));
-  }
+  require(data != nullptr && capacity_bytes >= nbytes, "method '", method_name, "': output ", index,
+          " needs ", nbytes, " bytes for sizes ", SizesText{sizes},
+          is_exact ? "" : " (its upper bound, for no sizes were given)", ", but ",
+          data == nullptr ? 0 : capacity_bytes, " were bound.");
   slot.data = data;
   slot.capacity_bytes = capacity_bytes;
   slot.is_exact = is_exact;
-  std::copy(sizes.begin(), sizes.end(), slot.sizes.begin());
-  std::copy(sizes.begin(), sizes.end(), slot.bound_sizes.begin());
+  std::ranges::copy(sizes, slot.sizes.begin());
+  std::ranges::copy(sizes, slot.bound_sizes.begin());
   if (slot.is_foreign) {
     return;
   }
@@ -113,27 +101,21 @@ void Instance::Impl::bind_output(size_t index, void* data, size_t capacity_bytes
 }
 
 void Instance::Impl::execute(bool single_thread) {
-  if (is_broken) {
-    throw Error(text("method '", method_name,
-                     "' cannot run again: a check inside ExecuTorch failed in it."));
-  }
+  require(!is_broken, "method '", method_name,
+          "' cannot run again: a check inside ExecuTorch failed in it.");
   // Instances of one group share planned memory: two of them at once would overwrite each other's.
   std::unique_lock<std::mutex> turn;
   if (group->is_shared) {
     turn = std::unique_lock(group->run_mutex);
   }
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (inputs[i].data == nullptr) {
-      throw Error(text("method '", method_name, "': input ", i, " is not bound."));
-    }
+    require(inputs[i].data != nullptr, "method '", method_name, "': input ", i, " is not bound.");
     if (inputs[i].is_planned) {
       std::memcpy(inputs[i].tensor->mutable_data(), inputs[i].data, inputs[i].tensor->nbytes());
     }
   }
   for (size_t i = 0; i < outputs.size(); ++i) {
-    if (outputs[i].data == nullptr) {
-      throw Error(text("method '", method_name, "': output ", i, " is not bound."));
-    }
+    require(outputs[i].data != nullptr, "method '", method_name, "': output ", i, " is not bound.");
   }
   const LogScope log;
   const CrashScope crash(method_name.c_str());
@@ -161,20 +143,16 @@ void Instance::Impl::finish_output(size_t index) {
   const OutputSlot& slot = outputs[index];
   const TensorImpl& tensor = *slot.value->toTensor().unsafeGetTensorImpl();
   const auto sizes = tensor.sizes();
-  if (slot.is_exact &&
-      !std::equal(sizes.begin(), sizes.end(), slot.bound_sizes.begin(), slot.bound_sizes.end())) {
-    throw Error(text("method '", method_name, "': output ", index, " came out with sizes ",
-                     sizes_text(std::span(sizes.data(), sizes.size())), ", but was bound with ",
-                     sizes_text(std::span(slot.bound_sizes)), "."));
-  }
+  require(!slot.is_exact || std::ranges::equal(sizes, slot.bound_sizes), "method '", method_name,
+          "': output ", index, " came out with sizes ", SizesText{{sizes.data(), sizes.size()}},
+          ", but was bound with ", SizesText{slot.bound_sizes}, ".");
   if (tensor.data() == slot.data || tensor.nbytes() == 0) {
     return;
   }
   // Not written in place: an input passed through or viewed, a planned output, a branch's value.
-  if (tensor.data() == nullptr || tensor.nbytes() > slot.capacity_bytes) {
-    throw Error(text("method '", method_name, "': output ", index, " came out with ",
-                     tensor.nbytes(), " bytes, but ", slot.capacity_bytes, " were bound."));
-  }
+  require(tensor.data() != nullptr && tensor.nbytes() <= slot.capacity_bytes, "method '",
+          method_name, "': output ", index, " came out with ", tensor.nbytes(), " bytes, but ",
+          slot.capacity_bytes, " were bound.");
   std::memmove(slot.data, tensor.data(), tensor.nbytes());
 }
 
@@ -184,8 +162,8 @@ bool Instance::Impl::has_room(const std::vector<int32_t>& sizes) const {
     return true;
   }
   const std::lock_guard lock(room_mutex);
-  return std::any_of(roomy_sizes.begin(), roomy_sizes.end(), [&](const auto& roomy) {
-    return std::equal(sizes.begin(), sizes.end(), roomy.begin(), roomy.end(), std::less_equal<>());
+  return std::ranges::any_of(roomy_sizes, [&](const auto& roomy) {
+    return std::ranges::equal(sizes, roomy, std::less_equal<>());
   });
 }
 
@@ -193,7 +171,7 @@ void Instance::Impl::note_room(std::vector<int32_t> sizes) {
   const std::lock_guard lock(room_mutex);
   // Entries that the new one covers go, so that the list stays as short as it can be.
   std::erase_if(roomy_sizes, [&](const auto& roomy) {
-    return std::equal(roomy.begin(), roomy.end(), sizes.begin(), sizes.end(), std::less_equal<>());
+    return std::ranges::equal(roomy, sizes, std::less_equal<>());
   });
   roomy_sizes.push_back(std::move(sizes));
 }
@@ -309,11 +287,10 @@ void Instance::execute() {
 
 void Instance::run(std::span<const InputBinding> inputs, std::span<const OutputBinding> outputs,
                    int threads) {
-  if (inputs.size() != impl_->inputs.size() || outputs.size() != impl_->outputs.size()) {
-    throw Error(text("method '", method(), "' takes ", impl_->inputs.size(), " inputs and gives ",
-                     impl_->outputs.size(), " outputs, but ", inputs.size(), " and ",
-                     outputs.size(), " were given."));
-  }
+  require(inputs.size() == impl_->inputs.size() && outputs.size() == impl_->outputs.size(),
+          "method '", method(), "' takes ", impl_->inputs.size(), " inputs and gives ",
+          impl_->outputs.size(), " outputs, but ", inputs.size(), " and ", outputs.size(),
+          " were given.");
   std::vector<int32_t> sizes;
   for (const InputBinding& input : inputs) {
     sizes.insert(sizes.end(), input.sizes.begin(), input.sizes.end());
@@ -329,20 +306,10 @@ void Instance::run(std::span<const InputBinding> inputs, std::span<const OutputB
 }
 
 std::vector<int32_t> Instance::output_sizes(size_t index) const {
-  if (index >= impl_->outputs.size()) {
-    throw Error(text("method '", method(), "' has ", impl_->outputs.size(), " outputs, but output ",
-                     index, " was named."));
-  }
+  require(index < impl_->outputs.size(), "method '", method(), "' has ", impl_->outputs.size(),
+          " outputs, but output ", index, " was named.");
   const auto sizes = impl_->outputs[index].value->toTensor().unsafeGetTensorImpl()->sizes();
   return {sizes.begin(), sizes.end()};
-}
-
-void Instance::check_input(size_t index, std::span<const int32_t> sizes) const {
-  impl_->check_sizes("input", index, impl_->input_infos, sizes);
-}
-
-void Instance::check_output(size_t index, std::span<const int32_t> sizes) const {
-  impl_->check_sizes("output", index, impl_->output_infos, sizes);
 }
 
 }  // namespace doubleweave

@@ -142,6 +142,8 @@ struct Instance::Impl {
   // A check inside ExecuTorch failed while it ran: its state is unknown.
   bool is_broken = false;
 
+  /// Throws Error if `sizes` cannot be bound to the input (output) `index`; `kind` is "input" or
+  /// "output", and `infos` are of that kind.
   void check_sizes(const char* kind, size_t index, const std::vector<TensorInfo>& infos,
                    std::span<const int32_t> sizes) const;
   void bind_input(size_t index, const void* data, std::span<const int32_t> sizes);

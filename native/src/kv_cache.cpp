@@ -9,7 +9,6 @@
 #include <limits>
 
 #include "doubleweave/error.h"
-#include "text.h"
 
 namespace doubleweave {
 namespace {
@@ -30,11 +29,9 @@ size_t round_up_to_page(size_t size) {
 
 KvCache::KvCache(std::vector<size_t> row_bytes, int64_t max_tokens, int64_t slack_tokens)
     : max_tokens_(max_tokens), slack_tokens_(slack_tokens) {
-  if (row_bytes.empty() || max_tokens < 1 || slack_tokens < 0) {
-    throw Error(text("a cache needs at least one entry and one token, but was asked for ",
-                     row_bytes.size(), " entries of ", max_tokens, " tokens and ", slack_tokens,
-                     " of slack."));
-  }
+  require(!row_bytes.empty() && max_tokens >= 1 && slack_tokens >= 0,
+          "a cache needs at least one entry and one token, but was asked for ", row_bytes.size(),
+          " entries of ", max_tokens, " tokens and ", slack_tokens, " of slack.");
   for (const size_t bytes : row_bytes) {
     const auto num_rows = static_cast<size_t>(max_tokens) + static_cast<size_t>(slack_tokens);
     void* data = MAP_FAILED;
@@ -68,10 +65,8 @@ void KvCache::release() {
 }
 
 const KvCache::Entry& KvCache::entry(size_t index) const {
-  if (index >= entries_.size()) {
-    throw Error(
-        text("the cache has ", entries_.size(), " entries, but entry ", index, " was named."));
-  }
+  require(index < entries_.size(), "the cache has ", entries_.size(), " entries, but entry ", index,
+          " was named.");
   return entries_[index];
 }
 
@@ -84,14 +79,11 @@ size_t KvCache::capacity_bytes(size_t index) const {
 }
 
 void KvCache::note_length(int64_t num_tokens, int64_t num_padding) {
-  if (num_tokens < 0 || num_tokens > max_tokens_) {
-    throw Error(text("the cache holds up to ", max_tokens_, " tokens, but ", num_tokens,
-                     " were noted; open the session with more."));
-  }
-  if (num_padding < 0 || num_tokens + num_padding > max_tokens_ + slack_tokens_) {
-    throw Error(text("the cache has ", slack_tokens_, " rows of slack, but ", num_padding,
-                     " rows of padding were noted."));
-  }
+  require(num_tokens >= 0 && num_tokens <= max_tokens_, "the cache holds up to ", max_tokens_,
+          " tokens, but ", num_tokens, " were noted; open the session with more.");
+  require(num_padding >= 0 && num_tokens + num_padding <= max_tokens_ + slack_tokens_,
+          "the cache has ", slack_tokens_, " rows of slack, but ", num_padding,
+          " rows of padding were noted.");
   length_ = num_tokens;
   // Padding rows are written too: they are no tokens, but their pages are memory.
   high_water_ = std::max(high_water_, num_tokens + num_padding);
@@ -99,10 +91,8 @@ void KvCache::note_length(int64_t num_tokens, int64_t num_padding) {
 }
 
 void KvCache::truncate(int64_t num_tokens) {
-  if (num_tokens < 0 || num_tokens > length_) {
-    throw Error(
-        text("the cache holds ", length_, " tokens and cannot be truncated to ", num_tokens, "."));
-  }
+  require(num_tokens >= 0 && num_tokens <= length_, "the cache holds ", length_,
+          " tokens and cannot be truncated to ", num_tokens, ".");
   length_ = num_tokens;
   high_water_ = num_tokens;
   for (const Entry& entry : entries_) {

@@ -2,7 +2,6 @@
 
 #include "doubleweave/error.h"
 #include "instance_impl.h"
-#include "text.h"
 
 namespace doubleweave {
 namespace {
@@ -31,31 +30,28 @@ void lower(BaseLimit& limit, int64_t max_base, const std::string& reason) {
 
 }  // namespace
 
-PreparedTask::PreparedTask(const Task& task, const Instance& instance,
+PreparedTask::PreparedTask(const Task& task, const Instance::Impl& instance,
                            const std::vector<Region>& regions, const std::string& name,
                            BaseLimit& limit) {
-  if (task.inputs.size() != instance.inputs().size() ||
-      task.outputs.size() != instance.outputs().size()) {
-    throw Error(text(name, " binds ", task.inputs.size(), " inputs and ", task.outputs.size(),
-                     " outputs, but its method has ", instance.inputs().size(), " and ",
-                     instance.outputs().size(), "."));
-  }
+  require(task.inputs.size() == instance.input_infos.size() &&
+              task.outputs.size() == instance.output_infos.size(),
+          name, " binds ", task.inputs.size(), " inputs and ", task.outputs.size(),
+          " outputs, but its method has ", instance.input_infos.size(), " and ",
+          instance.output_infos.size(), ".");
   for (size_t i = 0; i < task.inputs.size(); ++i) {
-    instance.check_input(i, task.inputs[i].sizes);
+    instance.check_sizes("input", i, instance.input_infos, task.inputs[i].sizes);
     inputs_.push_back(
-        resolve(task.inputs[i], instance.inputs()[i], regions, text(name, " input ", i), limit));
+        resolve(task.inputs[i], instance.input_infos[i], regions, text(name, " input ", i), limit));
   }
   for (size_t i = 0; i < task.outputs.size(); ++i) {
-    Binding binding = task.outputs[i];
-    if (binding.sizes.empty()) {
-      if (binding.grow_dim >= 0) {
-        throw Error(text(name, " output ", i, " grows but has no sizes."));
-      }
-    } else {
-      instance.check_output(i, binding.sizes);
+    const Binding& binding = task.outputs[i];
+    require(!binding.sizes.empty() || binding.grow_dim < 0, name, " output ", i,
+            " grows but has no sizes.");
+    if (!binding.sizes.empty()) {
+      instance.check_sizes("output", i, instance.output_infos, binding.sizes);
     }
     outputs_.push_back(
-        resolve(binding, instance.outputs()[i], regions, text(name, " output ", i), limit));
+        resolve(binding, instance.output_infos[i], regions, text(name, " output ", i), limit));
   }
 }
 
@@ -63,26 +59,23 @@ PreparedTask::Address PreparedTask::resolve(const Binding& binding, const Tensor
                                             const std::vector<Region>& regions,
                                             const std::string& name, BaseLimit& limit) {
   const auto rank = static_cast<int32_t>(binding.sizes.size());
-  if (binding.buffer < 0 || binding.buffer >= static_cast<int32_t>(regions.size())) {
-    throw Error(text(name, " names buffer ", binding.buffer, " of ", regions.size(), "."));
-  }
+  require(binding.buffer >= 0 && binding.buffer < static_cast<int32_t>(regions.size()), name,
+          " names buffer ", binding.buffer, " of ", regions.size(), ".");
   const auto [region, region_bytes] = regions[binding.buffer];
   const auto available = static_cast<int64_t>(region_bytes);
-  if (binding.offset < 0 || binding.offset > available || binding.offset_per_token < 0 ||
-      binding.offset_per_token > kMaxBytesPerToken || binding.grow_dim < -1 ||
-      binding.grow_dim >= rank) {
-    throw Error(text(name, " lies at offset ", binding.offset, " + ", binding.offset_per_token,
-                     " a token and grows in dimension ", binding.grow_dim,
-                     ", which is out of range for a buffer of ", available, " bytes and sizes ",
-                     sizes_text(std::span(binding.sizes)), "."));
-  }
+  require(binding.offset >= 0 && binding.offset <= available && binding.offset_per_token >= 0 &&
+              binding.offset_per_token <= kMaxBytesPerToken && binding.grow_dim >= -1 &&
+              binding.grow_dim < rank,
+          name, " lies at offset ", binding.offset, " + ", binding.offset_per_token,
+          " a token and grows in dimension ", binding.grow_dim,
+          ", which is out of range for a buffer of ", available, " bytes and sizes ",
+          SizesText{binding.sizes}, ".");
   const auto [bytes, bytes_per_unit] =
       tensor_bytes(info, binding.sizes.empty() ? info.sizes : binding.sizes, binding.grow_dim);
   const int64_t spare = available - binding.offset - bytes;
-  if (region == nullptr || spare < 0) {
-    throw Error(text(name, " needs ", bytes, " bytes at offset ", binding.offset, " of buffer ",
-                     binding.buffer, ", which has ", region == nullptr ? 0 : available, "."));
-  }
+  require(region != nullptr && spare >= 0, name, " needs ", bytes, " bytes at offset ",
+          binding.offset, " of buffer ", binding.buffer, ", which has ",
+          region == nullptr ? 0 : available, ".");
   const int64_t per_token = binding.offset_per_token + bytes_per_unit;
   if (per_token > 0) {
     lower(limit, spare / per_token, text(name, " to stay inside buffer ", binding.buffer));
@@ -97,7 +90,7 @@ PreparedTask::Address PreparedTask::resolve(const Binding& binding, const Tensor
   if (binding.grow_dim >= 0) {
     address.first_size = binding.sizes[binding.grow_dim];
     lower(limit, info.is_dynamic ? info.sizes[binding.grow_dim] - address.first_size : 0,
-          text(name, " to keep to its method's sizes ", sizes_text(std::span(info.sizes))));
+          text(name, " to keep to its method's sizes ", SizesText{info.sizes}));
   }
   return address;
 }

@@ -21,7 +21,7 @@ class PreparedTask {
 
   /// Checks the bindings against the instance and the regions for base 0, and lowers `limit` to
   /// what they allow. Throws Error naming `name` where one does not fit.
-  PreparedTask(const Task& task, const Instance& instance, const std::vector<Region>& regions,
+  PreparedTask(const Task& task, const Instance::Impl& instance, const std::vector<Region>& regions,
                const std::string& name, BaseLimit& limit);
 
   /// Binds everything for `base` tokens; `starts` says where each region lies in this run. Throws

@@ -18,7 +18,6 @@
 #include "instance_impl.h"
 #include "operators.h"
 #include "runtime_log.h"
-#include "text.h"
 
 // The method's own input and output values are reached through accessors that ExecuTorch marks
 // deprecated (it offers set_input, which copies metadata, and set_output_data_ptr, which checks the
@@ -50,26 +49,18 @@ constexpr size_t kMinProgramBytes = 64;
 
 void check_file(const std::string& path) {
   std::error_code code;
-  if (!std::filesystem::is_regular_file(path, code)) {
-    throw Error(
-        text("program '", path, "' is not a file that can be read; give the path of a .pte file."));
-  }
+  require(std::filesystem::is_regular_file(path, code), "program '", path,
+          "' is not a file that can be read; give the path of a .pte file.");
   const auto size_bytes = std::filesystem::file_size(path, code);
   char head[kMinProgramBytes] = {};
   std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    throw Error(text("program '", path, "' cannot be opened: ", std::strerror(errno), "."));
-  }
-  if (!file.read(head, sizeof(head)) || code) {
-    throw Error(text("program '", path, "' has ", size_bytes,
-                     " bytes, too few for an ExecuTorch program; ", "compile it again."));
-  }
-  if (et::Program::check_header(head, sizeof(head)) !=
-      et::Program::HeaderStatus::CompatibleVersion) {
-    throw Error(text("program '", path,
-                     "' does not start like an ExecuTorch program of this version; ",
-                     "compile it again."));
-  }
+  require(file.is_open(), "program '", path, "' cannot be opened: ", std::strerror(errno), ".");
+  require(file.read(head, sizeof(head)) && !code, "program '", path, "' has ", size_bytes,
+          " bytes, too few for an ExecuTorch program; ", "compile it again.");
+  require(
+      et::Program::check_header(head, sizeof(head)) == et::Program::HeaderStatus::CompatibleVersion,
+      "program '", path, "' does not start like an ExecuTorch program of this version; ",
+      "compile it again.");
 }
 
 std::string names_text(const std::vector<std::string>& names) {
@@ -93,23 +84,17 @@ TensorInfo tensor_info(const executorch::aten::TensorImpl& tensor) {
 // The tensor of a method's input or output, or an Error if it is something we cannot bind.
 executorch::aten::TensorImpl* bindable_tensor(const std::string& method, const char* kind,
                                               size_t index, const et::EValue& value) {
-  if (!value.isTensor()) {
-    throw Error(text("method '", method, "': ", kind, " ", index,
-                     " is not a tensor (ExecuTorch's tag ", static_cast<int>(value.tag),
-                     "); pass tensors only, numbers become part of the method."));
-  }
+  require(value.isTensor(), "method '", method, "': ", kind, " ", index,
+          " is not a tensor (ExecuTorch's tag ", static_cast<int>(value.tag),
+          "); pass tensors only, numbers become part of the method.");
   auto* tensor = value.toTensor().unsafeGetTensorImpl();
   for (size_t dim = 0; dim < tensor->dim_order().size(); ++dim) {
-    if (tensor->dim_order()[dim] != dim) {
-      throw Error(text("method '", method, "': ", kind, " ", index,
-                       " is not row-major; export it with contiguous tensors."));
-    }
+    require(tensor->dim_order()[dim] == dim, "method '", method, "': ", kind, " ", index,
+            " is not row-major; export it with contiguous tensors.");
   }
-  if (dtype_bytes(static_cast<DType>(tensor->scalar_type())) == 0) {
-    throw Error(text("method '", method, "': ", kind, " ", index, " has ",
-                     dtype_name(static_cast<DType>(tensor->scalar_type())),
-                     ", which is not supported."));
-  }
+  require(dtype_bytes(static_cast<DType>(tensor->scalar_type())) != 0, "method '", method,
+          "': ", kind, " ", index, " has ", dtype_name(static_cast<DType>(tensor->scalar_type())),
+          ", which is not supported.");
   return tensor;
 }
 
@@ -131,7 +116,7 @@ void find_slots(Instance::Impl& impl, const et::MethodMeta& meta) {
     slot.value = &method.mutable_output(i);
     slot.original = bindable_tensor(impl.method_name, "output", i, *slot.value);
     slot.is_foreign = meta.output_tensor_meta(i)->is_memory_planned() ||
-                      std::find(seen.begin(), seen.end(), slot.value) != seen.end();
+                      std::ranges::find(seen, slot.value) != seen.end();
     impl.output_infos.push_back(tensor_info(*slot.original));
     slot.sizes = impl.output_infos.back().sizes;
     slot.bound_sizes = slot.sizes;
@@ -144,10 +129,8 @@ void plan_memory(Instance::Impl& impl, const et::MethodMeta& meta) {
   for (size_t i = 0; i < meta.num_memory_planned_buffers(); ++i) {
     const auto size = static_cast<size_t>(meta.memory_planned_buffer_size(i).get());
     auto* data = static_cast<uint8_t*>(impl.group->planned(i, size));
-    if (data == nullptr) {
-      throw Error(text("method '", impl.method_name, "' needs ", size,
-                       " bytes for its own values, and there ", "is not so much memory."));
-    }
+    require(data != nullptr, "method '", impl.method_name, "' needs ", size,
+            " bytes for its own values, and there ", "is not so much memory.");
     impl.planned_spans.emplace_back(data, size);
   }
   impl.planned_memory.emplace(
@@ -218,10 +201,8 @@ Program::Program(const std::string& path) : impl_(std::make_shared<Impl>()) {
   state.program.emplace(std::move(program.get()));
   for (size_t i = 0; i < state.program->num_methods(); ++i) {
     const std::string name = state.program->get_method_name(i).get();
-    if (!std::all_of(name.begin(), name.end(), [](char c) { return c > 0x20 && c < 0x7f; })) {
-      throw Error(text("program '", path, "' is damaged: method ", i, " has an unprintable name; ",
-                       "compile it again."));
-    }
+    require(std::ranges::all_of(name, [](char c) { return c > 0x20 && c < 0x7f; }), "program '",
+            path, "' is damaged: method ", i, " has an unprintable name; ", "compile it again.");
     state.method_names.push_back(name);
   }
 }
@@ -237,10 +218,8 @@ const std::vector<std::string>& Program::method_names() const { return impl_->st
 std::unique_ptr<Instance> Program::load(const std::string& method, int workspace_group) const {
   ProgramState& state = *impl_->state;
   const auto& names = state.method_names;
-  if (std::find(names.begin(), names.end(), method) == names.end()) {
-    throw Error(text("program '", state.path, "' has no method '", method, "'; it has ",
-                     names_text(names), "."));
-  }
+  require(std::ranges::find(names, method) != names.end(), "program '", state.path,
+          "' has no method '", method, "'; it has ", names_text(names), ".");
   const LogScope log;
   auto impl = std::make_unique<Instance::Impl>();
   impl->program = impl_->state;
@@ -261,12 +240,11 @@ std::unique_ptr<Instance> Program::load(const std::string& method, int workspace
   et::BackendOptions<2> xnnpack_options;
   constexpr int kWorkspacePerModel = 1;
   et::LoadBackendOptionsMap backend_options;
-  if (xnnpack_options.set_option("workspace_sharing_mode", kWorkspacePerModel) != et::Error::Ok ||
-      xnnpack_options.set_option("weight_cache_enabled", false) != et::Error::Ok ||
-      backend_options.set_options("XnnpackBackend", xnnpack_options.view()) != et::Error::Ok) {
-    throw Error(
-        "XNNPACK's options cannot be set; this build of ExecuTorch is not the one expected.");
-  }
+  require(
+      xnnpack_options.set_option("workspace_sharing_mode", kWorkspacePerModel) == et::Error::Ok &&
+          xnnpack_options.set_option("weight_cache_enabled", false) == et::Error::Ok &&
+          backend_options.set_options("XnnpackBackend", xnnpack_options.view()) == et::Error::Ok,
+      "XNNPACK's options cannot be set; this build of ExecuTorch is not the one expected.");
 
   auto meta = state.program->method_meta(method.c_str());
   if (!meta.ok()) {

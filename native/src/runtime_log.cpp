@@ -7,8 +7,6 @@
 #include <cstdlib>
 #include <mutex>
 
-#include "text.h"
-
 namespace doubleweave {
 namespace {
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "doubleweave/error.h"
-#include "text.h"
 
 namespace doubleweave {
 namespace {
@@ -15,20 +14,17 @@ void check_indices(const std::vector<Task>& tasks, const std::vector<Instance*>&
   for (int32_t t = 0; t < num_tasks; ++t) {
     const Task& task = tasks[t];
     if (task.copy.has_value()) {
-      if (task.instance != -1 || !task.inputs.empty() || !task.outputs.empty()) {
-        throw Error(text(task_text(tasks, instances, t), " names instance ", task.instance,
-                         " and binds ", task.inputs.size(), " inputs and ", task.outputs.size(),
-                         " outputs, but a copy names instance -1 and binds none."));
-      }
+      require(task.instance == -1 && task.inputs.empty() && task.outputs.empty(),
+              TaskText{tasks, instances, t}, " names instance ", task.instance, " and binds ",
+              task.inputs.size(), " inputs and ", task.outputs.size(),
+              " outputs, but a copy names instance -1 and binds none.");
     } else if (task.instance < 0 || task.instance >= static_cast<int32_t>(instances.size())) {
       throw Error(text("task ", t, " (label ", task.label, ") names instance ", task.instance,
                        " of ", instances.size(), "."));
     }
     for (const int32_t before : task.after) {
-      if (before < 0 || before >= num_tasks) {
-        throw Error(text(task_text(tasks, instances, t), " waits for task ", before,
-                         ", but there are ", num_tasks, "."));
-      }
+      require(before >= 0 && before < num_tasks, TaskText{tasks, instances, t}, " waits for task ",
+              before, ", but there are ", num_tasks, ".");
     }
   }
 }
@@ -37,27 +33,21 @@ void place_tasks(const std::vector<Task>& tasks, const Workers& workers,
                  const std::vector<Instance*>& instances, ScheduleOrder& order) {
   order.worker_of.assign(tasks.size(), -1);
   order.place_of.assign(tasks.size(), -1);
-  if (workers.empty()) {
-    throw Error("a schedule needs at least one worker, but has none.");
-  }
+  require(!workers.empty(), "a schedule needs at least one worker, but has none.");
   for (size_t w = 0; w < workers.size(); ++w) {
     for (size_t place = 0; place < workers[w].size(); ++place) {
       const int32_t t = workers[w][place];
-      if (t < 0 || t >= static_cast<int32_t>(tasks.size())) {
-        throw Error(text("worker ", w, " lists task ", t, ", but there are ", tasks.size(), "."));
-      }
-      if (order.worker_of[t] >= 0) {
-        throw Error(text(task_text(tasks, instances, t), " is scheduled twice: on worker ",
-                         order.worker_of[t], " and on worker ", w, "."));
-      }
+      require(t >= 0 && t < static_cast<int32_t>(tasks.size()), "worker ", w, " lists task ", t,
+              ", but there are ", tasks.size(), ".");
+      require(order.worker_of[t] < 0, TaskText{tasks, instances, t},
+              " is scheduled twice: on worker ", order.worker_of[t], " and on worker ", w, ".");
       order.worker_of[t] = static_cast<int32_t>(w);
       order.place_of[t] = static_cast<int32_t>(place);
     }
   }
   for (size_t t = 0; t < tasks.size(); ++t) {
-    if (order.worker_of[t] < 0) {
-      throw Error(text(task_text(tasks, instances, static_cast<int32_t>(t)), " is on no worker."));
-    }
+    require(order.worker_of[t] >= 0, TaskText{tasks, instances, static_cast<int32_t>(t)},
+            " is on no worker.");
   }
 }
 
@@ -75,7 +65,7 @@ std::vector<int32_t> simulate(const std::vector<Task>& tasks, const Workers& wor
     for (size_t w = 0; w < workers.size(); ++w) {
       while (next[w] < workers[w].size()) {
         const int32_t t = workers[w][next[w]];
-        if (!std::all_of(tasks[t].after.begin(), tasks[t].after.end(), has_finished)) {
+        if (!std::ranges::all_of(tasks[t].after, has_finished)) {
           break;
         }
         ++next[w];
@@ -93,10 +83,9 @@ std::vector<int32_t> simulate(const std::vector<Task>& tasks, const Workers& wor
       continue;
     }
     const int32_t t = workers[w][next[w]];
-    const auto before =
-        std::find_if_not(tasks[t].after.begin(), tasks[t].after.end(), has_finished);
-    stuck += text(stuck.empty() ? "" : "; ", "worker ", w, " at ", task_text(tasks, instances, t),
-                  " waits for ", task_text(tasks, instances, *before));
+    const auto before = std::ranges::find_if_not(tasks[t].after, has_finished);
+    stuck += text(stuck.empty() ? "" : "; ", "worker ", w, " at ", TaskText{tasks, instances, t},
+                  " waits for ", TaskText{tasks, instances, *before});
   }
   throw Error(text("the schedule would wait for ever: ", stuck, "; reorder the workers' tasks."));
 }
@@ -128,8 +117,8 @@ void find_waits(const std::vector<Task>& tasks, const Workers& workers,
         continue;  // this worker's task before already knows of it
       }
       // Workers go in order, so that of one worker's tasks the last stands for all.
-      const auto same = std::find_if(waits.begin(), waits.end(),
-                                     [&](const Wait& wait) { return wait.worker == w; });
+      const auto same =
+          std::ranges::find_if(waits, [&](const Wait& wait) { return wait.worker == w; });
       if (same == waits.end()) {
         waits.push_back({w, order.place_of[a] + 1});
       } else {
@@ -140,8 +129,8 @@ void find_waits(const std::vector<Task>& tasks, const Workers& workers,
       int32_t& last = last_use[tasks[t].instance];
       if (last >= 0 && order.place_of[last] >= clock[order.worker_of[last]]) {
         throw Error(text(
-            task_text(tasks, instances, last), " on worker ", order.worker_of[last], " and ",
-            task_text(tasks, instances, t), " on worker ", worker,
+            TaskText{tasks, instances, last}, " on worker ", order.worker_of[last], " and ",
+            TaskText{tasks, instances, t}, " on worker ", worker,
             " share an instance but nothing orders them; add a dependency or use two instances."));
       }
       last = t;
@@ -153,13 +142,13 @@ void find_waits(const std::vector<Task>& tasks, const Workers& workers,
 
 }  // namespace
 
-std::string task_text(const std::vector<Task>& tasks, const std::vector<Instance*>& instances,
-                      int32_t task) {
-  const Task& named = tasks[task];
-  return text(
-      "task ", task, " (label ", named.label, ", ",
-      named.copy.has_value() ? "copy" : text("method '", instances[named.instance]->method(), "'"),
-      ")");
+std::ostream& operator<<(std::ostream& stream, const TaskText& text) {
+  const Task& task = text.tasks[text.task];
+  stream << "task " << text.task << " (label " << task.label << ", ";
+  if (task.copy.has_value()) {
+    return stream << "copy)";
+  }
+  return stream << "method '" << text.instances[task.instance]->method() << "')";
 }
 
 ScheduleOrder order_schedule(const std::vector<Task>& tasks, const Workers& workers,

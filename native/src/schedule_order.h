@@ -25,8 +25,12 @@ ScheduleOrder order_schedule(const std::vector<Task>& tasks,
                              const std::vector<std::vector<int32_t>>& workers,
                              const std::vector<Instance*>& instances);
 
-/// "task 3 (label 7, method 'qkv')" or "task 3 (label 7, copy)".
-std::string task_text(const std::vector<Task>& tasks, const std::vector<Instance*>& instances,
-                      int32_t task);
+/// Prints "task 3 (label 7, method 'qkv')" or "task 3 (label 7, copy)".
+struct TaskText {
+  const std::vector<Task>& tasks;
+  const std::vector<Instance*>& instances;
+  int32_t task;
+};
+std::ostream& operator<<(std::ostream& stream, const TaskText& text);
 
 }  // namespace doubleweave

@@ -6,7 +6,6 @@
 
 #include "doubleweave/error.h"
 #include "runtime_log.h"
-#include "text.h"
 
 // libexecutorch_threadpool.so exports google/pthreadpool and ExecuTorch's owner of it, but its
 // wheel ships no header for either.
@@ -35,10 +34,8 @@ struct State {
   State() {
     init_runtime();
     pool = executorch::extension::threadpool::get_pthreadpool();
-    if (pool == nullptr) {
-      throw Error(
-          "ExecuTorch has no thread pool on this machine: its processor was not recognised.");
-    }
+    require(pool != nullptr,
+            "ExecuTorch has no thread pool on this machine: its processor was not recognised.");
     max_threads = static_cast<int>(pthreadpool_get_threads_count(pool));
     pool_threads = num_threads = max_threads;
   }
@@ -58,31 +55,32 @@ State& state() {
   return *instance;
 }
 
+// The state, held by this thread alone.
+struct Locked {
+  State* operator->() const { return &state(); }
+
+  const std::lock_guard<std::mutex> lock{state().mutex};
+};
+
 void check_pool(const State& s, int num_threads) {
-  if (num_threads < 1 || num_threads > s.max_threads) {
-    throw Error(text("the number of intra-operator threads must be between 1 and ", s.max_threads,
-                     " on this machine, but was ", num_threads, "."));
-  }
+  require(num_threads >= 1 && num_threads <= s.max_threads,
+          "the number of intra-operator threads must be between 1 and ", s.max_threads,
+          " on this machine, but was ", num_threads, ".");
 }
 
 void check(const State& s, int num_threads) {
   check_pool(s, num_threads);
-  if (num_threads != 1 && num_threads != s.pool_threads) {
-    throw Error(text("the number of intra-operator threads must be 1 or ", s.pool_threads,
-                     ", the size of the thread pool, but was ", num_threads,
-                     "; set the pool's size before any method is loaded."));
-  }
+  require(num_threads == 1 || num_threads == s.pool_threads,
+          "the number of intra-operator threads must be 1 or ", s.pool_threads,
+          ", the size of the thread pool, but was ", num_threads,
+          "; set the pool's size before any method is loaded.");
 }
 
 }  // namespace
 
 int max_threads() { return state().max_threads; }
 
-int pool_threads() {
-  State& s = state();
-  const std::lock_guard lock(s.mutex);
-  return s.pool_threads;
-}
+int pool_threads() { return Locked()->pool_threads; }
 
 void set_pool_threads(int num_threads) {
   State& s = state();
@@ -91,11 +89,9 @@ void set_pool_threads(int num_threads) {
   if (num_threads == 1 || num_threads == s.pool_threads) {
     return;
   }
-  if (s.num_uses > 0) {
-    throw Error(text("methods are loaded with a pool of ", s.pool_threads,
-                     " threads, so that 1 or ", s.pool_threads, " can take part, but ", num_threads,
-                     " were asked for; ask before the first method is loaded."));
-  }
+  require(s.num_uses == 0, "methods are loaded with a pool of ", s.pool_threads,
+          " threads, so that 1 or ", s.pool_threads, " can take part, but ", num_threads,
+          " were asked for; ask before the first method is loaded.");
   s.idle.wait(lock, [&] { return s.num_active == 0; });
   // A new pool, not pthreadpool_set_threads_count: with a number between 1 and its size the
   // pthreadpool of ExecuTorch 1.5 loses tiles (two of four threads: 105 of 20,000 2-D loops).
@@ -105,31 +101,15 @@ void set_pool_threads(int num_threads) {
   s.pool_threads = s.num_threads = num_threads;
 }
 
-PoolUse::PoolUse() {
-  State& s = state();
-  const std::lock_guard lock(s.mutex);
-  ++s.num_uses;
-}
+PoolUse::PoolUse() { ++Locked()->num_uses; }
 
-PoolUse::~PoolUse() {
-  State& s = state();
-  const std::lock_guard lock(s.mutex);
-  --s.num_uses;
-}
+PoolUse::~PoolUse() { --Locked()->num_uses; }
 
-int intra_op_threads() {
-  State& s = state();
-  const std::lock_guard lock(s.mutex);
-  return s.num_threads;
-}
+int intra_op_threads() { return Locked()->num_threads; }
 
 void set_intra_op_threads(int num_threads) { const IntraOpScope scope(num_threads); }
 
-IntraOpScope::IntraOpScope() {
-  State& s = state();
-  const std::lock_guard lock(s.mutex);
-  ++s.num_active;
-}
+IntraOpScope::IntraOpScope() { ++Locked()->num_active; }
 
 IntraOpScope::IntraOpScope(int num_threads) {
   State& s = state();
@@ -146,10 +126,9 @@ IntraOpScope::IntraOpScope(int num_threads) {
 }
 
 IntraOpScope::~IntraOpScope() {
-  State& s = state();
-  const std::lock_guard lock(s.mutex);
-  if (--s.num_active == 0) {
-    s.idle.notify_all();
+  const Locked s;
+  if (--s->num_active == 0) {
+    s->idle.notify_all();
   }
 }
 

@@ -13,12 +13,11 @@ using Json = nlohmann::json;
 
 // ASCII is in all four forms. Only NFC has a quick check that most texts of most languages pass.
 std::string only_composed(std::string text, const std::string& form) {
-  const bool is_ascii = std::all_of(text.begin(), text.end(),
-                                    [](char c) { return static_cast<unsigned char>(c) < 0x80; });
-  if (!is_ascii && !(form == "NFC" && is_surely_nfc(text))) {
-    throw Error("prompt: the tokenizer puts texts into Unicode's " + form +
-                ", which this one may not be in and which is not done here; give it as token ids");
-  }
+  const bool is_ascii =
+      std::ranges::all_of(text, [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+  require(is_ascii || (form == "NFC" && is_surely_nfc(text)),
+          "prompt: the tokenizer puts texts into Unicode's ", form,
+          ", which this one may not be in and which is not done here; give it as token ids");
   return text;
 }
 
@@ -37,11 +36,9 @@ std::string strip(std::string text, bool left, bool right) {
 // SentencePiece's map of characters comes as a trie in base64. The maps in use (nmt_nfkc and its
 // kin) leave printed ASCII as it is.
 std::string only_printed_ascii(std::string text) {
-  if (std::any_of(text.begin(), text.end(), [](char c) { return c < 0x20 || c > 0x7E; })) {
-    throw Error(
-        "prompt: the tokenizer maps characters, which is done here for printed ASCII alone; give "
-        "it as token ids");
-  }
+  require(std::ranges::all_of(text, [](char c) { return c >= 0x20 && c <= 0x7E; }),
+          "prompt: the tokenizer maps characters, which is done here for printed ASCII alone; give "
+          "it as token ids");
   return text;
 }
 

@@ -159,7 +159,7 @@ PreTokenize read_pre_tokenizer(const Json& step) {
     const std::string behavior = step.at("behavior");
     constexpr std::array<const char*, 5> kBehaviors{"Removed", "Isolated", "MergedWithPrevious",
                                                     "MergedWithNext", "Contiguous"};
-    if (std::find(kBehaviors.begin(), kBehaviors.end(), behavior) == kBehaviors.end()) {
+    if (std::ranges::find(kBehaviors, behavior) == kBehaviors.end()) {
       throw Error("pre-tokenizer Split with behavior '" + behavior + "'");
     }
     return [pattern = read_pattern(step.at("pattern")), behavior,

@@ -43,13 +43,11 @@ bool is_no_anchor(const std::string& pattern, std::string_view other) {
 Regex::Regex(const std::string& pattern) {
   // "&&" intersects classes in Oniguruma, and \h is a hexadecimal digit there.
   for (const char* other : {"&&", "\\h", "^", "$"}) {
-    if (pattern.find(other) != std::string::npos && !is_no_anchor(pattern, other)) {
-      throw Error("pattern " + pattern + " (" + other + " means another thing in PCRE2),");
-    }
+    require(pattern.find(other) == std::string::npos || is_no_anchor(pattern, other), "pattern ",
+            pattern, " (", other, " means another thing in PCRE2),");
   }
-  if (has_counted_plus(pattern)) {
-    throw Error("pattern " + pattern + " (a counted + means another thing in PCRE2),");
-  }
+  require(!has_counted_plus(pattern), "pattern ", pattern,
+          " (a counted + means another thing in PCRE2),");
   int number = 0;
   PCRE2_SIZE offset = 0;
   // UCP: \s, \d and \w are Unicode's, as in Oniguruma. \C could cut a character in two.
@@ -77,9 +75,7 @@ std::string Regex::literal(std::string_view text) {
 
 std::vector<std::pair<size_t, size_t>> Regex::find(std::string_view text) const {
   auto* code = static_cast<pcre2_code*>(code_.get());
-  if (!utf8::is_valid(text)) {
-    throw Error("prompt: is not valid Unicode; give it as UTF-8");
-  }
+  require(utf8::is_valid(text), "prompt: is not valid Unicode; give it as UTF-8");
   const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> match(
       pcre2_match_data_create_from_pattern(code, nullptr), &pcre2_match_data_free);
   std::vector<std::pair<size_t, size_t>> found;
@@ -90,9 +86,7 @@ std::vector<std::pair<size_t, size_t>> Regex::find(std::string_view text) const 
     if (count == PCRE2_ERROR_NOMATCH) {
       break;
     }
-    if (count < 0) {
-      throw Error("a tokenizer's pattern takes too long on this text; give it as token ids");
-    }
+    require(count >= 0, "a tokenizer's pattern takes too long on this text; give it as token ids");
     const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(match.get());
     const bool is_empty = ends[1] == ends[0];
     // An empty match right behind the last one does not count, as with tokenizers' iterator.

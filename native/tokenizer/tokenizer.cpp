@@ -55,17 +55,13 @@ Tokenizer::Impl::Impl(const Json& data)
   read_added(member(data, "added_tokens"));
   read_post_processor(member(data, "post_processor"));
   for (const char* option : {"truncation", "padding"}) {
-    if (!member(data, option).is_null()) {
-      throw Error(std::string(option) + ",");
-    }
+    require(member(data, option).is_null(), option, ",");
   }
 }
 
 void Tokenizer::Impl::read_added(const Json& tokens) {
   for (const Json& item : tokens) {
-    if (item.value("single_word", false)) {
-      throw Error("added tokens that are single words,");
-    }
+    require(!item.value("single_word", false), "added tokens that are single words,");
     const tokenizer::AddedToken token{item.at("id"), item.value("lstrip", false),
                                       item.value("rstrip", false)};
     tokenizer::check_id(token.id);
@@ -113,10 +109,8 @@ void Tokenizer::Impl::read_post_processor(const Json& step) {
 
 Tokenizer::Tokenizer(const std::filesystem::path& path) {
   std::ifstream stream(path, std::ios::binary);
-  if (!stream) {
-    throw Error(path.string() +
-                ": missing: the model came without a tokenizer; give the prompt with --token-ids");
-  }
+  require(stream.is_open(), path.string(),
+          ": missing: the model came without a tokenizer; give the prompt with --token-ids");
   std::ostringstream text;
   text << stream.rdbuf();
   try {
@@ -135,9 +129,7 @@ Tokenizer::Tokenizer(const std::filesystem::path& path) {
 Tokenizer::~Tokenizer() = default;
 
 std::vector<int64_t> Tokenizer::encode(std::string_view text, bool with_special) const {
-  if (!utf8::is_valid(text)) {
-    throw Error("prompt: is not valid Unicode; give it as UTF-8");
-  }
+  require(utf8::is_valid(text), "prompt: is not valid Unicode; give it as UTF-8");
   std::vector<int64_t> ids = with_special ? impl_->before : std::vector<int64_t>();
   for (const tokenizer::Part& raw : impl_->raw.cut(text)) {
     if (raw.id) {

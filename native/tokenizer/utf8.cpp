@@ -110,7 +110,7 @@ std::string lossy(std::string_view bytes) {
 
 std::string_view stripped(std::string_view text) {
   const std::vector<std::string_view> found = characters(text);
-  const auto begin = std::find_if_not(found.begin(), found.end(), is_space);
+  const auto begin = std::ranges::find_if_not(found, is_space);
   const auto end = std::find_if_not(found.rbegin(), std::make_reverse_iterator(begin), is_space);
   if (begin == found.end()) {
     return {};

@@ -81,9 +81,7 @@ class BytePairs final : public Vocabulary {
     // WordPiece-like marks of a word's inner pieces; no family of the five has them.
     for (const char* option : {"continuing_subword_prefix", "end_of_word_suffix"}) {
       const auto found = model.find(option);
-      if (found != model.end() && !found->is_null() && *found != "") {
-        throw Error(std::string("model BPE with ") + option);
-      }
+      require(found == model.end() || found->is_null() || *found == "", "model BPE with ", option);
     }
     for (const auto& [text, id] : model.at("vocab").items()) {
       ids_.add(text, id);
@@ -98,9 +96,7 @@ class BytePairs final : public Vocabulary {
       const auto a = ids_.of(left);
       const auto b = ids_.of(right);
       const auto merged = ids_.of(left + right);
-      if (!a || !b || !merged) {
-        throw Error("a merge of tokens that do not exist,");
-      }
+      require(a && b && merged, "a merge of tokens that do not exist,");
       merges_.emplace(std::pair(*a, *b), std::pair(rank++, *merged));
     }
   }
@@ -127,9 +123,7 @@ class BytePairs final : public Vocabulary {
     }
     const auto text = merge.get<std::string>();
     const size_t space = text.find(' ');
-    if (space == std::string::npos) {
-      throw Error("a merge of one token,");
-    }
+    require(space != std::string::npos, "a merge of one token,");
     return {text.substr(0, space), text.substr(space + 1)};
   }
 
@@ -320,9 +314,7 @@ class Unigrams final : public Vocabulary {
 // Ids are places in a list; a damaged file must not ask for one that fills the memory.
 void check_id(int64_t id) {
   constexpr int64_t kMost = int64_t{1} << 24;
-  if (id < 0 || id >= kMost) {
-    throw Error("a token with id " + std::to_string(id) + ",");
-  }
+  require(id >= 0 && id < kMost, "a token with id ", id, ",");
 }
 
 std::unique_ptr<Vocabulary> read_vocabulary(const Json& model) {

@@ -99,11 +99,6 @@ class Instance {
   /// The sizes of output `index` after the last execute().
   std::vector<int32_t> output_sizes(size_t index) const;
 
-  /// Throws Error if `sizes` cannot be bound to input (output) `index`. Executions check all of
-  /// their bindings so, before the first run.
-  void check_input(size_t index, std::span<const int32_t> sizes) const;
-  void check_output(size_t index, std::span<const int32_t> sizes) const;
-
  private:
   friend class Program;
   friend class Execution;

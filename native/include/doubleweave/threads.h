@@ -12,7 +12,6 @@
 #pragma once
 
 #include <cstddef>
-#include <utility>
 
 namespace doubleweave {
 

@@ -16,7 +16,7 @@ from doubleweave.schedule.schedule import Schedule
 from doubleweave.schedule.task_graph import TaskGraph
 
 Maker = Callable[[TaskGraph, Sequence[str], Costs], Schedule]
-MAKERS = tuple(_scheduling.SCHEDULES)
+MAKERS = tuple(_scheduling.schedules())
 
 
 def make(name: str, graph: TaskGraph, workers: Sequence[str], costs: Costs, threads: int = 1) -> Schedule:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <compare>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -35,7 +36,7 @@ struct Choice {
   int chunk = 0;
   int in_flight = 1;
   int abreast = 1;
-  bool operator==(const Choice&) const = default;
+  auto operator<=>(const Choice&) const = default;
 };
 
 /// What the user asks for; kAuto chooses everything but `threads`, which are those in all.

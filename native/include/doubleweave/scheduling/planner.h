@@ -82,10 +82,13 @@ class Planner {
   const Outline& outline() const { return outline_; }
 
  private:
+  Choice choice_of(const Wish& wish) const {
+    return default_choice(wish, outline_.devices, outline_.rows.most);
+  }
   bool is_described_chip() const;
   bool has_too_many(const Choice& choice) const;
   std::vector<Choice> with_workers(const std::string& name, int threads, int chunk) const;
-  std::vector<Choice> apart(const std::string& name, int threads, int chunk) const;
+  std::optional<Choice> apart(const std::string& name, int threads, int chunk) const;
   std::vector<int> chunk_sizes(int num_tokens) const;
 
   const Outline outline_;

@@ -17,6 +17,11 @@ struct TaskArrays {
   std::span<const int64_t> duration_ns;   // run alone
   std::span<const int32_t> after_starts;  // one more than there are tasks
   std::span<const int32_t> after;
+
+  std::span<const int32_t> after_of(size_t task) const {
+    const int32_t begin = after_starts[task];
+    return after.subspan(begin, after_starts[task + 1] - begin);
+  }
 };
 
 /// [from][to], square over the workers, row-major: from the end of a task to the start of one that
