@@ -98,8 +98,7 @@ class Turn {
 void bind_turns(nb::module_& m) {
   nb::class_<Turn>(m, "Turn",
                    "Names in use until it ends, at the latest when nothing refers to it.")
-      .def("__enter__",
-           [](nb::handle_t<Turn> self) { return nb::borrow<nb::typed<nb::object, Turn>>(self); })
+      .def("__enter__", [](nb::handle_t<Turn> self) { return self; })
       .def(
           "__exit__", [](Turn& self, nb::handle, nb::handle, nb::handle) { self.end(); },
           "type"_a.none(), "value"_a.none(), "traceback"_a.none());
