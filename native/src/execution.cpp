@@ -12,10 +12,10 @@
 #include <immintrin.h>
 #endif
 
-#include "block_copy.h"
 #include "doubleweave/error.h"
 #include "doubleweave/threads.h"
 #include "instance_impl.h"
+#include "padded_copy.h"
 #include "prepared_task.h"
 #include "schedule_order.h"
 #include "worker_pool.h"

@@ -109,7 +109,7 @@ def test_numbers_of_tiny_tensors_belong_to_the_structure():
 
 
 def test_layers_differ_only_in_their_weights():
-    from doubleweave.compiler.lower.lower import jobs
+    from doubleweave.compiler.lower.equal_structures import jobs
 
     split = split_of("none", rows(1, 8))
     lowered = {job.segment.name for job in jobs(split.split)}

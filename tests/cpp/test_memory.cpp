@@ -13,7 +13,7 @@
 #include "check.h"
 #include "doubleweave/buffers.h"
 #include "doubleweave/kv_cache.h"
-#include "src/block_copy.h"
+#include "src/padded_copy.h"
 
 namespace dw = doubleweave;
 

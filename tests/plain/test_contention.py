@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import toys
 from doubleweave.ir.split import rows
-from doubleweave.measure.contention import Ran, fit
+from doubleweave.measure.contention_fit import Ran, fit
 from doubleweave.measure.waits import waits_of
 from doubleweave.schedule.chunks import cut
 from doubleweave.schedule.costs import Costs

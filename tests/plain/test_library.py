@@ -6,7 +6,7 @@ import pytest
 
 from doubleweave.errors import ProgramError
 from doubleweave.ir.split import FixedSizes, Function, Segment, Split
-from doubleweave.predict.auto import overlapping_schedule
+from doubleweave.predict.plan_run import overlapping_schedule
 from doubleweave.vendors import qnn
 from doubleweave.vendors.library import Library, emulator_of, library_of, load_libraries
 

@@ -78,7 +78,7 @@ PLAIN = [
     "cli.show_profile",
     "errors",
     "files",
-    "measure.contention",
+    "measure.contention_fit",
     "measure.waits",
     "runtime.llm.sampling",
     "runtime.llm.text",

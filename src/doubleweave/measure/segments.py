@@ -16,15 +16,14 @@ import numpy as np
 
 from doubleweave.errors import InputError
 from doubleweave.ir.split import FixedSizes, most_rows
-from doubleweave.measure.contention import Ran, fit
-from doubleweave.measure.waits import waits_of
+from doubleweave.measure.contention import with_contention
 from doubleweave.predict.find_profile import GENERIC, program_id, this_machine
 from doubleweave.predict.profile import Measured, Profile, uses_cache
 from doubleweave.runtime.llm.program import Program
-from doubleweave.runtime.llm.session import Recorded, Session, TokenIds
+from doubleweave.runtime.llm.session import Session, TokenIds
 from doubleweave.schedule.choice import chunk_shape, default_choice
 from doubleweave.schedule.costs import Costs
-from doubleweave.schedule.schedule import ANY, Schedule
+from doubleweave.schedule.schedule import Schedule
 from doubleweave.schedule.task_graph import TaskGraph
 
 Progress = Callable[[str, int, int], None]
@@ -33,9 +32,6 @@ Samples = dict[tuple[str, int], dict[int, list[float]]]
 
 _ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _CACHED = (0, 256, 1024, 2048, 4096)
-# Contention is fitted to the faster half of so many runs of a prompt of so many tokens.
-_RUNS_TOGETHER = 7
-_PROMPT = 1024
 
 
 def measure(program: Program, *, runs: int, max_cached: int, threads: int, progress: Progress) -> Profile:
@@ -87,7 +83,7 @@ def measure(program: Program, *, runs: int, max_cached: int, threads: int, progr
     )
     for count in workers:
         step(f"{count} workers")
-        profile = _with_workers(program, profile, ids, count, threads)
+        profile = with_contention(program, profile, ids, count, threads)
     progress("done", total, total)
     return profile
 
@@ -203,65 +199,3 @@ def _misfit(at: Sequence[int], values: Sequence[float]) -> float:
 def _spread(values: Sequence[float]) -> float:
     low, high = np.percentile(values, [25, 75])
     return float(high - low) / 2 / statistics.median(values)
-
-
-def _with_workers(program: Program, profile: Profile, ids: TokenIds, count: int, threads: int) -> Profile:
-    """Add contention and hand-overs, from runs of several schedules on `count` workers.
-
-    Each round also runs the tasks alone: compared with times of another minute, a drift of the machine's speed would
-    pass for contention.
-    """
-    devices = {segment.device for segment in program.split.segments}
-    schedules = ["wavefront", *(["out_of_order"] if 1 < len(devices) <= count else [])]
-    runs: list[Ran] = []
-    hand_overs: dict[tuple[str, str], list[int]] = defaultdict(list)
-    same_worker: list[int] = []
-    session = program.session("sequential", threads, profile=GENERIC)
-    for name in schedules:
-        choice = default_choice(program.split, name, count)
-        alone: list[Recorded] = []
-        together: list[Recorded] = []
-        for number in range(_RUNS_TOGETHER + 1):
-            for kept, how in (
-                (alone, choice._replace(schedule="sequential", workers=(ANY,), in_flight=1)),
-                (together, choice),
-            ):
-                session.use(how)
-                session.reset()
-                recorded = session.append_recorded(ids[:_PROMPT])
-                if number:
-                    kept.append(recorded)
-        alone, together = _faster_half(alone), _faster_half(together)
-        runs += _ran(alone, together)
-        for recorded in together:
-            waits = waits_of(recorded.verified, recorded.start_ns, recorded.end_ns)
-            same_worker += waits.same_worker
-            for pair, values in waits.hand_overs.items():
-                hand_overs[pair] += values
-    found = {pair: round(value, 4) for pair, value in fit(runs).items()}
-    return replace(
-        profile,
-        contention={**profile.contention, count: found},
-        hand_over_us={
-            pair: round(statistics.median(values) / 1e3, 3) for pair, values in sorted(hand_overs.items())
-        },
-        same_worker_us=round(statistics.median(same_worker) / 1e3, 3),
-    )
-
-
-def _faster_half(runs: Sequence[Recorded]) -> list[Recorded]:
-    """The machine's other work only adds time, to some runs much."""
-    return sorted(runs, key=lambda run: run.makespan_s)[: (len(runs) + 1) // 2]
-
-
-def _ran(alone: Sequence[Recorded], together: Sequence[Recorded]) -> list[Ran]:
-    """The runs in `together`, with the median times of their tasks in `alone`."""
-    alone_ns = np.median([run.took_ns for run in alone], axis=0).astype(np.int64)
-    graph = together[0].verified.graph
-    assert graph.chunks == alone[0].verified.graph.chunks
-    found = []
-    for run in together:
-        worker_of = run.verified.schedule.worker_of
-        workers = np.array([worker_of[task] for task in range(len(graph))])
-        found.append(Ran(graph.device_of, workers, run.start_ns, run.end_ns, alone_ns))
-    return found

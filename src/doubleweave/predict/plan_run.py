@@ -12,7 +12,6 @@ from functools import cached_property
 from doubleweave import _scheduling
 from doubleweave.errors import InputError
 from doubleweave.ir.split import FixedSizes, Split, most_rows
-from doubleweave.predict.auto import choose, overlapping_schedule
 from doubleweave.predict.find_profile import num_cores
 from doubleweave.predict.profile import Profile, call_costs, costs_of
 from doubleweave.schedule import scratch_groups
@@ -32,8 +31,17 @@ from doubleweave.schedule.pattern import Want, pattern_of
 from doubleweave.schedule.schedule import Schedule
 from doubleweave.schedule.task_graph import TaskGraph
 from doubleweave.schedule.verify import Verified, verify
+from doubleweave.vendors.library import libraries_of
 
 _ANY_THREADS = 2**31 - 1  # a prediction may be of a machine with more threads than this one
+
+
+def overlapping_schedule(split: Split) -> str:
+    """The schedule of several chunks where none was planned: a wavefront, and out of order with an NPU."""
+    # Workers of a wavefront run every device's tasks; an NPU has workers of its own, which a strict order would leave
+    # idle.
+    has_npu = any(library.is_npu for library in libraries_of(split).values())
+    return "out_of_order" if has_npu else "wavefront"
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,12 @@ class RunPlanner:
         self._native.check(wish.schedule, 1, wish.workers, wish.chunk)
 
     def choose(self, wish: Wish, num_tokens: int) -> Choice:
-        """The choice for a prompt of that length, as `auto.choose` makes it."""
-        return choose(self._native, wish, num_tokens)
+        """The choice for a prompt of that length (native/scheduling/auto.cpp); `wish.threads` must be settled. Raises
+        InputError for a wish that does not fit the program."""
+        assert wish.threads is not None
+        return as_choice(
+            self._native.choose(num_tokens, wish.schedule, wish.threads, wish.workers, wish.chunk)
+        )
 
     def settled(self, choice: Choice, threads: int, num_tokens: int) -> Choice:
         """Fit a choice that was made without regard to length to a prompt: a single chunk has nothing to overlap, so it

@@ -14,7 +14,7 @@ from doubleweave.files import written_whole
 from doubleweave.ir.chat import affixes_of
 from doubleweave.ir.manifest import RUN_FILE, Manifest, ModelInfo
 from doubleweave.ir.split import FixedSizes, Segment, most_rows
-from doubleweave.predict.auto import overlapping_schedule
+from doubleweave.predict.plan_run import overlapping_schedule
 from doubleweave.predict.profile import Profile
 from doubleweave.schedule.buffer_slots import assign
 from doubleweave.schedule.choice import chunk_shape, devices_of, static_device

@@ -6,11 +6,10 @@ It knows nothing of language models; it reads a TorchSplit and writes a .pte.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, fx
 from doubleweave.compiler.backends import backends, find_backend
 from doubleweave.compiler.backends.export_segment import export_segment
 from doubleweave.compiler.backends.lowered import operators
+from doubleweave.compiler.lower.equal_structures import Job, jobs, shared_key
 from doubleweave.compiler.lower.forked import each_forked
 from doubleweave.compiler.lower.pte_file import ProgramWriter
 from doubleweave.compiler.lower.templates import Template, made_up_weights, make_templates
@@ -28,27 +28,7 @@ from doubleweave.compiler.split.fold_constants import fold, is_constant
 from doubleweave.compiler.split.pieces import TorchSplit, with_weights
 from doubleweave.compiler.split.transform import transform_segments
 from doubleweave.errors import LowerError
-from doubleweave.ir.split import Range, Segment, SizeRanges, Split
-from doubleweave.vendors.library import library_of
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Lower a segment at one size (None: its range of sizes), or at several sizes whose methods share a context.
-
-    `is_shared`: over made-up weights, so that the template serves every segment of the structure.
-    """
-
-    segment: Segment
-    sizes: tuple[int | None, ...]
-    is_shared: bool
-
-    @property
-    def methods(self) -> dict[str, int | None]:
-        return {name: size for name, size in self.segment.methods().items() if size in self.sizes}
-
-    def __str__(self) -> str:
-        return ", ".join(self.methods)
+from doubleweave.ir.split import Segment, Split
 
 
 def prepare(torch_split: TorchSplit) -> TorchSplit:
@@ -64,44 +44,6 @@ def prepare(torch_split: TorchSplit) -> TorchSplit:
             names = frozenset(segment.name for segment in prepared.split.segments_of(backend.name))
             prepared = transform_segments(prepared, backend.prepare, names)
     return prepared
-
-
-_Key = tuple[str, int | tuple[Range, ...]]
-
-
-def _key(segment: Segment, size: int | None) -> _Key:
-    """The key under which segments share a template: the structure, with a size or the ranges of its sizes."""
-    if size is not None:
-        return segment.structure, size
-    return segment.structure, segment.shape.ranges if isinstance(segment.shape, SizeRanges) else ()
-
-
-def jobs(split: Split) -> list[_Job]:
-    """The lowerings of a split: each structure once a size, NPUs' first, the longest first among equals.
-
-    The last job may run in this process (forked.py) and so be there when others fork. The libraries of NPUs do not
-    survive a fork, so their jobs come first.
-    """
-    count = Counter(segment.structure for segment in split.segments)
-    found: dict[_Key, _Job] = {}
-    for segment in split.segments:
-        for sizes in _together(segment):
-            job = _Job(segment, sizes, count[segment.structure] > 1)
-            found.setdefault(_key(segment, sizes[0]), job)
-    return sorted(
-        found.values(),
-        key=lambda job: (
-            not library_of(job.segment.backend).is_npu,
-            # The best guess there is of the time a job takes; long ones begun last would leave other cores idle.
-            -len(job.segment.inputs) - len(job.segment.outputs),
-        ),
-    )
-
-
-def _together(segment: Segment) -> list[tuple[int | None, ...]]:
-    """A segment's sizes in groups: the methods of one group are lowered into one context, and share its weights."""
-    sizes = tuple(segment.methods().values())
-    return [sizes] if segment.contexts == 1 else [(size,) for size in sizes]
 
 
 def lower(torch_split: TorchSplit, path: Path, report: Progress) -> tuple[Split, str]:
@@ -148,19 +90,19 @@ def no_kernel(method: str, operator: str) -> LowerError:
 _Templates = dict[tuple[str, int | None], Template]  # by (segment, size)
 
 
-def _lower_shared(torch_split: TorchSplit, todo: list[_Job], step: Callable[[str], None]) -> _Templates:
+def _lower_shared(torch_split: TorchSplit, todo: list[Job], step: Callable[[str], None]) -> _Templates:
     """Lower each structure once; a structure whose weights cannot be found again, once a segment."""
     split = torch_split.split
     methods = [(segment, size) for segment in split.segments for size in segment.methods().values()]
     done = _lower_all(torch_split, todo, step)
-    by_key = {_key(split.segment(name), size): template for (name, size), template in done.items()}
-    again = [_Job(s, (size,), False) for s, size in methods if not by_key[_key(s, size)].is_complete]
+    by_key = {shared_key(split.segment(name), size): template for (name, size), template in done.items()}
+    again = [Job(s, (size,), False) for s, size in methods if not by_key[shared_key(s, size)].is_complete]
     own = _lower_all(torch_split, again, step)
-    return {(s.name, size): own.get((s.name, size)) or by_key[_key(s, size)] for s, size in methods}
+    return {(s.name, size): own.get((s.name, size)) or by_key[shared_key(s, size)] for s, size in methods}
 
 
-def _lower_all(torch_split: TorchSplit, todo: list[_Job], step: Callable[[str], None]) -> _Templates:
-    def lower_one(job: _Job) -> dict[int | None, Template]:
+def _lower_all(torch_split: TorchSplit, todo: list[Job], step: Callable[[str], None]) -> _Templates:
+    def lower_one(job: Job) -> dict[int | None, Template]:
         segment = job.segment
         graph, weights = torch_split.graphs[segment.structure], torch_split.weights[segment.name]
         try:

@@ -1,4 +1,5 @@
-// Copies of blocks between regions, checked before the first run.
+// Copies of blocks between regions, with zeros behind each where rows are missing, checked before
+// the first run.
 #pragma once
 
 #include "doubleweave/execution.h"

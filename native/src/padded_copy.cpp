@@ -1,4 +1,4 @@
-#include "block_copy.h"
+#include "padded_copy.h"
 
 #include <cstdint>
 #include <cstring>
