@@ -10,11 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from doubleweave.compile_and_open import compile
-    from doubleweave.compiler.compile_llm import compile_llm
     from doubleweave.compiler.policy import Dynamic, Static
+    from doubleweave.entries.compile_and_open import compile
+    from doubleweave.entries.compile_llm import compile_llm
     from doubleweave.errors import (
         BackendError,
+        CheckError,
         DoubleweaveError,
         InputError,
         LowerError,
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "CheckError",
     "DoubleweaveError",
     "Dynamic",
     "Generation",
@@ -79,8 +81,8 @@ _HOME = {
     "States": "runtime.module.states",
     "Static": "compiler.policy",
     "Timeline": "timeline.timeline",
-    "compile": "compile_and_open",
-    "compile_llm": "compiler.compile_llm",
+    "compile": "entries.compile_and_open",
+    "compile_llm": "entries.compile_llm",
     "open": "runtime.open",
 }
 

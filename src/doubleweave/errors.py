@@ -6,6 +6,7 @@ DoubleweaveError(Exception)         catches all of them; the command line prints
 ├── PolicyError(…, ValueError)      a policy, or an option that becomes one, that asks for something impossible
 ├── SplitError(…, ValueError)       a model that cannot be split by its policy
 ├── LowerError(…, RuntimeError)     a segment that its backend cannot lower
+├── CheckError(…, RuntimeError)      a compiled program that gives other numbers than its source
 ├── BackendError(…, RuntimeError)   a vendor's library that is missing here or of a version that does not fit
 ├── ProgramError(…, ValueError)     a program folder that is missing, damaged or of another version
 ├── InputError(…, ValueError)       a prompt, token ids, an option or an argument of a call out of range
@@ -39,6 +40,10 @@ class SplitError(DoubleweaveError, ValueError):
 
 class LowerError(DoubleweaveError, RuntimeError):
     """A segment cannot be lowered by its backend."""
+
+
+class CheckError(DoubleweaveError, RuntimeError):
+    """A compiled program gives other numbers than its source, so it was not written."""
 
 
 class BackendError(DoubleweaveError, RuntimeError):

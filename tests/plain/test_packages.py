@@ -98,4 +98,4 @@ def test_native_module_is_imported_by_these_alone():
         if any(part_of("doubleweave", dotted) == "_native" for dotted in imports_of(path))
     }
     outside = {name for name in importers if not name.startswith("runtime.")}
-    assert outside == {"cli.doctor", "cli.options", "compiler.compile_module", "vendors.qnn_sdk"}
+    assert outside == {"cli.doctor", "cli.options", "entries.compile_module", "vendors.qnn_sdk"}

@@ -73,6 +73,11 @@ def add_compile(commands: Any) -> None:
     )
     for option, help_text in _own_options(offered):
         _add_option(p, option, help_text)
+    p.add_argument(
+        "--no-check",
+        action="store_true",
+        help="do not run the program against the source before it is written; the manifest says so",
+    )
     p.add_argument("--json", action="store_true", help="print a summary as one JSON object on the last line")
     p.set_defaults(command=_compile)
 
@@ -126,7 +131,7 @@ def _add_option(p: argparse.ArgumentParser, option: Option, help_text: str) -> N
 
 def _compile(args: argparse.Namespace) -> None:
     from doubleweave.cli.show_program import compile_summary, quality_lines
-    from doubleweave.compiler.compile_llm import compile_llm
+    from doubleweave.entries.compile_llm import compile_llm
 
     if (args.source is None) == (args.checkpoint is None):
         found = "neither SOURCE nor -c" if args.source is None else "both SOURCE and -c"
@@ -144,6 +149,7 @@ def _compile(args: argparse.Namespace) -> None:
             attention=args.attention,
             params=args.params,
             tokenizer=args.tokenizer,
+            check=not args.no_check,
             progress=progress,
             **_given(args),
         )

@@ -1,11 +1,11 @@
-"""From a language model to its quantized split, which is lowered, and runs in eager torch as the reference."""
+"""From a language model to its splits: in float32, and quantized, which is lowered."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from doubleweave.compiler.backends.backend import Options
 from doubleweave.compiler.program_folder import Progress
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from doubleweave.sources.model import Model
 
 
-def quantized_llm(model: Model, options: Options, folder: Path, report: Progress) -> TorchSplit:
+class Splits(NamedTuple):
+    """The split in float32, and as it is lowered: placed on its backends and quantized."""
+
+    reference: TorchSplit
+    lowered: TorchSplit
+
+
+def splits_of(model: Model, options: Options, folder: Path, report: Progress) -> Splits:
     """Export, split and quantize; writes the tokenizer into `folder`. Raises SplitError, PolicyError, LowerError or,
     for a calibration text, InputError."""
     from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
@@ -44,7 +51,7 @@ def quantized_llm(model: Model, options: Options, folder: Path, report: Progress
         return calibration_chunks(text, folder / TOKENIZER_FILE, most, model.vocab_size)
 
     assert options.backend.place is not None
-    return options.backend.place(torch_split, options, chunks_of, report)
+    return Splits(torch_split, options.backend.place(torch_split, options, chunks_of, report))
 
 
 def _save_tokenizer(save: Callable[[Path], None], folder: Path) -> None:

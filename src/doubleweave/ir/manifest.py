@@ -15,12 +15,13 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from doubleweave.errors import ProgramError
+from doubleweave.ir.check import Check
 from doubleweave.ir.sizes import symbols
 from doubleweave.ir.split import ITEM_BYTES, FixedSizes, Function, Range, Segment, SizeRanges, Split
 from doubleweave.ir.trees import Tree
 
 FORMAT = "doubleweave-program"
-VERSION = 2  # programs of another version are refused, not converted: they can be compiled again
+VERSION = 3  # programs of another version are refused, not converted: they can be compiled again
 PROGRAM_FILE = "program.pte"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -45,7 +46,8 @@ class Manifest:
     """A program folder's own description.
 
     `name` is the source's or the module's; `model` is None for a module that is no language model. state.bin holds the
-    first values of the states, in the order of `Split.states`; its digest is "" where there are none.
+    first values of the states, in the order of `Split.states`; its digest is "" where there are none. `check` is what
+    was compared with the source before the program was written, None for a program that was compiled without.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Manifest:
     program_bytes: int
     state_sha256: str
     made_with: dict[str, str]
+    check: Check | None
 
     def write(self, folder: Path) -> None:
         data = {"format": FORMAT, "version": VERSION, **to_plain(self)}

@@ -27,6 +27,8 @@ class Library:
     # Makes itself known to ExecuTorch, before a program's first method is loaded; raises BackendError, and ProgramError
     # for segments that this machine cannot run.
     load: Callable[[Segments], None] = lambda segments: None
+    # Why this machine cannot run the segments, "" where it can.
+    missing: Callable[[Segments], str] = lambda segments: ""
     # Ends an error's message, from the text that was printed while a method was loaded alone.
     explain: Callable[[str], str] = lambda printed: ""
     # For `doubleweave doctor`: "works", then "missing" or "text", and more for --json.

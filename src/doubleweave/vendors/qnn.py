@@ -17,13 +17,19 @@ from doubleweave.vendors.qnn_sdk import INSTALL, MOST_CONTEXTS, SOCS, is_host, l
 
 def _load(segments: Segments) -> None:
     """Raises ProgramError for a chip's build where there is only the emulator."""
-    shared = next((segment for segment in segments if _shares_context(segment)), None)
-    if shared is not None and is_host():
-        raise ProgramError(
-            f"the program is compiled for the chip {shared.target}: the methods of {shared.name} share one context, "
-            "which the emulator on this machine cannot run; compile it with --emulate to run it here"
-        )
+    if missing := _missing(segments):
+        raise ProgramError(f"{missing}; compile it with --emulate to run it here")
     load_sdk()
+
+
+def _missing(segments: Segments) -> str:
+    shared = next((segment for segment in segments if _shares_context(segment)), None)
+    if shared is None or not is_host():
+        return ""
+    return (
+        f"the program is compiled for the chip {shared.target}: the methods of {shared.name} share one context, "
+        "which the emulator on this machine cannot run"
+    )
 
 
 def _shares_context(segment: Segment) -> bool:
@@ -82,6 +88,7 @@ LIBRARY = Library(
     loads_alone=True,  # it sets up the methods' shared parts without a lock
     emulator="the HTP emulator",
     load=_load,
+    missing=_missing,
     explain=_explain,
     examine=_examine,
     build=_build,

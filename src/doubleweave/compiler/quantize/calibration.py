@@ -47,6 +47,15 @@ def _token_ids(name: str, path: str | Path | None, tokenizer: Path) -> list[int]
         raise InputError(
             "calibrate: the model has no tokenizer; give token ids, --calibrate FILE.json with a list of integers"
         )
+    return _encoded(text, tokenizer)
+
+
+def text_tokens(tokenizer: Path) -> list[int]:
+    """The token ids of the text that comes with the package."""
+    return _encoded(files("doubleweave").joinpath("calibration.txt").read_text(), tokenizer)
+
+
+def _encoded(text: str, tokenizer: Path) -> list[int]:
     import tokenizers
 
     return list(tokenizers.Tokenizer.from_file(str(tokenizer)).encode(text).ids)

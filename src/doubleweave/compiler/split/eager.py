@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.errors import InputError
-from doubleweave.ir.split import CACHED, Port
+from doubleweave.ir.split import CACHED, Call, Port
+
+# Called with a call, the tensors that it read, and those that it wrote.
+OnCall = Callable[[Call, Sequence[Tensor], Sequence[Tensor]], None]
 
 
 def run_eager(torch_split: TorchSplit, input_ids: Tensor, chunk: int | None = None) -> Tensor:
@@ -29,17 +32,23 @@ def run_eager(torch_split: TorchSplit, input_ids: Tensor, chunk: int | None = No
 
 
 def run_chunks(
-    torch_split: TorchSplit, chunks: Iterable[Tensor], modules: Mapping[str, Callable[..., Any]] | None = None
+    torch_split: TorchSplit,
+    chunks: Iterable[Tensor],
+    modules: Mapping[str, Callable[..., Any]] | None = None,
+    *,
+    start: int = 0,
+    on_call: OnCall | None = None,
 ) -> Iterator[Tensor]:
     """Yield the logits [1, T, vocab] of each chunk (token ids int64 [1, T]) of one sequence.
 
-    `modules` are the segments to run, by name, in place of the split's own.
+    `modules` are the segments to run, by name, in place of the split's own. The chunks come behind `start` tokens whose
+    rows in the cache are zero. `on_call` gets every call with what it read and wrote.
     """
     run = modules or {s.name: torch_split.module(s.name) for s in torch_split.split.segments}
     kinds = {value.name: value.kind for value in torch_split.split.values}
     output = next(name for name, kind in kinds.items() if kind == "output")
     cache: dict[str, Tensor] = {}
-    start = 0
+    skipped = start
     for input_ids in chunks:
         end = start + input_ids.shape[1]
         env = {"input_ids": input_ids, "position_ids": torch.arange(start, end)[None]}
@@ -52,10 +61,13 @@ def run_chunks(
             ]
             with torch.no_grad():
                 written = run[call.segment](*read)
+            if on_call is not None:
+                on_call(call, read, written)
             for name, result in zip(call.writes, written, strict=True):
                 if kinds[name] == "cache":
                     # Copies the cache at every chunk: this is the reference for numbers, not for speed.
-                    cache[name] = torch.cat((cache[name], result), 1) if name in cache else result
+                    before = cache.get(name, result.new_zeros(1, skipped, *result.shape[2:]))
+                    cache[name] = torch.cat((before, result), 1)
                 else:
                     env[name] = result
         yield env[output]

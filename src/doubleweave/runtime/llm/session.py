@@ -162,6 +162,13 @@ class Session:
             )
         self._cache.truncate(num_tokens)
 
+    def skip(self, num_tokens: int) -> None:
+        """Go on as if `num_tokens` tokens whose keys and values are zero had been appended.
+
+        So a model can be tried at a far position without running what comes before it.
+        """
+        self._cache.note_length(self.length + num_tokens)
+
     def reset(self) -> None:
         """Forget every token."""
         self._cache.truncate(0)

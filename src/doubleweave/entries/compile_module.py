@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.ir.manifest import PROGRAM_FILE, STATE_FILE, Manifest
+from doubleweave.runtime.module.program import ModuleProgram
+from doubleweave.runtime.open import open
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,12 +29,13 @@ def compile_module(
     dynamic_shapes: Any,
     policy: Policy | None,
     out: str | Path,
+    check: bool,
     progress: Progress | None,
 ) -> None:
     """Compile `module`, called with these example arguments, into the folder `out`.
 
-    The arguments are those of `doubleweave.compile`. Raises PolicyError, SplitError or LowerError; `out` is then as it
-    was before.
+    The arguments are those of `doubleweave.compile`. Raises PolicyError, SplitError, LowerError or CheckError; `out`
+    is then as it was before.
     """
     from torch import nn
 
@@ -52,15 +56,22 @@ def compile_module(
     report("tracing", 0, 1)
     found = split_module(module, tuple(args), dict(kwargs or {}), dynamic_shapes, policy or {})
     with made_beside(folder, "out=") as temporary:
-        _write(type(module).__name__, found, temporary, report)
+        made = _write(type(module).__name__, found, temporary, report)
+        if check:
+            from doubleweave.check.module import check_module
+
+            program = open(temporary)
+            assert isinstance(program, ModuleProgram)
+            checked = check_module(module, (args, kwargs or {}), program, report)
+            replace(made, check=checked).write(temporary)
 
 
-def _write(name: str, found: Any, folder: Path, report: Progress) -> None:
+def _write(name: str, found: Any, folder: Path, report: Progress) -> Manifest:
     from doubleweave.compiler.lower.lower import lower
 
     split, digest = lower(found.torch_split, folder / PROGRAM_FILE, report)
     _check_loads(folder / PROGRAM_FILE)
-    Manifest(
+    manifest = Manifest(
         name=name,
         model=None,
         split=split,
@@ -68,7 +79,10 @@ def _write(name: str, found: Any, folder: Path, report: Progress) -> None:
         program_bytes=(folder / PROGRAM_FILE).stat().st_size,
         state_sha256=_write_states(found.states, folder / STATE_FILE),
         made_with={package: version(package) for package in ("doubleweave", "executorch", "torch")},
-    ).write(folder)
+        check=None,
+    )
+    manifest.write(folder)
+    return manifest
 
 
 def _check_loads(path: Path) -> None:

@@ -6,13 +6,14 @@ Nothing half-written is left behind: the directory is made beside its place and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doubleweave.compiler.backends import find_backend, llm_backends, option_owners, own_options
 from doubleweave.compiler.backends.backend import Backend, Options
-from doubleweave.compiler.pipeline_llm import quantized_llm
+from doubleweave.compiler.pipeline_llm import splits_of
 from doubleweave.compiler.policy import DEFAULT_BACKEND, DEFAULT_SIZES, MOST_ROWS
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
 from doubleweave.errors import PolicyError, SourceError
@@ -40,6 +41,7 @@ def compile_llm(
     chunk: Sequence[int] = (),
     max_context: int | None = None,
     attention: str = "dynamic",
+    check: bool = True,
     progress: Progress | None = None,
     **options: Any,
 ) -> Manifest:
@@ -59,7 +61,10 @@ def compile_llm(
     `device` "CPU" (default), "GPU" or "NPU". A Llama checkpoint: `params` and `tokenizer`, its other files (default:
     params.json and tokenizer.model beside it).
 
-    Raises PolicyError, SourceError, SplitError, LowerError or BackendError; `out` is then as it was before.
+    check: run the program against the source before it is written (check/language_model.py); False leaves it out, which
+    the manifest says.
+
+    Raises PolicyError, SourceError, SplitError, LowerError, CheckError or BackendError; `out` is then as it was before.
     """
     report = progress or (lambda what, done, total: None)
     chosen = find_backend(backend, llm_backends())
@@ -84,7 +89,9 @@ def compile_llm(
             f"max-context: found {context}, expected 1 to {model.max_context} (what the model was trained for)"
         )
     with made_beside(folder) as temporary:
-        return _compile(model, temporary, Options(chosen, recipe, sizes, context, attention, own), report)
+        return _compile(
+            model, temporary, Options(chosen, recipe, sizes, context, attention, own), check, report
+        )
 
 
 def _check_names(options: Iterable[str]) -> None:
@@ -135,11 +142,11 @@ def _check_installed() -> None:
         ) from error
 
 
-def _compile(model: Model, folder: Path, options: Options, report: Progress) -> Manifest:
+def _compile(model: Model, folder: Path, options: Options, check: bool, report: Progress) -> Manifest:
     from doubleweave.compiler.lower.lower import lower
 
-    torch_split = quantized_llm(model, options, folder, report)
-    split, digest = lower(torch_split, folder / PROGRAM_FILE, report)
+    splits = splits_of(model, options, folder, report)
+    split, digest = lower(splits.lowered, folder / PROGRAM_FILE, report)
     manifest = Manifest(
         name=model.name,
         model=ModelInfo(
@@ -155,9 +162,25 @@ def _compile(model: Model, folder: Path, options: Options, report: Progress) -> 
         program_bytes=(folder / PROGRAM_FILE).stat().st_size,
         state_sha256="",
         made_with={name: version(name) for name in ("doubleweave", "executorch", "torch", "transformers")},
+        check=None,
     )
     manifest.write(folder)
     write_run_file(folder, manifest, find_profile(folder, manifest))
+    if check:
+        from doubleweave.check.language_model import Compiled, check_llm
+
+        compiled = Compiled(
+            model.name,
+            model.module,
+            model.vocab_size,
+            options.max_context,
+            splits.reference,
+            splits.lowered,
+            folder,
+            is_float=options.recipe == "none",
+        )
+        manifest = replace(manifest, check=check_llm(compiled, report))
+        manifest.write(folder)
     return manifest
 
 

@@ -1,0 +1,212 @@
+"""The check of a language model: its source, its split in eager torch and its program give the same logits.
+
+A float32 program is held against the source itself. With fewer bits there are three steps: the float32 split against
+the source, each segment of the program against the quantized split in eager torch on the same inputs, and the whole
+program against the quantized split. How far the program is from float32 is reported, not judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from doubleweave.check.differences import agreement, difference, first_row_over, noise
+from doubleweave.check.places import SINGLES, Place, far_places, first_place, lengths_of
+from doubleweave.check.segments import meeting_rows, noisiest
+from doubleweave.check.source_run import source_logits
+from doubleweave.compiler.program_folder import Progress
+from doubleweave.compiler.quantize.calibration import text_tokens
+from doubleweave.compiler.split.eager import run_chunks
+from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.errors import CheckError
+from doubleweave.ir.check import Check
+from doubleweave.ir.manifest import TOKENIZER_FILE
+from doubleweave.ir.split import FixedSizes, most_rows
+from doubleweave.runtime.llm.program import Program
+from doubleweave.runtime.open import open_llm
+from doubleweave.schedule.choice import chunk_shape
+from doubleweave.vendors.library import emulator_of, libraries_of
+
+# Of the largest logit. float32 kernels that add up in another order are off by some 1e-6 of it (SmolLM2: 3e-6), a GELU
+# that is another function by 1e-4.
+FLOAT_BOUND = 5e-5
+# Noise of a quantized segment against eager torch on the same inputs, where a number between two steps of the
+# activations' scale was rounded the other way. Wrong weights give about 1.
+SEGMENT_BOUND = 0.05
+# Noise of a quantized program's logits against its split, where such steps went through all layers (SmolLM2, 8da8w and
+# 8da4w: 0.08).
+LOGITS_BOUND = 0.35
+_REPORT = "Compile with --no-check to have the program all the same, and please report the model"
+# The split in eager torch gives the same in chunks of any size, so it is held against the source in few tokens.
+_SPLIT_CHUNKS = (32, 32, 11, *[1] * SINGLES)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What is checked: the source's module, its split in float32, the split that was lowered, and the program's folder.
+
+    `is_float`: the recipe leaves float32 as it is.
+    """
+
+    name: str
+    module: Any
+    vocab_size: int
+    max_context: int
+    reference: TorchSplit
+    lowered: TorchSplit
+    folder: Path
+    is_float: bool
+
+
+def check_llm(compiled: Compiled, report: Progress) -> Check:
+    """Run source, split and program wherever they may differ; raises CheckError where they do."""
+    split = compiled.lowered.split
+    lengths = lengths_of(compiled.module.config, compiled.max_context)
+    first = first_place(most_rows(chunk_shape(split)), compiled.max_context, lengths)
+    far = far_places(first, compiled.max_context, lengths)
+    token_ids = _token_ids(compiled, max(place.num_tokens for place in (first, *far)))
+    report("checking: the source", 0, 3)
+    subject = _Subject(compiled, token_ids, _source(compiled.module, token_ids, (first, *far)))
+    missing = (library.missing(split.segments_of(name)) for name, library in libraries_of(split).items())
+    reason = next(filter(None, missing), "")
+    ran = Check("split" if reason else "program", reason, first.end, tuple({place.start: 0 for place in far}))
+    report("checking: the split", 1, 3)
+    short = first.cut(_SPLIT_CHUNKS)
+    if reason or not compiled.is_float:
+        ran = replace(ran, source_off=max(map(subject.hold_split, (short, *far))))
+    report("checking: the program", 2, 3)
+    if reason:
+        return subject.judged(ran, subject.eager(compiled.lowered, short))
+    program = open_llm(compiled.folder)
+    if compiled.is_float:
+        return replace(ran, source_off=max(subject.hold_program(program, place) for place in (first, *far)))
+    ran = replace(ran, segment_noise=subject.hold_segments(program))
+    if emulator_of(split):  # it takes seconds a segment, so the segments have to do
+        return subject.judged(ran, subject.eager(compiled.lowered, short))
+    noises, logits = zip(*(subject.hold_logits(program, place) for place in (first, *far)), strict=True)
+    return subject.judged(replace(ran, logits_noise=max(noises)), logits[0])
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is compared, with the logits that the source gives by the first position: each [T, vocab]."""
+
+    compiled: Compiled
+    token_ids: Tensor
+    source: dict[int, Tensor]
+
+    def chunks(self, place: Place) -> tuple[Tensor, ...]:
+        return torch.split(self.token_ids[:, : place.num_tokens], list(place.chunks), dim=1)
+
+    def eager(self, torch_split: TorchSplit, place: Place) -> Tensor:
+        """The logits of the split in eager torch, [T, vocab]."""
+        return torch.cat(list(run_chunks(torch_split, self.chunks(place), start=place.start)), 1)[0]
+
+    def program(self, program: Program, place: Place) -> Tensor:
+        """The logits of the program, [T, vocab]: chunks as prompts and single tokens as decoding run them."""
+        session = program.session()
+        session.skip(place.start)
+        singles = next((n for n, size in enumerate(reversed(place.chunks)) if size > 1), len(place.chunks))
+        prompt = place.num_tokens - singles
+        ids = self.token_ids[0, : place.num_tokens].numpy()
+        rows = [session.score(ids[:prompt])] if prompt else []
+        rows += [session.append(ids[at : at + 1])[None] for at in range(prompt, place.num_tokens)]
+        return torch.from_numpy(np.concatenate(rows))
+
+    def hold_split(self, place: Place) -> float:
+        wanted = self.source[place.start][: place.num_tokens]
+        found = self.eager(self.compiled.reference, place)
+        off = difference(found, wanted)
+        if not off <= FLOAT_BOUND:
+            row = first_row_over(found, wanted, FLOAT_BOUND)
+            raise self._refusal(
+                "the model's segments give", place.start + row, off, FLOAT_BOUND, self._meeting()
+            )
+        return off
+
+    def hold_program(self, program: Program, place: Place) -> float:
+        wanted = self.source[place.start][: place.num_tokens]
+        found = self.program(program, place)
+        off = difference(found, wanted)
+        if not off <= FLOAT_BOUND:
+            row = first_row_over(found, wanted, FLOAT_BOUND)
+            self.hold_split(place)  # says more where the fault is older
+            worst = noisiest(self.compiled.lowered, program.methods, self.chunks(place), place.start)
+            where = f"segment {worst.segment} is off by {worst.size:.1g} by itself"
+            raise self._refusal("the program gives", place.start + row, off, FLOAT_BOUND, where)
+        return off
+
+    def hold_segments(self, program: Program) -> float:
+        shape = chunk_shape(self.compiled.lowered.split)
+        sizes = shape.sizes if isinstance(shape, FixedSizes) else (1, min(most_rows(shape), 23))
+        if emulator_of(self.compiled.lowered.split):
+            sizes = sizes[:1]
+        place = Place(0, tuple(sizes)).cut(sizes)
+        worst = noisiest(self.compiled.lowered, program.methods, self.chunks(place), 0)
+        if not worst.size <= SEGMENT_BOUND:
+            raise CheckError(
+                f"{self.compiled.name}: segment {worst.segment} of the program gives other numbers than in eager torch "
+                f"on the same inputs: noise {worst.size:.2g}, expected at most {SEGMENT_BOUND}; nothing was written. "
+                f"{_REPORT}"
+            )
+        return worst.size
+
+    def hold_logits(self, program: Program, place: Place) -> tuple[float, Tensor]:
+        found, wanted = self.program(program, place), self.eager(self.compiled.lowered, place)
+        off = noise(found, wanted)
+        if not off <= LOGITS_BOUND:
+            at, sizes = 0, []
+            for size in place.chunks:
+                sizes.append(noise(found[at : at + size], wanted[at : at + size]))
+                at += size
+            worst = max(range(len(sizes)), key=sizes.__getitem__)
+            position = place.start + sum(place.chunks[:worst])
+            raise CheckError(
+                f"{self.compiled.name}: from position {position} on the program gives other logits than its segments "
+                f"in eager torch: noise {sizes[worst]:.2g}, expected at most {LOGITS_BOUND}; nothing was written. "
+                f"{_REPORT}"
+            )
+        return off, found
+
+    def judged(self, ran: Check, logits: Tensor) -> Check:
+        """`ran`, with how far the quantized logits are from the source's."""
+        top1, kl = agreement(logits, self.source[0][: len(logits)])
+        return replace(ran, top1=top1, kl=kl)
+
+    def _meeting(self) -> str:
+        place = Place(0, (self.token_ids.shape[1],)).cut(_SPLIT_CHUNKS)
+        met = meeting_rows(self.compiled.reference, self.chunks(place))
+        if met is None:
+            return "no segment depends on how the prompt is cut: the exported graph is another function than the model"
+        return f"{met} depends on how the prompt is cut into chunks: rows meet there"
+
+    def _refusal(self, what: str, position: int, off: float, bound: float, where: str) -> CheckError:
+        return CheckError(
+            f"{self.compiled.name}: {what} other logits than the source from position {position} on: off by {off:.2g} "
+            f"of the largest, expected at most {bound:.0e}; {where}; nothing was written. {_REPORT}"
+        )
+
+
+def _source(module: Any, token_ids: Tensor, places: Sequence[Place]) -> dict[int, Tensor]:
+    found: dict[int, Tensor] = {}
+    for place in places:  # in any chunks the source gives the same for a place's tokens
+        if place.start not in found:
+            found[place.start] = source_logits(module, token_ids[:, : place.num_tokens], place.start)
+    return found
+
+
+def _token_ids(compiled: Compiled, number: int) -> Tensor:
+    """int64 [1, number]: a text's tokens, over and over, or random ones where the model has no tokenizer."""
+    path = compiled.folder / TOKENIZER_FILE
+    ids = [token for token in text_tokens(path) if token < compiled.vocab_size] if path.exists() else []
+    if len(ids) < 2:
+        return torch.randint(
+            0, compiled.vocab_size, (1, number), generator=torch.Generator().manual_seed(20261)
+        )
+    return torch.tensor([(ids * (number // len(ids) + 1))[:number]])

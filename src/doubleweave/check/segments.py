@@ -1,0 +1,77 @@
+"""Find the segment that is wrong: each method of a program against eager torch, each value in chunks against at once.
+
+Knows nothing of sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from doubleweave.check.differences import noise
+from doubleweave.compiler.split.eager import run_chunks
+from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.ir.split import ROWS, Call, FixedSizes, Segment
+
+
+class Noise(NamedTuple):
+    """How far a segment's method is from eager torch on the same inputs."""
+
+    segment: str
+    size: float
+
+
+def noisiest(
+    torch_split: TorchSplit, methods: Mapping[str, Callable[..., Any]], chunks: Sequence[Tensor], start: int
+) -> Noise:
+    """The segment whose method is furthest from eager torch, over these chunks of token ids, int64 [1, T] each.
+
+    A method gets the inputs that eager torch computed, so noise of earlier segments does not count.
+    """
+    found = [Noise("", 0.0)]
+
+    def compare(call: Call, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        segment = torch_split.split.segment(call.segment)
+        results = methods[_method(segment, read)](*(tensor.contiguous() for tensor in read))
+        for result, wanted in zip(results if len(written) > 1 else (results,), written, strict=True):
+            found.append(Noise(call.name, noise(result, wanted)))
+
+    for _ in run_chunks(torch_split, chunks, start=start, on_call=compare):
+        pass
+    return max(found, key=lambda item: item.size)
+
+
+def _method(segment: Segment, inputs: Sequence[Tensor]) -> str:
+    """The name of the segment's method for inputs of these sizes."""
+    by_size = {size: name for name, size in segment.methods().items()}
+    if not isinstance(segment.shape, FixedSizes):
+        return by_size[None]
+    ports = zip(inputs, segment.inputs, strict=True)
+    rows = next((tensor.shape[port.shape.index(ROWS)] for tensor, port in ports if ROWS in port.shape), None)
+    return by_size[rows]
+
+
+def meeting_rows(torch_split: TorchSplit, chunks: Sequence[Tensor]) -> str | None:
+    """The first call that gives other results for these chunks than for their tokens at once; None without one."""
+    at_once, in_chunks = _results(torch_split, [torch.cat(list(chunks), 1)]), _results(torch_split, chunks)
+    for call, wanted in at_once.items():
+        # Rows lie in the second axis of whatever passes between segments.
+        found = map(torch.cat, zip(*in_chunks[call], strict=True), [1] * len(wanted))
+        if any(noise(a, b) > 1e-3 for a, b in zip(found, wanted[0], strict=True)):
+            return call
+    return None
+
+
+def _results(torch_split: TorchSplit, chunks: Sequence[Tensor]) -> dict[str, list[Sequence[Tensor]]]:
+    """What each call wrote, chunk by chunk."""
+    found: dict[str, list[Sequence[Tensor]]] = {}
+    for _ in run_chunks(
+        torch_split,
+        chunks,
+        on_call=lambda call, read, written: found.setdefault(call.name, []).append(written),
+    ):
+        pass
+    return found
