@@ -24,7 +24,7 @@ Call = tuple[Sequence[Any], Mapping[str, Any]]
 
 # Of the largest number, and of each number: float32 kernels that add up in another order are off by less.
 _OF_LARGEST, _OF_EACH = 2e-5, 1e-4
-# The end of a dim is left out where it would be dear: arguments of more elements than this, or so many times the example's.
+# The end of a dim is left out where it would be dear: arguments of more elements, or of so many times the example's.
 _MOST_ELEMENTS, _MOST_TIMES = 1 << 22, 64
 
 
