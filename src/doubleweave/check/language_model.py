@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from doubleweave.check.differences import agreement, difference, first_row_over, noise
-from doubleweave.check.places import SINGLES, Place, far_places, first_place, lengths_of
+from doubleweave.check.places import SINGLES, Place, far_places, first_place, lengths_of, marked_rows
 from doubleweave.check.segments import meeting_rows, noisiest
 from doubleweave.check.source_run import source_logits
 from doubleweave.compiler.program_folder import Progress
@@ -72,7 +72,7 @@ def check_llm(compiled: Compiled, report: Progress) -> Check:
     far = far_places(first, compiled.max_context, lengths)
     token_ids = _token_ids(compiled, max(place.num_tokens for place in (first, *far)))
     report("checking: the source", 0, 3)
-    subject = _Subject(compiled, token_ids, _source(compiled.module, token_ids, (first, *far)))
+    subject = _Subject(compiled, token_ids, _source(compiled, token_ids, (first, *far)))
     missing = (library.missing(split.segments_of(name)) for name, library in libraries_of(split).items())
     reason = next(filter(None, missing), "")
     ran = Check("split" if reason else "program", reason, first.end, tuple({place.start: 0 for place in far}))
@@ -106,13 +106,17 @@ class _Subject:
 
     def eager(self, torch_split: TorchSplit, place: Place) -> Tensor:
         """The logits of the split in eager torch, [T, vocab]."""
-        return torch.cat(list(run_chunks(torch_split, self.chunks(place), start=place.start)), 1)[0]
+        cached = marked_rows(torch_split.split, place.start)
+        return torch.cat(list(run_chunks(torch_split, self.chunks(place), cached=cached)), 1)[0]
 
     def program(self, program: Program, place: Place) -> Tensor:
         """The logits of the program, [T, vocab]: chunks as prompts and single tokens as decoding run them."""
         session = program.session()
-        session.skip(place.start)
-        singles = next((n for n, size in enumerate(reversed(place.chunks)) if size > 1), len(place.chunks))
+        if place.start:
+            cached = marked_rows(self.compiled.lowered.split, place.start)
+            session.fill({name: tensor[0].numpy() for name, tensor in cached.items()})
+        chunks = place.chunks
+        singles = next((n for n, size in enumerate(reversed(chunks)) if size > 1), len(chunks))
         prompt = place.num_tokens - singles
         ids = self.token_ids[0, : place.num_tokens].numpy()
         rows = [session.score(ids[:prompt])] if prompt else []
@@ -137,7 +141,8 @@ class _Subject:
         if not off <= FLOAT_BOUND:
             row = first_row_over(found, wanted, FLOAT_BOUND)
             self.hold_split(place)  # says more where the fault is older
-            worst = noisiest(self.compiled.lowered, program.methods, self.chunks(place), place.start)
+            cached = marked_rows(self.compiled.lowered.split, place.start)
+            worst = noisiest(self.compiled.lowered, program.methods, self.chunks(place), cached)
             where = f"segment {worst.segment} is off by {worst.size:.1g} by itself"
             raise self._refusal("the program gives", place.start + row, off, FLOAT_BOUND, where)
         return off
@@ -148,7 +153,7 @@ class _Subject:
         if emulator_of(self.compiled.lowered.split):
             sizes = sizes[:1]
         place = Place(0, tuple(sizes)).cut(sizes)
-        worst = noisiest(self.compiled.lowered, program.methods, self.chunks(place), 0)
+        worst = noisiest(self.compiled.lowered, program.methods, self.chunks(place), {})
         if not worst.size <= SEGMENT_BOUND:
             raise CheckError(
                 f"{self.compiled.name}: segment {worst.segment} of the program gives other numbers than in eager torch "
@@ -193,11 +198,12 @@ class _Subject:
         )
 
 
-def _source(module: Any, token_ids: Tensor, places: Sequence[Place]) -> dict[int, Tensor]:
+def _source(compiled: Compiled, token_ids: Tensor, places: Sequence[Place]) -> dict[int, Tensor]:
     found: dict[int, Tensor] = {}
     for place in places:  # in any chunks the source gives the same for a place's tokens
         if place.start not in found:
-            found[place.start] = source_logits(module, token_ids[:, : place.num_tokens], place.start)
+            ids, cached = token_ids[:, : place.num_tokens], marked_rows(compiled.reference.split, place.start)
+            found[place.start] = source_logits(compiled.module, ids, cached)
     return found
 
 

@@ -9,6 +9,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
+from doubleweave.ir.split import Split
+
 SINGLES = 3  # tokens one by one behind a prompt
 # Names of settings whose number is a length at which a model changes what it does: a window's rows, a block of chunked
 # attention, the length that a scaled rotary embedding begins at, the positions between two steps of a temperature.
@@ -16,7 +21,7 @@ _LENGTHS = re.compile(r"window|chunk_size|original_max|max_position|floor_scale|
 
 
 class Place(NamedTuple):
-    """`chunks` are the numbers of tokens of each run, behind `start` cached tokens whose rows are zero."""
+    """`chunks` are the numbers of tokens of each run, behind `start` cached tokens."""
 
     start: int
     chunks: tuple[int, ...]
@@ -53,6 +58,23 @@ def far_places(first: Place, max_context: int, lengths: Sequence[int]) -> list[P
     """Four tokens around each length that `first` does not reach: in a chunk, and one by one."""
     far = [length for length in lengths if first.end < length <= max_context - 2]
     return [Place(length - 2, chunks) for length in far for chunks in ((4,), (1, 1, 1, 1))]
+
+
+def marked_rows(split: Split, num_tokens: int) -> dict[str, Tensor]:
+    """Rows for a cache of so many tokens, float32 [1, num_tokens, width] by value: zeros but for the first four tokens.
+
+    Their values are large enough to count among as many keys of equal scores, so that it shows in every result whether
+    they are still within a window.
+    """
+    found = {}
+    generator = torch.Generator().manual_seed(20261)
+    for value in split.values if num_tokens else ():
+        if value.kind == "cache":
+            rows = torch.zeros(1, num_tokens, int(value.shape[-1]))
+            if value.name.startswith("v"):
+                rows[:, :4] = num_tokens * torch.randn(rows[:, :4].shape, generator=generator)
+            found[value.name] = rows
+    return found
 
 
 def lengths_of(config: Any, max_context: int) -> list[int]:

@@ -30,13 +30,17 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     """Export, split and quantize; writes the tokenizer into `folder`. Raises SplitError, PolicyError, LowerError or,
     for a calibration text, InputError."""
     from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+    from doubleweave.compiler.graph.rotary_lengths import check_rotary
     from doubleweave.compiler.graph.static_attention import MASK, inline_attention
     from doubleweave.compiler.quantize.calibration import calibration_chunks
+    from doubleweave.compiler.split.llm_rows import check_rows
     from doubleweave.compiler.split.split_llm import default_policy, split_llm
 
+    check_rotary(model.module.config, options.max_context)
     report("exporting the graph", 0, 1)
     most = most_rows(options.sizes)
     graph = export_llm(model.module, most)
+    check_rows(graph, type(model.module).__name__)
     owners = owned_modules(model.module)
     if options.attention == "static":
         inline_attention(graph, options.max_context, options.backend.hidden_score)

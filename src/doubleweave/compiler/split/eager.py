@@ -36,19 +36,19 @@ def run_chunks(
     chunks: Iterable[Tensor],
     modules: Mapping[str, Callable[..., Any]] | None = None,
     *,
-    start: int = 0,
+    cached: Mapping[str, Tensor] | None = None,
     on_call: OnCall | None = None,
 ) -> Iterator[Tensor]:
     """Yield the logits [1, T, vocab] of each chunk (token ids int64 [1, T]) of one sequence.
 
-    `modules` are the segments to run, by name, in place of the split's own. The chunks come behind `start` tokens whose
-    rows in the cache are zero. `on_call` gets every call with what it read and wrote.
+    `modules` are the segments to run, by name, in place of the split's own. The chunks come behind the rows
+    of `cached`: [1, rows, …] for each value of the cache. `on_call` gets every call with what it read and wrote.
     """
     run = modules or {s.name: torch_split.module(s.name) for s in torch_split.split.segments}
     kinds = {value.name: value.kind for value in torch_split.split.values}
     output = next(name for name, kind in kinds.items() if kind == "output")
-    cache: dict[str, Tensor] = {}
-    skipped = start
+    cache = dict(cached or {})
+    start = next((rows.shape[1] for rows in cache.values()), 0)
     for input_ids in chunks:
         end = start + input_ids.shape[1]
         env = {"input_ids": input_ids, "position_ids": torch.arange(start, end)[None]}
@@ -66,8 +66,7 @@ def run_chunks(
             for name, result in zip(call.writes, written, strict=True):
                 if kinds[name] == "cache":
                     # Copies the cache at every chunk: this is the reference for numbers, not for speed.
-                    before = cache.get(name, result.new_zeros(1, skipped, *result.shape[2:]))
-                    cache[name] = torch.cat((before, result), 1)
+                    cache[name] = torch.cat((cache[name], result), 1) if name in cache else result
                 else:
                     env[name] = result
         yield env[output]

@@ -6,7 +6,7 @@ It knows nothing of text or sampling; `generate.py` does.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -162,12 +162,14 @@ class Session:
             )
         self._cache.truncate(num_tokens)
 
-    def skip(self, num_tokens: int) -> None:
-        """Go on as if `num_tokens` tokens whose keys and values are zero had been appended.
+    def fill(self, rows: Mapping[str, FloatArray]) -> None:
+        """Put rows into an empty cache, float32 [num_tokens, width] for each of its values, as if tokens made them.
 
         So a model can be tried at a far position without running what comes before it.
         """
-        self._cache.note_length(self.length + num_tokens)
+        for number, name in enumerate(self._cache_regions):
+            self._cache.view(number, len(rows[name]))[:] = rows[name]
+        self._cache.note_length(len(next(iter(rows.values()))))
 
     def reset(self) -> None:
         """Forget every token."""

@@ -1,0 +1,56 @@
+"""Show from the graph that a language model's rows meet in attention alone, so that a prompt may be cut into chunks.
+
+Each row is a token. What mixes rows elsewhere (a convolution, a recurrence), or is made from how many there are
+(positions that the model counts by itself), would give other numbers in the next chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
+from doubleweave.compiler.graph.nodes import expression
+from doubleweave.compiler.split.row_rules import Axis, Follower, MixesRows, UnknownOperator
+from doubleweave.errors import SplitError
+
+# Operators of ours, with how many of their arguments have rows: attention is where rows may meet, and rotary embedding
+# turns each row by its own angles.
+_OURS = {torch.ops.doubleweave.attention.default: 3, torch.ops.doubleweave.rotary.default: 3}
+_ROWS_AXIS = 1  # of token ids, positions and all that attention takes and gives: [1, T, …]
+
+
+def check_rows(graph_module: fx.GraphModule, model: str) -> None:
+    """Raises SplitError that names the module and the operator in which rows meet, or are not followed."""
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    rows: dict[fx.Node, Axis] = dict.fromkeys(placeholders, _ROWS_AXIS)
+    follow = Follower(rows, expression(placeholders[0].meta["val"].shape[_ROWS_AXIS]))
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            rows[node] = None
+        elif node.target in _OURS and None not in map(follow.axis, node.args[: _OURS[node.target]]):
+            rows[node] = _ROWS_AXIS
+        elif node.op == "call_function":
+            try:
+                follow.node(node)
+            except MixesRows as error:
+                raise SplitError(
+                    f"{model}: in {_module_of(node)} {error}: expected a decoder whose tokens meet in attention alone, "
+                    "because a prompt runs chunk by chunk; this architecture is not supported"
+                ) from None
+            except UnknownOperator as error:
+                raise SplitError(
+                    f"{model}: in {_module_of(node)} tokens are not followed through {error}, so they may meet there: "
+                    "expected a decoder whose tokens meet in attention alone; this architecture is not supported"
+                ) from None
+
+
+def _module_of(node: fx.Node) -> str:
+    """The qualified name and the class of the module whose forward has the operator."""
+    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {"": ("", "the model")}
+    path, kind = list(stack.values())[-1]
+    name = kind if isinstance(kind, str) else kind.__name__
+    # The model is an attribute of the module that is exported.
+    return f"{path.removeprefix('model.') or 'the model'} ({name.rpartition('.')[2]})"
