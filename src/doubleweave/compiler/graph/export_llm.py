@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
+from doubleweave.compiler.graph.rotary_lengths import first_frequencies
 from doubleweave.compiler.graph.simplify import simplify
 from doubleweave.errors import SplitError
 
@@ -88,7 +89,7 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
         positions = torch.arange(example.shape[1]).unsqueeze(0)
         # Of a range such as 1 to 2 torch.export makes several dims.
         rows = torch.export.Dim("T", min=1, max=max(_EXAMPLE_ROWS, max_rows))
-        with torch.no_grad():
+        with torch.no_grad(), first_frequencies(model):
             # Not strict: only the operators are traced, so a model may use any Python on the way.
             exported = torch.export.export(
                 _Logits(model), (example, positions), dynamic_shapes=({1: rows}, {1: rows}), strict=False
