@@ -6,7 +6,10 @@ import collections
 import dataclasses
 import json
 import math
+import os
 import subprocess
+import sys
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -330,3 +333,22 @@ def test_build_calls_no_class_but_named_tuples_and_dataclasses(tmp_path):
         found.wait()
     assert not touched.exists()
     assert found.args == ["touch", str(touched)]
+
+
+def test_a_struct_of_c_is_a_named_tuple():
+    array = np.zeros(3)
+    tree, leaves = flatten(sys.float_info, "x")
+    assert (tree.kind, tree.keys[0], tree.type, leaves) == ("named_tuple", "max", "sys:float_info", [])
+    # torch.return_types.topk is built from a sequence; so is this one, which tests may have without torch.
+    tree = Tree("named_tuple", (Tree("tensor"),) * 2, ("columns", "lines"), "os:terminal_size")
+    result = build(tree, iter([array, array + 1]))
+    assert type(result) is os.terminal_size
+    assert result[1] is result.lines
+    assert list(match(tree, result, "x")) == list(result)
+    tree = Tree("named_tuple", (Tree("tensor"),) * 2, ("values", "indices"), "torch.return_types:nothing")
+    assert build(tree, iter("ab"))._asdict() == {"values": "a", "indices": "b"}
+
+
+def test_a_struct_with_fields_beside_its_items_is_no_tree():
+    with pytest.raises(TreeError, match="a struct_time"):
+        flatten(time.gmtime(0), "x")

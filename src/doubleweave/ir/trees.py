@@ -110,13 +110,24 @@ def _children(value: Any) -> tuple[Kind, tuple[Any, ...], list[Any], str] | None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = tuple(field.name for field in dataclasses.fields(value) if field.init)
         return "dataclass", fields, [getattr(value, field) for field in fields], name
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return "named_tuple", tuple(value._fields), list(value), name
+    if (names := _field_names(kind)) is not None:
+        return "named_tuple", names, list(value), name
     if kind in (tuple, list):
         return ("tuple" if kind is tuple else "list"), (), list(value), ""
     if kind in (dict, collections.OrderedDict) and all(type(key) in (str, int) for key in value):
         return "dict", tuple(value), list(value.values()), "" if kind is dict else name
     return None
+
+
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    """The names of all items of a class of named tuples, or of C's structs such as torch.return_types.topk; else None."""
+    if not issubclass(kind, tuple):
+        return None
+    if hasattr(kind, "_fields"):
+        return tuple(kind._fields)
+    names: tuple[str, ...] = getattr(kind, "__match_args__", ())
+    # Others, such as os.stat_result, have fields that are not among the items.
+    return names if len(names) == getattr(kind, "n_fields", None) else None
 
 
 def _steps(kind: Kind, keys: Sequence[Any], count: int) -> list[str]:
@@ -185,7 +196,10 @@ def build(tree: Tree, tensors: Iterator[Any]) -> Any:
         pairs = zip(tree.keys, items, strict=True)
         return collections.OrderedDict(pairs) if tree.type else dict(pairs)
     kind = _class(tree.type, tree.kind, tree.keys)
-    return kind(**dict(zip(tree.keys, items, strict=True)))
+    fields = dict(zip(tree.keys, items, strict=True))
+    if tree.kind == "named_tuple" and not hasattr(kind, "_fields"):  # a struct of C takes a sequence
+        return kind([fields[name] for name in _field_names(kind) or ()])
+    return kind(**fields)
 
 
 def _class(name: str, kind: Kind, keys: tuple[str, ...]) -> Any:
@@ -195,13 +209,12 @@ def _class(name: str, kind: Kind, keys: tuple[str, ...]) -> Any:
     for step in path.split("."):
         found = getattr(found, step, None)
     # A manifest may name anything to be called, so only classes of the kinds that trees are made of are.
+    names: tuple[str, ...] | None = None
     if isinstance(found, type) and kind == "dataclass" and dataclasses.is_dataclass(found):
-        names = {field.name for field in dataclasses.fields(found) if field.init}
-    elif isinstance(found, type) and issubclass(found, tuple):
-        names = set(getattr(found, "_fields", ()))
-    else:
-        names = set()
-    return found if names == set(keys) else _stand_in(path, kind, keys)
+        names = tuple(field.name for field in dataclasses.fields(found) if field.init)
+    elif isinstance(found, type):
+        names = _field_names(found)
+    return found if names is not None and set(names) == set(keys) else _stand_in(path, kind, keys)
 
 
 @cache

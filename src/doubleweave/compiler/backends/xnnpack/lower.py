@@ -6,6 +6,7 @@ knows nothing of models or schedules.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -48,11 +49,28 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
         return insert(graph, aten.linear.default, node.args[0], ones, like=node)
 
     replace_nodes(graph, mean)
+    replace_nodes(graph, lambda node: _tanh_gelu(graph, node))
 
     def convert(weights: Weights) -> Weights:
         return (*weights, *(torch.full((1, width), 1.0 / width) for width in added))
 
     return over_empty_weights(graph), convert
+
+
+def _tanh_gelu(graph: fx.Graph, node: Any) -> Any:
+    """GELU by tanh, in operators that a delegate takes: XNNPACK has one GELU, the exact one, and takes any for it.
+
+    0.5 * (1 + tanh(y)) is sigmoid(2 * y).
+    """
+    if not is_call(node, aten.gelu.default) or node.kwargs.get("approximate", "none") == "none":
+        return None
+    x = node.args[0]
+    # As x * (a + b * x * x): half precision holds x * x * x of fewer numbers.
+    square = insert(graph, aten.mul.Tensor, x, x, like=node)
+    scaled = insert(graph, aten.mul.Tensor, square, 2 * math.sqrt(2 / math.pi) * 0.044715, like=node)
+    factor = insert(graph, aten.add.Tensor, scaled, 2 * math.sqrt(2 / math.pi), like=node)
+    inner = insert(graph, aten.mul.Tensor, x, factor, like=node)
+    return insert(graph, aten.mul.Tensor, x, insert(graph, aten.sigmoid.default, inner, like=node), like=node)
 
 
 def place(
