@@ -120,7 +120,7 @@ def _children(value: Any) -> tuple[Kind, tuple[Any, ...], list[Any], str] | None
 
 
 def _field_names(kind: type) -> tuple[str, ...] | None:
-    """The names of all items of a class of named tuples, or of C's structs such as torch.return_types.topk; else None."""
+    """The names of a named tuple's items, or of a struct of C such as torch.return_types.topk; None for others."""
     if not issubclass(kind, tuple):
         return None
     if hasattr(kind, "_fields"):

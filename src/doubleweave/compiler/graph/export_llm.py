@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
+from doubleweave.compiler.graph.fresh_tensors import changes_in_place
 from doubleweave.compiler.graph.rotary_lengths import first_frequencies
 from doubleweave.compiler.graph.simplify import simplify
 from doubleweave.errors import SplitError
@@ -103,6 +104,9 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
         ) from error
     finally:
         model.set_attn_implementation(before)
+    if changes_in_place(exported.graph):
+        # An empty table decomposes nothing: it only turns changes in place into values.
+        exported = exported.run_decompositions({})
     graph_module = exported.module()
     assert isinstance(graph_module, fx.GraphModule)
     simplify(graph_module)

@@ -1,9 +1,9 @@
 """Graph passes that bring an exported language model to the form that the split expects; its numbers stay equal.
 
-In order, the passes drop checks and no-ops, compute calls that depend on weights alone, cut a linear whose output is
-sliced into one linear a slice, move head transposes down until they cancel, fuse rotary embedding into one operator,
-and join chains of views. A decoder layer is then linears, norms and element-wise operators over [1, T, features]:
-K and V leave it as rows of the cache, and appending them needs no copy.
+In order, the passes drop checks and no-ops, concatenate what is written part by part, compute calls that depend on
+weights alone, cut a linear whose output is sliced into one linear a slice, move head transposes down until they cancel,
+fuse rotary embedding into one operator, and join chains of views. A decoder layer is then linears, norms and
+element-wise operators over [1, T, features]: K and V leave it as rows of the cache, and appending them needs no copy.
 
 Each pass changes a GraphModule in place. This module knows nothing of segments or backends.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from doubleweave.compiler.graph.fresh_tensors import without_empty
 from doubleweave.compiler.graph.nodes import constant, insert, is_call, is_tensor, nodes_of, replace_nodes
 
 aten = torch.ops.aten
@@ -50,6 +51,7 @@ _ELEMENTWISE = {
 def simplify(graph_module: fx.GraphModule) -> None:
     """Run every pass."""
     drop_no_ops(graph_module)
+    without_empty(graph_module)
     fold_constants(graph_module)
     split_sliced_linears(graph_module)
     # The patterns of the next two passes have no views in between; rotary leaves views and transposes to cancel again.

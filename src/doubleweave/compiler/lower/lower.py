@@ -5,6 +5,7 @@ It knows nothing of language models; it reads a TorchSplit and writes a .pte.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
@@ -15,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._sympy.value_ranges import bound_sympy
 
 from doubleweave.compiler.backends import backends, find_backend
 from doubleweave.compiler.backends.export_segment import export_segment
 from doubleweave.compiler.backends.lowered import operators
+from doubleweave.compiler.graph.nodes import expression, is_tensor, output_node
 from doubleweave.compiler.lower.equal_structures import Job, jobs, shared_key
 from doubleweave.compiler.lower.forked import each_forked
 from doubleweave.compiler.lower.pte_file import ProgramWriter
@@ -28,7 +31,10 @@ from doubleweave.compiler.split.fold_constants import fold, is_constant
 from doubleweave.compiler.split.pieces import TorchSplit, with_weights
 from doubleweave.compiler.split.transform import transform_segments
 from doubleweave.errors import LowerError
-from doubleweave.ir.split import Segment, Split
+from doubleweave.ir.sizes import shape_of
+from doubleweave.ir.split import ROWS, Segment, SizeRanges, Split
+
+_UNBOUNDED = 1 << 62
 
 
 def prepare(torch_split: TorchSplit) -> TorchSplit:
@@ -164,11 +170,59 @@ def lower_graph(
         ExecutorchBackendConfig(memory_planning_pass=planning, emit_stacktrace=False)
     )
     made_up = frozenset(i for i, (a, b) in enumerate(zip(used, weights, strict=True)) if a is not b)
+    for name, size in methods.items():
+        _check_bounds(segment, name, size, graph_module.graph, manager.exported_program(name))
     templates = make_templates(manager._emitter_output.program, manager._named_data, used, made_up)
     return {
         size: replace(templates[name], traffic=lowered.traffic.get(name), **counts[name])
         for name, size in methods.items()
     }
+
+
+def _check_bounds(
+    segment: Segment, method: str, size: int | None, graph: fx.Graph, program: torch.export.ExportedProgram
+) -> None:
+    """Raise LowerError where a method's tensors have less room than the segment's largest sizes need.
+
+    ExecuTorch plans a size that it lost track of for the example that the segment was exported with.
+    """
+    ranges = segment.shape.ranges if isinstance(segment.shape, SizeRanges) else ()
+    most = {symbol: high for symbol, _, high in ranges} | ({} if size is None else {ROWS: size})
+    placeholders = program.graph.find_nodes(op="placeholder")
+    inputs = placeholders[len(placeholders) - len(segment.inputs) :]  # those before are weights
+    (outputs,) = output_node(program.graph).args
+    ports = zip((*segment.inputs, *segment.outputs), (*inputs, *outputs), strict=True)
+    for port, node in ports:
+        needed = shape_of(port.shape, most)
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            continue
+        found = [_upper_bound(length, program) for length in value.shape]
+        if any(have < need for have, need in zip(found, needed, strict=True)):
+            raise LowerError(
+                f"segment {method}: {segment.backend} lowers it for {port.name} of at most {found}, expected "
+                f"{list(needed)}{_fixing(graph)}; keep the size fixed, or make the tensor in another way"
+            )
+
+
+def _upper_bound(size: Any, program: torch.export.ExportedProgram) -> int:
+    if isinstance(size, int):
+        return size
+    bound = bound_sympy(expression(size), program.range_constraints).upper
+    return int(bound) if bound.is_Integer else _UNBOUNDED
+
+
+def _fixing(graph: fx.Graph) -> str:
+    """The operators that make tensors from sizes alone: of them a lowering may lose the range."""
+    made = {
+        str(node.target).removesuffix(".default")
+        for node in graph.nodes
+        if node.op == "call_function"
+        and is_tensor(node)
+        and node.target is not operator.getitem
+        and not any(is_tensor(source) for source in node.all_input_nodes)
+    }
+    return f", as one of {', '.join(sorted(made))} has a size that varies" if made else ""
 
 
 def _count(program: torch.export.ExportedProgram) -> dict[str, Any]:

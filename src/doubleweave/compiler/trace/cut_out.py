@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.node import has_side_effect
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from doubleweave.compiler.graph.fresh_tensors import without_empty
 from doubleweave.compiler.graph.nodes import IN_ORDER
 from doubleweave.compiler.graph.simplify import drop_no_ops
 from doubleweave.compiler.trace.dims import Leaf
@@ -64,6 +65,7 @@ def cut_out_calls(
     boundaries = _cut(unlifted, calls, named)
     graph_module = fx.GraphModule(unlifted.root, graph)
     drop_no_ops(graph_module)
+    without_empty(graph_module)
     # After the cut: the insides of a named module are checked in that module's own trace.
     _refuse_nodes(what, graph, named)
     names, ranges = name_symbols(exported, unlifted.inputs, leaves)
