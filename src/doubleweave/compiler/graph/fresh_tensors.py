@@ -62,7 +62,8 @@ def _parts(node: Any) -> tuple[list[_Part], int] | None:
     axis: int | None = None
     value = node
     while is_call(value, aten.slice_scatter.default):
-        base, source, dim, start, end, step = (*value.args, *(0, None, None, 1)[len(value.args) - 2 :])
+        given: tuple[Any, ...] = value.args
+        base, source, dim, start, end, step = given + (0, None, None, 1)[len(given) - 2 :]
         width = base.meta["val"].shape[dim]
         dim %= base.meta["val"].ndim
         if not isinstance(width, int) or axis not in (None, dim) or step != 1:

@@ -11,6 +11,7 @@ from doubleweave import _native
 from doubleweave.errors import ScheduleError
 from doubleweave.ir.split import FixedSizes, Port
 from doubleweave.runtime.instances import Instances
+from doubleweave.runtime.native_errors import as_run_errors
 from doubleweave.schedule.pattern import has_instance_per_worker
 from doubleweave.schedule.task_graph import Task
 from doubleweave.schedule.verify import Verified
@@ -40,7 +41,8 @@ class Binder:
         self.instances.load_all([self._method(task)[0] for task in self.graph.tasks])
         schedule, workers = self.verified.schedule, self.verified.workers
         tasks = [self._task(number, schedule.worker_of[number]) for number in range(len(self.graph))]
-        return _native.Execution(self.loaded, self.regions, tasks, workers, schedule.threads)
+        with as_run_errors():
+            return _native.Execution(self.loaded, self.regions, tasks, workers, schedule.threads)
 
     def _method(self, task: Task) -> tuple[str, int, int]:
         """The method that a task runs, and the rows of the chunk that it computes: (method, first row, number)."""
@@ -103,7 +105,7 @@ def bind(
     """Build the native execution over the buffers of the graph and the regions of inputs and cache entries by name.
     `all_rows`: the head computes every row, not just the last one.
 
-    Raises ScheduleError for a schedule that did not go through `verify`.
+    Raises ScheduleError for a schedule that did not go through `verify`, RunError where it does not fit the methods.
     """
     if not isinstance(verified, Verified):
         raise ScheduleError(

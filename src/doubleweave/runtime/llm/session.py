@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from doubleweave import _native
-from doubleweave.errors import InputError, RunError
+from doubleweave.errors import InputError
 from doubleweave.ir.manifest import ModelInfo
 from doubleweave.ir.split import Split, most_rows, whole_cache
 from doubleweave.predict.plan_run import RunPlanner
@@ -22,6 +22,7 @@ from doubleweave.predict.profile import Profile
 from doubleweave.runtime.instances import Instances
 from doubleweave.runtime.llm.bind import bind
 from doubleweave.runtime.llm.chunk_progress import OnChunk, watching
+from doubleweave.runtime.native_errors import as_run_errors
 from doubleweave.runtime.threads import settled_threads
 from doubleweave.schedule.choice import Choice, Wish, chunk_shape
 from doubleweave.schedule.makers import Maker
@@ -90,9 +91,10 @@ class Session:
         self._most_rows = most_rows(chunk_shape(split))
         cached = [value for value in split.values if value.kind == "cache"]
         # Padded rows of the last chunk are written behind the context: the cache has room for a chunk more.
-        self._cache = _native.KvCache(
-            [value.row_bytes for value in cached], self.max_context, self._most_rows
-        )
+        with as_run_errors():
+            self._cache = _native.KvCache(
+                [value.row_bytes for value in cached], self.max_context, self._most_rows
+            )
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
         is_whole = any(whole_cache(port) for segment in split.segments for port in segment.inputs)
         self._whole_bytes = self.max_context * sum(value.row_bytes for value in cached) if is_whole else 0
@@ -208,11 +210,8 @@ class Session:
         prepared = self._prepare(len(ids), want)
         prepared.input_ids[: len(ids)] = ids
         base = self.length
-        try:
-            with watching(prepared.execution, prepared.verified, self.on_chunk):
-                events = prepared.execution.run(base, record)
-        except _native.Error as error:
-            raise RunError(str(error)) from error
+        with as_run_errors(), watching(prepared.execution, prepared.verified, self.on_chunk):
+            events = prepared.execution.run(base, record)
         last = prepared.verified.graph.chunks[-1]
         self._cache.note_length(base + len(ids), last.compiled_size - last.num_tokens)
         if len(ids) > 1:  # a decode step touches one row of the embedding table, and runs too often
@@ -244,7 +243,8 @@ class Session:
         maker = self._makers.get(choice.schedule)
         verified = self.planner.plan_run(choice, num_tokens, want, maker).verified
         graph = verified.graph
-        buffers = _native.Buffers(list(graph.buffer_bytes))
+        with as_run_errors():
+            buffers = _native.Buffers(list(graph.buffer_bytes))
         last = graph.chunks[-1]
         input_ids = np.zeros(last.start + last.compiled_size, dtype=np.int64)
         regions = [buffers.region(i) for i in range(len(graph.buffer_bytes))]

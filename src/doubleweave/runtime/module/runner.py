@@ -5,7 +5,6 @@ Plans are kept for the sizes seen last. It knows nothing of Python arguments; `m
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from doubleweave import _native
-from doubleweave.errors import InputError, RunError
+from doubleweave.errors import InputError
 from doubleweave.ir.split import Function, Split
 from doubleweave.runtime.instances import Instances
 from doubleweave.runtime.module.arrays import address_range
 from doubleweave.runtime.module.states import States
+from doubleweave.runtime.native_errors import as_run_errors
 from doubleweave.schedule import module_plan
 from doubleweave.schedule.module_steps import Plan, View
 from doubleweave.timeline.timeline import Event, Timeline
@@ -65,7 +65,9 @@ class Runner:
             if key in self._prepared:
                 self._prepared.move_to_end(key)
                 return self._prepared[key]
-        made = self._make(module_plan.make(self.split, function, name, found), threads)
+        plan = module_plan.make(self.split, function, name, found)
+        with as_run_errors():
+            made = self._make(plan, threads)
         with self._lock:
             self._prepared[key] = made
             while len(self._prepared) > _KEPT:
@@ -78,13 +80,11 @@ class Runner:
         """Read `inputs`, write `outputs` (one for each tensor of the results, each once)."""
         _check_apart(prepared.plan, inputs, outputs)
         with self._instances.turns.take(prepared.uses):
-            try:
+            with as_run_errors():
                 if prepared.instance is not None and not record:
                     prepared.instance.run(list(inputs), list(outputs), threads)
                 elif prepared.execution is not None:
                     self._execute(prepared, inputs, outputs, record)
-            except _native.Error as error:
-                raise RunError(_failure(str(error))) from error
             for state, times in prepared.plan.updates.items():
                 self.states.updated(state, times)
 
@@ -148,16 +148,6 @@ class Runner:
             )
         instances = [self._instances.get(method) for method in methods]
         return outside, _native.Execution(instances, regions, tasks, [list(range(len(tasks)))], threads)
-
-
-def _failure(message: str) -> str:
-    """What a method said, without the runtime's own numbers: "method 'm' failed in aten.embedding: …"."""
-    found = re.search(r"(method '[^']*' failed): (?:Error::\w+: )?(.*)", message)
-    if found is None:
-        return message
-    check, _, call = found[2].partition("; KernelCall failed")
-    operator = re.search(r"operator aten::(\w+)", call)
-    return f"{found[1]}{f' in aten.{operator[1]}' if operator else ''}: {check.rstrip('.')}"
 
 
 def _check_apart(made: Plan, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:

@@ -15,6 +15,7 @@ from doubleweave import _native
 from doubleweave.errors import InputError, ProgramError
 from doubleweave.ir.split import ITEM_BYTES, Split
 from doubleweave.runtime.module.arrays import dtype_name, readable
+from doubleweave.runtime.native_errors import as_run_errors
 
 
 class States(MutableMapping[str, npt.NDArray[Any]]):
@@ -29,7 +30,8 @@ class States(MutableMapping[str, npt.NDArray[Any]]):
         sizes = [math.prod(map(int, v.shape)) * ITEM_BYTES[v.dtype] for v in split.states]
         self._number = {name: 2 * index for index, name in enumerate(self._values)}
         self._current = dict.fromkeys(self._values, 0)
-        self._buffers = _native.Buffers([size for size in sizes for _ in range(2)])
+        with as_run_errors():
+            self._buffers = _native.Buffers([size for size in sizes for _ in range(2)])
         data = path.read_bytes() if self._values else b""
         if len(data) != sum(sizes):
             raise ProgramError(

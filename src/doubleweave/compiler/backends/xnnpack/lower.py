@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import fx
 
 from doubleweave.compiler.backends.backend import CalibrationChunks, Options
 from doubleweave.compiler.backends.lowered import Lowered
-from doubleweave.compiler.graph.nodes import insert, is_call, replace_nodes
+from doubleweave.compiler.backends.xnnpack.taken import configs
+from doubleweave.compiler.graph.nodes import insert, is_call, is_tensor, replace_nodes
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.compiler.quantize.weights import quantize
 from doubleweave.compiler.split.pieces import TorchSplit
@@ -36,7 +38,7 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     added: list[int] = []  # widths; equal ones share a vector
 
     def mean(node: Any) -> Any:
-        if not is_call(node, aten.mean.dim) or node.meta["val"].dtype != torch.float32:
+        if not is_call(node, aten.mean.dim) or _dtypes(node) != {torch.float32}:
             return None
         # The last dim is kept as 1.
         if list(node.args[1]) != [-1] or len(node.args) < 3 or not node.args[2]:
@@ -49,12 +51,18 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
         return insert(graph, aten.linear.default, node.args[0], ones, like=node)
 
     replace_nodes(graph, mean)
-    replace_nodes(graph, lambda node: _tanh_gelu(graph, node))
+    for rewrite in (_addmm, _sigmoid, _rsqrt, _tanh_gelu):
+        replace_nodes(graph, partial(rewrite, graph))
 
     def convert(weights: Weights) -> Weights:
         return (*weights, *(torch.full((1, width), 1.0 / width) for width in added))
 
     return over_empty_weights(graph), convert
+
+
+def _dtypes(node: Any) -> set[torch.dtype]:
+    """The dtypes of a node's result and of what it is computed from."""
+    return {found.meta["val"].dtype for found in (node, *node.all_input_nodes) if is_tensor(found)}
 
 
 def _tanh_gelu(graph: fx.Graph, node: Any) -> Any:
@@ -65,12 +73,51 @@ def _tanh_gelu(graph: fx.Graph, node: Any) -> Any:
     if not is_call(node, aten.gelu.default) or node.kwargs.get("approximate", "none") == "none":
         return None
     x = node.args[0]
-    # As x * (a + b * x * x): half precision holds x * x * x of fewer numbers.
+    # x * (a + b * x * x): half precision holds fewer numbers in x * x * x.
     square = insert(graph, aten.mul.Tensor, x, x, like=node)
     scaled = insert(graph, aten.mul.Tensor, square, 2 * math.sqrt(2 / math.pi) * 0.044715, like=node)
     factor = insert(graph, aten.add.Tensor, scaled, 2 * math.sqrt(2 / math.pi), like=node)
-    inner = insert(graph, aten.mul.Tensor, x, factor, like=node)
-    return insert(graph, aten.mul.Tensor, x, insert(graph, aten.sigmoid.default, inner, like=node), like=node)
+    gate = _bounded_sigmoid(graph, insert(graph, aten.mul.Tensor, x, factor, like=node), node)
+    return insert(graph, aten.mul.Tensor, x, gate, like=node)
+
+
+def _sigmoid(graph: fx.Graph, node: Any) -> Any:
+    """Sigmoid of what may be a mask's -3e38: beyond 2e27 XNNPACK's is NaN."""
+    is_float = is_call(node, aten.sigmoid.default) and _dtypes(node) == {torch.float32}
+    return _bounded_sigmoid(graph, node.args[0], node) if is_float else None
+
+
+def _bounded_sigmoid(graph: fx.Graph, x: Any, like: Any) -> Any:
+    bounded = insert(graph, aten.clamp.default, x, -88.0, 88.0, like=like)
+    return insert(graph, aten.sigmoid.default, bounded, like=like)
+
+
+def _rsqrt(graph: fx.Graph, node: Any) -> Any:
+    """A power of what may be 0, where XNNPACK's rsqrt is NaN in place of infinity. A norm adds a number before it."""
+    if not is_call(node, aten.rsqrt.default) or _dtypes(node) != {torch.float32}:
+        return None
+    source = node.args[0]
+    if is_call(source, aten.add.Tensor) and isinstance(source.args[1], float) and source.args[1] > 0:
+        return None
+    return insert(graph, aten.pow.Tensor_Scalar, source, -0.5, like=node)
+
+
+def _addmm(graph: fx.Graph, node: Any) -> Any:
+    """Factors, and a bias that is no row: XNNPACK takes addmm for a linear without factors."""
+    if not is_call(node, aten.addmm.default):
+        return None
+    bias, a, b = node.args
+    alpha, beta = (node.kwargs.get(name, 1) for name in ("alpha", "beta"))
+    if (alpha, beta) == (1, 1) and tuple(bias.meta["val"].shape) == (b.meta["val"].shape[1],):
+        return None
+    product = insert(graph, aten.mm.default, a, b, like=node)
+    if alpha != 1:
+        product = insert(graph, aten.mul.Tensor, product, alpha, like=node)
+    if beta == 0:  # NaN in the bias does not count
+        return product
+    if beta != 1:
+        bias = insert(graph, aten.mul.Tensor, bias, beta, like=node)
+    return insert(graph, aten.add.Tensor, product, bias, like=node)
 
 
 def place(
@@ -110,7 +157,7 @@ def _partitioner() -> object:
                 by_level[level] += group
             return [Partition(id=level, nodes=nodes) for level, nodes in sorted(by_level.items())]
 
-    return LevelPartitioner()
+    return LevelPartitioner(configs())
 
 
 def _levels(graph: fx.Graph, groups: list[list[Any]]) -> list[int] | None:
