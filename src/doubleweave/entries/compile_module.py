@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from doubleweave.compiler.policy import Policy
+
+
+# The check's time, as a part of the time before it.
+_CHECK_PART = 0.15
 
 
 def compile_module(
@@ -53,6 +58,7 @@ def compile_module(
     report = progress or (lambda what, done, total: None)
     folder = Path(out)
     check_target(folder, "out=")
+    began = time.perf_counter()
     report("tracing", 0, 1)
     found = split_module(module, tuple(args), dict(kwargs or {}), dynamic_shapes, policy or {})
     with made_beside(folder, "out=") as temporary:
@@ -62,7 +68,8 @@ def compile_module(
 
             program = open(temporary)
             assert isinstance(program, ModuleProgram)
-            checked = check_module(module, (args, kwargs or {}), program, report)
+            budget_s = _CHECK_PART * (time.perf_counter() - began)
+            checked = check_module(module, (args, kwargs or {}), program, report, budget_s)
             replace(made, check=checked).write(temporary)
 
 

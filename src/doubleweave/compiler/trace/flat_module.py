@@ -36,7 +36,7 @@ class Flat(nn.Module):
         self.train(module.training)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        args, kwargs = _arguments(self.parameters_, iter(tensors))
+        args, kwargs = arguments(self.parameters_, iter(tensors))
         before, had, attributes = buffers_of(self.model), kept(self.model), snapshot(self.model)
         versions = [buffer._version for _, _, buffer in before]
         result = self.model(*args, **kwargs)
@@ -62,9 +62,8 @@ def flatten_result(what: str, result: Any) -> tuple[Tree, list[Tensor]]:
         raise SplitError(f"{what}: {reason}") from None
 
 
-def _arguments(
-    parameters: Sequence[Parameter], tensors: Iterator[Tensor]
-) -> tuple[list[Any], dict[str, Any]]:
+def arguments(parameters: Sequence[Parameter], tensors: Iterator[Tensor]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a call of a module over these input tensors."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     skipped = False
