@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from doubleweave.compiler.graph.export import export
 from doubleweave.errors import LowerError
 from doubleweave.ir.sizes import evaluate, shape_of, symbols
 from doubleweave.ir.split import ROWS, Segment, SizeRanges
@@ -38,7 +39,7 @@ def export_segment(
         axes = {axis: found for axis, found in enumerate(port.shape) if isinstance(found, str)}
         dynamic.append({axis: _dim(found, dims) for axis, found in axes.items() if dims})
     with torch.no_grad():
-        exported = torch.export.export(module, tuple(args), dynamic_shapes=tuple(dynamic), strict=False)
+        exported = export(module, args, tuple(dynamic))
     _check_dynamic(exported, segment, dynamic)
     return exported
 

@@ -100,8 +100,8 @@ def check_clash(
                 at_call = [
                     replace(leaf, example=example) for leaf, example in zip(leaves, called, strict=True)
                 ]
-                works = working_dims(Flat(module, parameters), at_call)
-                hint = f"; dims that would work: {works}" if works else ""
+                works = working_dims(Flat(module, parameters), at_call, has_clash=True)
+                hint = f"; {works}" if works else ""
                 raise PolicyError(
                     f"{what}: dim {dim.__name__!r} stands for {place}, which is {before}, and for {where}, which is "
                     f"{size}: one Dim means equal sizes, so give them two{hint}"

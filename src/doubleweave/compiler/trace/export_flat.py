@@ -6,23 +6,21 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
-from itertools import takewhile
 
 import torch
 from torch.export import Dim
 from torch.export.graph_signature import InputKind
 
-from doubleweave.compiler.graph.nodes import expression
+from doubleweave.compiler.graph.export import export
 from doubleweave.compiler.quiet import quiet
-from doubleweave.compiler.trace import dims as _dims
 from doubleweave.compiler.trace.dims import Leaf
 from doubleweave.compiler.trace.flat_module import Flat
 from doubleweave.compiler.trace.user_site import user_site
+from doubleweave.compiler.trace.working_dims import fixed_sizes, suggestions, working_plan
 from doubleweave.errors import DoubleweaveError, SplitError
 from doubleweave.ir.interface import Parameter
 
 _SYMBOL = re.compile(r"\b[su]\d+\b")
-_LETTERS = "mknpqrstuvwxyz"  # names of suggested dims, in order
 
 
 def export_flat(what: str, flat: Flat, leaves: Sequence[Leaf]) -> torch.export.ExportedProgram:
@@ -50,9 +48,7 @@ def export_flat(what: str, flat: Flat, leaves: Sequence[Leaf]) -> torch.export.E
 
 def _export(flat: Flat, leaves: Sequence[Leaf]) -> torch.export.ExportedProgram:
     shapes = (tuple(leaf.axes for leaf in leaves),) if leaves else None
-    return torch.export.export(
-        flat, tuple(leaf.example for leaf in leaves), dynamic_shapes=shapes, strict=False
-    )
+    return export(flat, [leaf.example for leaf in leaves], shapes)
 
 
 def _functional(flat: Flat, leaves: Sequence[Leaf]) -> torch.export.ExportedProgram:
@@ -90,41 +86,30 @@ def _reason(flat: Flat, leaves: Sequence[Leaf], error: Exception) -> str:
             f"an if, a loop or an index at {user_site(error)}, depends on the values of a tensor, which a program "
             "cannot follow; use torch.where, or take it outside the module"
         )
-    first = lines[0].rstrip(".:") if lines else type(error).__name__
-    if first.startswith("Constraints violated"):
-        begin = lines.index("Suggested fixes:") + 1 if "Suggested fixes:" in lines else len(lines)
-        fixes = takewhile(lambda line: " = " in line, lines[begin:])
-        first = "torch.export asks for " + ", ".join(fixes) if begin < len(lines) else ""
-    why = "" if not first or _SYMBOL.search(first) else f" ({first})"  # torch's names of sizes say nothing
     if any(isinstance(dim, Dim) for leaf in leaves for dim in leaf.axes.values()):
-        works = working_dims(flat, leaves)
-        if works is not None:
-            return f"its dims do not fit what it computes{why}; dims that would work: {works}"
+        if works := working_dims(flat, leaves):
+            return f"its dims do not fit what it computes; {works}"
+        if asked := suggestions(str(error)):
+            return f"its dims do not fit what it computes; torch.export asks for {', '.join(asked)}"
+    first = lines[0].rstrip(".:") if lines else ""
+    why = "" if not first or _SYMBOL.search(first) else f" ({first})"  # torch's names of sizes say nothing
     return f"torch.export cannot trace it: {type(error).__name__}{why}"
 
 
-def working_dims(flat: Flat, leaves: Sequence[Leaf]) -> str | None:
-    """Dims of every axis that can be dynamic, equal axes under one name; None where the export fails with any dims."""
-    free = []
-    for leaf in leaves:
-        example = torch.zeros(leaf.given or leaf.example.shape, dtype=leaf.example.dtype)
-        free.append(Leaf(leaf.path, example, dict.fromkeys(range(example.ndim), Dim.AUTO)))
-    try:
-        with torch.no_grad(), quiet():
-            exported = _export(flat, free)
-    except Exception:
-        return None
-    inputs = [node for node in exported.graph.nodes if node.op == "placeholder"][-len(free) :]
-    names: dict[str, str] = {}
-    axes: list[dict[int, str]] = []
-    for node in inputs:
-        # The expression knows of sizes that turned out fixed, or equal to another.
-        sizes = [expression(size) for size in node.meta["val"].shape]
-        dynamic = {axis: str(size) for axis, size in enumerate(sizes) if not size.is_Integer}
-        for key in dynamic.values():
-            names.setdefault(key, _LETTERS[len(names)] if len(names) < len(_LETTERS) else f"d{len(names)}")
-        axes.append({axis: names[key] for axis, key in dynamic.items()})
-    return _dims.text([leaf.path for leaf in leaves], axes) if names else None
+def working_dims(flat: Flat, leaves: Sequence[Leaf], *, has_clash: bool = False) -> str:
+    """Dims that would work, in a few words; "" where none are found.
+
+    `has_clash`: one Dim stands for axes of several sizes.
+    """
+
+    def attempt(tried: Sequence[Leaf]) -> torch.export.ExportedProgram:
+        with torch.no_grad(), quiet(), contextlib.redirect_stderr(io.StringIO()):
+            return _export(flat, tried)
+
+    plan = working_plan(leaves, attempt, has_clash=has_clash)
+    if plan is not None:
+        return f"dims that would work: {plan.text(leaves)}"
+    return f"it would work with fixed sizes{fixed}" if (fixed := fixed_sizes(leaves, attempt)) else ""
 
 
 def tensor_paths(parameters: Sequence[Parameter]) -> list[str]:
