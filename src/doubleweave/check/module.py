@@ -107,7 +107,7 @@ def _compare(module: nn.Module, call: Call, program: ModuleProgram) -> float:
         ) from error
     off = [excess(a, b) for a, b in zip(found, wanted, strict=True)]
     if all(each <= 1 for each in off):
-        return max(off)
+        return max(off, default=0.0)
     again = run(module, call)
     with Rounding():
         rounded = [run(module, call) for _ in range(3)]

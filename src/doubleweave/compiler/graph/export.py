@@ -21,7 +21,7 @@ def export(module: nn.Module, args: Sequence[Any], dynamic_shapes: Any) -> torch
     except Exception as error:
         if not _asks_for_more_than_one(str(error)):
             raise
-    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(module, tuple(args), dynamic_shapes=dynamic_shapes, strict=False)
 
 

@@ -6,17 +6,19 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.export import Dim
 from torch.export.graph_signature import InputKind
 
 from doubleweave.compiler.graph.export import export
+from doubleweave.compiler.graph.nodes import expression, is_tensor, output_node
 from doubleweave.compiler.quiet import quiet
 from doubleweave.compiler.trace.dims import Leaf
 from doubleweave.compiler.trace.flat_module import Flat
 from doubleweave.compiler.trace.user_site import user_site
-from doubleweave.compiler.trace.working_dims import fixed_sizes, suggestions, working_plan
+from doubleweave.compiler.trace.working_dims import fixed_sizes, suggestions, with_given_sizes, working_plan
 from doubleweave.errors import DoubleweaveError, SplitError
 from doubleweave.ir.interface import Parameter
 
@@ -48,11 +50,46 @@ def export_flat(what: str, flat: Flat, leaves: Sequence[Leaf]) -> torch.export.E
 
 def _export(flat: Flat, leaves: Sequence[Leaf]) -> torch.export.ExportedProgram:
     shapes = (tuple(leaf.axes for leaf in leaves),) if leaves else None
-    return export(flat, [leaf.example for leaf in leaves], shapes)
+    exported = export(flat, [leaf.example for leaf in leaves], shapes)
+    _refuse_empty_results(exported, leaves)
+    return exported
+
+
+def _export_any(flat: Flat, leaves: Sequence[Leaf]) -> torch.export.ExportedProgram:
+    """Export over examples of own sizes, all different, or, where those are too small for it, of the user's."""
+    try:
+        return _export(flat, leaves)
+    except Exception:
+        if (given := with_given_sizes(leaves)) is None:
+            raise
+        try:
+            return _export(flat, given)
+        except Exception:
+            pass
+        raise
+
+
+def _refuse_empty_results(exported: torch.export.ExportedProgram, leaves: Sequence[Leaf]) -> None:
+    """Raise ValueError, worded as torch.export's own, where a result has no elements at the least of a dim."""
+    names: dict[Any, tuple[str, int, int]] = {}
+    inputs = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    for node, leaf in zip(inputs[len(inputs) - len(leaves) :], leaves, strict=True):
+        for axis, dim in leaf.axes.items():
+            size, root = expression(node.meta["val"].shape[axis]), getattr(dim, "root", dim)
+            if isinstance(root, Dim) and len(size.free_symbols) == 1:
+                names[next(iter(size.free_symbols))] = root.__name__, root.min, root.max
+    (results,) = output_node(exported.graph).args
+    for size in (expression(s) for result in results if is_tensor(result) for s in result.meta["val"].shape):
+        if len(size.free_symbols) != 1 or (symbol := next(iter(size.free_symbols))) not in names:
+            continue
+        name, low, high = names[symbol]
+        least = next((n for n in range(low, high + 1) if size.subs(symbol, n) >= 1), high)
+        if least > low:
+            raise ValueError(f"a result is empty\nSuggested fixes:\n  {name} = Dim('{name}', min={least})")
 
 
 def _functional(flat: Flat, leaves: Sequence[Leaf]) -> torch.export.ExportedProgram:
-    exported = _export(flat, leaves)
+    exported = _export_any(flat, leaves)
     _merge_shared_buffers(exported)
     # An empty table decomposes nothing: it only turns changes in place into values.
     functional: torch.export.ExportedProgram = exported.run_decompositions({})

@@ -5,8 +5,9 @@ What is proposed here was exported. It knows nothing of policies or segments.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ Export = Callable[[Sequence[Leaf]], torch.export.ExportedProgram]
 _LETTERS = "mknpqrstuvwxyz"  # names of suggested dims, in order
 _MULTIPLES = (2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 64)
 _MOST_TRIES = 6  # suggestions followed one behind the other
+_MOST_RAISES = 8  # of the least value of a name
 
 _BOUNDS = re.compile(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 _FIXED = re.compile(r"(\w+) = (\d+)")
@@ -84,13 +86,34 @@ class Plan:
         return tuple(result) if self._fits(result) else _dims.with_examples(result)
 
     def _fits(self, leaves: Sequence[Leaf]) -> bool:
-        values: dict[str, int] = {}
-        for (leaf, axis), size in self.sizes.items():
-            value, rest = divmod(leaves[leaf].example.shape[axis] - size.offset, size.factor)
-            low, high = self.bounds[size.name]
-            if rest or values.setdefault(size.name, value) != value or not max(2, low) <= value <= high:
-                return False
-        return len(set(values.values())) == len(values)  # two dims of one size might look like one
+        values = self.values(leaves)
+        in_bounds = all(
+            max(2, low) <= values.get(name, 0) <= high for name, (low, high) in self.bounds.items()
+        )
+        # Two dims of one size might look like one.
+        return in_bounds and len(set(values.values())) == len(values)
+
+    def values(self, leaves: Sequence[Leaf]) -> dict[str, int]:
+        """The names' values in the user's arguments; none for a name whose axes disagree."""
+        found: dict[str, set[int]] = {}
+        for (number, axis), size in self.sizes.items():
+            leaf = leaves[number]
+            length = (leaf.given or leaf.example.shape)[axis] - size.offset
+            found.setdefault(size.name, set()).add(0 if length % size.factor else length // size.factor)
+        return {name: min(each) for name, each in found.items() if len(each) == 1}
+
+    def fixed(self, leaves: Sequence[Leaf], values: Mapping[str, int]) -> list[Leaf]:
+        """The leaves without dims, of the sizes for these values."""
+        result = []
+        for number, leaf in enumerate(leaves):
+            shape = list(leaf.given or leaf.example.shape)
+            for (of, axis), size in self.sizes.items():
+                if of == number:
+                    shape[axis] = size.factor * values[size.name] + size.offset
+            # Of one number: it takes no memory.
+            example = torch.zeros(1, dtype=leaf.example.dtype).expand(shape)
+            result.append(Leaf(leaf.path, example, {}))
+        return result
 
 
 def working_plan(leaves: Sequence[Leaf], export: Export, *, has_clash: bool = False) -> Plan | None:
@@ -103,8 +126,21 @@ def working_plan(leaves: Sequence[Leaf], export: Export, *, has_clash: bool = Fa
     if related is not None:
         starts.append(related)
     starts = [plan for plan in starts if plan.sizes]
-    tries = [*starts, *(plan for start in starts[-1:] for plan in _multiples(start))]
+    tries = [
+        *starts,
+        *(plan for start in starts[-1:] for plan in (*_multiples(start), *_pairs(start, leaves))),
+    ]
     return next(filter(None, (_follow(plan, leaves, export) for plan in tries)), None)
+
+
+def with_given_sizes(leaves: Sequence[Leaf]) -> tuple[Leaf, ...] | None:
+    """The leaves with examples of the user's own sizes; None where those do not fit the dims, or are 1."""
+    plan = _plan_of(leaves)
+    found = tuple(
+        replace(leaf, example=torch.zeros(leaf.given or leaf.example.shape, dtype=leaf.example.dtype))
+        for leaf in leaves
+    )
+    return found if plan.sizes and plan._fits(found) else None
 
 
 def _plan_of(leaves: Sequence[Leaf]) -> Plan:
@@ -128,6 +164,16 @@ def _multiples(plan: Plan) -> Iterator[Plan]:
             yield _renamed(plan, name, _Size(name, factor))
 
 
+def _pairs(plan: Plan, leaves: Sequence[Leaf]) -> Iterator[Plan]:
+    """The plan with one of its names a line of another, as the user's sizes are."""
+    values = plan.values(leaves)
+    for small, other in itertools.permutations(values, 2):
+        if 1 < values[small] <= values[other]:
+            factor, rest = divmod(values[other], values[small])
+            for size in {_Size(small, factor, rest), _Size(small, 1, values[other] - values[small])}:
+                yield _renamed(plan, other, size)
+
+
 def _renamed(plan: Plan, name: str, size: _Size) -> Plan:
     """The plan with `size` in place of a name; the range of its name follows from those that there are."""
     low, high = plan.bounds[name]
@@ -147,13 +193,41 @@ def _follow(plan: Plan, leaves: Sequence[Leaf], export: Export) -> Plan | None:
             return None
         try:
             export(plan.leaves(leaves))
-            return plan
+            return _from_least(plan, leaves, export)
         except Exception as error:
             changed = _as_asked(plan, str(error))
         if changed == plan:
             return None
         plan = changed
     return None
+
+
+def _from_least(plan: Plan, leaves: Sequence[Leaf], export: Export) -> Plan | None:
+    """The plan with the least sizes that the module itself takes; None where its names turn out to be related."""
+    for name in plan.bounds:
+        for _ in range(_MOST_RAISES):
+            low, high = plan.bounds[name]
+            if low >= high:
+                return None
+            if _takes(plan, leaves, export, name, low):
+                break
+            plan = replace(plan, bounds={**plan.bounds, name: (low + 1, high)})
+        else:
+            return None
+        # Not at the least: a size of 1 is broadcast.
+        if len(plan.bounds) > 1 and not _takes(plan, leaves, export, name, (low + high + 1) // 2):
+            return None
+    return plan
+
+
+def _takes(plan: Plan, leaves: Sequence[Leaf], export: Export, name: str, value: int) -> bool:
+    """Whether the module takes the sizes for this value of a name, with all others at their most."""
+    values = {key: most for key, (_, most) in plan.bounds.items()} | {name: value}
+    try:
+        export(plan.fixed(leaves, values))
+    except Exception:
+        return False
+    return True
 
 
 def suggestions(message: str) -> list[str]:
