@@ -23,6 +23,7 @@ from doubleweave.compiler.trace.dims import Leaf
 Export = Callable[[Sequence[Leaf]], torch.export.ExportedProgram]
 
 _LETTERS = "mknpqrstuvwxyz"  # names of suggested dims, in order
+_LEAST = (2, 3, 4, 5)
 _MULTIPLES = (2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 64)
 _MOST_TRIES = 6  # suggestions followed one behind the other
 _MOST_RAISES = 8  # of the least value of a name
@@ -128,7 +129,7 @@ def working_plan(leaves: Sequence[Leaf], export: Export, *, has_clash: bool = Fa
     starts = [plan for plan in starts if plan.sizes]
     tries = [
         *starts,
-        *(plan for start in starts[-1:] for plan in (*_multiples(start), *_pairs(start, leaves))),
+        *(plan for start in starts[-1:] for plan in _variants(start, leaves)),
     ]
     return next(filter(None, (_follow(plan, leaves, export) for plan in tries)), None)
 
@@ -155,6 +156,15 @@ def _plan_of(leaves: Sequence[Leaf]) -> Plan:
             sizes[number, axis] = _Size(root.__name__, int(second - first), int(2 * first - second))
             bounds[root.__name__] = (root.min, root.max)
     return Plan(sizes, bounds)
+
+
+def _variants(plan: Plan, leaves: Sequence[Leaf]) -> Iterator[Plan]:
+    for least in _LEAST:
+        yield replace(
+            plan, bounds={name: (max(least, low), high) for name, (low, high) in plan.bounds.items()}
+        )
+    yield from _multiples(plan)
+    yield from _pairs(plan, leaves)
 
 
 def _multiples(plan: Plan) -> Iterator[Plan]:
