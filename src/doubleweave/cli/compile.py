@@ -38,6 +38,16 @@ def add_compile(commands: Any) -> None:
         metavar="FILE",
         help="of a Llama checkpoint: a SentencePiece model or a tiktoken list (default: tokenizer.model beside it)",
     )
+    p.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="of a Hugging Face folder: the folder of a LoRA adapter, which is merged into the weights",
+    )
+    p.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="of a Hugging Face folder: run the Python code that it brings; without it none of it runs",
+    )
     p.add_argument("-o", "--out", metavar="DIR", required=True, help="the program folder to write")
     offered = llm_backends()
     of_npus = [name for name, backend in offered.items() if backend.takes_fixed_sizes_only]
@@ -149,6 +159,8 @@ def _compile(args: argparse.Namespace) -> None:
             attention=args.attention,
             params=args.params,
             tokenizer=args.tokenizer,
+            adapter=args.adapter,
+            trust_remote_code=args.trust_remote_code,
             check=not args.no_check,
             progress=progress,
             **_given(args),

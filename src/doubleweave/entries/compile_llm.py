@@ -59,7 +59,8 @@ def compile_llm(
     scales are found on; `keep`, other recipes ("cpu" for none) for segments by pattern; `emulate`, for the emulator on
     this machine in place of the chip; `attention_device` "npu", which asks QNN for dynamic attention. openvino:
     `device` "CPU" (default), "GPU" or "NPU". A Llama checkpoint: `params` and `tokenizer`, its other files (default:
-    params.json and tokenizer.model beside it).
+    params.json and tokenizer.model beside it). A Hugging Face folder: `adapter`, the folder of a LoRA adapter to merge;
+    `trust_remote_code`, which lets the folder's own Python code run (it never runs otherwise).
 
     check: run the program against the source before it is written (check/language_model.py); False leaves it out, which
     the manifest says.
@@ -83,11 +84,7 @@ def compile_llm(
 
     report("loading the model", 0, 1)
     model = source if isinstance(source, Model) else load(source, **of_source)
-    context = model.max_context if max_context is None else max_context
-    if not 1 <= context <= model.max_context:
-        raise PolicyError(
-            f"max-context: found {context}, expected 1 to {model.max_context} (what the model was trained for)"
-        )
+    context = _context(model, max_context)
     with made_beside(folder) as temporary:
         return _compile(
             model, temporary, Options(chosen, recipe, sizes, context, attention, own), check, report
@@ -131,6 +128,20 @@ def _shape(backend: Backend, attention: str, shape: str | None, max_context: int
             "max-context: static attention reads the whole cache in every run; say how many tokens it has, such as 1024"
         )
     return "static"
+
+
+def _context(model: Model, max_context: int | None) -> int:
+    """The longest context; PolicyError where it is more than the model's, or neither is known."""
+    context = model.max_context if max_context is None else max_context
+    if context is None:
+        raise PolicyError(
+            f"max-context: found none, and the config of {model.name} does not say how many tokens it was trained for; "
+            "say how many, such as 2048"
+        )
+    if context < 1 or (model.max_context is not None and context > model.max_context):
+        most = "at least 1" if model.max_context is None else f"1 to {model.max_context}"
+        raise PolicyError(f"max-context: found {context}, expected {most} (what the model was trained for)")
+    return context
 
 
 def _check_installed() -> None:

@@ -1,20 +1,41 @@
-"""Load a folder in Hugging Face's layout (config.json, safetensors, tokenizer) with transformers."""
+"""Load a folder in Hugging Face's layout (config.json, safetensors, tokenizer) with transformers.
+
+Quantized weights are made float32 before transformers sees them, an adapter is merged, and no code of the folder runs
+unasked.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
+import re
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from doubleweave.errors import SourceError
+from doubleweave.errors import DoubleweaveError, SourceError
+from doubleweave.sources import adapter as adapters
+from doubleweave.sources.audit import audit
+from doubleweave.sources.folder_config import (
+    check_code,
+    code_of_tokenizer,
+    end_tokens,
+    max_context_of,
+    read_json,
+    vocab_size_of,
+)
 from doubleweave.sources.model import Model
+from doubleweave.sources.quantized_folder import check_readable, method_of, plain_tensors, settings_of
+from doubleweave.sources.tensor_files import TensorFiles
+from doubleweave.sources.weights import check_loaded, is_harmless
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 @contextmanager
@@ -39,60 +60,55 @@ def quiet() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def load(path: Path) -> Model:
-    """Load the folder; raises SourceError for a missing config or weights transformers cannot read."""
+def load(path: Path, *, adapter: Path | None = None, trust_remote_code: bool = False) -> Model:
+    """Load the folder, with the adapter of the folder `adapter` merged.
+
+    Raises SourceError for a missing config, weights that are missing, left over or quantized in a way that is not read,
+    and for a model that needs the folder's own code, unless `trust_remote_code` says that it may run.
+    """
     if not (path / "config.json").exists():
+        adapters.check_alone(path)
         raise SourceError(f"{path}: has no config.json; expected a Hugging Face model folder")
-    return load_pretrained(path, name=path.resolve().name)
+    described = read_json(path / "config.json")
+    if adapter is None:
+        adapters.check_beside(path)
+    else:
+        adapters.check_adapter(adapter)
+    with quiet():
+        if not trust_remote_code:
+            check_code(path, described)
+        module, check_again = _load_module(path, described, trust_remote_code)
+        if adapter is not None:
+            # The weights are compared before they change.
+            found = check_again()
+            module, check_again = adapters.merged(module, adapter)
+            if found:
+                raise SourceError(f"{path}: {found}; fetch the files again")
+        # An adapter may be trained with tokens and a chat template of its own.
+        has_own = adapter is not None and any((adapter / name).exists() for name in _TOKENIZER_FILES[:1])
+        tokenizer = _load_tokenizer(adapter if adapter is not None and has_own else path, trust_remote_code)
+    model = _model(path, module, path.resolve().name, tokenizer)
+    return replace(model, audit=check_again)
 
 
 def load_pretrained(path: Path, name: str, **kwargs: Any) -> Model:
     """`AutoModelForCausalLM.from_pretrained(path, **kwargs)` and its tokenizer as a Model."""
     with quiet():
-        from transformers import AutoModelForCausalLM
-
-        try:
-            module: Any = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                # SOURCE is a folder: nothing is fetched.
-                local_files_only=True,
-                **kwargs,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-            raise SourceError(f"{path}: transformers cannot load it: {_first_line(error)}") from error
-        except Exception as error:  # safetensors and gguf raise types of their own
-            raise SourceError(
-                f"{path}: the weights cannot be read ({type(error).__name__}: {_first_line(error)}); "
-                "fetch the file again"
-            ) from error
-        tokenizer = _load_tokenizer(path, **kwargs)
-    if tokenizer is not None:
-        _check_vocabulary(path, tokenizer, int(module.config.vocab_size))
-    return from_module(module.eval(), name, tokenizer)
+        module, info = _from_pretrained(path, trust_remote_code=False, **kwargs)
+        check_loaded(path, {**info, "unexpected_keys": ()}, module.config, lambda name: ())
+        tokenizer = _load_tokenizer(path, trust_remote_code=False, **kwargs)
+    return _model(path, module, name, tokenizer)
 
 
 def from_module(module: Any, name: str, tokenizer: Any | None) -> Model:
     """A Model around a transformers module that is already in memory."""
-    config = module.config
-    # The three may name other tokens: a chat model's end of turn is often in one of them alone.
-    eos: list[int] = []
-    for found in (
-        getattr(module.generation_config, "eos_token_id", None),
-        config.eos_token_id,
-        getattr(tokenizer, "eos_token_id", None),
-    ):
-        eos += found if isinstance(found, list) else [found] if isinstance(found, int) else []
     return Model(
         name=name,
         module=module,
-        max_context=int(config.max_position_embeddings),
-        vocab_size=int(config.vocab_size),
-        eos_token_ids=tuple(dict.fromkeys(eos)),
-        save_tokenizer=None
-        if tokenizer is None
-        else lambda folder: tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json")),
+        max_context=max_context_of(module.config),
+        vocab_size=vocab_size_of(name, module),
+        eos_token_ids=end_tokens(module, tokenizer),
+        save_tokenizer=None if tokenizer is None else lambda folder: _save_tokenizer(tokenizer, folder),
         chat_template=getattr(tokenizer, "chat_template", None),
         special_tokens={
             key: str(value)
@@ -102,14 +118,154 @@ def from_module(module: Any, name: str, tokenizer: Any | None) -> Model:
     )
 
 
-def _load_tokenizer(path: Path, **kwargs: Any) -> Any | None:
-    from transformers import AutoTokenizer
+def _load_module(path: Path, described: Mapping[str, Any], trusted: bool) -> tuple[Any, Callable[[], str]]:
+    """The module, each of whose weights is from the files, and the audit that compares them once more."""
+    config = _load_config(path, trusted)
+    settings = settings_of(described)
+    if settings is not None:
+        check_readable(path, settings)
+    base = _base_of(config)
+    named = described.get("transformers_weights")
+
+    def saved() -> TensorFiles:
+        return TensorFiles(path, base, named if isinstance(named, str) else None)
+
+    tensors = saved()
+    given: dict[str, Any] = {}
+    if settings is not None or tensors.is_wrapped:
+        given["state_dict"] = dict(tensors if settings is None else plain_tensors(path, settings, tensors))
+    with _without_adapter(path) as folder:
+        module, info = _from_pretrained(
+            folder, path, config=_unquantized(config), trust_remote_code=trusted, **given
+        )
+    check_loaded(path, info, module.config, lambda name: tensors.shape(name) if name in tensors else ())
+    if settings is not None:
+        _check_linears(path, settings, module)
+    left_out = [re.compile(one) for one in getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()]
+
+    def harmless(name: str, shape: tuple[int, ...]) -> bool:
+        return is_harmless(name, shape, module.config) or any(one.search(name) for one in left_out)
+
+    def check_again() -> str:
+        files = saved()
+        return audit(files if settings is None else plain_tensors(path, settings, files), module, harmless)
+
+    return module, check_again
+
+
+def _from_pretrained(folder: Path, path: Path | None = None, **kwargs: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The module, in float32 and eval mode, and transformers' account of its weights; `path` is what errors name."""
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    try:
+        module, info = auto.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            # SOURCE is a folder: nothing is fetched.
+            local_files_only=True,
+            output_loading_info=True,
+            # They are told apart, and refused, by what the account says.
+            ignore_mismatched_sizes=True,
+            **kwargs,
+        )
+    except DoubleweaveError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise SourceError(f"{path or folder}: transformers cannot load it: {_first_line(error)}") from error
+    except Exception as error:  # safetensors and gguf raise types of their own
+        raise SourceError(
+            f"{path or folder}: the weights cannot be read ({type(error).__name__}: {_first_line(error)}); "
+            "fetch the file again"
+        ) from error
+    return module.eval(), info
+
+
+def _load_config(path: Path, trusted: bool) -> Any:
+    from transformers import AutoConfig
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, **kwargs)
-    except Exception:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trusted)
+    except Exception as error:
+        raise SourceError(f"{path}: transformers cannot load it: {_first_line(error)}") from error
+
+
+def _base_of(config: Any) -> str:
+    """The name that the body of a model has in its weights' names, "" where transformers does not know it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as known
+
+    return getattr(known[type(config)], "base_model_prefix", "") if type(config) in known else ""
+
+
+def _unquantized(config: Any) -> Any:
+    """The config without what would make transformers quantize the module."""
+    for part in (config, config.get_text_config(decoder=True)):
+        for name in ("quantization_config", "compression_config"):
+            if hasattr(part, name):
+                delattr(part, name)
+    return config
+
+
+def _check_linears(path: Path, settings: Mapping[str, Any], module: Any) -> None:
+    """Raise SourceError for GPT-2's layers, which keep weights transposed: methods save them one way or the other."""
+    from transformers.pytorch_utils import Conv1D
+
+    if any(isinstance(part, Conv1D) for part in module.modules()):
+        raise SourceError(
+            f"{path}: its weights are quantized by {method_of(settings)!r}, which is not read for "
+            f"{module.config.model_type}; use the folder of the model before it was quantized"
+        )
+
+
+@contextmanager
+def _without_adapter(path: Path) -> Iterator[Path]:
+    """The folder without the adapter beside the model, which transformers would put on the module by itself."""
+    if not (path / adapters.CONFIG).exists():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in path.iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(folder) / file.name).symlink_to(file.resolve())
+        yield Path(folder)
+
+
+def _model(path: Path, module: Any, name: str, tokenizer: Any | None) -> Model:
+    model = from_module(module, name, tokenizer)
+    if tokenizer is not None:
+        _check_vocabulary(path, tokenizer, model.vocab_size)
+    return model
+
+
+def _load_tokenizer(path: Path, trust_remote_code: bool, **kwargs: Any) -> Any | None:
+    from transformers import AutoTokenizer
+
+    code = "" if trust_remote_code or kwargs else code_of_tokenizer(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=trust_remote_code, **kwargs
+        )
+    except Exception as error:
+        if code:
+            raise SourceError(f"{path}: {code}, or remove the file to compile without a tokenizer") from error
+        if (path / "tokenizer.json").exists() and not kwargs:
+            raise SourceError(
+                f"{path}: its tokenizer cannot be read ({type(error).__name__}: {_first_line(error)}); fetch "
+                "tokenizer.json and tokenizer_config.json again, or remove them to compile without a tokenizer"
+            ) from error
         return None
     return tokenizer if hasattr(tokenizer, "backend_tokenizer") else None
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write tokenizer.json, without the truncation and padding that its last user left in it: a prompt stays whole."""
+    from tokenizers import Tokenizer
+
+    saved = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    saved.no_truncation()
+    saved.no_padding()
+    saved.save(str(folder / "tokenizer.json"))
 
 
 def _check_vocabulary(path: Path, tokenizer: Any, vocab_size: int) -> None:

@@ -15,14 +15,17 @@ class Model:
 
     `module` is float32, in eval mode, in Hugging Face's calling convention. `save_tokenizer` writes
     tokenizer.json into a folder (None: the source has no tokenizer). `special_tokens` are the texts a chat
-    template may name (bos_token, eos_token, …).
+    template may name (bos_token, eos_token, …). `max_context` is None where the source does not say what the model was
+    trained for. `audit` reads the source again and says in a sentence where the module holds other weights, "" where it
+    does not.
     """
 
     name: str
     module: nn.Module
-    max_context: int
+    max_context: int | None
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     save_tokenizer: Callable[[Path], None] | None
     chat_template: str | None
     special_tokens: dict[str, str]
+    audit: Callable[[], str] = lambda: ""

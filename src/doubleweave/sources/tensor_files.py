@@ -1,0 +1,145 @@
+"""The tensors of a Hugging Face folder's weight files by name, each read when it is asked for.
+
+Names lose the wrappers that training leaves in them (torch.compile, DataParallel, FSDP, Lightning). Knows nothing of
+models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from doubleweave.errors import SourceError
+
+# In the order in which transformers looks for them.
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_SUFFIX = ".index.json"
+# Modules around a module, which put their own name into the names of its weights, on any floor.
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_fpw_module)\."
+)
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """The tensors of `folder`; `base` is the name of a model's body in its weights' names ("model", "transformer").
+
+    Raises SourceError for files that are missing or damaged.
+    """
+
+    def __init__(self, folder: Path, base: str = "", named: str | None = None) -> None:
+        self.files = weight_files(folder, named)
+        self._opened: dict[Path, Any] = {}
+        places: dict[str, Path] = {}
+        for path in self.files:
+            places.update(dict.fromkeys(self._open(path).keys(), path))
+        plain = plain_names(places, base)
+        self.is_wrapped = any(name != saved for saved, name in plain.items())
+        self._places = {name: (places[saved], saved) for saved, name in plain.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, saved = self._places[name]
+        opened = self._open(path)
+        tensor: Tensor = opened[saved] if isinstance(opened, dict) else opened.get_tensor(saved)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape, without reading it."""
+        path, saved = self._places[name]
+        opened = self._open(path)
+        return tuple(opened[saved].shape if isinstance(opened, dict) else opened.get_slice(saved).get_shape())
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._opened:
+            self._opened[path] = _opened(path)
+        return self._opened[path]
+
+
+def weight_files(folder: Path, named: str | None = None) -> list[Path]:
+    """The files that hold the weights; SourceError where there are none, or an index names some that are missing."""
+    for whole in _WHOLE if named is None else (named,):
+        if (folder / whole).exists():
+            return _shards(folder, whole) if whole.endswith(".json") else [folder / whole]
+        if (folder / f"{whole}{_SUFFIX}").exists():
+            return _shards(folder, f"{whole}{_SUFFIX}")
+    expected = ", ".join(name for whole in _WHOLE for name in (whole, f"{whole}{_SUFFIX}"))
+    raise SourceError(
+        f"{folder}: transformers cannot load it: none of {named or expected} is there; fetch the weights"
+    )
+
+
+def _shards(folder: Path, index: str) -> list[Path]:
+    try:
+        names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise SourceError(
+            f"{folder / index}: the weights cannot be read: it is no index of weight files ({type(error).__name__}); "
+            "fetch it again"
+        ) from error
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise SourceError(
+            f"{folder}: transformers cannot load it: {index} names {len(names)} files, of which "
+            f"{listed(missing)} {'is' if len(missing) == 1 else 'are'} missing; fetch what is missing"
+        )
+    return [folder / name for name in names]
+
+
+def _opened(path: Path) -> Any:
+    """A safetensors file's handle, or the dictionary of a file of torch's."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            return safe_open(path, framework="pt")
+        # A file from before torch 1.6 is no archive, which could be mapped.
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise SourceError(
+            f"{path.parent}: the weights cannot be read: {path.name} is damaged ({type(error).__name__}: {reason}); "
+            "fetch the file again"
+        ) from error
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def plain_names(names: Iterable[str], base: str = "") -> dict[str, str]:
+    """By saved name, the name without wrappers.
+
+    A first part that all names share is a wrapper where the body or the head of the model comes second:
+    "model.model.layers.0" and "net.lm_head", but not "model.layers.0" of a model without a head of its own.
+    """
+    found = {name: _WRAPPERS.sub("", name) for name in names}
+    while found:
+        first = {name.partition(".")[0] for name in found.values()}
+        if len(first) > 1:
+            break
+        wrapper = f"{first.pop()}."
+        inner = {name.removeprefix(wrapper) for name in found.values()}
+        known = tuple(f"{part}." for part in (base, "lm_head") if part)
+        if wrapper != "module." and not any(name.startswith(known) for name in inner if known):
+            break
+        if any("." not in name for name in inner):
+            break
+        found = {saved: name.removeprefix(wrapper) for saved, name in found.items()}
+    return found
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first few, and how many more there are."""
+    ordered = sorted(names)
+    rest = len(ordered) - most
+    return ", ".join(ordered[:most]) + (f" and {rest} more" if rest > 0 else "")
