@@ -1,7 +1,8 @@
 """The command line: each subcommand parses, calls one function and prints.
 
-Errors are one line on stderr and exit code 2, mistakes of ours one line and exit code 70 (EX_SOFTWARE in sysexits.h);
-Ctrl-C is exit code 130. `--traceback` shows where an error came from. With --json the last line of stdout is one object.
+Errors are one line on stderr and exit code 2, mistakes of ours one line and exit code 70 (EX_SOFTWARE of sysexits.h);
+Ctrl-C is exit code 130. `--traceback` shows where an error came from. With --json the last line of stdout is one
+object.
 """
 
 from __future__ import annotations

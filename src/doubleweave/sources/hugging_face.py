@@ -11,7 +11,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from doubleweave.errors import DoubleweaveError, SourceError
+from doubleweave.errors import SourceError
 from doubleweave.sources import adapter as adapters
 from doubleweave.sources.audit import audit
 from doubleweave.sources.folder_config import (
@@ -94,7 +94,7 @@ def load(path: Path, *, adapter: Path | None = None, trust_remote_code: bool = F
 def load_pretrained(path: Path, name: str, **kwargs: Any) -> Model:
     """`AutoModelForCausalLM.from_pretrained(path, **kwargs)` and its tokenizer as a Model."""
     with quiet():
-        module, info = _from_pretrained(path, trust_remote_code=False, **kwargs)
+        module, info = _from_pretrained(path, False, folder=path, **kwargs)
         check_loaded(path, {**info, "unexpected_keys": ()}, module.config, lambda name: ())
         tokenizer = _load_tokenizer(path, trust_remote_code=False, **kwargs)
     return _model(path, module, name, tokenizer)
@@ -134,10 +134,14 @@ def _load_module(path: Path, described: Mapping[str, Any], trusted: bool) -> tup
     given: dict[str, Any] = {}
     if settings is not None or tensors.is_wrapped:
         given["state_dict"] = dict(tensors if settings is None else plain_tensors(path, settings, tensors))
-    with _without_adapter(path) as folder:
-        module, info = _from_pretrained(
-            folder, path, config=_unquantized(config), trust_remote_code=trusted, **given
-        )
+    config = _unquantized(config)
+    if given:
+        # transformers takes tensors or a folder, not both.
+        module, info = _from_pretrained(path, trusted, config=config, **given)
+        module.generation_config = _generation_config(path, module)
+    else:
+        with _without_adapter(path) as folder:
+            module, info = _from_pretrained(path, trusted, folder=folder, config=config)
     check_loaded(path, info, module.config, lambda name: tensors.shape(name) if name in tensors else ())
     if settings is not None:
         _check_linears(path, settings, module)
@@ -153,12 +157,16 @@ def _load_module(path: Path, described: Mapping[str, Any], trusted: bool) -> tup
     return module, check_again
 
 
-def _from_pretrained(folder: Path, path: Path | None = None, **kwargs: Any) -> tuple[Any, Mapping[str, Any]]:
+def _from_pretrained(
+    path: Path, trusted: bool, *, folder: Path | None = None, **kwargs: Any
+) -> tuple[Any, Mapping[str, Any]]:
     """The module, in float32 and eval mode, and transformers' account of its weights; `path` is what errors name."""
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
     try:
+        if folder is None:
+            auto = _class_of(path, kwargs["config"], trusted)
         module, info = auto.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -168,18 +176,39 @@ def _from_pretrained(folder: Path, path: Path | None = None, **kwargs: Any) -> t
             output_loading_info=True,
             # They are told apart, and refused, by what the account says.
             ignore_mismatched_sizes=True,
+            **({} if folder is None else {"trust_remote_code": trusted}),
             **kwargs,
         )
-    except DoubleweaveError:
-        raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise SourceError(f"{path or folder}: transformers cannot load it: {_first_line(error)}") from error
+        raise SourceError(f"{path}: transformers cannot load it: {_first_line(error)}") from error
     except Exception as error:  # safetensors and gguf raise types of their own
         raise SourceError(
-            f"{path or folder}: the weights cannot be read ({type(error).__name__}: {_first_line(error)}); "
+            f"{path}: the weights cannot be read ({type(error).__name__}: {_first_line(error)}); "
             "fetch the file again"
         ) from error
     return module.eval(), info
+
+
+def _class_of(path: Path, config: Any, trusted: bool) -> Any:
+    """The class of the model: the one that the folder's own code defines, where it may run, or transformers'."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as known
+
+    own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    if trusted and own:
+        return get_class_from_dynamic_module(own, path, local_files_only=True)
+    if type(config) not in known:
+        raise ValueError(f"it has no causal language model of the type {config.model_type!r}")
+    return known[type(config)]
+
+
+def _generation_config(path: Path, module: Any) -> Any:
+    """The folder's, or what follows from the model's config."""
+    from transformers import GenerationConfig
+
+    with suppress(OSError):
+        return GenerationConfig.from_pretrained(path, local_files_only=True)
+    return module.generation_config
 
 
 def _load_config(path: Path, trusted: bool) -> Any:
