@@ -109,7 +109,7 @@ def test_compressed_tensors(layout, weights):
     weight = torch.randn(ROWS, COLUMNS)
     if args.strategy == "block":
         high, wide = args.block_structure
-        parts = [[part for part in band.split(wide, 1)] for band in weight.split(high, 0)]
+        parts = [list(band.split(wide, 1)) for band in weight.split(high, 0)]
         low = torch.tensor([[float(part.min()) for part in band] for band in parts])
         top = torch.tensor([[float(part.max()) for part in band] for band in parts])
     elif args.strategy == "tensor":

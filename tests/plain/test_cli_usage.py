@@ -47,3 +47,40 @@ def test_every_command_is_named_in_the_readme() -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text()
     for command in ("compile", "run", "inspect", "bench", "score"):
         assert f"doubleweave {command} " in text
+
+
+@pytest.fixture
+def broken_doctor(monkeypatch):
+    """The command doctor meets a mistake of ours."""
+    from doubleweave.cli import doctor
+
+    def examine():
+        raise KeyError("first line\nsecond line")
+
+    monkeypatch.setattr(doctor, "examine", examine)
+
+
+def test_an_unexpected_error_is_one_sentence(cli, broken_doctor):
+    code, out, err = cli("doctor")
+    assert (code, out) == (70, "")
+    assert err.startswith("doubleweave: unexpected KeyError: 'first line")
+    assert err.endswith("; please report it with the output of --traceback\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [("--traceback", "doctor"), ("doctor", "--traceback")])
+def test_the_traceback_of_an_unexpected_error(cli, broken_doctor, argv):
+    code, _, err = cli(*argv)
+    assert code == 70
+    assert "Traceback (most recent call last)" in err
+    assert "examine" in err
+    assert err.splitlines()[-1].startswith("doubleweave: unexpected KeyError")
+
+
+def test_a_user_s_mistake_keeps_exit_code_2(cli, tmp_path):
+    code, _, err = cli("inspect", tmp_path / "nothing", "--traceback")
+    assert code == 2
+    assert "Traceback" in err
+    code, _, err = cli("inspect", tmp_path / "nothing")
+    assert code == 2
+    assert err.count("\n") == 1

@@ -35,7 +35,7 @@ from doubleweave.sources.quantized_folder import check_readable, method_of, plai
 from doubleweave.sources.tensor_files import TensorFiles
 from doubleweave.sources.weights import check_loaded, is_harmless
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+_VOCABULARIES = re.compile(r"tokenizer\.json|tekken\.json|.*vocab.*|.*\.(model|tiktoken|spm|bpe)")
 
 
 @contextmanager
@@ -85,8 +85,8 @@ def load(path: Path, *, adapter: Path | None = None, trust_remote_code: bool = F
             if found:
                 raise SourceError(f"{path}: {found}; fetch the files again")
         # An adapter may be trained with tokens and a chat template of its own.
-        has_own = adapter is not None and any((adapter / name).exists() for name in _TOKENIZER_FILES[:1])
-        tokenizer = _load_tokenizer(adapter if adapter is not None and has_own else path, trust_remote_code)
+        has_own = adapter is not None and (adapter / "tokenizer.json").exists()
+        tokenizer = _load_tokenizer(adapter if adapter and has_own else path, trust_remote_code)
     model = _model(path, module, path.resolve().name, tokenizer)
     return replace(model, audit=check_again)
 
@@ -270,13 +270,15 @@ def _model(path: Path, module: Any, name: str, tokenizer: Any | None) -> Model:
 def _load_tokenizer(path: Path, trust_remote_code: bool, **kwargs: Any) -> Any | None:
     from transformers import AutoTokenizer
 
-    code = "" if trust_remote_code or kwargs else code_of_tokenizer(path)
+    code = "" if kwargs else code_of_tokenizer(path)
+    if not kwargs and not code and not any(_VOCABULARIES.fullmatch(file.name) for file in path.iterdir()):
+        return None  # transformers would make one up, without a vocabulary
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=trust_remote_code, **kwargs
         )
     except Exception as error:
-        if code:
+        if code and not trust_remote_code:
             raise SourceError(f"{path}: {code}, or remove the file to compile without a tokenizer") from error
         if (path / "tokenizer.json").exists() and not kwargs:
             raise SourceError(
