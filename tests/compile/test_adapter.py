@@ -131,3 +131,22 @@ def test_options_of_folders_with_other_sources(tmp_path):
     for options in ({"adapter": tmp_path}, {"trust_remote_code": True}):
         with pytest.raises(PolicyError, match=f"{next(iter(options))}: is an option of Hugging Face folders"):
             load(tmp_path / "toy.gguf", **options)
+
+
+def test_the_command_line_merges_an_adapter(cli, base, tmp_path):
+    import doubleweave as dw
+    from doubleweave.sources import load
+
+    adapter = save_adapter(tmp_path / "adapter", lora())
+    argv = ("compile", base, "--adapter", adapter, "-o", tmp_path / "out", "--quantize", "none", "--no-check")
+    code, _, err = cli(*argv)
+    assert (code, err) == (0, "")
+    found = toys.greedy(dw.open(tmp_path / "out").session(), [3, 1, 4, 1, 5], 12)
+    assert found == toys.greedy_in_torch(load(base, adapter=adapter).module, [3, 1, 4, 1, 5], 12)
+
+
+def test_an_adapter_for_a_loaded_model(tmp_path):
+    import doubleweave as dw
+
+    with pytest.raises(PolicyError, match="adapter: is an option of a source that is loaded here"):
+        dw.compile_llm(toys.model(), tmp_path / "out", adapter=tmp_path)

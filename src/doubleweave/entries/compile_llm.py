@@ -82,6 +82,12 @@ def compile_llm(
     own = chosen.check(recipe, attention, given)
     from doubleweave.sources.model import Model  # torch is imported from here on
 
+    if isinstance(source, Model) and (
+        name := next((name for name, value in of_source.items() if value), None)
+    ):
+        raise PolicyError(
+            f"{name}: is an option of a source that is loaded here; leave it out for a loaded Model"
+        )
     report("loading the model", 0, 1)
     model = source if isinstance(source, Model) else load(source, **of_source)
     context = _context(model, max_context)
