@@ -124,6 +124,8 @@ def test_a_file_of_torch(folder):
     (folder / "model.safetensors").unlink()
     torch.save({f"module.{name}": tensor for name, tensor in tensors.items()}, folder / "pytorch_model.bin")
     loads_the_toy(folder)
+    torch.save({"state_dict": tensors, "epoch": 3}, folder / "pytorch_model.bin")
+    loads_the_toy(folder)
     torch.save(without(LAYER)(tensors), folder / "pytorch_model.bin")
     refuses(folder, f"1 weight is in none of its files: {LAYER}")
 

@@ -25,9 +25,10 @@ _TOLERANCE = 1e-3  # of the largest logit, between the merged model and the adap
 
 def check_beside(path: Path) -> None:
     """Raise SourceError for a folder whose model has an adapter beside it, which nobody said is to be merged."""
-    if (path / CONFIG).exists():
+    beside = next((name for name in (CONFIG, *_WEIGHTS) if (path / name).exists()), None)
+    if beside is not None:
         raise SourceError(
-            f"{path}: found a model with an adapter beside it ({CONFIG}); give --adapter {path} to merge it, or "
+            f"{path}: found a model with an adapter beside it ({beside}); give --adapter {path} to merge it, or "
             "remove the adapter's files to compile the model without it"
         )
 

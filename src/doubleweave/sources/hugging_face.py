@@ -132,7 +132,7 @@ def _load_module(path: Path, described: Mapping[str, Any], trusted: bool) -> tup
 
     tensors = saved()
     given: dict[str, Any] = {}
-    if settings is not None or tensors.is_wrapped:
+    if settings is not None or not tensors.is_plain:
         given["state_dict"] = dict(tensors if settings is None else plain_tensors(path, settings, tensors))
     config = _unquantized(config)
     if given:

@@ -40,7 +40,10 @@ class TensorFiles(Mapping[str, Tensor]):
         for path in self.files:
             places.update(dict.fromkeys(self._open(path).keys(), path))
         plain = plain_names(places, base)
-        self.is_wrapped = any(name != saved for saved, name in plain.items())
+        # Whether transformers finds the same tensors under the same names by itself.
+        self.is_plain = all(name == saved for saved, name in plain.items()) and all(
+            path.suffix == ".safetensors" for path in self.files
+        )
         self._places = {name: (places[saved], saved) for saved, name in plain.items()}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -120,7 +123,8 @@ def plain_names(names: Iterable[str], base: str = "") -> dict[str, str]:
     """By saved name, the name without wrappers.
 
     A first part that all names share is a wrapper where the body or the head of the model comes second:
-    "model.model.layers.0" and "net.lm_head", but not "model.layers.0" of a model without a head of its own.
+    "model.model.layers.0" and "net.lm_head", but not "model.layers.0" of a model without a head of its own. Without a
+    `base` only DataParallel's "module" is one.
     """
     found = {name: _WRAPPERS.sub("", name) for name in names}
     while found:
@@ -129,8 +133,8 @@ def plain_names(names: Iterable[str], base: str = "") -> dict[str, str]:
             break
         wrapper = f"{first.pop()}."
         inner = {name.removeprefix(wrapper) for name in found.values()}
-        known = tuple(f"{part}." for part in (base, "lm_head") if part)
-        if wrapper != "module." and not any(name.startswith(known) for name in inner if known):
+        is_known = base and any(name.startswith((f"{base}.", "lm_head.")) for name in inner)
+        if wrapper != "module." and not is_known:
             break
         if any("." not in name for name in inner):
             break
