@@ -1,59 +1,142 @@
-"""Load a GGUF file: transformers dequantizes its weights to float32 and rebuilds its tokenizer."""
+"""Load a GGUF file: its config, its weights in float32 under transformers' names, and its tokenizer.
+
+What the file says beyond that is honoured or refused: keys in gguf_metadata.py and gguf_tokenizer.py, tensors here.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from doubleweave.errors import SourceError
-from doubleweave.sources.hugging_face import load_pretrained
+from doubleweave.sources import gguf_rotary
+from doubleweave.sources.gguf_audit import audit
+from doubleweave.sources.gguf_file import GgufFile, check_types, read_gguf
+from doubleweave.sources.gguf_metadata import config_of
+from doubleweave.sources.gguf_tokenizer import tokenizer_of
+from doubleweave.sources.hugging_face import from_module, quiet
 from doubleweave.sources.model import Model
+
+# gguf-py's name of an architecture whose model type in transformers is another.
+_NAMED_AS = {"mistral": "llama"}
 
 
 def load(path: Path) -> Model:
-    """Load the file; raises SourceError for damage and for architectures transformers cannot read."""
-    architecture, unread = _examine(path)
+    """Load the file, and all parts of one in parts; raises SourceError for damage and for what cannot be honoured."""
+    file = read_gguf(path)
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES as supported
 
-    if architecture not in supported:
+    # The list has names of transformers beside those of files (gpt_oss, gpt-oss).
+    if file.architecture not in {*supported, *(name.replace("_", "-") for name in supported), *_unjoined()}:
         raise SourceError(
-            f"{path}: found architecture {architecture!r}, expected one of {', '.join(sorted(set(supported)))}"
+            f"{path}: found architecture {file.architecture!r}, expected one of {', '.join(sorted(set(supported)))}"
         )
-    if unread:
+    check_types(file)
+    with quiet():
+        try:
+            module = _module(file)
+            text = tokenizer_of(file)
+        except SourceError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise SourceError(
+                f"{path}: transformers cannot load it ({type(error).__name__}: {reason}); use the model's Hugging Face "
+                "folder"
+            ) from error
+        ends = list(text.eos_token_ids) if text is not None else []
+        for config in (module.config, module.generation_config):
+            config.eos_token_id = ends or None
+        model = from_module(module.eval(), file.name, None if text is None else text.as_transformers())
+    save = None if text is None else lambda folder: text.tokenizer.save(str(folder / "tokenizer.json"))
+    return replace(model, save_tokenizer=save, audit=lambda: audit(path, module))
+
+
+def _unjoined() -> tuple[str, ...]:
+    return ("qwen2moe", "qwen3moe")
+
+
+def _module(file: GgufFile) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    makers: Any = AutoModelForCausalLM
+    config = config_of(file)
+    with torch.device("meta"):
+        empty = makers.from_config(config)
+    state = _state(file, config, empty)
+    module, report = type(empty).from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        output_loading_info=True,
+    )
+    left = sorted(
+        {*report["missing_keys"], *report["unexpected_keys"]}
+        | {str(key) for key in report["mismatched_keys"]}
+    )
+    if left:
         raise SourceError(
-            f"{path}: {unread[0]} is of type {unread[1]}, expected one of {', '.join(_readable())}; use another file "
-            "of the model"
+            f"{file.path}: {left[0]} and {len(left) - 1} other weights cannot be loaded; use the model's Hugging Face "
+            "folder"
         )
-    return load_pretrained(path.parent, name=path.stem, gguf_file=path.name)
+    gguf_rotary.apply_frequency_factors(file, module)
+    return module
 
 
-def _examine(path: Path) -> tuple[str, tuple[str, str] | None]:
-    """The architecture, and the first tensor of a type that cannot be read, with the type."""
-    from gguf import GGUFReader
+def _state(file: GgufFile, config: Any, empty: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights by transformers' names; raises SourceError unless tensors and weights match one to one."""
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+    )
 
-    known = _readable()
-    try:
-        reader = GGUFReader(path)
-        field = reader.fields["general.architecture"]
-        types = ((tensor.name, tensor.tensor_type.name) for tensor in reader.tensors)
-        return str(field.contents()), next((found for found in types if found[1] not in known), None)
-    except Exception as error:
+    makers: Any = TENSOR_PROCESSORS
+    processor = makers.get(file.architecture, TensorProcessor)(config=config.to_dict())
+    names: dict[str, str] = get_gguf_hf_weights_map(
+        empty, processor, model_type=_NAMED_AS.get(config.model_type)
+    )
+    shapes = {name: tuple(value.shape) for name, value in empty.state_dict().items()}
+    gathered: dict[str, Any] = {"tensors": {}, "config": {}}
+    state: dict[str, Tensor] = gathered["tensors"]
+    for name in file.tensors:
+        if name in gguf_rotary.TENSORS:
+            continue
+        known = name in names or name.removesuffix(".weight") in names
+        if not known:
+            raise SourceError(
+                f"{file.path}: found the tensor {name}, which {type(empty).__name__} has no weight for; use the "
+                "model's Hugging Face folder"
+            )
+        made = processor.process(
+            weights=file.weights(name), name=name, tensor_key_mapping=names, parsed_parameters=gathered
+        )
+        if made.name is not None:
+            state[names[made.name]] = torch.from_numpy(np.copy(made.weights))
+    _check_state(file, config, state, shapes)
+    return state
+
+
+def _check_state(
+    file: GgufFile, config: Any, state: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    for name, value in state.items():
+        if shapes.get(name) != tuple(value.shape):
+            raise SourceError(
+                f"{file.path}: {name} has the shape {list(value.shape)}, expected {list(shapes.get(name, ()))} from "
+                "the file's keys; fetch the file again"
+            )
+    tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
+    missing = [name for name in shapes if name not in state and name not in tied]
+    if missing:
+        more = f" and {len(missing) - 5} others" if len(missing) > 5 else ""
         raise SourceError(
-            f"{path}: is not a whole GGUF file ({type(error).__name__}: {str(error)[:200]}); fetch it again"
-        ) from error
-
-
-@cache
-def _readable() -> tuple[str, ...]:
-    """The tensor types that the package gguf can make float32 of."""
-    import numpy as np
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
-
-    # The package lists no such types, so each is tried on a block of zeros.
-    found = []
-    for kind in GGMLQuantizationType:
-        with suppress(NotImplementedError, KeyError):
-            dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-            found.append(kind.name)
-    return tuple(found)
+            f"{file.path}: has no tensors for {', '.join(missing[:5])}{more}; fetch the file, and all its parts, again"
+        )

@@ -16,8 +16,8 @@ class Model:
     `module` is float32, in eval mode, in Hugging Face's calling convention. `save_tokenizer` writes
     tokenizer.json into a folder (None: the source has no tokenizer). `special_tokens` are the texts a chat
     template may name (bos_token, eos_token, …). `max_context` is None where the source does not say what the model was
-    trained for. `audit` reads the source again and says in a sentence where the module holds other weights, "" where it
-    does not.
+    trained for. `audit` reads the source again, by other means than the loader, and says in a sentence how `module`
+    differs from it, "" where it does not.
     """
 
     name: str

@@ -1,0 +1,179 @@
+"""Hold a loaded module against its GGUF file, read anew and apart from the code that loads it.
+
+Knows the file format through the package gguf and nothing of the loader, transformers' names or configs: weights are
+compared by layer and by sums that permuted rows and shifted norms keep, rotary frequencies by the formulas of ggml.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+_ROTARY = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_FILE_LAYER, _MODULE_LAYER = re.compile(r"blk\.(\d+)\."), re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+_CLOSE = 1e-4
+
+
+class _Sums(NamedTuple):
+    """Of a matrix: elements, sum of absolutes, sum. Of a vector the sums are taken around its mean."""
+
+    elements: int
+    absolutes: float
+    total: float
+
+
+def audit(path: Path, module: torch.nn.Module) -> str:
+    """A sentence on the first difference between the file and the module, "" where there is none."""
+    metadata, tensors = _read(path)
+    return _weights(tensors, module) or _rotary(metadata, tensors, module)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    from gguf import GGUFReader, dequantize
+
+    part = re.fullmatch(r"(.+)-\d{5}-of-(\d{5}\.gguf)", path.name)
+    paths = sorted(path.parent.glob(f"{part[1]}-?????-of-{part[2]}")) if part else [path]
+    readers = [GGUFReader(found) for found in paths]
+    metadata = {
+        key: field.contents() for key, field in readers[0].fields.items() if not key.startswith("tokenizer.")
+    }
+    found = {
+        tensor.name: dequantize(tensor.data, tensor.tensor_type)
+        for part in readers
+        for tensor in part.tensors
+    }
+    return metadata, found
+
+
+def _sums(values: np.ndarray[Any, Any]) -> _Sums:
+    wide = values.astype(np.float64)
+    if max(wide.shape, default=0) == wide.size:  # a vector, with or without axes of one
+        wide = wide - wide.mean()
+    return _Sums(wide.size, float(np.abs(wide).sum()), float(wide.sum()))
+
+
+def _weights(tensors: dict[str, np.ndarray[Any, Any]], module: torch.nn.Module) -> str:
+    in_file: dict[int | None, list[tuple[_Sums, str]]] = defaultdict(list)
+    in_module: dict[int | None, list[tuple[_Sums, str]]] = defaultdict(list)
+    for name, value in tensors.items():
+        if name not in _ROTARY:
+            layer = _FILE_LAYER.match(name)
+            in_file[int(layer[1]) if layer else None].append((_sums(value), name))
+    for name, parameter in module.named_parameters():  # tied ones once
+        layer = _MODULE_LAYER.search(f".{name}")
+        in_module[int(layer[1]) if layer else None].append((_sums(parameter.detach().numpy()), name))
+    for layer_number in {**in_file, **in_module}:
+        said = _layer(in_file[layer_number], in_module[layer_number])
+        if said:
+            return said
+    return ""
+
+
+def _layer(in_file: list[tuple[_Sums, str]], in_module: list[tuple[_Sums, str]]) -> str:
+    elements = [sum(sums.elements for sums, _ in found) for found in (in_file, in_module)]
+    names = (in_file or in_module)[0][1]
+    if elements[0] != elements[1]:
+        return f"the file has {elements[0]} weights beside {names}, the module {elements[1]}"
+    if len(in_file) != len(in_module):  # experts are stacked: their sum is what can be compared
+        pairs = [((_joined(in_file), names), (_joined(in_module), names))]
+    else:
+        pairs = list(zip(sorted(in_file), sorted(in_module), strict=True))
+    for (wanted, tensor), (found, parameter) in pairs:
+        if not _is_close(wanted, found):
+            return (
+                f"the tensor {tensor} has {wanted.elements} elements with sum {wanted.total:.6g} and absolutes "
+                f"{wanted.absolutes:.6g}, the module's {parameter} {found.elements} with {found.total:.6g} and "
+                f"{found.absolutes:.6g}"
+            )
+    return ""
+
+
+def _joined(found: list[tuple[_Sums, str]]) -> _Sums:
+    return _Sums(
+        sum(sums.elements for sums, _ in found),
+        sum(sums.absolutes for sums, _ in found),
+        sum(sums.total for sums, _ in found),
+    )
+
+
+def _is_close(wanted: _Sums, found: _Sums) -> bool:
+    room = _CLOSE * max(1e-3, wanted.absolutes)
+    same = abs(wanted.absolutes - found.absolutes) <= room and abs(wanted.total - found.total) <= room
+    return wanted.elements == found.elements and same
+
+
+def _rotary(
+    metadata: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]], module: torch.nn.Module
+) -> str:
+    for name, buffer in module.named_buffers():
+        owner_name, _, last = name.rpartition(".")
+        if not last.endswith("inv_freq") or "original" in last:
+            continue
+        owner = module.get_submodule(owner_name)
+        local = last.startswith("sliding")
+        found = buffer.detach().double().numpy().reshape(-1)
+        wanted, scale = _frequencies(metadata, tensors, local)
+        if wanted.shape != found.shape or not np.allclose(wanted, found, rtol=1e-4, atol=1e-12):
+            off = (
+                f"differ by up to {np.abs(found / wanted - 1).max():.3g}"
+                if wanted.shape == found.shape
+                else (f"are {len(found)}, not {len(wanted)}")
+            )
+            return f"the rotary frequencies ({name}) {off} from those of the file's keys and tensors"
+        attribute = f"{last.removesuffix('inv_freq')}attention_scaling"
+        given = float(getattr(owner, attribute, 1.0))
+        if abs(given - scale) > 1e-4:
+            return (
+                f"the rotary embedding is scaled by {given:.6g} ({owner_name}.{attribute}), by the file's keys "
+                f"{scale:.6g}"
+            )
+    return ""
+
+
+def _frequencies(
+    metadata: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]], local: bool
+) -> tuple[np.ndarray[Any, Any], float]:
+    """Inverse frequencies and the scale of sine and cosine (ggml's rope_yarn and llama.cpp's reading of the keys)."""
+    prefix = f"{metadata['general.architecture']}."
+    keys = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    scaling = {
+        key.removeprefix("rope.scaling."): value
+        for key, value in keys.items()
+        if key.startswith("rope.scaling.")
+    }
+    heads = keys["attention.head_count"]
+    heads = max(heads) if isinstance(heads, list) else heads
+    dims = keys.get(
+        "rope.dimension_count", keys.get("attention.key_length", keys["embedding_length"] // heads)
+    )
+    base = keys.get("rope.freq_base", 10000.0)
+    if local:
+        base, scaling, keys = keys.get("rope.freq_base_swa", 10000.0), {"type": "none"}, {}
+    pairs = np.arange(dims // 2, dtype=np.float64)
+    plain = float(base) ** (-2.0 * pairs / dims)
+    for name in ("rope_freqs.weight", "rope_factors_short.weight"):
+        if name in tensors and not local:
+            plain = plain / tensors[name].reshape(-1).astype(np.float64)
+    attention = float(scaling.get("attn_factor", scaling.get("yarn_attn_factor", 1.0)))
+    kind, factor = (
+        scaling.get("type", "linear"),
+        float(scaling.get("factor", keys.get("rope.scale_linear", 0))) or 1.0,
+    )
+    if kind == "linear" and "rope_factors_short.weight" not in tensors:
+        return plain / factor, 1.0
+    if kind == "yarn":
+        context = scaling.get("original_context_length") or keys["context_length"]
+        ends = [
+            dims * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(base))
+            for turns in (scaling.get("yarn_beta_fast", 32.0), scaling.get("yarn_beta_slow", 1.0))
+        ]
+        low, high = max(0, math.floor(ends[0])), min(dims - 1, math.ceil(ends[1]))
+        kept = 1 - np.clip((pairs - low) / max(0.001, high - low), 0, 1)
+        return plain / factor * (1 - kept) + plain * kept, attention * (1 + 0.1 * math.log(max(factor, 1.0)))
+    return plain, attention if kind == "longrope" or "rope_factors_short.weight" in tensors else 1.0
