@@ -68,8 +68,11 @@ def config_of(file: GgufFile) -> Any:
     values = _values(file)
     fields = {key: name for key in values if (name := _field(usual, key)) is not None}
     _refuse_unread(file, values, fields, model_type)
+    if model_type not in _WINDOWED:
+        fields.pop("attention.sliding_window", None)
     known.update({name: values[key] for key, name in fields.items()})
     known.pop("rope_theta", None)
+    known["pad_token_id"] = None  # a config's own may lie beyond the vocabulary, and no number depends on it
     known.update(_from_tensors(file, usual))
     known.update(_attention(file, values, usual, model_type))
     config = CONFIG_MAPPING[model_type](**known)
@@ -176,15 +179,28 @@ def _attention(file: GgufFile, values: dict[str, Any], usual: Any, model_type: s
     if hasattr(usual, "head_dim"):
         found["head_dim"] = head_dim
     if model_type in _SCALED_BY_QUERY:
-        scale = float(values.get("attention.scale", 0.0))
         largest = layers == _LARGEST_GEMMA[model_type]
-        found["query_pre_attn_scalar"] = scale**-2 if scale else hidden // heads if largest else head_dim
+        usual_scale = (hidden // heads if largest else head_dim) ** -0.5
+        found["query_pre_attn_scalar"] = _query_scalar(
+            file, float(values.get("attention.scale") or usual_scale)
+        )
     pattern = values.get("attention.sliding_window_pattern")
     if pattern is not None and (_window(file) or pattern not in (0, 1)):
         found["layer_types"] = _layer_types(file, pattern, layers, usual)
     if model_type not in gguf_rotary.WITHOUT:
         found["rope_parameters"] = gguf_rotary.rope_parameters(file, model_type, head_dim)
     return found
+
+
+def _query_scalar(file: GgufFile, scale: float) -> int:
+    """The whole number whose square root divides attention's scores."""
+    number = round(scale**-2)
+    if number < 1 or abs(number**-0.5 - scale) > 1e-4 * scale:
+        raise SourceError(
+            f"{file.path}: found {file.architecture}.attention.scale {scale}, expected 1 / √n of a whole number n; use "
+            "the model's Hugging Face folder"
+        )
+    return number
 
 
 def _layer_types(file: GgufFile, pattern: Any, layers: int, usual: Any) -> list[str]:
