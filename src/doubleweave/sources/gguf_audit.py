@@ -81,17 +81,29 @@ def _layer(in_file: list[tuple[_Sums, str]], in_module: list[tuple[_Sums, str]])
     if elements[0] != elements[1]:
         return f"the file has {elements[0]} weights beside {names}, the module {elements[1]}"
     if len(in_file) != len(in_module):  # experts are stacked: their sum is what can be compared
-        pairs = [((_joined(in_file), names), (_joined(in_module), names))]
-    else:
-        pairs = list(zip(sorted(in_file), sorted(in_module), strict=True))
-    for (wanted, tensor), (found, parameter) in pairs:
-        if not _is_close(wanted, found):
+        in_file, in_module = [(_joined(in_file), names)], [(_joined(in_module), names)]
+    unmatched = list(in_module)
+    for wanted, tensor in in_file:
+        match = next((pair for pair in unmatched if _is_close(wanted, pair[0])), None)
+        if match is None:
+            found, parameter = _nearest(in_file, unmatched, wanted)
             return (
                 f"the tensor {tensor} has {wanted.elements} elements with sum {wanted.total:.6g} and absolutes "
                 f"{wanted.absolutes:.6g}, the module's {parameter} {found.elements} with {found.total:.6g} and "
                 f"{found.absolutes:.6g}"
             )
+        unmatched.remove(match)
     return ""
+
+
+def _nearest(
+    in_file: list[tuple[_Sums, str]], unmatched: list[tuple[_Sums, str]], wanted: _Sums
+) -> tuple[_Sums, str]:
+    """Of the parameters that are no tensor's, one of as many elements where there is one."""
+    left = [
+        pair for pair in unmatched if not any(_is_close(sums, pair[0]) for sums, _ in in_file)
+    ] or unmatched
+    return next((pair for pair in left if pair[0].elements == wanted.elements), left[0])
 
 
 def _joined(found: list[tuple[_Sums, str]]) -> _Sums:
