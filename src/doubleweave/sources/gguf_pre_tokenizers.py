@@ -44,8 +44,9 @@ _GPT4O = (
 )
 _FINNISH = " ?[^(\\s|.,!?…。，、।۔،)]+"  # noqa: RUF001
 _CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+# doubleweave-run's PCRE2 takes ^ and $ for other anchors than Oniguruma, so both are escaped.
 _DEEPSEEK3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"[!\"#\$%&'()*+,\-./:;<=>?@\[\\\]\^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
     rf"|{_SPACES}"
 )
 _HAN_AND_HANGUL = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
@@ -98,7 +99,7 @@ _CUTS: dict[Cut, tuple[str, ...]] = {
             "[\r\n]",
             rf"\s?[{_CASED}]+",
             "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
-            r"\s+$",
+            r"\s+(?![\s\S])",  # to the end of the text
             _HAN_AND_HANGUL,
             r"\p{N}+",
         )
