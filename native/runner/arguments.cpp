@@ -17,6 +17,7 @@ const std::map<std::string, bool Arguments::*> kFlags{
     {"--json", &Arguments::as_json},
     {"--show-schedule", &Arguments::shows_schedule},
     {"--tokenize", &Arguments::only_tokenizes},
+    {"--detokenize", &Arguments::only_detokenizes},
     {"-h", &Arguments::shows_help},
     {"--help", &Arguments::shows_help},
     {"--version", &Arguments::shows_version}};
@@ -57,6 +58,7 @@ options:
   --trace FILE          write what ran where in the prefill: .json, for ui.perfetto.dev
   --show-schedule       print the prefill's schedule, a line a worker
   --tokenize            print the prompt's token ids as a JSON list, and nothing else
+  --detokenize          print the prompt's text as a JSON list, token by token, and nothing else
   --json                print the report as one JSON object on the last line
   --version             print the version
   -h, --help            show this help

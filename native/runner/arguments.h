@@ -20,6 +20,7 @@ struct Arguments {
   bool as_json = false;
   bool shows_schedule = false;
   bool only_tokenizes = false;
+  bool only_detokenizes = false;
   bool shows_help = false;
   bool shows_version = false;
 };

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <chrono>
 
-#include "doubleweave/utf8.h"
-
 namespace doubleweave::runner {
 
 namespace {
@@ -13,25 +11,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
-}
-
-// Gives out the characters of a growing text behind the first `given`. Half characters show as
-// U+FFFD until their last token comes, so the ones at the end wait. `given` counts characters, not
-// bytes: bytes that turn out to be no character may still change how the text before them reads.
-void give_out(const std::string& text, bool is_all, size_t& given,
-              const std::function<void(const std::string&)>& on_text) {
-  const std::vector<std::string_view> found = utf8::characters(text);
-  size_t end = found.size();
-  while (!is_all && end > 0 && found[end - 1] == "\xEF\xBF\xBD") {
-    --end;
-  }
-  std::string piece;
-  for (; given < end; ++given) {
-    piece += found[given];
-  }
-  if (!piece.empty()) {
-    on_text(piece);
-  }
 }
 
 }  // namespace
@@ -43,8 +22,17 @@ Generation generate(Session& session, const RunFile& file, const std::vector<int
   Generation result{};
   result.prompt_tokens = prompt.size();
   result.finish = "length";
-  std::string text;
-  size_t given = 0;
+  std::optional<Tokenizer::Stream> stream;
+  if (tokenizer != nullptr) {
+    stream.emplace(*tokenizer);
+    result.text.emplace();
+  }
+  const auto show = [&](const std::string& piece) {
+    if (!piece.empty()) {
+      *result.text += piece;
+      on_text(piece);
+    }
+  };
   const auto start = Clock::now();
   auto first = start;
   auto decode_from = start;
@@ -63,9 +51,8 @@ Generation generate(Session& session, const RunFile& file, const std::vector<int
       break;
     }
     result.token_ids.push_back(token);
-    if (tokenizer != nullptr) {
-      text = tokenizer->decode(result.token_ids);
-      give_out(text, false, given, on_text);
+    if (stream) {
+      show(stream->push(token));
     }
     if (count + 1 < num) {
       if (session.length() == file.max_context) {
@@ -75,9 +62,8 @@ Generation generate(Session& session, const RunFile& file, const std::vector<int
       logits = session.append({&result.token_ids.back(), 1});
     }
   }
-  if (tokenizer != nullptr) {
-    give_out(text, true, given, on_text);
-    result.text = text;
+  if (stream) {
+    show(stream->finish());
   }
   result.ttft_s = seconds(start, first);
   result.prefill_tok_per_s = static_cast<double>(prompt.size()) / result.ttft_s;

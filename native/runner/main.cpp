@@ -66,14 +66,27 @@ std::vector<int64_t> prompt_ids(const runner::Arguments& args, const runner::Run
   if (args.is_raw || !file.has_template) {
     return tokenizer->encode(prompt, true);
   }
-  require(file.chat.has_value(),
-          "prompt: the model's chat template does more than to put texts around it, which is not "
-          "done here; "
-          "give the prompt raw (--raw), or use doubleweave run");
+  require(
+      file.chat.has_value(),
+      "prompt: the model's chat template does more than to put texts around it, which is not "
+      "done here; give the prompt raw (--raw) or as token ids (--token-ids), or use doubleweave "
+      "run");
   if (file.chat->strips) {
     prompt = std::string(doubleweave::utf8::stripped(prompt));
   }
   return tokenizer->encode(file.chat->before + prompt + file.chat->behind, false);
+}
+
+// The text that each token makes certain, and the rest, as text is shown.
+void print_pieces(const std::vector<int64_t>& ids, const doubleweave::Tokenizer* tokenizer) {
+  require(tokenizer != nullptr, "detokenize: the program has no tokenizer for it");
+  doubleweave::Tokenizer::Stream stream(*tokenizer);
+  Json pieces = Json::array();
+  for (const int64_t id : ids) {
+    pieces.push_back(stream.push(id));
+  }
+  pieces.push_back(stream.finish());
+  std::printf("%s\n", pieces.dump().c_str());
 }
 
 void print_report(const runner::Arguments& args, const runner::Generation& result, int threads) {
@@ -132,6 +145,10 @@ void run(runner::Arguments args) {
     }
   }
   const std::vector<int64_t> ids = prompt_ids(args, file, tokenizer.get());
+  if (args.only_detokenizes) {
+    print_pieces(ids, tokenizer.get());
+    return;
+  }
   if (args.only_tokenizes) {
     std::printf("%s\n", Json(ids).dump().c_str());
     return;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -15,8 +16,19 @@ namespace doubleweave::tokenizer {
 using Normalize = std::function<std::string(std::string)>;
 /// Cuts a piece into pieces; `is_first` says that the piece begins the text.
 using PreTokenize = std::function<std::vector<std::string>(std::string piece, bool is_first)>;
-/// From tokens to pieces of text, which joined are the text.
-using Decode = std::function<std::vector<std::string>(std::vector<std::string>)>;
+
+/// One step of a decoder over the tokens of one text, which come one by one.
+class DecodeStep {
+ public:
+  virtual ~DecodeStep() = default;
+  /// Takes a token and gives the tokens that it makes certain.
+  virtual std::vector<std::string> push(std::string token) = 0;
+  /// Gives the tokens that were held back.
+  virtual std::vector<std::string> finish() { return {}; }
+};
+
+/// The steps of a decoder, each as a function that makes it anew for another text.
+using Decoder = std::vector<std::function<std::unique_ptr<DecodeStep>()>>;
 
 /// The steps of a Sequence, one behind the other.
 template <typename Step>
@@ -37,7 +49,7 @@ Step read_sequence(const nlohmann::json& items, Step (*read)(const nlohmann::jso
 /// an option of one, that does not exist here.
 Normalize read_normalizer(const nlohmann::json& step);
 PreTokenize read_pre_tokenizer(const nlohmann::json& step);
-Decode read_decoder(const nlohmann::json& step);
+Decoder read_decoder(const nlohmann::json& step);
 
 /// The pattern of a Split or Replace: a regular expression, or a text that stands for itself.
 Regex read_pattern(const nlohmann::json& pattern);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <numeric>
 #include <set>
 #include <sstream>
@@ -43,7 +44,7 @@ struct Tokenizer::Impl {
   std::vector<int64_t> behind;
   tokenizer::Normalize normalize;
   tokenizer::PreTokenize pre_tokenize;
-  tokenizer::Decode decode;
+  tokenizer::Decoder decoder;
 };
 
 Tokenizer::Impl::Impl(const Json& data)
@@ -51,7 +52,7 @@ Tokenizer::Impl::Impl(const Json& data)
       texts(vocabulary->texts()),
       normalize(tokenizer::read_normalizer(member(data, "normalizer"))),
       pre_tokenize(tokenizer::read_pre_tokenizer(member(data, "pre_tokenizer"))),
-      decode(tokenizer::read_decoder(member(data, "decoder"))) {
+      decoder(tokenizer::read_decoder(member(data, "decoder"))) {
   read_added(member(data, "added_tokens"));
   read_post_processor(member(data, "post_processor"));
   for (const char* option : {"truncation", "padding"}) {
@@ -73,10 +74,8 @@ void Tokenizer::Impl::read_added(const Json& tokens) {
     }
     std::string text = item.at("content");
     const bool is_normalized = item.value("normalized", false);
-    if (is_normalized) {
-      text = normalize(std::move(text));  // it is looked for in normalized text
-    }
-    (is_normalized ? normalized : raw).add(text, token);
+    // A normalized one is looked for in normalized text.
+    (is_normalized ? normalized : raw).add(is_normalized ? normalize(text) : text, token);
     texts[static_cast<size_t>(token.id)] = std::move(text);
   }
 }
@@ -155,15 +154,55 @@ std::vector<int64_t> Tokenizer::encode(std::string_view text, bool with_special)
 }
 
 std::string Tokenizer::decode(std::span<const int64_t> ids) const {
-  std::vector<std::string> tokens;
+  Stream stream(*this);
+  std::string text;
   for (const int64_t id : ids) {
-    if (id >= 0 && id < static_cast<int64_t>(impl_->texts.size()) && !impl_->special.contains(id) &&
-        !impl_->texts[static_cast<size_t>(id)].empty()) {
-      tokens.push_back(impl_->texts[static_cast<size_t>(id)]);
-    }
+    text += stream.push(id);
   }
-  const std::vector<std::string> pieces = impl_->decode(std::move(tokens));
-  return std::accumulate(pieces.begin(), pieces.end(), std::string());
+  return text + stream.finish();
+}
+
+struct Tokenizer::Stream::State {
+  // Sends tokens through the steps from one on, and joins what comes out.
+  std::string through(std::vector<std::string> tokens, size_t start) {
+    for (size_t step = start; step < steps.size(); ++step) {
+      std::vector<std::string> given;
+      for (std::string& token : tokens) {
+        std::ranges::move(steps[step]->push(std::move(token)), std::back_inserter(given));
+      }
+      tokens = std::move(given);
+    }
+    return std::accumulate(tokens.begin(), tokens.end(), std::string());
+  }
+
+  const Tokenizer::Impl& tokenizer;
+  std::vector<std::unique_ptr<tokenizer::DecodeStep>> steps;
+};
+
+Tokenizer::Stream::Stream(const Tokenizer& tokenizer)
+    : state_(std::make_unique<State>(*tokenizer.impl_)) {
+  for (const auto& make : state_->tokenizer.decoder) {
+    state_->steps.push_back(make());
+  }
+}
+
+Tokenizer::Stream::~Stream() = default;
+
+std::string Tokenizer::Stream::push(int64_t id) {
+  const Impl& found = state_->tokenizer;
+  if (id < 0 || id >= static_cast<int64_t>(found.texts.size()) || found.special.contains(id) ||
+      found.texts[static_cast<size_t>(id)].empty()) {
+    return {};
+  }
+  return state_->through({found.texts[static_cast<size_t>(id)]}, 0);
+}
+
+std::string Tokenizer::Stream::finish() {
+  std::string text;
+  for (size_t step = 0; step < state_->steps.size(); ++step) {
+    text += state_->through(state_->steps[step]->finish(), step + 1);
+  }
+  return text;
 }
 
 }  // namespace doubleweave

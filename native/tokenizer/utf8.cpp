@@ -108,6 +108,18 @@ std::string lossy(std::string_view bytes) {
   return text;
 }
 
+size_t begun(std::string_view bytes) {
+  for (size_t held = std::min<size_t>(3, bytes.size()); held > 0; --held) {
+    const std::string_view end = bytes.substr(bytes.size() - held);
+    // The character that another byte would make whole, or bring nearer.
+    const auto [found, is_whole] = measure(end, 0);
+    if (found == held && !is_whole && byte_at(end, 0) >= 0xC2 && byte_at(end, 0) <= 0xF4) {
+      return held;
+    }
+  }
+  return 0;
+}
+
 std::string_view stripped(std::string_view text) {
   const std::vector<std::string_view> found = characters(text);
   const auto begin = std::ranges::find_if_not(found, is_space);

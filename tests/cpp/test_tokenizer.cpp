@@ -122,6 +122,17 @@ void check_decode(const dw::Tokenizer& tokenizer, const Ids& ids, std::string_vi
         std::string(expected).c_str());
 }
 
+void check_stream(const dw::Tokenizer& tokenizer, const Ids& ids,
+                  const std::vector<std::string>& expected) {
+  dw::Tokenizer::Stream stream(tokenizer);
+  std::vector<std::string> found;
+  for (const int64_t id : ids) {
+    found.push_back(stream.push(id));
+  }
+  found.push_back(stream.finish());
+  CHECK(found == expected, "%s comes in other pieces", shown(ids).c_str());
+}
+
 void test_utf8() {
   namespace utf8 = dw::utf8;
   using Views = std::vector<std::string_view>;
@@ -138,6 +149,20 @@ void test_utf8() {
   }
   CHECK(utf8::lossy("\xE6\x97z\xFF\xFF") == "\uFFFDz\uFFFD\uFFFD",
         "one for a piece of a character");
+  for (const auto& [bytes, held] :
+       std::vector<std::pair<std::string, size_t>>{{"", 0},
+                                                   {"a", 0},
+                                                   {"\xE6", 1},
+                                                   {"a\xE6\x97", 2},
+                                                   {"\xF0\x9F\x98", 3},
+                                                   {"日", 0},
+                                                   {"\xF0\x9F\x98\x80", 0},
+                                                   {"\xE6\x97\xE6", 1},
+                                                   {"\x97", 0},
+                                                   {"\xFF", 0},
+                                                   {"\xED\xA0", 0}}) {
+    CHECK(utf8::begun(bytes) == held, "'%s' has begun a character", bytes.c_str());
+  }
   CHECK(utf8::stripped("\x1F \u00A0\u3000a b\u2028\n") == "a b", "as Python's str.strip");
   CHECK(utf8::stripped(" \t").empty() && utf8::stripped("").empty(), "nothing is left");
   CHECK(utf8::stripped("\x85 a\xA0") == "\x85 a\xA0", "lone bytes are no spaces");
@@ -185,6 +210,7 @@ void test_byte_level() {
   check_decode(tokenizer, {11, 3, 4, 5, 6, 4, 7, 8}, "llo é 12");
   check_decode(tokenizer, {6, 13}, "\uFFFDhello");
   check_decode(tokenizer, {5, 0}, "\uFFFDh");
+  check_stream(tokenizer, {13, 5, 6, 5, 0, 5}, {"hello", "", "é", "", "\uFFFDh", "", "\uFFFD"});
   CHECK_REFUSED(tokenizer.encode("a\xFF", true), "prompt: is not valid Unicode");
 }
 
@@ -217,6 +243,9 @@ void test_byte_fallback() {
   check_decode(tokenizer, {9, 2, 2, 6}, "ab\uFFFD\uFFFDa");
   check_decode(tokenizer, {2, 3, 2}, "\uFFFD\uFFFD\uFFFD");
   check_decode(tokenizer, {10, 6}, "bba");
+  check_decode(tokenizer, {6, 10}, "abb");
+  check_stream(tokenizer, {1, 9, 9, 2, 3, 2, 5, 6},
+               {"", "ab", " ab", "", "", "", "\uFFFD\uFFFD\uFFFD ", "a", ""});
 }
 
 void test_unigrams() {

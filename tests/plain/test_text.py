@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import toys
 from doubleweave.errors import InputError, ProgramError
-from doubleweave.runtime.llm.text import Stream, Text
+from doubleweave.runtime.llm.text import Text
 
 TEXTS = st.text(st.sampled_from("abc é€😀\n"), max_size=20)
 STOPS = st.text(st.sampled_from("abc é€"), min_size=1, max_size=4)
@@ -29,7 +29,7 @@ def text_of(**changes) -> Text:
 
 def stream_pieces(token_ids, stop=()):
     """The pieces of a stream fed until it stops, and the stream."""
-    stream = Stream(text_of(), stop)
+    stream = text_of().stream(stop)
     pieces = []
     for token in token_ids:
         pieces.append(stream.push(token))
@@ -131,7 +131,7 @@ def test_stream_shows_nothing_of_any_stop_text(prompt, stops):
 
 
 def test_stop_text_across_pieces_is_held_back():
-    stream = Stream(text_of(), ("end",))
+    stream = text_of().stream(("end",))
     given_back = [stream.push(token) for token in text_of().encode_raw("an enemy ends")]
     # "e" and "en" may begin the stop text; they come out with the letter that decides otherwise.
     assert given_back == ["a", "n", " ", "", "", "en", "em", "y", " ", "", "", "", ""]
@@ -140,4 +140,4 @@ def test_stop_text_across_pieces_is_held_back():
 
 def test_empty_stop_text_is_refused():
     with pytest.raises(InputError, match="stop: found an empty text"):
-        Stream(text_of(), ("x", ""))
+        text_of().stream(("x", ""))

@@ -184,6 +184,33 @@ def test_tokens_become_the_texts_of_hugging_faces_library(tokenizer_files, toy_c
         assert found["text"] == own.decode(found["token_ids"])
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["bytes", "sentencepiece", "unigram", "bare", "trimmed", "tiktoken", "smollm2", "metaspace", "gemma"],
+)
+def test_text_streams_as_in_the_package(tokenizer_files, name, tmp_path):
+    """Of random tokens: bytes that are no character, special and added tokens, ids without a token."""
+    import numpy as np
+
+    import toys
+    from doubleweave.runtime.llm.text import Text
+
+    folder = tokenizer_files[name]
+    text = Text(folder / "tokenizer.json", toys.model_info())
+    random = np.random.default_rng(5)
+    for ids in (
+        *(random.integers(0, 720, 200).tolist() for _ in range(4)),
+        *(random.integers(0, 270, 200).tolist() for _ in range(4)),
+        [*text.encode_raw("né 日本語 😀 <|end|> they  say"), 5, *text.encode_raw("😀")],
+        [],
+    ):
+        (tmp_path / "ids.json").write_text(json.dumps(ids))
+        found = json.loads(native(folder, "--token-ids", tmp_path / "ids.json", "--detokenize").stdout)
+        stream = text.stream()
+        assert found == [*map(stream.push, ids), stream.finish()]
+        assert "".join(found) == text.decode(ids)
+
+
 def test_tokenizers_that_it_cannot_do(toy_copy):
     path = toy_copy / "tokenizer.json"
     data = json.loads(path.read_text())

@@ -1,6 +1,7 @@
 // UTF-8, one character at a time. Part of the tokenizer's library.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -23,6 +24,9 @@ bool is_valid(std::string_view text);
 /// Bytes as a text: what is no UTF-8 becomes U+FFFD, one for each longest piece that could have
 /// begun a character (as Rust's from_utf8_lossy does).
 std::string lossy(std::string_view bytes);
+
+/// How many bytes at the end of `bytes` are the beginning of a character that is not whole yet.
+size_t begun(std::string_view bytes);
 
 /// A text without the white space at its two ends: the characters that Python's str.strip takes
 /// away, and so the trim of a chat template.

@@ -15,6 +15,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from doubleweave.errors import ProgramError
+from doubleweave.ir.chat import ChatTemplate
 from doubleweave.ir.check import Check
 from doubleweave.ir.sizes import symbols
 from doubleweave.ir.split import ITEM_BYTES, FixedSizes, Function, Range, Segment, SizeRanges, Split
@@ -31,12 +32,14 @@ RUN_FILE = "run.json"  # predict/run_file.py
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The facts about a language model that generating text needs; `max_context` is in tokens."""
+    """The facts about a language model that generating text needs; `max_context` is in tokens.
+
+    `chat_template` is a Jinja template, several by name, or None."""
 
     vocab_size: int
     max_context: int
     eos_token_ids: tuple[int, ...]
-    chat_template: str | None
+    chat_template: ChatTemplate
     special_tokens: dict[str, str]
     quantize: str
 
@@ -148,7 +151,9 @@ def from_plain(kind: Any, data: Any) -> Any:
             return FixedSizes(from_plain(tuple[int, ...], data["static"]))
         return SizeRanges(from_plain(tuple[Range, ...], data["dynamic"]))
     if origin in (Union, UnionType):
-        return from_plain(next((arg for arg in args if arg is type(data)), args[0]), data)
+        return from_plain(
+            next((arg for arg in args if (get_origin(arg) or arg) is type(data)), args[0]), data
+        )
     if origin is tuple and type(data) is list:
         return tuple(from_plain(args[0], item) for item in data)
     if origin is dict and type(data) is dict:

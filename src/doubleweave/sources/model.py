@@ -26,6 +26,6 @@ class Model:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     save_tokenizer: Callable[[Path], None] | None
-    chat_template: str | None
+    chat_template: str | dict[str, str] | None
     special_tokens: dict[str, str]
     audit: Callable[[], str] = lambda: ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from doubleweave.errors import InputError
 from doubleweave.runtime.llm.sampling import Sampler, Sampling
 from doubleweave.runtime.llm.session import Session, TokenIds
-from doubleweave.runtime.llm.text import Stream, Text
+from doubleweave.runtime.llm.text import Text
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def run(
     record: bool = False,
 ) -> Generation:
     """Generate to the end and measure; `on_text` gets the text piece by piece (none without `text`)."""
-    stream = None if text is None else Stream(text, stop)
+    stream = None if text is None else text.stream(stop)
     start = time.perf_counter()
     first = last = None
     ids: list[int] = []

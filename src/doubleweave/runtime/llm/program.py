@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from doubleweave.runtime.instances import open_instances
 from doubleweave.runtime.llm.generate import Generation, generate, run
 from doubleweave.runtime.llm.sampling import Sampling
 from doubleweave.runtime.llm.session import Session, TokenIds
-from doubleweave.runtime.llm.text import Text
+from doubleweave.runtime.llm.text import Stream, Text
 from doubleweave.runtime.module.method import Method, segment_functions
 from doubleweave.runtime.module.runner import Runner
 from doubleweave.runtime.module.states import States
@@ -74,8 +75,30 @@ class Program:
     def stream(
         self, session: Session, token_ids: TokenIds, max_new_tokens: int, sampling: Sampling | None = None
     ) -> Iterator[int]:
-        """Append a prompt to a session and yield new tokens until an end token or `max_new_tokens`."""
+        """Append a prompt to a session and yield new tokens until an end token or `max_new_tokens`.
+
+        `text.stream()` turns them into text one by one; `stream_text` does both.
+        """
         return generate(session, token_ids, max_new_tokens, sampling or Sampling())
+
+    def stream_text(
+        self,
+        session: Session,
+        prompt: str | TokenIds,
+        max_new_tokens: int = 128,
+        *,
+        raw: bool = False,
+        stop: Sequence[str] = (),
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """Append a prompt to a session and yield the answer's text as it comes, in whole characters.
+
+        The pieces joined are the text of the new tokens, up to the first of the texts `stop`. The prompt, `raw` and
+        `sampling` are those of `generate`.
+        """
+        chosen, stream = _sampling("stream_text", sampling), self.text.stream(stop)
+        ids = self.text.encode(prompt, raw=raw) if isinstance(prompt, str) else prompt
+        return _pieces(generate(session, ids, max_new_tokens, chosen), stream)
 
     def generate(
         self,
@@ -91,12 +114,24 @@ class Program:
 
         `raw` leaves the chat template out; `sampling` takes temperature, top_p and seed (greedy without).
         """
-        try:
-            chosen = Sampling(**sampling)
-        except TypeError:
-            raise InputError(
-                f"generate: found argument {sorted(sampling)[0]!r}, expected temperature, top_p or seed"
-            ) from None
+        chosen = _sampling("generate", sampling)
         session = session or self.session()
         ids = self.text.encode(prompt, raw=raw) if isinstance(prompt, str) else prompt
         return run(session, ids, max_new_tokens, chosen, self.text_for(stop), stop)
+
+
+def _sampling(where: str, given: dict[str, Any]) -> Sampling:
+    known = {field.name for field in fields(Sampling)}
+    if unknown := sorted(set(given) - known):
+        raise InputError(f"{where}: found argument {unknown[0]!r}, expected temperature, top_p or seed")
+    return Sampling(**given)
+
+
+def _pieces(tokens: Iterator[int], stream: Stream) -> Iterator[str]:
+    for token in tokens:
+        if piece := stream.push(token):
+            yield piece
+        if stream.stopped:
+            return
+    if piece := stream.finish():
+        yield piece
