@@ -1,7 +1,10 @@
 // The Python module `doubleweave._scheduling`: predicting needs it alone, without ExecuTorch.
+#include <nanobind/stl/string.h>
+
 #include <exception>
 
 #include "arrays.h"
+#include "doubleweave/digest.h"
 #include "doubleweave/scheduling/schedule.h"
 
 namespace nb = nanobind;
@@ -21,6 +24,11 @@ NB_MODULE(_scheduling, m) {
       raise("ScheduleError", error);
     }
   });
+  m.def(
+      "digest",
+      [](const nb::bytes& data) { return doubleweave::digest_text({data.c_str(), data.size()}); },
+      nb::arg("data"), "XXH64 of the data as 16 hexadecimal digits; finds damage to files.");
+  m.attr("DIGEST_CHUNK_BYTES") = doubleweave::kDigestChunkBytes;
   doubleweave::python::bind_graph(m);
   doubleweave::python::bind_planner(m);
 }

@@ -135,6 +135,7 @@ void run(runner::Arguments args) {
   const std::filesystem::path tokenizer_path = folder / "tokenizer.json";
   std::unique_ptr<doubleweave::Tokenizer> tokenizer;
   if (args.prompt || std::filesystem::exists(tokenizer_path)) {
+    runner::check_tokenizer(tokenizer_path, file);
     try {
       tokenizer = std::make_unique<doubleweave::Tokenizer>(tokenizer_path);
     } catch (const Error& error) {

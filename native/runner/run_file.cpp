@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "doubleweave/digest.h"
 #include "doubleweave/error.h"
 
 namespace doubleweave::scheduling {
@@ -27,7 +30,7 @@ namespace {
 using Json = nlohmann::json;
 using Names = std::map<std::string, int>;
 
-constexpr int kVersion = 3;
+constexpr int kVersion = 4;
 constexpr double kMostUs = 1e9;
 
 int index_of(const Names& names, const Json& name, const char* what) {
@@ -217,11 +220,45 @@ scheduling::Machine machine_of(const Json& data, size_t devices) {
   return machine;
 }
 
+std::string bytes_of(const std::filesystem::path& path) {
+  std::ifstream stream(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+// A file that is sealed ends with the digest of all before it (src/doubleweave/ir/seal.py). It is
+// compared before anything of the file is read.
+void check_seal(std::string_view text) {
+  constexpr std::string_view kBefore = ",\n \"seal\": \"";
+  const size_t place = text.rfind(kBefore);
+  require(place != std::string_view::npos, "it is of another version, or truncated");
+  const std::string_view sealed = text.substr(0, place);
+  require(text.substr(place) == std::string(kBefore) + digest_text(sealed) + "\"\n}\n",
+          "its seal is of another text");
+}
+
+std::vector<uint64_t> digests_of(const Json& data, int64_t program_bytes) {
+  std::vector<uint64_t> digests;
+  for (const Json& item : data) {
+    const auto& text = item.get_ref<const std::string&>();
+    uint64_t& digest = digests.emplace_back();
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), digest, 16);
+    require(error == std::errc() && text.size() == 16 && end == text.data() + 16,
+            "a digest is no digest");
+  }
+  constexpr auto kChunk = static_cast<int64_t>(kDigestChunkBytes);
+  require(program_bytes > 0 && program_bytes / kChunk + (program_bytes % kChunk != 0) ==
+                                   static_cast<int64_t>(digests.size()),
+          "the program has another number of digests");
+  return digests;
+}
+
 RunFile parse(const Json& data) {
   require(data.at("format") == "doubleweave-run", "it is no run file");
   require(data.at("version") == kVersion, "it is of another version");
   RunFile file{};
   file.program_bytes = data.at("program_bytes");
+  file.program_digests = digests_of(list_in(data, "program_digests"), file.program_bytes);
+  data.at("tokenizer_digest").get_to(file.tokenizer_digest);
   file.vocab_size = data.at("vocab_size");
   file.max_context = data.at("max_context");
   data.at("eos_token_ids").get_to(file.eos_token_ids);
@@ -287,13 +324,22 @@ RunFile read_run_file(const std::filesystem::path& folder) {
           "(of a language model), or write it with: doubleweave prepare ",
           folder.string());
   try {
-    return parse(Json::parse(stream));
+    const std::string text(std::istreambuf_iterator<char>(stream), {});
+    check_seal(text);
+    return parse(Json::parse(text));
   } catch (const std::exception& error) {
     std::string reason = error.what();
     reason = reason.substr(0, std::min(reason.find('\n'), size_t{200}));
     throw Error(path.string() + ": is damaged (" + reason +
                 "); write it again with: doubleweave prepare " + folder.string());
   }
+}
+
+void check_tokenizer(const std::filesystem::path& path, const RunFile& file) {
+  const std::string found = digest_text(bytes_of(path));
+  require(!std::filesystem::exists(path) || found == file.tokenizer_digest, path.string(),
+          ": its digest is ", found, ", run.json says '", file.tokenizer_digest,
+          "': the file was changed or damaged; compile the program again");
 }
 
 }  // namespace doubleweave::runner

@@ -49,6 +49,8 @@ struct Chat {
 
 struct RunFile {
   int64_t program_bytes;
+  std::vector<uint64_t> program_digests;  // of its chunks
+  std::string tokenizer_digest;           // "": there is no tokenizer.json
   int vocab_size;
   int max_context;
   std::vector<int> eos_token_ids;
@@ -66,5 +68,8 @@ struct RunFile {
 
 /// Reads and checks a program folder's run.json. Throws Error where it is missing or damaged.
 RunFile read_run_file(const std::filesystem::path& folder);
+
+/// Throws Error unless tokenizer.json is the one that the program was compiled with.
+void check_tokenizer(const std::filesystem::path& path, const RunFile& file);
 
 }  // namespace doubleweave::runner

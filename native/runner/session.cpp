@@ -82,7 +82,7 @@ Session::Session(const std::filesystem::path& folder, const RunFile& file,
     : file_(file),
       planner_(planner),
       wish_(std::move(wish)),
-      program_(checked_program(folder, file)),
+      program_(checked_program(folder, file), file.program_digests),
       cache_(cache_rows(file), file.max_context, file.outline.rows.most),
       region_of_(file.values.size(), -1),
       positions_(static_cast<size_t>(file.max_context + file.outline.rows.most)) {

@@ -5,10 +5,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
 
+#include "doubleweave/digest.h"
 #include "doubleweave/error.h"
 
 namespace doubleweave {
@@ -28,7 +30,8 @@ void release_pages(void* /*context*/, void* data, size_t size) {
 
 }  // namespace
 
-FileLoader::FileLoader(const std::string& path) {
+FileLoader::FileLoader(const std::string& path, std::vector<uint64_t> digests)
+    : digests_(std::move(digests)), is_checked_(digests_.size()) {
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   struct stat status{};
   if (file < 0 || fstat(file, &status) != 0) {
@@ -39,6 +42,11 @@ FileLoader::FileLoader(const std::string& path) {
     throw Error(text("program '", path, "' cannot be opened: ", std::strerror(reason), "."));
   }
   size_ = static_cast<size_t>(status.st_size);
+  if (!digests_.empty() && digests_.size() != (size_ + kDigestChunkBytes - 1) / kDigestChunkBytes) {
+    close(file);
+    throw Error(text("program '", path, "' has ", size_, " bytes, expected ", digests_.size(),
+                     " MiB; compile it again."));
+  }
   data_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
   const int reason = errno;
   close(file);
@@ -52,11 +60,40 @@ FileLoader::FileLoader(const std::string& path) {
 FileLoader::~FileLoader() { munmap(data_, size_); }
 
 et::Result<et::FreeableBuffer> FileLoader::load(size_t offset, size_t size,
-                                                const SegmentInfo& /*segment_info*/) const {
+                                                const SegmentInfo& segment_info) const {
   if (offset > size_ || size > size_ - offset) {
     return et::Error::InvalidArgument;
   }
+  // Constants are read where they lie, a row at a time; all else is read as a whole at once.
+  if (!check(offset, size, segment_info.segment_type != SegmentInfo::Type::Constant)) {
+    return et::Error::InvalidProgram;
+  }
   return et::FreeableBuffer(static_cast<const std::byte*>(data_) + offset, size, &release_pages);
+}
+
+// Threads that load neighbours may check a chunk twice, which costs less than a lock.
+bool FileLoader::check(size_t offset, size_t size, bool is_kept) const {
+  if (digests_.empty() || size == 0) {
+    return true;
+  }
+  const size_t last = (offset + size - 1) / kDigestChunkBytes;
+  for (size_t chunk = offset / kDigestChunkBytes; chunk <= last; ++chunk) {
+    if (is_checked_[chunk]) {
+      continue;
+    }
+    const size_t begin = chunk * kDigestChunkBytes;
+    const size_t bytes = std::min(kDigestChunkBytes, size_ - begin);
+    std::byte* data = static_cast<std::byte*>(data_) + begin;
+    if (digest(data, bytes) != digests_[chunk]) {
+      is_damaged_ = true;
+      return false;
+    }
+    if (!is_kept) {
+      madvise(data, bytes, MADV_DONTNEED);
+    }
+    is_checked_[chunk] = true;
+  }
+  return true;
 }
 
 et::Result<size_t> FileLoader::size() const { return size_; }

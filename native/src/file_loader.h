@@ -4,8 +4,11 @@
 
 #include <executorch/runtime/core/data_loader.h>
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <string>
+#include <vector>
 
 namespace doubleweave {
 
@@ -14,8 +17,10 @@ namespace doubleweave {
 /// embedding table makes two megabytes resident.
 class FileLoader final : public executorch::runtime::DataLoader {
  public:
-  /// Maps the file. Throws Error when it cannot be opened or mapped.
-  explicit FileLoader(const std::string& path);
+  /// Maps the file. `digests`, where there are any, are those of its chunks of kDigestChunkBytes:
+  /// each is compared once, when a part of its chunk is first loaded. Throws Error when the file
+  /// cannot be opened or mapped, or has another number of chunks.
+  FileLoader(const std::string& path, std::vector<uint64_t> digests);
   ~FileLoader() override;
   FileLoader(const FileLoader&) = delete;
   FileLoader& operator=(const FileLoader&) = delete;
@@ -27,9 +32,17 @@ class FileLoader final : public executorch::runtime::DataLoader {
   /// Lets the file's pages go; those that are used again come back from the page cache.
   void trim() const;
 
+  /// Whether a part that was loaded has another digest than it should have.
+  bool is_damaged() const { return is_damaged_; }
+
  private:
+  bool check(size_t offset, size_t size, bool is_kept) const;
+
   void* data_ = nullptr;
   size_t size_ = 0;
+  std::vector<uint64_t> digests_;
+  mutable std::vector<std::atomic<bool>> is_checked_;  // of each chunk
+  mutable std::atomic<bool> is_damaged_{false};
 };
 
 }  // namespace doubleweave

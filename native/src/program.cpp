@@ -158,6 +158,12 @@ void check_backends(const et::MethodMeta& meta, const std::string& path,
   }
 }
 
+void check_digests(const ProgramState& state) {
+  require(!state.loader->is_damaged(), "program '", state.path,
+          "' was changed or damaged: a part of it has another digest than when it was compiled; ",
+          "compile it again.");
+}
+
 void load_method(std::unique_ptr<Instance::Impl>& impl,
                  const et::LoadBackendOptionsMap& backend_options) {
   ProgramState& state = *impl->program;
@@ -171,6 +177,7 @@ void load_method(std::unique_ptr<Instance::Impl>& impl,
                                              /*named_data_map=*/nullptr, &backend_options);
     if (!loaded.ok()) {
       group.set_loading(nullptr);
+      check_digests(state);
       throw Error(text("method '", impl->method_name, "' of '", state.path,
                        "' cannot be loaded: ", failure_text(loaded.error()), "."));
     }
@@ -185,15 +192,17 @@ void load_method(std::unique_ptr<Instance::Impl>& impl,
 
 }  // namespace
 
-Program::Program(const std::string& path) : impl_(std::make_shared<Impl>()) {
+Program::Program(const std::string& path, std::vector<uint64_t> digests)
+    : impl_(std::make_shared<Impl>()) {
   init_runtime();
   register_operators();
   check_file(path);
   const LogScope log;
   ProgramState& state = *impl_->state;
   state.path = path;
-  state.loader.emplace(path);
+  state.loader.emplace(path, std::move(digests));
   auto program = et::Program::load(&*state.loader, et::Program::Verification::InternalConsistency);
+  check_digests(state);
   if (!program.ok()) {
     throw Error(text("program '", path, "' is damaged or truncated (",
                      failure_text(program.error()), "); compile it again."));

@@ -110,9 +110,10 @@ class Instance {
 /// A program file, mapped into memory. Instances keep what they need of it alive.
 class Program {
  public:
-  /// Throws Error, naming the path, when the file is missing, truncated or not an ExecuTorch
-  /// program.
-  explicit Program(const std::string& path);
+  /// With `digests`, of the file's chunks of kDigestChunkBytes (digest.h), everything that is read
+  /// of the file is compared with them before it is used. Throws Error, naming the path, when the
+  /// file is missing, truncated, damaged or not an ExecuTorch program.
+  explicit Program(const std::string& path, std::vector<uint64_t> digests = {});
   ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;

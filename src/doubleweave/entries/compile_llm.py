@@ -17,7 +17,8 @@ from doubleweave.compiler.pipeline_llm import splits_of
 from doubleweave.compiler.policy import DEFAULT_BACKEND, DEFAULT_SIZES, MOST_ROWS
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
 from doubleweave.errors import PolicyError, SourceError
-from doubleweave.ir.manifest import PROGRAM_FILE, Manifest, ModelInfo
+from doubleweave.ir.manifest import PROGRAM_FILE, TOKENIZER_FILE, Manifest, ModelInfo
+from doubleweave.ir.seal import digest_of
 from doubleweave.ir.split import FixedSizes, SizeRanges, rows
 from doubleweave.predict.find_profile import find_profile
 from doubleweave.predict.run_file import write_run_file
@@ -180,6 +181,7 @@ def _compile(model: Model, folder: Path, options: Options, check: bool, report: 
         state_sha256="",
         made_with={name: version(name) for name in ("doubleweave", "executorch", "torch", "transformers")},
         check=None,
+        tokenizer_digest=digest_of(folder / TOKENIZER_FILE),
     )
     manifest.write(folder)
     write_run_file(folder, manifest, find_profile(folder, manifest))

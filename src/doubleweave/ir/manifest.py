@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -17,12 +16,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from doubleweave.errors import ProgramError
 from doubleweave.ir.chat import ChatTemplate
 from doubleweave.ir.check import Check
-from doubleweave.ir.sizes import symbols
-from doubleweave.ir.split import ITEM_BYTES, FixedSizes, Function, Range, Segment, SizeRanges, Split
+from doubleweave.ir.rules import language_model_problem, split_problem
+from doubleweave.ir.seal import digest_of, is_whole, sealed
+from doubleweave.ir.split import FixedSizes, Range, SizeRanges, Split
 from doubleweave.ir.trees import Tree
 
 FORMAT = "doubleweave-program"
-VERSION = 3  # programs of another version are refused, not converted: they can be compiled again
+VERSION = 4  # programs of another version are refused, not converted: they can be compiled again
 PROGRAM_FILE = "program.pte"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -51,6 +51,7 @@ class Manifest:
     `name` is the source's or the module's; `model` is None for a module that is no language model. state.bin holds the
     first values of the states, in the order of `Split.states`; its digest is "" where there are none. `check` is what
     was compared with the source before the program was written, None for a program that was compiled without.
+    `tokenizer_digest` is that of tokenizer.json (seal.py), "" where there is none.
     """
 
     name: str
@@ -61,10 +62,11 @@ class Manifest:
     state_sha256: str
     made_with: dict[str, str]
     check: Check | None
+    tokenizer_digest: str = ""
 
     def write(self, folder: Path) -> None:
         data = {"format": FORMAT, "version": VERSION, **to_plain(self)}
-        (folder / MANIFEST_FILE).write_text(json.dumps(data, indent=1) + "\n")
+        (folder / MANIFEST_FILE).write_bytes(sealed(data, indent=1))
 
 
 def read(folder: Path) -> Manifest:
@@ -84,10 +86,25 @@ def read(folder: Path) -> Manifest:
     return manifest
 
 
+def check_tokenizer(folder: Path, manifest: Manifest) -> None:
+    """Raises ProgramError for a tokenizer.json that is not the one that the program was compiled with."""
+    path = folder / TOKENIZER_FILE
+    try:
+        found = digest_of(path)
+    except OSError as error:
+        raise ProgramError(f"{path}: cannot be read ({error.strerror}); compile the program again") from None
+    if found not in ("", manifest.tokenizer_digest):
+        raise ProgramError(
+            f"{path}: its digest is {found}, the manifest says {manifest.tokenizer_digest!r}: the file was changed or "
+            "damaged; compile the program again"
+        )
+
+
 def _parse(path: Path) -> Manifest:
     again = "compile the program again"
     try:
-        data = json.loads(path.read_text())
+        content = path.read_bytes()
+        data = json.loads(content)
     except FileNotFoundError:
         raise ProgramError(f"{path}: missing; expected a folder made by doubleweave compile") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -97,26 +114,31 @@ def _parse(path: Path) -> Manifest:
             f"{path}: is not a {FORMAT} manifest; expected a folder made by doubleweave compile"
         )
     if data.get("version") != VERSION:
-        raise ProgramError(f"{path}: found version {data.get('version')!r}, expected {VERSION}; {again}")
+        raise ProgramError(
+            f"{path}: found version {str(data.get('version'))[:20]!r}, expected {VERSION}; {again}"
+        )
+    if not is_whole(content):
+        raise ProgramError(f"{path}: its seal is of another text: the file was changed or damaged; {again}")
     names = {field.name for field in fields(Manifest)}
-    _check_keys(path, data, {"format", "version", *names}, "")
+    _check_keys(path, data, {"format", "version", "seal", *names}, "")
     if data["model"] is not None:
         _check_keys(path, data["model"], {field.name for field in fields(ModelInfo)}, "model.")
     _check_keys(path, data["split"], {field.name for field in fields(Split)}, "split.")
     try:
         manifest: Manifest = from_plain(Manifest, {name: data[name] for name in names})
-        if problem := _inconsistency(manifest):
+        if problem := _problem(manifest):
             raise ValueError(problem)
         return manifest
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ProgramError(f"{path}: does not describe a program ({error}); {again}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        reason = ascii(str(error))[1:-1][:300]  # of what the file has, which may be long and of several lines
+        raise ProgramError(f"{path}: does not describe a program ({reason}); {again}") from None
 
 
 def _check_keys(path: Path, data: Any, expected: set[str], where: str) -> None:
     found = set(data) if isinstance(data, dict) else set()
     if unknown := sorted(found - expected):
         raise ProgramError(
-            f"{path}: found unknown key {where + unknown[0]!r}, expected only "
+            f"{path}: found unknown key {where + unknown[0][:60]!r}, expected only "
             f"{', '.join(sorted(expected))}; compile the program again"
         )
     if missing := sorted(expected - found):
@@ -163,64 +185,24 @@ def from_plain(kind: Any, data: Any) -> Any:
     if isinstance(kind, type) and is_dataclass(kind) and type(data) is dict:
         hints = _hints(kind)
         return kind(**{key: from_plain(hints.get(key, Any), item) for key, item in data.items()})
+    if type(data) is str:
+        data.encode()  # half a character cannot be handed on
     if kind is Any or type(data) is kind or (origin is Literal and data in args):
         return data
     raise TypeError("a value is of another type than expected")
 
 
-def _inconsistency(manifest: Manifest) -> str | None:
-    """The first contradiction within a manifest, or None: everything that reads a split relies on there being none."""
-    split = manifest.split
-    if not split.functions:
-        return "there is no function"
-    for function in split.functions:
-        if problem := _function_problem(split, function):
-            return problem
-    for segment in split.segments:
-        shape = segment.shape
-        if isinstance(shape, FixedSizes):
-            is_empty = min(shape.sizes, default=1) < 1
-        else:
-            is_empty = any(isinstance(r.low, int) and not 1 <= r.low <= r.high for r in shape.ranges)
-        if is_empty:
-            return f"segment {segment.name} has no rows"
-    model = manifest.model
-    if model is not None and (model.max_context < 1 or model.vocab_size < 1):
-        return "the context or the vocabulary is empty"
-    if model is None and any(function.interface is None for function in split.functions):
-        return "a function has no interface"
-    return None
-
-
-def _function_problem(split: Split, function: Function) -> str | None:
-    segments = {segment.name: segment for segment in split.segments}
-    # A function calls only later ones, so that none calls itself.
-    later = split.functions[split.functions.index(function) + 1 :]
-    functions = {other.name: other for other in later}
-    values = {value.name: value for value in function.values}
-    for call in function.calls:
-        if not values.keys() >= {*call.reads, *call.writes}:
-            return f"call {call.name} names a value that is not there"
-        callees: Mapping[str, Segment | Function] = segments if call.callee == "segment" else functions
-        if (callee := callees.get(call.segment)) is None:
-            return f"call {call.name} names a segment that is not there"
-        if (len(call.reads), len(call.writes)) != (len(callee.inputs), len(callee.outputs)):
-            return f"call {call.name} reads or writes another number of values than {call.segment} does"
-    written = [name for call in function.calls for name in call.writes]
-    if sorted(written) != sorted(
-        value.name for value in values.values() if value.kind not in ("input", "state")
-    ):
-        return "a value has no writer or several"
-    named = {*function.outputs, *(name for state in function.states for name in state)}
-    if len(values) != len(function.values) or not named <= set(values):
-        return f"function {function.name!r} names a value that is not there, or one twice"
-    if any(value.dtype not in ITEM_BYTES or value.row_bytes < 1 for value in values.values()):
-        return "a value has an unknown dtype or no bytes"
-    known = {found.symbol for found in function.ranges}
-    for value in values.values() if function.interface is not None else ():
-        if not all(symbols(size) <= known for size in value.shape):
-            return f"value {value.name} has a size that nothing gives"
-    return None
+def _problem(manifest: Manifest) -> str | None:
+    """The first rule that a manifest breaks, or None: everything that reads a split relies on there being none."""
+    split, model = manifest.split, manifest.model
+    if problem := split_problem(split):
+        return problem
+    if model is None:
+        has_none = any(function.interface is None for function in split.functions)
+        return "a function has no interface" if has_none else None
+    if not all(0 <= token < model.vocab_size for token in model.eos_token_ids):
+        return "an end token is not in the vocabulary"
+    return language_model_problem(split, model.vocab_size, model.max_context)
 
 
 def _check_file(path: Path, sha256: str, num_bytes: int | None = None) -> None:

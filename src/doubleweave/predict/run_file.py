@@ -6,13 +6,13 @@ It has calls, values, the slots and dependencies of one chunk, and the costs of 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from doubleweave.files import written_whole
 from doubleweave.ir.chat import affixes_of
-from doubleweave.ir.manifest import RUN_FILE, Manifest, ModelInfo
+from doubleweave.ir.manifest import PROGRAM_FILE, RUN_FILE, Manifest, ModelInfo
+from doubleweave.ir.seal import chunk_digests, sealed
 from doubleweave.ir.split import FixedSizes, Segment, most_rows
 from doubleweave.predict.plan_run import overlapping_schedule
 from doubleweave.predict.profile import Profile
@@ -22,7 +22,7 @@ from doubleweave.schedule.pattern import has_instance_per_worker, pattern_of
 from doubleweave.schedule.scratch_groups import blocks, groups, num_groups
 from doubleweave.vendors.library import library_of
 
-VERSION = 3
+VERSION = 4
 _PATTERN = ("body", "last", "body_waits", "last_waits")
 _MEASURED = ("rows", "cached", "us", "repeated")
 
@@ -30,7 +30,9 @@ _MEASURED = ("rows", "cached", "us", "repeated")
 def write_run_file(folder: Path, manifest: Manifest, profile: Profile) -> None:
     """Write run.json into a language model's folder."""
     with written_whole(folder / RUN_FILE) as temporary:
-        temporary.write_text(json.dumps(run_dict(manifest, profile)) + "\n")
+        data = run_dict(manifest, profile)
+        data["program_digests"] = chunk_digests(folder / PROGRAM_FILE)
+        temporary.write_bytes(sealed(data))
 
 
 def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
         "format": "doubleweave-run",
         "version": VERSION,
         "program_bytes": manifest.program_bytes,
+        "tokenizer_digest": manifest.tokenizer_digest,
         "vocab_size": model.vocab_size,
         "max_context": model.max_context,
         "eos_token_ids": list(model.eos_token_ids),

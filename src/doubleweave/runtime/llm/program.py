@@ -43,6 +43,7 @@ class Program:
     @cached_property
     def text(self) -> Text:
         """The tokenizer and chat template; raises ProgramError when the program has none."""
+        manifest.check_tokenizer(self.folder, self.manifest)
         return Text(self.folder / manifest.TOKENIZER_FILE, self.model)
 
     def text_for(self, stop: Sequence[str]) -> Text | None:
