@@ -7,7 +7,7 @@ program against the quantized split. How far the program is from float32 is repo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ _SPLIT_CHUNKS = (32, 32, 11, *[1] * SINGLES)
 class Compiled:
     """What is checked: the source's module, its split in float32, the split that was lowered, and the program's folder.
 
-    `is_float`: the recipe leaves float32 as it is.
+    `is_float`: the recipe leaves float32 as it is. `audit` says in a sentence how the module differs from its files.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Compiled:
     lowered: TorchSplit
     folder: Path
     is_float: bool
+    audit: Callable[[], str]
 
 
 def check_llm(compiled: Compiled, report: Progress) -> Check:
@@ -72,6 +73,8 @@ def check_llm(compiled: Compiled, report: Progress) -> Check:
     far = far_places(first, compiled.max_context, lengths)
     token_ids = _token_ids(compiled, max(place.num_tokens for place in (first, *far)))
     report("checking: the source", 0, 3)
+    if found := compiled.audit():
+        raise CheckError(f"{compiled.name}: {found}; nothing was written. {_REPORT}")
     subject = _Subject(compiled, token_ids, _source(compiled, token_ids, (first, *far)))
     missing = (library.missing(split.segments_of(name)) for name, library in libraries_of(split).items())
     reason = next(filter(None, missing), "")

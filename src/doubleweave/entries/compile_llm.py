@@ -197,6 +197,7 @@ def _compile(model: Model, folder: Path, options: Options, check: bool, report: 
             splits.lowered,
             folder,
             is_float=options.recipe == "none",
+            audit=model.audit,
         )
         manifest = replace(manifest, check=check_llm(compiled, report))
         manifest.write(folder)
