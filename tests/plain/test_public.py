@@ -18,6 +18,7 @@ COMPILE_TIME = ("torch", "transformers", "executorch", "torchao", "gguf", "safet
 def test_public_names():
     assert doubleweave.__all__ == [
         "BackendError",
+        "CheckError",
         "DoubleweaveError",
         "Dynamic",
         "Generation",
