@@ -187,12 +187,47 @@ def test_chat_templates_that_do_more_are_refused(toy_copy):
     from doubleweave.predict.run_file import write_run_file
 
     found = manifest.read(toy_copy)
-    for template in ("{{ messages[0]['content'] | upper }}", "{{ raise_exception('no') }}"):
+    for template in (
+        "{{ messages[0]['content'] | upper }}",
+        "{{ raise_exception('no') }}",
+        "{{ strftime_now('%Y') }}{{ messages[0]['content'] }}",
+        "{{ messages[0]['content'] }}{% if '?' in messages[0]['content'] %}x{% endif %}",
+        {"tool_use": "{{ messages[0]['content'] }}"},
+    ):
         write(toy_copy, found, chat_template=template)
         write_run_file(toy_copy, manifest.read(toy_copy), find_profile(toy_copy, found))
         line = sentence(toy_copy, "-p", "hi", "--tokenize")
         assert "the model's chat template does more than to put texts around it" in line
+        assert "give the prompt raw (--raw) or as token ids (--token-ids), or use doubleweave run" in line
         assert native(toy_copy, "-p", "hi", "--raw", "--tokenize").stdout.startswith("[")
+
+
+def test_special_tokens_are_given_once(toy_copy):
+    """By a template that writes the token which the tokenizer puts before every text."""
+    from tokenizers import Tokenizer, processors
+
+    import doubleweave as dw
+    from doubleweave.predict.find_profile import find_profile
+    from doubleweave.predict.run_file import write_run_file
+
+    path = toy_copy / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    begin = tokenizer.token_to_id("<|user|>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|user|> $A", special_tokens=[("<|user|>", begin)]
+    )
+    tokenizer.save(str(path))
+    found = manifest.read(toy_copy)
+    named = {"default": "<|user|>{{ messages[0]['content'] }}", "tool_use": "tools"}
+    for template in (named, named["default"], None):
+        write(toy_copy, found, chat_template=template)
+        write_run_file(toy_copy, manifest.read(toy_copy), find_profile(toy_copy, found))
+        text = dw.open(toy_copy).text
+        for raw in (False, True):
+            ids = json.loads(native(toy_copy, "-p", "hi", "--tokenize", *["--raw"] * raw).stdout)
+            assert ids == text.encode("hi", raw=raw)
+            assert ids.count(begin) == 1
+    assert text.encode_raw("hi").count(begin) == 0
 
 
 def write(folder, found, **model):

@@ -239,3 +239,31 @@ def test_resident_memory_follows_the_tokens(toy_program):
     tolerance = 2 << 20
     assert abs((resident[1] - resident[0]) - (reported[1] - reported[0])) < tolerance
     assert abs((resident[1] - kept) - (reported[1] - sum(s.kv_bytes for s in sessions))) < tolerance
+
+
+def test_the_text_of_a_stream_is_that_of_its_tokens(program):
+    for prompt, options in (
+        ("né 😀 what?", {}),
+        ("né 😀 what?", {"raw": True, "temperature": 3.0, "seed": 4}),
+        ([3, 1, 200, 255], {"temperature": 5.0, "seed": 1}),
+    ):
+        whole = program.generate(prompt, 60, **options)
+        pieces = list(program.stream_text(program.session(), prompt, 60, **options))
+        assert "".join(pieces) == whole.text == program.text.decode(whole.token_ids)
+        assert all(pieces)
+        if len(whole.text) > 4:
+            stop = whole.text[3:5]
+            pieces = program.stream_text(program.session(), prompt, 60, stop=(stop,), **options)
+            assert "".join(pieces) == whole.text.split(stop)[0]
+
+
+def test_a_stream_refuses_wrong_options_before_it_runs(program):
+    session = program.session()
+    for options, message in (
+        ({"top_k": 3}, "stream_text: found argument 'top_k', expected temperature, top_p or seed"),
+        ({"stop": "end"}, "stop: found the text 'end', expected a list of texts"),
+        ({"temperature": -1.0}, "temperature: found -1.0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            program.stream_text(session, "hi", **options)
+    assert session.length == 0

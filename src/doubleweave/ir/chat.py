@@ -294,7 +294,8 @@ def affixes_of(templates: ChatTemplate, special_tokens: Mapping[str, str]) -> Af
     """The affixes that render a single user message as the default template does; None for a template that does more.
 
     A template treats messages differently by comparing them with its own texts and numbers. So it renders messages
-    made of those, others between white space, in both cases and several lengths; each must come out between affixes.
+    made of those, others between white space, in both cases and several lengths; each has to come out between the
+    affixes.
     A template that asks for the date, or chooses at random, is refused.
     """
 
