@@ -193,7 +193,7 @@ def test_rounding_moves_ties_and_no_more():
     wanted = (x.argmax(-1), x * 2, torch.tensor([3]))
     index, twice, three = map(spread, wanted, zip(*found, strict=True))
     assert index.tolist() == [math.inf]
-    assert float(twice.max()) < 1e-4
+    assert float(twice.max()) < 1e-3
     assert three.tolist() == [0]
     assert excess(torch.tensor([4]), torch.tensor([3]), index) == 0
     assert excess(torch.tensor([4]), torch.tensor([3])) == math.inf

@@ -80,4 +80,6 @@ def spread(wanted: Tensor, rounded: Sequence[Tensor]) -> Tensor:
     off = torch.stack([(found.double() - wanted.double()).abs() for found in rounded]).amax(0)
     if not wanted.is_floating_point():
         return torch.where(off > 0, math.inf, 0.0)
-    return (4 * off).nan_to_num(nan=math.inf)
+    # What other rounding makes another number altogether has no digits to compare.
+    is_noise = (off > 0) & (4 * off >= wanted.double().abs())
+    return torch.where(is_noise, math.inf, (4 * off).nan_to_num(nan=math.inf))
