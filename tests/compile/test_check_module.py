@@ -123,6 +123,14 @@ def test_a_right_program_is_left_alone(name):
     assert found.manifest.check.ran == "program"
 
 
+def test_a_module_without_tensor_arguments():
+    class Table(nn.Module):
+        def forward(self, n=2):
+            return torch.arange(3).to(torch.bfloat16) * n, torch.ones(2)
+
+    assert dw.compile(Table(), ()).manifest.check.source_off == 0
+
+
 def test_arguments_of_any_numbers_are_taken():
     garbage = torch.tensor([3e38, -3e38, 1e-42, math.nan, math.inf, -0.0, 1e20, 1.0])
     dw.compile(model(lambda self, x: (x * 2 + 1, torch.sin(x), x.softmax(0), x.sum())), (garbage,))

@@ -140,22 +140,24 @@ DIMS = [
         lambda: basic({"a": {0: M, 1: M}, "b": {0: M, 1: M}}),
         "PolicyError: 'matmul', called at model.py:12, in forward: dim 'm' stands for axis 0 of "
         "a, which is 3, and for axis 1 of a, which is 6: one Dim means equal sizes, so give them "
-        'two; dims that would work: {"a": {0: m, 1: k}, "b": {0: k, 1: n}}',
-        "Copy the dims of the message, with a `Dim` for each letter.",
+        'two; dims that would work: {"a": {0: m, 1: k}, "b": {0: k, 1: n}}, m from 1 to 10, k from 1 to 10, n from 1 '
+        "to 10",
+        "Copy the dims of the message, with a `Dim` of its range for each letter.",
     ),
     Case(
         "dims_two_for_one",
         "Two dims for axes that must be equal",
         lambda: basic({"a": {0: M, 1: K}, "b": {0: Dim("q", min=1, max=10), 1: N}}),
         "SplitError: 'matmul': its dims do not fit what it computes; dims that would work: {\"a\": "
-        '{0: m, 1: k}, "b": {0: k, 1: n}}',
-        "Copy the dims of the message, with a `Dim` for each letter.",
+        '{0: m, 1: k}, "b": {0: k, 1: n}}, m from 1 to 10, k from 1 to 10, n from 1 to 10',
+        "Copy the dims of the message, with a `Dim` of its range for each letter.",
     ),
     Case(
         "dims_fixed_axis",
         "A `Dim` for an axis that can have one size only",
         lambda: dims_of({"input": {1: M}}),
-        "SplitError: 'fc': its dims do not fit what it computes; dims that would work: {\"input\": {0: m}}",
+        "SplitError: 'fc': its dims do not fit what it computes; it would work with fixed sizes: axis 1 of input is "
+        "4",
         "Leave that axis out.",
     ),
     Case(

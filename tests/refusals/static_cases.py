@@ -73,7 +73,7 @@ STATIC = [
         lambda: split(Doubles(), X, rows(5, 4), policy={"": Static(chunk={"a": 0, "b": 0})}),
         "PolicyError: Doubles: dim 'T' stands for axis 0 of a, which is 3, and for axis 0 of b, "
         'which is 5: one Dim means equal sizes, so give them two; dims that would work: {"a": '
-        '{0: m, 1: k}, "b": {0: n, 1: p}}',
+        '{0: m}, "b": {0: k}}, m from 1 to 3, k from 1 to 5',
         "Cut only arguments that have the same rows.",
     ),
     Case(

@@ -105,6 +105,7 @@ def _compare(module: nn.Module, call: Call, program: ModuleProgram) -> float:
             f"{program.name}: the program fails for arguments of sizes {_sizes(call)}, which the module takes: "
             f"{error}; nothing was written. Keep the operator outside of the module, or compile it with check=False"
         ) from error
+    found = [_as_tensor(a, b.dtype) for a, b in zip(found, wanted, strict=True)]
     off = [excess(a, b) for a, b in zip(found, wanted, strict=True)]
     if all(each <= 1 for each in off):
         return max(off, default=0.0)
@@ -121,6 +122,14 @@ def _compare(module: nn.Module, call: Call, program: ModuleProgram) -> float:
                 "check=False"
             )
     return max(each for each in [0.0, *off] if each <= 1)
+
+
+def _as_tensor(found: Any, dtype: torch.dtype) -> Tensor:
+    """A result as a tensor: without arguments it is a NumPy array, in which bfloat16 is uint16."""
+    if isinstance(found, Tensor):
+        return found
+    tensor = torch.from_numpy(found)
+    return tensor.view(dtype) if tensor.dtype == torch.uint16 and dtype == torch.bfloat16 else tensor
 
 
 def _sizes(call: Call) -> str:

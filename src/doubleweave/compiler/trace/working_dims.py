@@ -306,6 +306,8 @@ def _related(leaves: Sequence[Leaf], export: Export) -> Plan | None:
         size = _Size(names[symbol], factor, offset - factor * least)
         wanted = given.sizes[axis]
         low, high = (wanted.factor * bound + wanted.offset for bound in given.bounds[wanted.name])
+        length = free[axis[0]].example.shape[axis[1]]  # with one Dim for several sizes it may be outside
+        low, high = min(low, length), max(high, length)
         own = max(1, -((size.offset - low) // factor)), (high - size.offset) // factor
         before = bounds.get(size.name, own)
         bounds[size.name] = max(own[0], before[0]), min(own[1], before[1])
