@@ -13,6 +13,7 @@ import toys
 from doubleweave.errors import ProgramError
 from doubleweave.ir import manifest
 from doubleweave.ir.manifest import MANIFEST_FILE, PROGRAM_FILE, Manifest
+from doubleweave.ir.seal import sealed
 from doubleweave.ir.split import rows
 
 PROGRAM = bytes(range(256)) * 8
@@ -32,14 +33,16 @@ def make(folder):
 def written() -> Manifest:
     digest = hashlib.sha256(PROGRAM).hexdigest()
     split = toys.split(2, rows(1, 8))
-    return Manifest("toy", toys.model_info(), split, digest, len(PROGRAM), "", {"doubleweave": "0.1.0"})
+    model = toys.model_info(vocab_size=16, max_context=64, eos_token_ids=(3,))
+    return Manifest("toy", model, split, digest, len(PROGRAM), "", {"doubleweave": "0.1.0"}, None)
 
 
 def change(folder, edit):
     path = folder / MANIFEST_FILE
     data = json.loads(path.read_text())
+    del data["seal"]
     edit(data)
-    path.write_text(json.dumps(data))
+    path.write_bytes(sealed(data))
 
 
 def test_reads_back(folder):
@@ -76,10 +79,10 @@ def test_json_of_something_else(folder, data):
         manifest.read(folder)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None, 1.5])
+@pytest.mark.parametrize("version", [0, 1, 3, "4", None, 1.5])
 def test_other_version(folder, version):
     change(folder, lambda data: data.update(version=version))
-    with pytest.raises(ProgramError, match=r"found version .*, expected 2; compile the program again"):
+    with pytest.raises(ProgramError, match=r"found version .*, expected 4; compile the program again"):
         manifest.read(folder)
 
 
@@ -117,6 +120,7 @@ def test_any_damage_is_refused_or_harmless(tmp_path_factory, data):
     """Replace or remove anything in the manifest: a ProgramError, or a manifest of the types it declares."""
     folder = make(tmp_path_factory.mktemp("damaged"))
     whole = json.loads((folder / MANIFEST_FILE).read_text())
+    del whole["seal"]
     at, path = whole, []
     while isinstance(at, dict | list) and at and (not path or data.draw(st.booleans())):
         key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
@@ -127,7 +131,7 @@ def test_any_damage_is_refused_or_harmless(tmp_path_factory, data):
         parent[path[-1]] = junk
     else:
         del parent[path[-1]]
-    (folder / MANIFEST_FILE).write_text(json.dumps(whole))
+    (folder / MANIFEST_FILE).write_bytes(sealed(whole))
     try:
         found = manifest.read(folder)
     except ProgramError as error:

@@ -16,6 +16,7 @@ import sys
 import pytest
 
 import toys
+from doubleweave.ir.seal import sealed
 from doubleweave.schedule.choice import SCHEDULES
 
 
@@ -268,7 +269,8 @@ def test_a_damaged_program_with_a_digest_that_fits(refused, toy_copy, size_bytes
     data = (toy_copy / "program.pte").read_bytes()
     manifest = json.loads((toy_copy / "manifest.json").read_text())
     manifest.update(program_sha256=sha256(data).hexdigest(), program_bytes=len(data))
-    (toy_copy / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["seal"]
+    (toy_copy / "manifest.json").write_bytes(sealed(manifest))
     assert "compile" in refused("run", toy_copy, "-p", "hi")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import toys
 from doubleweave.ir import manifest
-from native_runner import RUNNER, native, needs_runner, report, sentence
+from native_runner import RUNNER, fit_digests, native, needs_runner, report, sentence, write_sealed
 
 pytestmark = needs_runner
 
@@ -285,12 +285,14 @@ def test_damaged_programs(toy_copy, tmp_path, ids_file):
     assert "has no run.json; expected a folder made by doubleweave compile" in sentence(tmp_path, *options)
     run_file = toy_copy / "run.json"
     text = run_file.read_text()
-    for wrong in (text[: len(text) // 2], "[]", "{}", text.replace('"version": 3', '"version": 7')):
+    for wrong in (text[: len(text) // 2], "[]", "{}", text.replace('"version": 4', '"version": 7')):
         run_file.write_text(wrong)
         assert "run.json: is damaged" in sentence(toy_copy, *options)
     data = json.loads(text)
-    for key in data:
-        run_file.write_text(json.dumps({**data, key: None}))
+    write_sealed(run_file, data, version=7)
+    assert "is of another version" in sentence(toy_copy, *options)
+    for key in data.keys() - {"seal"}:
+        write_sealed(run_file, {**data, key: None})
         assert "run.json: is damaged" in sentence(toy_copy, *options), key
     for key, value in (("decisions", "chunk"), ("decisions", "workers"), ("segments", "device")):
         items = data[key] or [
@@ -298,7 +300,7 @@ def test_damaged_programs(toy_copy, tmp_path, ids_file):
         ]
         wrong = {"chunk": 0, "workers": [], "device": "moon"}[value]
         whole_one = {"chunk": 32, "workers": ["any"], **items[0]}
-        run_file.write_text(json.dumps({**data, key: [{**whole_one, value: wrong}, *items[1:]]}))
+        write_sealed(run_file, {**data, key: [{**whole_one, value: wrong}, *items[1:]]})
         assert "run.json: is damaged" in sentence(toy_copy, *options), (key, value)
     for key, value in (
         ("vocab_size", 263),
@@ -306,11 +308,11 @@ def test_damaged_programs(toy_copy, tmp_path, ids_file):
         ("output", "input_ids"),
         ("max_context", 2**40),
     ):
-        run_file.write_text(json.dumps({**data, key: value}))
+        write_sealed(run_file, {**data, key: value})
         assert "run.json: is damaged" in sentence(toy_copy, *options), key
     waits = [[0, 1, 0], [1, 0, 0]]
     waiting = {**data["pattern"], "body_waits": waits, "last_waits": waits}
-    run_file.write_text(json.dumps({**data, "pattern": waiting}))
+    write_sealed(run_file, data, pattern=waiting)
     for schedule in SCHEDULES:
         native(toy_copy, *options, "--schedule", schedule, code=2)  # and none of them hangs
     run_file.write_text(text)
@@ -320,7 +322,13 @@ def test_damaged_programs(toy_copy, tmp_path, ids_file):
     assert "bytes, expected" in sentence(toy_copy, *options)
     program.write_bytes(bytes(len(whole)))
     assert "does not start like an ExecuTorch program" in sentence(toy_copy, *options)
+    for place in range(0, len(whole), len(whole) // 50):
+        program.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        line = sentence(toy_copy, *options)
+        assert "digest than when it was compiled" in line or "does not start like" in line, place
     program.write_bytes(whole.replace(b"XnnpackBackend", b"NowhereBackend"))
+    assert "digest than when it was compiled; compile it again" in sentence(toy_copy, *options)
+    fit_digests(toy_copy)
     assert (
         "is compiled for backend 'NowhereBackend', which this build of ExecuTorch lacks; it has"
         in sentence(toy_copy, *options)

@@ -20,6 +20,7 @@ import pytest
 import toys
 from doubleweave.errors import BackendError, LowerError, PolicyError, ProgramError
 from doubleweave.ir import manifest
+from doubleweave.ir.seal import sealed
 from doubleweave.ir.split import FixedSizes
 
 SIZES = (1, 8)
@@ -261,7 +262,8 @@ def damaged(source, folder, damage):
     (folder / "program.pte").write_bytes(changed)
     text = json.loads((folder / "manifest.json").read_text())
     text["program_sha256"] = hashlib.sha256(changed).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(text))
+    del text["seal"]
+    (folder / "manifest.json").write_bytes(sealed(text))
     return folder
 
 
