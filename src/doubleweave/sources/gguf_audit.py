@@ -81,7 +81,8 @@ def _layer(in_file: list[tuple[_Sums, str]], in_module: list[tuple[_Sums, str]])
     if elements[0] != elements[1]:
         return f"the file has {elements[0]} weights beside {names}, the module {elements[1]}"
     if len(in_file) != len(in_module):  # experts are stacked: their sum is what can be compared
-        in_file, in_module = [(_joined(in_file), names)], [(_joined(in_module), names)]
+        in_file = [(_joined(in_file), f"{names} with its neighbours")]
+        in_module = [(_joined(in_module), "weights there")]
     unmatched = list(in_module)
     for wanted, tensor in in_file:
         match = next((pair for pair in unmatched if _is_close(wanted, pair[0])), None)

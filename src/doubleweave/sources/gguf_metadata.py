@@ -50,7 +50,12 @@ _EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 _WINDOWED = ("mistral", "phi3", "gemma2", "gemma3_text", "starcoder2", "gpt_oss")
 _SCALED_BY_QUERY = ("gemma2", "gemma3_text")
 _LARGEST_GEMMA = {"gemma2": 46, "gemma3_text": 62}  # layers of the 27B models
-_ELSEWHERE = ("attention.value_length", "attention.sliding_window_pattern", *gguf_rotary.KEYS)
+_ELSEWHERE = (
+    "attention.key_length",
+    "attention.value_length",
+    "attention.sliding_window_pattern",
+    *gguf_rotary.KEYS,
+)
 
 
 def config_of(file: GgufFile) -> Any:
@@ -129,10 +134,6 @@ def _refuse_unread(file: GgufFile, values: dict[str, Any], fields: dict[str, str
             read = model_type in _SCALED_BY_QUERY
         elif key == "use_parallel_residual":  # the tensors say it, see _from_tensors
             read = model_type == "stablelm"
-        elif key == "attention.key_length":
-            read = key in fields or value == int(file.get("embedding_length")) // _one(
-                file.get("attention.head_count")
-            )
         elif key.startswith("rope.") and model_type in gguf_rotary.WITHOUT:
             read = False
         if isinstance(value, list) and key != "attention.sliding_window_pattern":
@@ -176,7 +177,8 @@ def _attention(file: GgufFile, values: dict[str, Any], usual: Any, model_type: s
         )
     if "attention.head_count_kv" not in values and hasattr(usual, "num_key_value_heads"):
         found["num_key_value_heads"] = heads
-    if hasattr(usual, "head_dim"):
+    # Models read it though their configs may not declare it; of one that does not, the tensors' shapes are refused.
+    if hasattr(usual, "head_dim") or head_dim != hidden // heads:
         found["head_dim"] = head_dim
     if model_type in _SCALED_BY_QUERY:
         largest = layers == _LARGEST_GEMMA[model_type]
