@@ -33,9 +33,9 @@ from doubleweave.runtime.open import open_llm
 from doubleweave.schedule.choice import chunk_shape
 from doubleweave.vendors.library import emulator_of, libraries_of
 
-# Of the largest logit. float32 kernels that add up in another order are off by some 1e-6 of it (SmolLM2: 3e-6), a GELU
-# that is another function by 1e-4.
-FLOAT_BOUND = 5e-5
+# Of the largest logit. float32 kernels that add up in another order are off by some 1e-6 of it (SmolLM2: 3e-6), by 5e-5
+# where random weights let one number outweigh all others. What is wrong is off by more than 1e-3 as a rule.
+FLOAT_BOUND = 2e-4
 # Noise of a quantized segment against eager torch on the same inputs, where a number between two steps of the
 # activations' scale was rounded the other way. Wrong weights give about 1.
 SEGMENT_BOUND = 0.05
