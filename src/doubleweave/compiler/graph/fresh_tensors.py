@@ -16,7 +16,12 @@ from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of, replace_
 
 aten = torch.ops.aten
 
-_EMPTY = (aten.empty.memory_format, aten.new_empty.default)
+_EMPTY = (
+    aten.empty.memory_format,
+    aten.empty_permuted.default,
+    aten.new_empty.default,
+    aten.empty_like.default,
+)
 
 
 class _Part(NamedTuple):
@@ -107,8 +112,12 @@ def _source(graph: fx.Graph, source: Any, like: Any) -> Any:
 def _zeros(graph: fx.Graph, node: Any) -> Any:
     if not is_call(node, *_EMPTY):
         return None
-    sizes = node.args[1] if node.target is aten.new_empty.default else node.args[0]
     value: torch.Tensor = node.meta["val"]
-    zeros = graph.call_function(aten.full.default, (sizes, 0), {"dtype": value.dtype, "device": value.device})
+    kind: dict[str, Any] = {"dtype": value.dtype, "device": value.device}
+    if node.target is aten.empty_like.default:
+        zeros = graph.call_function(aten.full_like.default, (node.args[0], 0), kind)
+    else:
+        sizes = node.args[1] if node.target is aten.new_empty.default else node.args[0]
+        zeros = graph.call_function(aten.full.default, (sizes, 0), kind)
     zeros.meta.update({key: node.meta[key] for key in ("val", "nn_module_stack") if key in node.meta})
     return zeros
