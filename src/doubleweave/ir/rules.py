@@ -16,6 +16,7 @@ from doubleweave.ir.split import (
     ROWS,
     FixedSizes,
     Function,
+    Range,
     Segment,
     SizeRanges,
     Split,
@@ -83,18 +84,23 @@ def _is_shape(shape: Shape, dtype: str) -> bool:
     return 1 <= num_bytes <= _MOST_BYTES
 
 
+def _are_ranges(ranges: Iterable[Range], least: int) -> bool:
+    """Whether each symbol has one range, from a number or an earlier symbol on."""
+    known: set[str] = set()
+    for symbol, low, high in ranges:
+        is_low = least <= low <= high if isinstance(low, int) else low in known
+        if not is_low or not high <= _MOST_SIZE or symbol in known or not symbol.isidentifier():
+            return False
+        known.add(symbol)
+    return True
+
+
 def _segment_problem(segment: Segment) -> str | None:
     shape, name = segment.shape, segment.name
     if isinstance(shape, FixedSizes):
         is_wrong = list(shape.sizes) != sorted({size for size in shape.sizes if 1 <= size <= _MOST_SIZE})
     else:
-        known: set[str] = set()
-        is_wrong = False
-        for found in shape.ranges:
-            low = found.low
-            is_low = 1 <= low <= found.high if isinstance(low, int) else low in known
-            is_wrong = is_wrong or not is_low or not found.high <= _MOST_SIZE or found.symbol in known
-            known.add(found.symbol)
+        is_wrong = not _are_ranges(shape.ranges, 1)
     if is_wrong:
         return f"segment {name} has no rows, or sizes out of order"
     if not all(_is_shape(port.shape, port.dtype) for port in (*segment.inputs, *segment.outputs)):
@@ -114,6 +120,10 @@ def _function_problem(split: Split, place: int) -> str | None:
     # A function calls only later ones, so that none calls itself.
     functions = {other.name: other for other in split.functions[place + 1 :]}
     values = {value.name: value for value in function.values}
+    if not _are_ranges(function.ranges, 0):
+        return f"function {function.name!r} has a range of no sizes"
+    if {state.value for state in function.states} != {v.name for v in function.values if v.kind == "state"}:
+        return f"function {function.name!r} has a state that is none of its values"
     named = {*function.outputs, *(name for state in function.states for name in state)}
     if len(values) != len(function.values) or not named <= set(values):
         return f"function {function.name!r} names a value that is not there, or one twice"
@@ -149,6 +159,7 @@ def _interface_problem(function: Function) -> str | None:
     interface, values = function.interface, function.values
     if interface is None:
         return None
+    interface.signature()  # ValueError for names that no parameters have
     counts = (len(interface.input_names), interface.returns.num_tensors)
     if counts != (len(function.inputs), len(function.outputs)):
         return f"function {function.name!r} has another number of inputs or outputs than its interface"
