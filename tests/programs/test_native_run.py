@@ -13,6 +13,7 @@ import pytest
 
 import toys
 from doubleweave.ir import manifest
+from doubleweave.ir.seal import digest_of
 from native_runner import RUNNER, fit_digests, native, needs_runner, report, sentence, write_sealed
 
 pytestmark = needs_runner
@@ -217,7 +218,7 @@ def test_special_tokens_are_given_once(toy_copy):
         single="<|user|> $A", special_tokens=[("<|user|>", begin)]
     )
     tokenizer.save(str(path))
-    found = manifest.read(toy_copy)
+    found = replace(manifest.read(toy_copy), tokenizer_digest=digest_of(path))
     named = {"default": "<|user|>{{ messages[0]['content'] }}", "tool_use": "tools"}
     for template in (named, named["default"], None):
         write(toy_copy, found, chat_template=template)

@@ -27,7 +27,7 @@ from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.errors import CheckError
 from doubleweave.ir.check import Check
 from doubleweave.ir.manifest import TOKENIZER_FILE
-from doubleweave.ir.split import FixedSizes, most_rows
+from doubleweave.ir.split import FixedSizes, Split, most_rows
 from doubleweave.runtime.llm.program import Program
 from doubleweave.runtime.open import open_llm
 from doubleweave.schedule.choice import chunk_shape
@@ -76,8 +76,7 @@ def check_llm(compiled: Compiled, report: Progress) -> Check:
     if found := compiled.audit():
         raise CheckError(f"{compiled.name}: {found}; nothing was written. {_REPORT}")
     subject = _Subject(compiled, token_ids, _source(compiled, token_ids, (first, *far)))
-    missing = (library.missing(split.segments_of(name)) for name, library in libraries_of(split).items())
-    reason = next(filter(None, missing), "")
+    reason = _cannot_run(split)
     ran = Check("split" if reason else "program", reason, first.end, tuple({place.start: 0 for place in far}))
     report("checking: the split", 1, 3)
     short = first.cut(_SPLIT_CHUNKS)
@@ -90,8 +89,6 @@ def check_llm(compiled: Compiled, report: Progress) -> Check:
     if compiled.is_float:
         return replace(ran, source_off=max(subject.hold_program(program, place) for place in (first, *far)))
     ran = replace(ran, segment_noise=subject.hold_segments(program))
-    if emulator_of(split):  # it takes seconds a segment, so the segments have to do
-        return subject.judged(ran, subject.eager(compiled.lowered, short))
     noises, logits = zip(*(subject.hold_logits(program, place) for place in (first, *far)), strict=True)
     return subject.judged(replace(ran, logits_noise=max(noises)), logits[0])
 
@@ -153,8 +150,6 @@ class _Subject:
     def hold_segments(self, program: Program) -> float:
         shape = chunk_shape(self.compiled.lowered.split)
         sizes = shape.sizes if isinstance(shape, FixedSizes) else (1, min(most_rows(shape), 23))
-        if emulator_of(self.compiled.lowered.split):
-            sizes = sizes[:1]
         place = Place(0, tuple(sizes)).cut(sizes)
         worst = noisiest(self.compiled.lowered, program.methods, self.chunks(place), {})
         if not worst.size <= SEGMENT_BOUND:
@@ -199,6 +194,17 @@ class _Subject:
             f"{self.compiled.name}: {what} other logits than the source from position {position} on: off by {off:.2g} "
             f"of the largest, expected at most {bound:.0e}; {where}; nothing was written. {_REPORT}"
         )
+
+
+def _cannot_run(split: Split) -> str:
+    """Why the program is not run here, "" where it is."""
+    missing = (library.missing(split.segments_of(name)) for name, library in libraries_of(split).items())
+    if found := next(filter(None, missing), ""):
+        return found
+    # An emulator takes seconds a segment, and once it is loaded this process cannot compile for the chip again: what it
+    # loads does not survive the forks of forked.py.
+    emulator = emulator_of(split)
+    return f"{emulator} stands in for the chip here, and needs a process of its own" if emulator else ""
 
 
 def _source(compiled: Compiled, token_ids: Tensor, places: Sequence[Place]) -> dict[int, Tensor]:

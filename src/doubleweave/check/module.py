@@ -30,7 +30,7 @@ Call = tuple[Sequence[Any], Mapping[str, Any]]
 
 # The end of a dim is left out where its tensors have more elements than this, or than so many times the example's.
 _MOST_ELEMENTS, _MOST_TIMES = 1 << 22, 64
-_LEAST_BUDGET_S = 0.5
+_LEAST_BUDGET_S = 10.0
 
 
 def check_module(

@@ -20,8 +20,14 @@ def source_logits(module: Any, token_ids: Tensor, cached: Rows) -> Tensor:
     start = next((rows.shape[1] for rows in cached.values()), 0)
     positions = torch.arange(start, start + token_ids.shape[1])[None]
     past = {"use_cache": True, "past_key_values": _cache(module, cached)} if start else {"use_cache": False}
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     with torch.no_grad():
         logits: Tensor = module(input_ids=token_ids, position_ids=positions, **past).logits
+        for (
+            buffer,
+            kept,
+        ) in before:  # LongRoPE writes frequencies into a buffer, which the split reads as well
+            buffer.copy_(kept)
     return logits[0].float()
 
 

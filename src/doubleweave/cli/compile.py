@@ -140,7 +140,7 @@ def _add_option(p: argparse.ArgumentParser, option: Option, help_text: str) -> N
 
 
 def _compile(args: argparse.Namespace) -> None:
-    from doubleweave.cli.show_program import compile_summary, quality_lines
+    from doubleweave.cli.show_program import check_lines, compile_summary, quality_lines
     from doubleweave.entries.compile_llm import compile_llm
 
     if (args.source is None) == (args.checkpoint is None):
@@ -171,7 +171,7 @@ def _compile(args: argparse.Namespace) -> None:
         f"{summary['program_bytes'] / 2**20:.0f} MiB in {summary['seconds']:.0f} s, "
         f"at most {summary['peak_memory_bytes'] / 2**20:.0f} MiB of memory in a process"
     )
-    for line in quality_lines(manifest):
+    for line in (*check_lines(manifest), *quality_lines(manifest)):
         print(line)
     if not summary["tokenizer"]:
         print("note: the source has no tokenizer that can be read; give prompts as --token-ids")

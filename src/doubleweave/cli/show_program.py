@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def compile_summary(out: str, manifest: Manifest, seconds: float) -> dict[str, A
         "program_bytes": manifest.program_bytes,
         "tokenizer": (Path(out) / TOKENIZER_FILE).exists(),
         "seconds": seconds,
+        "check": None if manifest.check is None else asdict(manifest.check),
         "peak_memory_bytes": _peak_memory_bytes(),
         "snr_db": {s.name: s.snr_db for s in manifest.split.segments if s.snr_db is not None},
     }
@@ -57,9 +59,32 @@ def quality_lines(manifest: Manifest) -> list[str]:
     return lines
 
 
+def check_lines(manifest: Manifest) -> list[str]:
+    """What was compared with the source before the program was written, and how far it was off."""
+    check = manifest.check
+    if check is None:
+        return ["check: none (--no-check)"]
+    what = "the program" if check.ran == "program" else f"the split in eager torch ({check.reason})"
+    tokens = f" on {check.num_tokens} tokens" if check.num_tokens else ""
+    far = f" and around {', '.join(map(str, check.positions))}" if check.positions else ""
+    lines = [
+        f"check: {what} against the source{tokens}{far}: off by {check.source_off:.1e} of the largest number"
+    ]
+    if check.segment_noise is not None:
+        lines.append(f"  noise of segments {check.segment_noise:.1e} against the quantized split")
+    if check.logits_noise is not None:
+        lines.append(f"  noise of logits {check.logits_noise:.2f} against the quantized split")
+    if check.top1 is not None:
+        lines.append(
+            f"  against float32: {check.top1:.1%} of next tokens equal, divergence {check.kl:.3f} nats"
+        )
+    return lines
+
+
 def inspect_dict(manifest: Manifest) -> dict[str, Any]:
     model = manifest.model
     about: dict[str, Any] = {"model": manifest.name, "program_bytes": manifest.program_bytes}
+    about["check"] = None if manifest.check is None else asdict(manifest.check)
     if model is not None:
         about.update(quantize=model.quantize, max_context=model.max_context)
     else:
@@ -124,6 +149,7 @@ def inspect_table(manifest: Manifest) -> str:
         parts += library.build_lines(manifest.split.segments_of(name))
     if model is None:
         parts += [_module_lines(manifest)]
+    parts += check_lines(manifest)
     return "\n".join(parts)
 
 

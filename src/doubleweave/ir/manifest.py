@@ -61,7 +61,7 @@ class Manifest:
     program_bytes: int
     state_sha256: str
     made_with: dict[str, str]
-    check: Check | None
+    check: Check | None = None
     tokenizer_digest: str = ""
 
     def write(self, folder: Path) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from doubleweave import _native
-from doubleweave.errors import ProgramError, ScheduleError
+from doubleweave.errors import ScheduleError
 from doubleweave.ir.split import FixedSizes, Port
 from doubleweave.runtime.instances import Instances
+from doubleweave.runtime.native_errors import as_run_errors
 from doubleweave.schedule.pattern import has_instance_per_worker
 from doubleweave.schedule.task_graph import Task
 from doubleweave.schedule.verify import Verified
@@ -40,12 +41,8 @@ class Binder:
         self.instances.load_all([self._method(task)[0] for task in self.graph.tasks])
         schedule, workers = self.verified.schedule, self.verified.workers
         tasks = [self._task(number, schedule.worker_of[number]) for number in range(len(self.graph))]
-        try:
+        with as_run_errors():  # sizes and dtypes: the methods say which they take
             return _native.Execution(self.loaded, self.regions, tasks, workers, schedule.threads)
-        except _native.Error as error:  # sizes or dtypes: the methods say which they take
-            raise ProgramError(
-                f"the program does not fit its manifest ({error.args[0].rstrip('.')}); compile it again"
-            ) from error
 
     def _method(self, task: Task) -> tuple[str, int, int]:
         """The method that a task runs, and the rows of the chunk that it computes: (method, first row, number)."""

@@ -114,8 +114,7 @@ class Runner:
             and [view.tensor for view in made.steps[0].writes] == list(dict.fromkeys(made.outputs))
         )
         instance = self._instances.get(made.steps[0].method) if is_direct else None
-        with as_run_errors():
-            outside, execution = self._bind(made, threads)  # a direct call needs it to be recorded
+        outside, execution = self._bind(made, threads)  # a direct call needs it to be recorded
         uses = [f"plan {id(made)}", *(f"method {method}" for method in made.methods())]
         if made.updates or any(tensor.place == "state" for tensor in made.tensors):
             uses.append(f"states {id(self.states)}")
