@@ -23,7 +23,7 @@ from torch import Tensor
 import doubleweave as dw
 from doubleweave.compiler.backends import backends, own_options
 from doubleweave.compiler.backends.backend import Options
-from doubleweave.compiler.pipeline_llm import quantized_llm
+from doubleweave.compiler.pipeline_llm import splits_of
 from doubleweave.compiler.policy import DEFAULT_SIZES
 from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.pieces import TorchSplit
@@ -61,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         note("float32")
         in_float32 = Options(backends()["xnnpack"], "none", SIZES, model.max_context)
-        exact = quantized_llm(model, in_float32, Path(folder), quietly)
+        exact = splits_of(model, in_float32, Path(folder), quietly).lowered
         text = tokens_of(Path(folder), TEXT.read_text())
         rows = [["recipe", "perplexity", "over float32", "same tokens as eager", "emulator s a token"]]
         perplexities = {"float32": perplexity(exact, text)}
@@ -72,7 +72,7 @@ def main() -> None:
             qnn = backends()["qnn"]
             own = own_options(qnn, "dynamic", {"soc": args.soc, "emulate": True})
             options = Options(qnn, recipe, SIZES, model.max_context, own=own)
-            split = quantized_llm(model, options, Path(folder), quietly)
+            split = splits_of(model, options, Path(folder), quietly).lowered
             perplexities[recipe] = perplexity(split, text)
             worse = perplexities[recipe] / perplexities["float32"] - 1
             same, seconds = on_emulator(args, recipe, split)

@@ -20,6 +20,7 @@ def all_errors() -> list[type[BaseException]]:
 def test_there_are_the_errors_we_know():
     assert {error.__name__: error.__mro__[2].__name__ for error in all_errors()} == {
         "BackendError": "RuntimeError",
+        "CheckError": "RuntimeError",
         "InputError": "ValueError",
         "LowerError": "RuntimeError",
         "PolicyError": "ValueError",

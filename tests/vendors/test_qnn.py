@@ -128,13 +128,13 @@ def eager_reference(ids_file, **options):
 
     from doubleweave.compiler.backends import backends, own_options
     from doubleweave.compiler.backends.backend import Options
-    from doubleweave.compiler.pipeline_llm import quantized_llm
+    from doubleweave.compiler.pipeline_llm import splits_of
 
     qnn = backends()["qnn"]
     own = own_options(qnn, "dynamic", {"soc": "SM8650", "calibrate": ids_file, "emulate": True})
     options = Options(qnn, "16a8w", FixedSizes(SIZES), toys.MAX_CONTEXT, own=own, **options)
     with tempfile.TemporaryDirectory() as folder:
-        return quantized_llm(toys.model(num_layers=2), options, Path(folder), lambda *step: None)
+        return splits_of(toys.model(num_layers=2), options, Path(folder), lambda *step: None).lowered
 
 
 def test_the_emulator_gives_the_quantized_references_tokens(programs, ids_file):

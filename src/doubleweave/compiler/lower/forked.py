@@ -6,6 +6,7 @@ Ctrl-C stops all of them. Knows nothing of what the jobs are.
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -93,6 +94,9 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 
 
 def _begin_process(function: Callable[[Any], Any], items: Sequence[Any]) -> None:
+    # Whatever the parent has is its own to free: what an emulator's library made does not survive the fork, and the
+    # collector would end this process at it.
+    gc.freeze()
     global _jobs
     _jobs = (function, items)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and stops us
