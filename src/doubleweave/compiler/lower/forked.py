@@ -94,10 +94,10 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 
 
 def _begin_process(function: Callable[[Any], Any], items: Sequence[Any]) -> None:
+    global _jobs
     # Whatever the parent has is its own to free: what an emulator's library made does not survive the fork, and the
     # collector would end this process at it.
     gc.freeze()
-    global _jobs
     _jobs = (function, items)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and stops us
     torch.set_num_threads(1)  # there is a process for every core
