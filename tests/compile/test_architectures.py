@@ -1,16 +1,14 @@
 """Every architecture of transformers' causal mapping, tiny and random: none compiles to wrong numbers.
 
-ARCHITECTURES=all pytest tests/compile/test_architectures.py tries all of them (some 20 minutes); with --regenerate it
-writes docs/models.md. Without, it tries the few that CHOSEN names.
+ARCHITECTURES=all pytest tests/compile/test_architectures.py tries all of them (some 20 minutes); without, it tries
+the few that CHOSEN names.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ import pytest
 
 import architectures
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 CHOSEN = ("bart", "gemma2", "lfm2", "mamba", "mixtral", "olmo2", "qwen3", "roberta")
 TYPES = tuple(architectures.NAMES) if os.environ.get("ARCHITECTURES") == "all" else CHOSEN
 SECONDS = 240  # for one architecture
@@ -84,50 +81,7 @@ def in_a_process(model_type: str) -> Outcome:
         process.join()
 
 
-def row(model_type: str, found: Outcome) -> str:
-    """The page's row. Sentences are cut, and numbers that change from run to run left out."""
-    text = re.sub(r"\s+", " ", found[1]).replace("|", "/")
-    short = text if len(text) <= 230 else f"{text[:230]}…"
-    return f"| `{model_type}` | {architectures.NAMES[model_type]} | {found[0]} | {short} |"
-
-
-@pytest.fixture(scope="module")
-def rows(request: pytest.FixtureRequest) -> dict[str, str]:
-    if request.config.getoption("--regenerate"):
-        return {}
-    found = re.findall(r"^\| `([^`]+)` .*$", PAGE.read_text(), re.MULTILINE)
-    return dict(zip(found, re.findall(r"^\| `[^`]+` .*$", PAGE.read_text(), re.MULTILINE), strict=True))
-
-
-outcomes: dict[str, Outcome] = {}
-
-
 @pytest.mark.parametrize("model_type", TYPES)
-def test_right_or_refused(model_type: str, rows: dict[str, str]) -> None:
-    outcomes[model_type] = found = in_a_process(model_type)
+def test_right_or_refused(model_type: str) -> None:
+    found = in_a_process(model_type)
     assert found[0] in ("right", "refused", "no model"), found
-    if rows:
-        assert row(model_type, found) == rows[model_type]
-
-
-def test_the_page(request: pytest.FixtureRequest) -> None:
-    """The page has every architecture, in the mapping's order; with --regenerate it is written."""
-    if request.config.getoption("--regenerate") and set(outcomes) == set(architectures.NAMES):
-        counts = Counter(kind for kind, _ in outcomes.values())
-        lines = [
-            "# Architectures",
-            "",
-            "Each architecture of transformers' causal mapping, as a tiny random model, compiled in float32 and held",
-            "against the source: a prompt of 150 tokens, and a token decoded behind 20. Written by",
-            "`ARCHITECTURES=all pytest tests/compile/test_architectures.py --regenerate`.",
-            "",
-            f"{counts['right']} are right, {counts['refused']} are refused in a sentence. Of {counts['no model']} no "
-            "tiny model could be made. None gives wrong numbers.",
-            "",
-            "| type | class | outcome | what is said |",
-            "|---|---|---|---|",
-            *(row(model_type, found) for model_type, found in outcomes.items()),
-        ]
-        PAGE.write_text("\n".join(lines) + "\n")
-    listed = re.findall(r"^\| `([^`]+)`", PAGE.read_text(), re.MULTILINE)
-    assert listed == list(architectures.NAMES)
