@@ -22,6 +22,13 @@ was expected and what to do. This module knows nothing of torch or ExecuTorch.
 from __future__ import annotations
 
 
+def first_line(error: BaseException, otherwise: str | None = None, most: int = 300) -> str:
+    """The first line of another library's error, at most so many characters; where it says nothing `otherwise`, by
+    default the error's type."""
+    said = str(error).strip().splitlines() or [type(error).__name__ if otherwise is None else otherwise]
+    return said[0][:most]
+
+
 class DoubleweaveError(Exception):
     """Base of all errors below; the command line prints it in one line and exits with 2."""
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import needs
+import toys
 
 
 def pytest_collect_file() -> None:
@@ -17,6 +20,18 @@ def pytest_collect_file() -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     item.add_marker("compile")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy as a Hugging Face folder, which no test changes."""
+    return toys.save_hugging_face(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of `saved`, for one test."""
+    return shutil.copytree(saved, tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,13 @@ def test_programs_of_fixed_sizes_are_checked_at_each(tmp_path: Path, options: di
     assert check.source_off < 5e-5
 
 
+def test_sizes_together_may_be_more_than_the_context(tmp_path: Path) -> None:
+    options = {"quantize": "8da8w", "shape": "static", "chunk": [1, 8, 16], "max_context": 16}
+    check = compiled(toys.model(), tmp_path / "out", **options).check
+    assert check.num_tokens == 16
+    assert check.segment_noise < 0.05
+
+
 def test_no_check_is_recorded(tmp_path: Path) -> None:
     assert compiled(toys.model(), tmp_path / "out", check=False).check is None
     assert dw.open(tmp_path / "out").manifest.check is None
@@ -142,8 +149,8 @@ def test_weights_of_another_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return right(replace(torch_split, weights=weights), *given)
 
     monkeypatch.setattr(lower_module, "lower", lower)
-    for recipe in ("none", "8da8w"):
-        message = refused(toys.model(), tmp_path / "out", quantize=recipe)
+    for options in ({}, {"quantize": "8da8w"}, {"shape": "static", "chunk": [1, 16]}):
+        message = refused(toys.model(), tmp_path / "out", **options)
         assert "segment block_1" in message or "segment block_2" in message
 
 

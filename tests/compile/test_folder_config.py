@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
 
-import toys
 from doubleweave.errors import PolicyError, SourceError
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return toys.save_hugging_face(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "copy")
 
 
 def change(path, **changes):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -13,16 +12,6 @@ import toys
 from doubleweave.errors import SourceError
 
 LAYER = "model.layers.1.mlp.up_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return toys.save_hugging_face(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "copy")
 
 
 def rewrite(folder, change):

@@ -11,17 +11,7 @@ from torch.nn import functional as F
 
 import doubleweave as dw
 from doubleweave.check.rounding import excess
-
-
-class Of(nn.Module):
-    """A module that computes a function."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
+from function_module import Of
 
 
 class Addmm(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from doubleweave.check.differences import agreement, difference, first_row_over, noise
 from doubleweave.check.places import SINGLES, Place, far_places, first_place, lengths_of, marked_rows
-from doubleweave.check.segments import meeting_rows, noisiest
+from doubleweave.check.segments import Noise, meeting_rows, noisiest
 from doubleweave.check.source_run import source_logits
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.compiler.quantize.calibration import text_tokens
@@ -71,7 +71,9 @@ def check_llm(compiled: Compiled, report: Progress) -> Check:
     lengths = lengths_of(compiled.module.config, compiled.max_context)
     first = first_place(most_rows(chunk_shape(split)), compiled.max_context, lengths)
     far = far_places(first, compiled.max_context, lengths)
-    token_ids = _token_ids(compiled, max(place.num_tokens for place in (first, *far)))
+    # A segment of fixed sizes takes as many, be they more than the context.
+    most = max(most_rows(chunk_shape(split)), *(place.num_tokens for place in (first, *far)))
+    token_ids = _token_ids(compiled, most)
     report("checking: the source", 0, 3)
     if found := compiled.audit():
         raise CheckError(f"{compiled.name}: {found}; nothing was written. {_REPORT}")
@@ -124,41 +126,48 @@ class _Subject:
         return torch.from_numpy(np.concatenate(rows))
 
     def hold_split(self, place: Place) -> float:
-        wanted = self.source[place.start][: place.num_tokens]
-        found = self.eager(self.compiled.reference, place)
-        off = difference(found, wanted)
-        if not off <= FLOAT_BOUND:
-            row = first_row_over(found, wanted, FLOAT_BOUND)
-            raise self._refusal(
-                "the model's segments give", place.start + row, off, FLOAT_BOUND, self._meeting()
-            )
-        return off
+        return self._hold(
+            self.eager(self.compiled.reference, place), place, "the model's segments give", self._meeting
+        )
 
     def hold_program(self, program: Program, place: Place) -> float:
+        def where() -> str:
+            self.hold_split(place)  # says more where the fault is older
+            worst = self._noisiest(program)
+            return f"segment {worst.segment} is off by {worst.size:.1g} by itself"
+
+        return self._hold(self.program(program, place), place, "the program gives", where)
+
+    def _hold(self, found: Tensor, place: Place, what: str, where: Callable[[], str]) -> float:
+        """How far the logits are from the source's; CheckError, which asks `where`, for more than rounding gives."""
         wanted = self.source[place.start][: place.num_tokens]
-        found = self.program(program, place)
         off = difference(found, wanted)
         if not off <= FLOAT_BOUND:
-            row = first_row_over(found, wanted, FLOAT_BOUND)
-            self.hold_split(place)  # says more where the fault is older
-            cached = marked_rows(self.compiled.lowered.split, place.start)
-            worst = noisiest(self.compiled.lowered, program.methods, self.chunks(place), cached)
-            where = f"segment {worst.segment} is off by {worst.size:.1g} by itself"
-            raise self._refusal("the program gives", place.start + row, off, FLOAT_BOUND, where)
+            position = place.start + first_row_over(found, wanted, FLOAT_BOUND)
+            raise self._refusal(
+                f"{what} other logits than the source from position {position} on: off by {off:.2g} of the largest, "
+                f"expected at most {FLOAT_BOUND:.0e}; {where()}"
+            )
         return off
 
     def hold_segments(self, program: Program) -> float:
-        shape = chunk_shape(self.compiled.lowered.split)
-        sizes = shape.sizes if isinstance(shape, FixedSizes) else (1, min(most_rows(shape), 23))
-        place = Place(0, tuple(sizes)).cut(sizes)
-        worst = noisiest(self.compiled.lowered, program.methods, self.chunks(place), {})
+        worst = self._noisiest(program)
         if not worst.size <= SEGMENT_BOUND:
-            raise CheckError(
-                f"{self.compiled.name}: segment {worst.segment} of the program gives other numbers than in eager torch "
-                f"on the same inputs: noise {worst.size:.2g}, expected at most {SEGMENT_BOUND}; nothing was written. "
-                f"{_REPORT}"
+            raise self._refusal(
+                f"segment {worst.segment} of the program gives other numbers than in eager torch on the same inputs: "
+                f"noise {worst.size:.2g}, expected at most {SEGMENT_BOUND}"
             )
         return worst.size
+
+    def _noisiest(self, program: Program) -> Noise:
+        """The segment that is furthest from eager torch, over a chunk of each size that it is compiled for."""
+        shape = chunk_shape(self.compiled.lowered.split)
+        sizes = shape.sizes if isinstance(shape, FixedSizes) else (1, min(most_rows(shape), 23))
+        # Each by itself: together they may be more than the context.
+        runs = (
+            noisiest(self.compiled.lowered, program.methods, [self.token_ids[:, :size]]) for size in sizes
+        )
+        return max(runs, key=lambda worst: worst.size)
 
     def hold_logits(self, program: Program, place: Place) -> tuple[float, Tensor]:
         is_fixed = isinstance(chunk_shape(self.compiled.lowered.split), FixedSizes)
@@ -173,10 +182,9 @@ class _Subject:
                 at += size
             worst = max(range(len(sizes)), key=sizes.__getitem__)
             position = place.start + sum(place.chunks[:worst])
-            raise CheckError(
-                f"{self.compiled.name}: from position {position} on the program gives other logits than its segments "
-                f"in eager torch: noise {sizes[worst]:.2g}, expected at most {LOGITS_BOUND}; nothing was written. "
-                f"{_REPORT}"
+            raise self._refusal(
+                f"from position {position} on the program gives other logits than its segments in eager torch: noise "
+                f"{sizes[worst]:.2g}, expected at most {LOGITS_BOUND}"
             )
         return off, found
 
@@ -186,17 +194,14 @@ class _Subject:
         return replace(ran, top1=top1, kl=kl)
 
     def _meeting(self) -> str:
-        place = Place(0, (self.token_ids.shape[1],)).cut(_SPLIT_CHUNKS)
+        place = Place(0, (len(self.source[0]),)).cut(_SPLIT_CHUNKS)
         met = meeting_rows(self.compiled.reference, self.chunks(place))
         if met is None:
             return "no segment depends on how the prompt is cut: the exported graph is another function than the model"
         return f"{met} depends on how the prompt is cut into chunks: rows meet there"
 
-    def _refusal(self, what: str, position: int, off: float, bound: float, where: str) -> CheckError:
-        return CheckError(
-            f"{self.compiled.name}: {what} other logits than the source from position {position} on: off by {off:.2g} "
-            f"of the largest, expected at most {bound:.0e}; {where}; nothing was written. {_REPORT}"
-        )
+    def _refusal(self, what: str) -> CheckError:
+        return CheckError(f"{self.compiled.name}: {what}; nothing was written. {_REPORT}")
 
 
 def _cannot_run(split: Split) -> str:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from doubleweave.check.differences import noise
-from doubleweave.check.source_run import Rows
 from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.ir.split import ROWS, Call, FixedSizes, Segment
@@ -29,7 +28,7 @@ class Noise(NamedTuple):
 
 
 def noisiest(
-    torch_split: TorchSplit, methods: Mapping[str, Callable[..., Any]], chunks: Sequence[Tensor], cached: Rows
+    torch_split: TorchSplit, methods: Mapping[str, Callable[..., Any]], chunks: Sequence[Tensor]
 ) -> Noise:
     """The segment whose method is furthest from eager torch, over these chunks of token ids, int64 [1, T] each.
 
@@ -43,7 +42,7 @@ def noisiest(
         for result, wanted in zip(results if len(written) > 1 else (results,), written, strict=True):
             found.append(Noise(call.name, noise(result, wanted)))
 
-    for _ in run_chunks(torch_split, chunks, cached=cached, on_call=compare):
+    for _ in run_chunks(torch_split, chunks, on_call=compare):
         pass
     return max(found, key=lambda item: item.size)
 

@@ -20,7 +20,7 @@ from doubleweave.cli.inspect import add_inspect
 from doubleweave.cli.options import EXIT_ERROR
 from doubleweave.cli.predict import add_commands
 from doubleweave.cli.run import add_bench, add_run, add_score
-from doubleweave.errors import DoubleweaveError
+from doubleweave.errors import DoubleweaveError, first_line
 
 EXIT_INTERRUPTED = 130
 EXIT_UNEXPECTED = 70
@@ -65,7 +65,7 @@ def _fail(error: Exception) -> int:
         message = f"{error.filename or 'output'}: {error.strerror or error}"
     else:
         code = EXIT_UNEXPECTED
-        first = (str(error).strip().splitlines() or ["without a message"])[0][:300]
+        first = first_line(error, "without a message")
         message = (
             f"unexpected {type(error).__name__}: {first}; please report it with the output of {_TRACEBACK}"
         )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from doubleweave.errors import SourceError
+from doubleweave.errors import SourceError, first_line
 from doubleweave.sources.folder_config import read_json
 from doubleweave.sources.tensor_files import listed
 
@@ -73,7 +73,7 @@ def merged(module: Any, adapter: Path) -> tuple[Any, Callable[[], str]]:
     try:
         beside = PeftModel.from_pretrained(module, str(adapter), is_trainable=False).eval().float()
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        reason = first_line(error, "")
         raise SourceError(
             f"adapter: peft cannot put {adapter} on the model ({type(error).__name__}: {reason}); give an adapter of "
             "this model"
@@ -84,7 +84,7 @@ def merged(module: Any, adapter: Path) -> tuple[Any, Callable[[], str]]:
     try:
         whole = beside.merge_and_unload(safe_merge=True)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        reason = first_line(error, "")
         raise SourceError(
             f"adapter: peft cannot merge {adapter} ({type(error).__name__}: {reason}); merge it where it was trained"
         ) from error

@@ -24,6 +24,8 @@ from doubleweave.sources.model import Model
 
 # gguf-py's name of an architecture whose model type in transformers is another.
 _NAMED_AS = {"mistral": "llama"}
+# Architectures that files write in one word.
+_UNJOINED = ("qwen2moe", "qwen3moe")
 
 
 def load(path: Path) -> Model:
@@ -32,7 +34,7 @@ def load(path: Path) -> Model:
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES as supported
 
     # The list has names of transformers beside those of files (gpt_oss, gpt-oss).
-    if file.architecture not in {*supported, *(name.replace("_", "-") for name in supported), *_unjoined()}:
+    if file.architecture not in {*supported, *(name.replace("_", "-") for name in supported), *_UNJOINED}:
         raise SourceError(
             f"{path}: found architecture {file.architecture!r}, expected one of {', '.join(sorted(set(supported)))}"
         )
@@ -54,11 +56,7 @@ def load(path: Path) -> Model:
             config.eos_token_id = ends or None
         model = from_module(module.eval(), file.name, None if text is None else text.as_transformers())
     save = None if text is None else lambda folder: text.tokenizer.save(str(folder / "tokenizer.json"))
-    return replace(model, save_tokenizer=save, audit=lambda: audit(path, module))
-
-
-def _unjoined() -> tuple[str, ...]:
-    return ("qwen2moe", "qwen3moe")
+    return replace(model, save_tokenizer=save, audit=lambda: audit(file, module))
 
 
 def _module(file: GgufFile) -> Any:

@@ -1,6 +1,6 @@
-"""Hold a loaded module against its GGUF file, read anew and apart from the code that loads it.
+"""Hold a loaded module against its GGUF file, apart from the code that loads it.
 
-Knows the file format through the package gguf and nothing of the loader, transformers' names or configs: weights are
+Knows what the package gguf finds in the file and nothing of the loader, transformers' names or configs: weights are
 compared by layer and by sums that permuted rows and shifted norms keep, rotary frequencies by the formulas of ggml.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from doubleweave.sources.gguf_file import GgufFile
 
 _ROTARY = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _FILE_LAYER, _MODULE_LAYER = re.compile(r"blk\.(\d+)\."), re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
@@ -28,27 +29,18 @@ class _Sums(NamedTuple):
     total: float
 
 
-def audit(path: Path, module: torch.nn.Module) -> str:
+def audit(file: GgufFile, module: torch.nn.Module) -> str:
     """A sentence on the first difference between the file and the module, "" where there is none."""
-    metadata, tensors = _read(path)
-    return _weights(tensors, module) or _rotary(metadata, tensors, module)
+    return _weights(file, module) or _rotary(file, module)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
-    from gguf import GGUFReader, dequantize
+def _numbers(file: GgufFile, name: str) -> np.ndarray[Any, Any]:
+    """A tensor in float32, without what the loader does to it."""
+    from gguf import dequantize
 
-    part = re.fullmatch(r"(.+)-\d{5}-of-(\d{5}\.gguf)", path.name)
-    paths = sorted(path.parent.glob(f"{part[1]}-?????-of-{part[2]}")) if part else [path]
-    readers = [GGUFReader(found) for found in paths]
-    metadata = {
-        key: field.contents() for key, field in readers[0].fields.items() if not key.startswith("tokenizer.")
-    }
-    found = {
-        tensor.name: dequantize(tensor.data, tensor.tensor_type)
-        for part in readers
-        for tensor in part.tensors
-    }
-    return metadata, found
+    tensor = file.tensors[name]
+    found: np.ndarray[Any, Any] = dequantize(tensor.data, tensor.tensor_type)
+    return found
 
 
 def _sums(values: np.ndarray[Any, Any]) -> _Sums:
@@ -58,13 +50,13 @@ def _sums(values: np.ndarray[Any, Any]) -> _Sums:
     return _Sums(wide.size, float(np.abs(wide).sum()), float(wide.sum()))
 
 
-def _weights(tensors: dict[str, np.ndarray[Any, Any]], module: torch.nn.Module) -> str:
+def _weights(file: GgufFile, module: torch.nn.Module) -> str:
     in_file: dict[int | None, list[tuple[_Sums, str]]] = defaultdict(list)
     in_module: dict[int | None, list[tuple[_Sums, str]]] = defaultdict(list)
-    for name, value in tensors.items():
+    for name in file.tensors:
         if name not in _ROTARY:
             layer = _FILE_LAYER.match(name)
-            in_file[int(layer[1]) if layer else None].append((_sums(value), name))
+            in_file[int(layer[1]) if layer else None].append((_sums(_numbers(file, name)), name))
     for name, parameter in module.named_parameters():  # tied ones once
         layer = _MODULE_LAYER.search(f".{name}")
         in_module[int(layer[1]) if layer else None].append((_sums(parameter.detach().numpy()), name))
@@ -121,9 +113,7 @@ def _is_close(wanted: _Sums, found: _Sums) -> bool:
     return wanted.elements == found.elements and same
 
 
-def _rotary(
-    metadata: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]], module: torch.nn.Module
-) -> str:
+def _rotary(file: GgufFile, module: torch.nn.Module) -> str:
     for name, buffer in module.named_buffers():
         owner_name, _, last = name.rpartition(".")
         if not last.endswith("inv_freq") or "original" in last:
@@ -131,7 +121,7 @@ def _rotary(
         owner = module.get_submodule(owner_name)
         local = last.startswith("sliding")
         found = buffer.detach().double().numpy().reshape(-1)
-        wanted, scale = _frequencies(metadata, tensors, local)
+        wanted, scale = _frequencies(file, local)
         if wanted.shape != found.shape or not np.allclose(wanted, found, rtol=1e-4, atol=1e-12):
             off = (
                 f"differ by up to {np.abs(found / wanted - 1).max():.3g}"
@@ -149,12 +139,10 @@ def _rotary(
     return ""
 
 
-def _frequencies(
-    metadata: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]], local: bool
-) -> tuple[np.ndarray[Any, Any], float]:
+def _frequencies(file: GgufFile, local: bool) -> tuple[np.ndarray[Any, Any], float]:
     """Inverse frequencies and the scale of sine and cosine (ggml's rope_yarn and llama.cpp's reading of the keys)."""
-    prefix = f"{metadata['general.architecture']}."
-    keys = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    prefix = f"{file.architecture}."
+    keys = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
     scaling = {
         key.removeprefix("rope.scaling."): value
         for key, value in keys.items()
@@ -171,14 +159,14 @@ def _frequencies(
     pairs = np.arange(dims // 2, dtype=np.float64)
     plain = float(base) ** (-2.0 * pairs / dims)
     for name in ("rope_freqs.weight", "rope_factors_short.weight"):
-        if name in tensors and not local:
-            plain = plain / tensors[name].reshape(-1).astype(np.float64)
+        if name in file.tensors and not local:
+            plain = plain / _numbers(file, name).reshape(-1).astype(np.float64)
     attention = float(scaling.get("attn_factor", scaling.get("yarn_attn_factor", 1.0)))
     kind, factor = (
         scaling.get("type", "linear"),
         float(scaling.get("factor", keys.get("rope.scale_linear", 0))) or 1.0,
     )
-    if kind == "linear" and "rope_factors_short.weight" not in tensors:
+    if kind == "linear" and "rope_factors_short.weight" not in file.tensors:
         return plain / factor, 1.0
     if kind == "yarn":
         context = scaling.get("original_context_length") or keys["context_length"]
@@ -189,4 +177,4 @@ def _frequencies(
         low, high = max(0, math.floor(ends[0])), min(dims - 1, math.ceil(ends[1]))
         kept = 1 - np.clip((pairs - low) / max(0.001, high - low), 0, 1)
         return plain / factor * (1 - kept) + plain * kept, attention * (1 + 0.1 * math.log(max(factor, 1.0)))
-    return plain, attention if kind == "longrope" or "rope_factors_short.weight" in tensors else 1.0
+    return plain, attention if kind == "longrope" or "rope_factors_short.weight" in file.tensors else 1.0

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from doubleweave.errors import SourceError
+from doubleweave.errors import SourceError, first_line
 from doubleweave.sources import adapter as adapters
 from doubleweave.sources.audit import audit
 from doubleweave.sources.folder_config import (
@@ -89,15 +89,6 @@ def load(path: Path, *, adapter: Path | None = None, trust_remote_code: bool = F
         tokenizer = _load_tokenizer(adapter if adapter and has_own else path, trust_remote_code)
     model = _model(path, module, path.resolve().name, tokenizer)
     return replace(model, audit=check_again)
-
-
-def load_pretrained(path: Path, name: str, **kwargs: Any) -> Model:
-    """`AutoModelForCausalLM.from_pretrained(path, **kwargs)` and its tokenizer as a Model."""
-    with quiet():
-        module, info = _from_pretrained(path, False, folder=path, **kwargs)
-        check_loaded(path, {**info, "unexpected_keys": ()}, module.config, lambda name: ())
-        tokenizer = _load_tokenizer(path, trust_remote_code=False, **kwargs)
-    return _model(path, module, name, tokenizer)
 
 
 def from_module(module: Any, name: str, tokenizer: Any | None) -> Model:
@@ -180,10 +171,10 @@ def _from_pretrained(
             **kwargs,
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise SourceError(f"{path}: transformers cannot load it: {_first_line(error)}") from error
-    except Exception as error:  # safetensors and gguf raise types of their own
+        raise SourceError(f"{path}: transformers cannot load it: {first_line(error)}") from error
+    except Exception as error:  # safetensors raises types of its own
         raise SourceError(
-            f"{path}: the weights cannot be read ({type(error).__name__}: {_first_line(error)}); "
+            f"{path}: the weights cannot be read ({type(error).__name__}: {first_line(error)}); "
             "fetch the file again"
         ) from error
     return module.eval(), info
@@ -217,7 +208,7 @@ def _load_config(path: Path, trusted: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trusted)
     except Exception as error:
-        raise SourceError(f"{path}: transformers cannot load it: {_first_line(error)}") from error
+        raise SourceError(f"{path}: transformers cannot load it: {first_line(error)}") from error
 
 
 def _base_of(config: Any) -> str:
@@ -267,22 +258,22 @@ def _model(path: Path, module: Any, name: str, tokenizer: Any | None) -> Model:
     return model
 
 
-def _load_tokenizer(path: Path, trust_remote_code: bool, **kwargs: Any) -> Any | None:
+def _load_tokenizer(path: Path, trust_remote_code: bool) -> Any | None:
     from transformers import AutoTokenizer
 
-    code = "" if kwargs else code_of_tokenizer(path)
-    if not kwargs and not code and not any(_VOCABULARIES.fullmatch(file.name) for file in path.iterdir()):
+    code = code_of_tokenizer(path)
+    if not code and not any(_VOCABULARIES.fullmatch(file.name) for file in path.iterdir()):
         return None  # transformers would make one up, without a vocabulary
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=trust_remote_code, **kwargs
+            path, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:
         if code and not trust_remote_code:
             raise SourceError(f"{path}: {code}, or remove the file to compile without a tokenizer") from error
-        if (path / "tokenizer.json").exists() and not kwargs:
+        if (path / "tokenizer.json").exists():
             raise SourceError(
-                f"{path}: its tokenizer cannot be read ({type(error).__name__}: {_first_line(error)}); fetch "
+                f"{path}: its tokenizer cannot be read ({type(error).__name__}: {first_line(error)}); fetch "
                 "tokenizer.json and tokenizer_config.json again, or remove them to compile without a tokenizer"
             ) from error
         return None
@@ -307,8 +298,3 @@ def _check_vocabulary(path: Path, tokenizer: Any, vocab_size: int) -> None:
         raise SourceError(
             f"{path}: the tokenizer has {size} tokens, but the model has {vocab_size}; put the model's own there"
         )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

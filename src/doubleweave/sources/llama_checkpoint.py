@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doubleweave.errors import SourceError
+from doubleweave.errors import SourceError, first_line
 from doubleweave.sources.llama_params import LAYER, LlamaParams, read_params
 from doubleweave.sources.model import Model
 from doubleweave.sources.tokenizer_file import LlamaTokenizer, read_tokenizer
@@ -84,7 +84,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         # A file from before torch 1.6 is no archive, which could be mapped.
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error, most=200)
         raise SourceError(
             f"{path}: is not a whole checkpoint of tensors alone ({reason}); fetch it again"
         ) from error

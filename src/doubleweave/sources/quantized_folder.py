@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doubleweave.errors import SourceError
+from doubleweave.errors import SourceError, first_line
 from doubleweave.sources import dequantize
 
 Named = Iterator[tuple[str, Tensor]]
@@ -107,7 +107,7 @@ class _Saved:
                 raise
             raise SourceError(f"{self.path}: {name} cannot be dequantized: {message}") from error
         except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
+            reason = first_line(error, "", 200)
             raise SourceError(
                 f"{self.path}: {name} cannot be dequantized ({type(error).__name__}: {reason}); its parts do not fit "
                 "together, fetch the files again"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doubleweave.errors import SourceError
+from doubleweave.errors import SourceError, first_line
 
 # In the order in which transformers looks for them.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -109,7 +109,7 @@ def _opened(path: Path) -> Any:
         # A file from before torch 1.6 is no archive, which could be mapped.
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        reason = first_line(error, "", 200)
         raise SourceError(
             f"{path.parent}: the weights cannot be read: {path.name} is damaged ({type(error).__name__}: {reason}); "
             "fetch the file again"
