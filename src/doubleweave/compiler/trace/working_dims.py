@@ -180,7 +180,10 @@ def _pairs(plan: Plan, leaves: Sequence[Leaf]) -> Iterator[Plan]:
     for small, other in itertools.permutations(values, 2):
         if 1 < values[small] <= values[other]:
             factor, rest = divmod(values[other], values[small])
-            for size in {_Size(small, factor, rest), _Size(small, 1, values[other] - values[small])}:
+            # In one order in every process, so that the advice is the same; equal ones are one.
+            for size in dict.fromkeys(
+                (_Size(small, factor, rest), _Size(small, 1, values[other] - values[small]))
+            ):
                 yield _renamed(plan, other, size)
 
 
