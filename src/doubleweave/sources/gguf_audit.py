@@ -9,24 +9,20 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from doubleweave.sources.audit import Sums, sums
 from doubleweave.sources.gguf_file import GgufFile
 
 _ROTARY = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _FILE_LAYER, _MODULE_LAYER = re.compile(r"blk\.(\d+)\."), re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 _CLOSE = 1e-4
-
-
-class _Sums(NamedTuple):
-    """Of a matrix: elements, sum of absolutes, sum. Of a vector the sums are taken around its mean."""
-
-    elements: int
-    absolutes: float
-    total: float
+_PIECE = 1 << 16  # elements of a tensor's data that are read at once
 
 
 def audit(file: GgufFile, module: torch.nn.Module) -> str:
@@ -34,32 +30,52 @@ def audit(file: GgufFile, module: torch.nn.Module) -> str:
     return _weights(file, module) or _rotary(file, module)
 
 
-def _numbers(file: GgufFile, name: str) -> np.ndarray[Any, Any]:
-    """A tensor in float32, without what the loader does to it."""
+def _numbers(file: GgufFile, name: str) -> Iterator[Tensor]:
+    """A tensor in float32, without what the loader does to it, a few rows at a time."""
     from gguf import dequantize
 
     tensor = file.tensors[name]
-    found: np.ndarray[Any, Any] = dequantize(tensor.data, tensor.tensor_type)
-    return found
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+    # What is made of a piece stays in the processor's cache.
+    step = max(1, _PIECE // rows.shape[1])
+    for start in range(0, len(rows), step):
+        yield torch.from_numpy(np.copy(dequantize(rows[start : start + step], tensor.tensor_type)))
 
 
-def _sums(values: np.ndarray[Any, Any]) -> _Sums:
-    wide = values.astype(np.float64)
-    if max(wide.shape, default=0) == wide.size:  # a vector, with or without axes of one
-        wide = wide - wide.mean()
-    return _Sums(wide.size, float(np.abs(wide).sum()), float(wide.sum()))
+def _whole(file: GgufFile, name: str) -> Tensor:
+    return torch.cat([piece.reshape(-1) for piece in _numbers(file, name)])
+
+
+def _is_vector(shape: Sequence[int]) -> bool:
+    return max(shape, default=0) == math.prod(shape)  # with or without axes of one
+
+
+def _of_file(file: GgufFile, name: str) -> Sums:
+    if _is_vector([int(size) for size in file.tensors[name].shape]):
+        return _around_mean(_whole(file, name))
+    return sum(map(sums, _numbers(file, name)), Sums())
+
+
+def _of_module(parameter: Tensor) -> Sums:
+    return _around_mean(parameter.detach()) if _is_vector(parameter.shape) else sums(parameter)
+
+
+def _around_mean(vector: Tensor) -> Sums:
+    """Of a vector's distances from its mean: a norm may be stored shifted by one."""
+    wide = vector.double()
+    return sums(wide - wide.mean())
 
 
 def _weights(file: GgufFile, module: torch.nn.Module) -> str:
-    in_file: dict[int | None, list[tuple[_Sums, str]]] = defaultdict(list)
-    in_module: dict[int | None, list[tuple[_Sums, str]]] = defaultdict(list)
+    in_file: dict[int | None, list[tuple[Sums, str]]] = defaultdict(list)
+    in_module: dict[int | None, list[tuple[Sums, str]]] = defaultdict(list)
     for name in file.tensors:
         if name not in _ROTARY:
             layer = _FILE_LAYER.match(name)
-            in_file[int(layer[1]) if layer else None].append((_sums(_numbers(file, name)), name))
+            in_file[int(layer[1]) if layer else None].append((_of_file(file, name), name))
     for name, parameter in module.named_parameters():  # tied ones once
         layer = _MODULE_LAYER.search(f".{name}")
-        in_module[int(layer[1]) if layer else None].append((_sums(parameter.detach().numpy()), name))
+        in_module[int(layer[1]) if layer else None].append((_of_module(parameter), name))
     for layer_number in {**in_file, **in_module}:
         said = _layer(in_file[layer_number], in_module[layer_number])
         if said:
@@ -67,8 +83,8 @@ def _weights(file: GgufFile, module: torch.nn.Module) -> str:
     return ""
 
 
-def _layer(in_file: list[tuple[_Sums, str]], in_module: list[tuple[_Sums, str]]) -> str:
-    elements = [sum(sums.elements for sums, _ in found) for found in (in_file, in_module)]
+def _layer(in_file: list[tuple[Sums, str]], in_module: list[tuple[Sums, str]]) -> str:
+    elements = [_joined(found).count for found in (in_file, in_module)]
     names = (in_file or in_module)[0][1]
     if elements[0] != elements[1]:
         return f"the file has {elements[0]} weights beside {names}, the module {elements[1]}"
@@ -81,36 +97,32 @@ def _layer(in_file: list[tuple[_Sums, str]], in_module: list[tuple[_Sums, str]])
         if match is None:
             found, parameter = _nearest(in_file, unmatched, wanted)
             return (
-                f"the tensor {tensor} has {wanted.elements} elements with sum {wanted.total:.6g} and absolutes "
-                f"{wanted.absolutes:.6g}, the module's {parameter} {found.elements} with {found.total:.6g} and "
-                f"{found.absolutes:.6g}"
+                f"the tensor {tensor} has {wanted.count} elements with sum {wanted.total:.6g} and absolutes "
+                f"{wanted.absolute:.6g}, the module's {parameter} {found.count} with {found.total:.6g} and "
+                f"{found.absolute:.6g}"
             )
         unmatched.remove(match)
     return ""
 
 
 def _nearest(
-    in_file: list[tuple[_Sums, str]], unmatched: list[tuple[_Sums, str]], wanted: _Sums
-) -> tuple[_Sums, str]:
+    in_file: list[tuple[Sums, str]], unmatched: list[tuple[Sums, str]], wanted: Sums
+) -> tuple[Sums, str]:
     """Of the parameters that are no tensor's, one of as many elements where there is one."""
     left = [
-        pair for pair in unmatched if not any(_is_close(sums, pair[0]) for sums, _ in in_file)
+        pair for pair in unmatched if not any(_is_close(other, pair[0]) for other, _ in in_file)
     ] or unmatched
-    return next((pair for pair in left if pair[0].elements == wanted.elements), left[0])
+    return next((pair for pair in left if pair[0].count == wanted.count), left[0])
 
 
-def _joined(found: list[tuple[_Sums, str]]) -> _Sums:
-    return _Sums(
-        sum(sums.elements for sums, _ in found),
-        sum(sums.absolutes for sums, _ in found),
-        sum(sums.total for sums, _ in found),
-    )
+def _joined(found: list[tuple[Sums, str]]) -> Sums:
+    return sum((part for part, _ in found), Sums())
 
 
-def _is_close(wanted: _Sums, found: _Sums) -> bool:
-    room = _CLOSE * max(1e-3, wanted.absolutes)
-    same = abs(wanted.absolutes - found.absolutes) <= room and abs(wanted.total - found.total) <= room
-    return wanted.elements == found.elements and same
+def _is_close(wanted: Sums, found: Sums) -> bool:
+    room = _CLOSE * max(1e-3, wanted.absolute)
+    same = abs(wanted.absolute - found.absolute) <= room and abs(wanted.total - found.total) <= room
+    return wanted.count == found.count and same
 
 
 def _rotary(file: GgufFile, module: torch.nn.Module) -> str:
@@ -160,7 +172,7 @@ def _frequencies(file: GgufFile, local: bool) -> tuple[np.ndarray[Any, Any], flo
     plain = float(base) ** (-2.0 * pairs / dims)
     for name in ("rope_freqs.weight", "rope_factors_short.weight"):
         if name in file.tensors and not local:
-            plain = plain / _numbers(file, name).reshape(-1).astype(np.float64)
+            plain = plain / _whole(file, name).double().numpy()
     attention = float(scaling.get("attn_factor", scaling.get("yarn_attn_factor", 1.0)))
     kind, factor = (
         scaling.get("type", "linear"),
