@@ -18,11 +18,11 @@ from torch import Tensor
 
 from doubleweave.check.differences import agreement, difference, first_row_over, noise
 from doubleweave.check.places import SINGLES, Place, far_places, first_place, lengths_of, marked_rows
-from doubleweave.check.segments import Noise, meeting_rows, noisiest
+from doubleweave.check.segments import Comparison, Noise, meeting_rows, noisiest
 from doubleweave.check.source_run import source_logits
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.compiler.quantize.calibration import text_tokens
-from doubleweave.compiler.split.eager import run_chunks
+from doubleweave.compiler.split.eager import OnCall, run_chunks
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.errors import CheckError
 from doubleweave.ir.check import Check
@@ -90,9 +90,8 @@ def check_llm(compiled: Compiled, report: Progress) -> Check:
     program = open_llm(compiled.folder)
     if compiled.is_float:
         return replace(ran, source_off=max(subject.hold_program(program, place) for place in (first, *far)))
-    ran = replace(ran, segment_noise=subject.hold_segments(program))
-    noises, logits = zip(*(subject.hold_logits(program, place) for place in (first, *far)), strict=True)
-    return subject.judged(replace(ran, logits_noise=max(noises)), logits[0])
+    segment_noise, logits_noise, logits = subject.hold_quantized(program, first, far)
+    return subject.judged(replace(ran, segment_noise=segment_noise, logits_noise=logits_noise), logits)
 
 
 @dataclass(frozen=True)
@@ -106,10 +105,11 @@ class _Subject:
     def chunks(self, place: Place) -> tuple[Tensor, ...]:
         return torch.split(self.token_ids[:, : place.num_tokens], list(place.chunks), dim=1)
 
-    def eager(self, torch_split: TorchSplit, place: Place) -> Tensor:
+    def eager(self, torch_split: TorchSplit, place: Place, on_call: OnCall | None = None) -> Tensor:
         """The logits of the split in eager torch, [T, vocab]."""
         cached = marked_rows(torch_split.split, place.start)
-        return torch.cat(list(run_chunks(torch_split, self.chunks(place), cached=cached)), 1)[0]
+        chunks = run_chunks(torch_split, self.chunks(place), cached=cached, on_call=on_call)
+        return torch.cat(list(chunks), 1)[0]
 
     def program(self, program: Program, place: Place) -> Tensor:
         """The logits of the program, [T, vocab]: chunks as prompts and single tokens as decoding run them."""
@@ -150,8 +150,7 @@ class _Subject:
             )
         return off
 
-    def hold_segments(self, program: Program) -> float:
-        worst = self._noisiest(program)
+    def hold_segments(self, worst: Noise) -> float:
         if not worst.size <= SEGMENT_BOUND:
             raise self._refusal(
                 f"segment {worst.segment} of the program gives other numbers than in eager torch on the same inputs: "
@@ -161,19 +160,40 @@ class _Subject:
 
     def _noisiest(self, program: Program) -> Noise:
         """The segment that is furthest from eager torch, over a chunk of each size that it is compiled for."""
-        shape = chunk_shape(self.compiled.lowered.split)
-        sizes = shape.sizes if isinstance(shape, FixedSizes) else (1, min(most_rows(shape), 23))
         # Each by itself: together they may be more than the context.
-        runs = (
-            noisiest(self.compiled.lowered, program.methods, [self.token_ids[:, :size]]) for size in sizes
-        )
+        runs = [
+            noisiest(self.compiled.lowered, program.methods, [self.token_ids[:, :size]])
+            for size in self._sizes
+        ]
         return max(runs, key=lambda worst: worst.size)
 
-    def hold_logits(self, program: Program, place: Place) -> tuple[float, Tensor]:
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        shape = chunk_shape(self.compiled.lowered.split)
+        return shape.sizes if isinstance(shape, FixedSizes) else (1, min(most_rows(shape), 23))
+
+    def hold_quantized(
+        self, program: Program, first: Place, far: Sequence[Place]
+    ) -> tuple[float, float, Tensor]:
+        """The noise of segments and of logits against the quantized split, and the first place's logits."""
         is_fixed = isinstance(chunk_shape(self.compiled.lowered.split), FixedSizes)
-        # Eager torch makes float32 of all weights for every chunk, so all tokens are one where they may be.
-        at_once = place if is_fixed else Place(place.start, (place.num_tokens,))
-        found, wanted = self.program(program, place), self.eager(self.compiled.lowered, at_once)
+        # Eager torch makes float32 of all weights for every chunk, so one run serves segments and logits where it may.
+        if is_fixed:
+            segment_noise = self.hold_segments(self._noisiest(program))
+            wanted = self.eager(self.compiled.lowered, first)
+        else:
+            compared = Comparison(self.compiled.lowered, program.methods, self._sizes)
+            wanted = self.eager(self.compiled.lowered, Place(0, (first.num_tokens,)), compared)
+            segment_noise = self.hold_segments(compared.worst)
+        found = self.program(program, first)
+        noises = [self._hold_logits(found, wanted, first)]
+        for place in far:
+            at_once = place if is_fixed else Place(place.start, (place.num_tokens,))
+            wanted = self.eager(self.compiled.lowered, at_once)
+            noises.append(self._hold_logits(self.program(program, place), wanted, place))
+        return segment_noise, max(noises), found
+
+    def _hold_logits(self, found: Tensor, wanted: Tensor, place: Place) -> float:
         off = noise(found, wanted)
         if not off <= LOGITS_BOUND:
             at, sizes = 0, []
@@ -186,7 +206,7 @@ class _Subject:
                 f"from position {position} on the program gives other logits than its segments in eager torch: noise "
                 f"{sizes[worst]:.2g}, expected at most {LOGITS_BOUND}"
             )
-        return off, found
+        return off
 
     def judged(self, ran: Check, logits: Tensor) -> Check:
         """`ran`, with how far the quantized logits are from the source's."""

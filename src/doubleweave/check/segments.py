@@ -14,7 +14,7 @@ from torch import Tensor
 from doubleweave.check.differences import noise
 from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.pieces import TorchSplit
-from doubleweave.ir.split import ROWS, Call, FixedSizes, Segment
+from doubleweave.ir.split import CACHED, ROWS, Call, FixedSizes, Port, Segment
 
 # Kernels that add up in another order make less noise.
 _BY_ROUNDING = 1e-4
@@ -34,17 +34,45 @@ def noisiest(
 
     A method gets the inputs that eager torch computed, so noise of earlier segments does not count.
     """
-    found = [Noise("", 0.0)]
-
-    def compare(call: Call, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
-        segment = torch_split.split.segment(call.segment)
-        results = methods[_method(segment, read)](*(tensor.contiguous() for tensor in read))
-        for result, wanted in zip(results if len(written) > 1 else (results,), written, strict=True):
-            found.append(Noise(call.name, noise(result, wanted)))
-
-    for _ in run_chunks(torch_split, chunks, on_call=compare):
+    comparison = Comparison(torch_split, methods)
+    for _ in run_chunks(torch_split, chunks, on_call=comparison):
         pass
-    return max(found, key=lambda item: item.size)
+    return comparison.worst
+
+
+class Comparison:
+    """Called with each call of a run in eager torch: runs the segment's method on what the call read.
+
+    With `sizes` it runs on the first so many rows of a first chunk, one size after the other, and otherwise on all rows
+    of a chunk at once. `worst` is the segment that was furthest from eager torch so far.
+    """
+
+    def __init__(
+        self, torch_split: TorchSplit, methods: Mapping[str, Callable[..., Any]], sizes: Sequence[int] = ()
+    ) -> None:
+        self.worst = Noise("", 0.0)
+        self._split, self._methods, self._sizes = torch_split.split, methods, sizes
+
+    def __call__(self, call: Call, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        segment = self._split.segment(call.segment)
+        for size in self._sizes or (None,):
+            inputs, wanted = (
+                [_first_rows(tensor, port, size) for tensor, port in zip(tensors, ports, strict=True)]
+                for tensors, ports in ((read, segment.inputs), (written, segment.outputs))
+            )
+            results = self._methods[_method(segment, inputs)](*(tensor.contiguous() for tensor in inputs))
+            for result, value in zip(results if len(wanted) > 1 else (results,), wanted, strict=True):
+                self.worst = max(
+                    self.worst, Noise(call.name, noise(result, value)), key=lambda found: found.size
+                )
+
+
+def _first_rows(tensor: Tensor, port: Port, size: int | None) -> Tensor:
+    """The first rows of a tensor with rows: nothing behind them changes them, in attention either."""
+    for axis, symbol in enumerate(port.shape):
+        if size is not None and symbol in (ROWS, CACHED):
+            tensor = tensor.narrow(axis, 0, min(size, tensor.shape[axis]))
+    return tensor
 
 
 def _method(segment: Segment, inputs: Sequence[Tensor]) -> str:
