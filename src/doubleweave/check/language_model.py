@@ -18,6 +18,7 @@ from torch import Tensor
 
 from doubleweave.check.differences import agreement, difference, first_row_over, noise
 from doubleweave.check.places import SINGLES, Place, far_places, first_place, lengths_of, marked_rows
+from doubleweave.check.quick_weights import quick_modules
 from doubleweave.check.segments import Comparison, Noise, meeting_rows, noisiest
 from doubleweave.check.source_run import source_logits
 from doubleweave.compiler.program_folder import Progress
@@ -108,7 +109,8 @@ class _Subject:
     def eager(self, torch_split: TorchSplit, place: Place, on_call: OnCall | None = None) -> Tensor:
         """The logits of the split in eager torch, [T, vocab]."""
         cached = marked_rows(torch_split.split, place.start)
-        chunks = run_chunks(torch_split, self.chunks(place), cached=cached, on_call=on_call)
+        modules = quick_modules(torch_split)
+        chunks = run_chunks(torch_split, self.chunks(place), modules, cached=cached, on_call=on_call)
         return torch.cat(list(chunks), 1)[0]
 
     def program(self, program: Program, place: Place) -> Tensor:

@@ -1,0 +1,37 @@
+"""Segments that dequantize their weights quickly give the same numbers, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import toys
+from doubleweave.check.quick_weights import dequantize, quick_modules
+from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+from doubleweave.compiler.quantize.weights import quantize
+from doubleweave.compiler.split.eager import run_chunks
+from doubleweave.compiler.split.split_llm import default_policy, split_llm
+from doubleweave.ir.split import rows
+
+
+@pytest.mark.parametrize("recipe", ["8da8w", "8da4w"])
+def test_logits_are_equal(recipe):
+    module = toys.module()
+    policy = default_policy(rows(1, 16))
+    split = split_llm(export_llm(module, 16), owned_modules(module), policy, max_context=toys.MAX_CONTEXT)
+    quantized = quantize(split, recipe)
+    ids = [torch.arange(11)[None]]
+    quick = quick_modules(quantized)
+    code = "".join(module.code for module in quick.values())
+    assert "torch.ops.quantized_decomposed.dequantize_per_channel" not in code
+    (wanted,), (found,) = run_chunks(quantized, ids), run_chunks(quantized, ids, quick)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_zero_points_are_subtracted(groups):
+    values = torch.randint(-128, 128, (6, 8), dtype=torch.int8)
+    scales, zero_points = torch.rand(6, groups), torch.randint(-128, 128, (6, groups))
+    wide = (values.view(6, groups, -1).long() - zero_points[..., None]) * scales[..., None]
+    found = dequantize(values, scales, zero_points)
+    assert torch.equal(found, wide.view(6, 8))
