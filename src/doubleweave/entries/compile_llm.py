@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from doubleweave.compiler.backends import find_backend, llm_backends, option_owners, own_options
 from doubleweave.compiler.backends.backend import Backend, Options
+from doubleweave.compiler.free_memory import give_back_free_memory
 from doubleweave.compiler.pipeline_llm import splits_of
 from doubleweave.compiler.policy import DEFAULT_BACKEND, DEFAULT_SIZES, MOST_ROWS
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
@@ -91,6 +92,7 @@ def compile_llm(
         )
     report("loading the model", 0, 1)
     model = source if isinstance(source, Model) else load(source, **of_source)
+    give_back_free_memory()
     context = _context(model, max_context)
     with made_beside(folder) as temporary:
         return _compile(
@@ -188,6 +190,7 @@ def _compile(model: Model, folder: Path, options: Options, check: bool, report: 
     if check:
         from doubleweave.check.language_model import Compiled, check_llm
 
+        give_back_free_memory()
         compiled = Compiled(
             model.name,
             model.module,
