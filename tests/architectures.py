@@ -75,6 +75,7 @@ _SIZES = {
         "dim",
         "adapter_in_dim",
         "adapter_input_size",
+        "adapter_out_dim",
         "hidden_size_global",
     ),
     96: (
@@ -93,7 +94,36 @@ _BY_NAME = {name: size for size, names in _SIZES.items() for name in names}
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
 _MAMBA_2 = {"num_heads": 8, "head_dim": 16}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-_SHARED_BLOCK = {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2}
+_WINDOWED_LATENT = {
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_head_dim": 32,
+    "swa_v_head_dim": 16,
+    "swa_q_lora_rank": 16,
+    "swa_kv_lora_rank": 16,
+    "swa_qk_nope_head_dim": 24,
+    "swa_qk_rope_head_dim": 8,
+}
+_MAMBA_AND_EXPERTS = {
+    "num_hidden_layers": 4,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 3,
+    "expert_layer_offset": 2,
+}
+_INDEXER = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 32,
+    "indexer_compress_ratio": 4,
+}
+_SHARED_BLOCK = {
+    "attention_head_dim": 32,
+    "attention_hidden_size": 128,
+    "num_hidden_layers": 4,
+    "layers_block_type": ["linear_attention", "hybrid"] * 2,
+}
 
 # What a config's own rules ask for, and kinds of layers that its defaults do not have.
 _MORE: dict[str, dict[str, Any]] = {
@@ -104,42 +134,18 @@ _MORE: dict[str, dict[str, Any]] = {
         "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "deepseek_v4": {"num_key_value_heads": 1},
-    "dots3_note_text": {
-        **{
-            "swa_num_attention_heads": 4,
-            "swa_num_key_value_heads": 4,
-            "swa_head_dim": 32,
-            "swa_v_head_dim": 16,
-        },
-        **{
-            "swa_q_lora_rank": 16,
-            "swa_kv_lora_rank": 16,
-            "swa_qk_nope_head_dim": 24,
-            "swa_qk_rope_head_dim": 8,
-        },
-    },
+    "dots3_note_text": _WINDOWED_LATENT,
     "falcon_h1": {"mamba_d_ssm": 128},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
-    "jamba": {
-        "num_hidden_layers": 4,
-        **{
-            "attn_layer_period": 2,
-            "attn_layer_offset": 1,
-            "expert_layer_period": 3,
-            "expert_layer_offset": 2,
-        },
-    },
+    "jamba": _MAMBA_AND_EXPERTS,
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "mamba2": _MAMBA_2,
     "qwen2_moe": {"mlp_only_layers": [0]},
     "qwen3_moe": {"mlp_only_layers": [0]},
     "qwen3_next": {"mlp_only_layers": [0]},
-    "qwen4_exp_text": {
-        **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 32},
-        "indexer_compress_ratio": 4,
-    },
+    "qwen4_exp_text": _INDEXER,
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {
         "axial_pos_embds_dim": [32, 32],
@@ -147,11 +153,8 @@ _MORE: dict[str, dict[str, Any]] = {
         "attn_layers": ["local", "lsh"],
     },
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"attention_head_dim": 32, "attention_hidden_size": 128, **_SHARED_BLOCK},
-    "zamba2": {
-        **{"attention_head_dim": 32, "attention_hidden_size": 128, "mamba_headdim": 32, "n_mamba_heads": 4},
-        **_SHARED_BLOCK,
-    },
+    "zamba": _SHARED_BLOCK,
+    "zamba2": {"mamba_headdim": 32, "n_mamba_heads": 4, **_SHARED_BLOCK},
     "zaya": {"num_experts_per_tok": 1},
 }
 
