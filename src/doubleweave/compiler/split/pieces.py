@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
 from doubleweave.compiler.graph.nodes import IN_ORDER, PAST, constant, is_tensor
+from doubleweave.compiler.split.edges import Edges
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import Port, Segment, Split
 
@@ -63,14 +64,19 @@ class Piece:
 
 
 def cut_pieces(
-    graph: fx.Graph, owner_of: Callable[[fx.Node], str], absorbing: frozenset[str] = frozenset()
+    graph: fx.Graph,
+    owner_of: Callable[[fx.Node], str],
+    absorbing: frozenset[str] = frozenset(),
+    late: Set[fx.Node] = frozenset(),
 ) -> list[Piece]:
     """Cut a graph into pieces, in an order that can run.
 
     `owner_of` names the owner of a node, "" for none. A node without an owner that reads nothing but results of an
-    owner in `absorbing` joins that owner, as Gemma's soft cap behind the head does.
+    owner in `absorbing` joins that owner, as Gemma's soft cap behind the head does. Nodes in `late` without an owner
+    join the first piece that reads them.
     """
     keys = _keys(graph, owner_of, absorbing)
+    _delay(keys, late)
     # Equal levels merge what may run together into few, large segments: each costs a method and a hand-over.
     nodes: dict[tuple[int, str], list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
@@ -127,6 +133,14 @@ def _keys(
     return keys
 
 
+def _delay(keys: dict[fx.Node, tuple[int, str]], late: Set[fx.Node]) -> None:
+    """Move nodes without an owner to the level of their first reader: each layer's own angles to that layer."""
+    for node in reversed(list(keys)):  # readers before what they read
+        if node in late and keys[node][1] == "":
+            levels = [keys[user][0] for user in _users(node) if user in keys]
+            keys[node] = (min(levels, default=keys[node][0]), "")
+
+
 def _users(node: fx.Node) -> list[fx.Node]:
     """Users of a tensor, and of sizes taken from it."""
     found: list[fx.Node] = []
@@ -162,11 +176,12 @@ def _same_size(size: fx.Node, tensors: Sequence[fx.Node]) -> tuple[fx.Node, int]
 
 
 def extract(
-    piece: Piece, reads: Sequence[fx.Node], graph_module: fx.GraphModule
+    piece: Piece, reads: Sequence[fx.Node], graph_module: fx.GraphModule, edges: Edges | None = None
 ) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
     """Copy a piece of `graph_module` into a graph of its own, with its weights.
 
-    `reads` are the piece's reads in the order of the new graph's inputs. Sizes are taken again from the inputs.
+    `reads` are the piece's reads in the order of the new graph's inputs. Sizes are taken again from the inputs. Values
+    go in and out in the form of `edges`, or as they are.
     Raises SplitError where a node needs a tensor that is not among `reads`.
     """
     graph = fx.Graph()
@@ -175,6 +190,9 @@ def extract(
     for index, node in enumerate(reads):
         copied[node] = graph.placeholder(f"in{index}")
         copied[node].meta["val"] = node.meta["val"]
+    if edges is not None:
+        for node in reads:
+            copied[node] = edges.inside(graph, copied[node], node)
 
     def copy(node: fx.Node) -> fx.Node:
         result = graph.node_copy(node, resolve)
@@ -210,7 +228,10 @@ def extract(
         for source in node.all_input_nodes:
             resolve(source)
         copied[node] = copy(node)
-    graph.output(tuple(copied[node] for node in piece.writes))
+    writes = (copied[node] for node in piece.writes)
+    if edges is not None:
+        writes = (edges.outside(graph, copied[node], node) for node in piece.writes)
+    graph.output(tuple(writes))
     graph.eliminate_dead_code()
     tensors = tuple(constant(graph_module, node) for node in weights)
     return with_weights(graph, tensors), tensors

@@ -17,7 +17,8 @@ from torch import Tensor, fx
 from torch.export import Dim
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
-from doubleweave.compiler.graph.nodes import PAST, output_node
+from doubleweave.compiler.graph.nodes import PAST, expression, output_node
+from doubleweave.compiler.graph.positions import POSITIONS, from_positions
 from doubleweave.compiler.graph.static_attention import WIDTH
 from doubleweave.compiler.policy import (
     DEFAULT_BACKEND,
@@ -29,6 +30,7 @@ from doubleweave.compiler.policy import (
     Static,
     operator_rules,
 )
+from doubleweave.compiler.split.edges import Edges
 from doubleweave.compiler.split.pieces import Piece, TorchSplit, cut_pieces, extract, structure
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import (
@@ -66,9 +68,10 @@ def split_llm(
     found = {_owner(node, owners) for node in graph.nodes if node.op == "call_function"}
     if missing := set(owners.values()) - found:
         raise SplitError(f"no operator of the exported graph belongs to {sorted(missing)}")
-    pieces = cut_pieces(graph, lambda node: _owner(node, owners), frozenset({_HEAD}))
+    edges = Edges(_num_rows(graph))
+    pieces = cut_pieces(graph, lambda node: _owner(node, owners), frozenset({_HEAD}), from_positions(graph))
     names = _names(pieces)
-    values = _Values(graph, pieces, names)
+    values = _Values(graph, pieces, names, edges)
     segments: dict[str, Segment] = {}
     graphs: dict[str, fx.GraphModule] = {}
     weights: dict[str, tuple[Tensor, ...]] = {}
@@ -78,7 +81,7 @@ def split_llm(
         is_attention = piece.nodes[0].target is ATTENTION
         # The run time passes q, k, v to its kernel in this order; a piece lists its reads in the order of the graph.
         reads: list[Any] = list(piece.nodes[0].args[:3]) if is_attention else list(piece.reads)
-        piece_graph, tensors = extract(piece, reads, graph_module)
+        piece_graph, tensors = extract(piece, reads, graph_module, edges)
         # Attention reads K and V with the rows of all chunks so far, and q with those of this chunk.
         inputs = tuple(values.port(node, f"in{i}", is_attention and i > 0) for i, node in enumerate(reads))
         outputs = tuple(values.port(node, f"out{i}", False) for i, node in enumerate(piece.writes))
@@ -148,6 +151,12 @@ def _attention_name(piece: Piece, segments: Mapping[str, Segment]) -> str:
     return f"{name}.{taken}" if taken else name
 
 
+def _num_rows(graph: fx.Graph) -> Any:
+    """The size of the rows' axis, as an expression."""
+    positions = next(node for node in graph.find_nodes(op="placeholder") if node.target == POSITIONS)
+    return expression(positions.meta["val"].shape[1])
+
+
 def _num_weights(node: fx.Node) -> int:
     """The weights of a linear, 0 for any other operator."""
     if node.target is not torch.ops.aten.linear.default:
@@ -179,10 +188,10 @@ def _names(pieces: Sequence[Piece]) -> list[str]:
 class _Values:
     """The values between pieces, by name and by node."""
 
-    def __init__(self, graph: fx.Graph, pieces: Sequence[Piece], names: Sequence[str]) -> None:
+    def __init__(self, graph: fx.Graph, pieces: Sequence[Piece], names: Sequence[str], edges: Edges) -> None:
+        self.edges = edges
         self.values: dict[str, Value] = {}
         self.name_of: dict[fx.Node, str] = {}
-        self.symbol: str | None = None
         outputs = output_node(graph).all_input_nodes
         pasts = [node for node in graph.nodes if PAST in node.meta]
         for node in graph.nodes:
@@ -214,9 +223,8 @@ class _Values:
         self.name_of[node] = name
 
     def _shape(self, node: fx.Node) -> Shape:
-        sizes = node.meta["val"].shape
-        self.symbol = self.symbol or next((str(size) for size in sizes if not isinstance(size, int)), None)
-        names = {self.symbol: ROWS}
+        sizes = self.edges.shape(node)
+        names = {str(self.edges.symbol): ROWS}
         shape = tuple(size if isinstance(size, int) else names.get(str(size), f"?{size}") for size in sizes)
         # Token-major rows: a chunk's K and V are then whole rows of the cache, and are written in place.
         if shape[0] != 1 or shape.count(ROWS) != 1 or shape[1] != ROWS:
