@@ -58,9 +58,9 @@ def outcome(model_type: str) -> Outcome:
         return Outcome(NO_MODEL, f"{type(error).__name__}: {error}")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            dw.compile_llm(
-                from_module(module, model_type, None), Path(folder) / "out", quantize="none", max_context=512
-            )
+            model = from_module(module, model_type, None)
+            context = min(512, model.max_context or 512)
+            dw.compile_llm(model, Path(folder) / "out", quantize="none", max_context=context)
         except dw.DoubleweaveError as error:
             return Outcome(REFUSED, str(error))
         except Exception as error:

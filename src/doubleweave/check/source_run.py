@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from doubleweave.sources.positions import first_position
+
 # Rows of a cache, float32 [1, tokens, width], by value: "k_0" and "v_0" are those of the first attention.
 Rows = Mapping[str, Tensor]
 
@@ -18,7 +20,7 @@ def source_logits(module: Any, token_ids: Tensor, cached: Rows) -> Tensor:
     Without rows the module runs as in training: all tokens at once and no cache. Raises what the module raises.
     """
     start = next((rows.shape[1] for rows in cached.values()), 0)
-    positions = torch.arange(start, start + token_ids.shape[1])[None]
+    positions = torch.arange(start, start + token_ids.shape[1])[None] + first_position(module)
     past = {"use_cache": True, "past_key_values": _cache(module, cached)} if start else {"use_cache": False}
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     with torch.no_grad():

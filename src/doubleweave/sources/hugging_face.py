@@ -31,6 +31,7 @@ from doubleweave.sources.folder_config import (
     vocab_size_of,
 )
 from doubleweave.sources.model import Model
+from doubleweave.sources.positions import first_position
 from doubleweave.sources.quantized_folder import check_readable, method_of, plain_tensors, settings_of
 from doubleweave.sources.tensor_files import TensorFiles
 from doubleweave.sources.weights import check_loaded, is_harmless
@@ -93,10 +94,11 @@ def load(path: Path, *, adapter: Path | None = None, trust_remote_code: bool = F
 
 def from_module(module: Any, name: str, tokenizer: Any | None) -> Model:
     """A Model around a transformers module that is already in memory."""
+    context = max_context_of(module.config)
     return Model(
         name=name,
         module=module,
-        max_context=max_context_of(module.config),
+        max_context=None if context is None else context - first_position(module),
         vocab_size=vocab_size_of(name, module),
         eos_token_ids=end_tokens(module, tokenizer),
         save_tokenizer=None if tokenizer is None else lambda folder: _save_tokenizer(tokenizer, folder),

@@ -14,9 +14,11 @@ from torch import fx, nn
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
 from doubleweave.compiler.graph.fresh_tensors import changes_in_place
+from doubleweave.compiler.graph.positions import check_first, count_by_positions
 from doubleweave.compiler.graph.rotary_lengths import first_frequencies
 from doubleweave.compiler.graph.simplify import simplify
 from doubleweave.errors import SplitError
+from doubleweave.sources.positions import first_position
 
 _ATTENTION = "doubleweave"
 # torch.export takes a size of 0 or 1 for a constant; 33 is unlike the other sizes of a model.
@@ -61,11 +63,14 @@ def _token_major(x_BHTD: torch.Tensor) -> torch.Tensor:
 class _Logits(nn.Module):
     """A causal language model as a function of (input_ids [1, T], position_ids [1, T]) -> logits."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, first: int) -> None:
         super().__init__()
         self.model = model
+        self.first = first
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        if self.first:
+            position_ids = position_ids + self.first
         logits: torch.Tensor = self.model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).logits
@@ -85,6 +90,8 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     AttentionMaskInterface.register(_ATTENTION, lambda *args, **kwargs: None)
     before = model.config._attn_implementation
     try:
+        first = first_position(model)
+        check_first(model, first)
         model.set_attn_implementation(_ATTENTION)
         example = torch.zeros(1, _EXAMPLE_ROWS, dtype=torch.long)
         positions = torch.arange(example.shape[1]).unsqueeze(0)
@@ -93,7 +100,10 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
         with torch.no_grad(), first_frequencies(model):
             # Not strict: only the operators are traced, so a model may use any Python on the way.
             exported = torch.export.export(
-                _Logits(model), (example, positions), dynamic_shapes=({1: rows}, {1: rows}), strict=False
+                _Logits(model, first),
+                (example, positions),
+                dynamic_shapes=({1: rows}, {1: rows}),
+                strict=False,
             )
     except SplitError:
         raise
@@ -110,6 +120,7 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     graph_module = exported.module()
     assert isinstance(graph_module, fx.GraphModule)
     simplify(graph_module)
+    count_by_positions(graph_module)
     attention = torch.ops.doubleweave.attention.default
     if not any(node.target is attention for node in graph_module.graph.nodes):
         raise SplitError(

@@ -1,10 +1,35 @@
-"""What a language model's graph computes from the tokens' positions: angles, masks, scales."""
+"""Positions of tokens: which a model counts from, where its graph counts them, and what follows from them alone."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import fx
 
+from doubleweave.compiler.graph.nodes import expression, insert, is_call, replace_nodes
+from doubleweave.errors import SplitError
+
+aten = torch.ops.aten
+
 POSITIONS = "position_ids"  # the placeholder, int64 [1, T]
+_TOKENS = 3
+
+
+def check_first(model: Any, first: int) -> None:
+    """Raises SplitError where the model, given no positions, does not count them from `first`."""
+    ids = torch.ones(1, _TOKENS, dtype=torch.long)
+    if model.config.get_text_config(decoder=True).pad_token_id == 1:
+        ids += 1  # RoBERTa counts no padding
+    positions = torch.arange(first, first + _TOKENS)[None]
+    with torch.no_grad():
+        own = model(input_ids=ids, use_cache=False).logits
+        given = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    if not torch.allclose(own, given, rtol=1e-4, atol=1e-4 * float(own.abs().max())):
+        raise SplitError(
+            f"{type(model).__name__}: given no position_ids it gives other logits than for the positions from {first} "
+            "on: expected a decoder whose tokens are at consecutive positions; this architecture is not supported"
+        )
 
 
 def from_positions(graph: fx.Graph) -> set[fx.Node]:
@@ -18,3 +43,31 @@ def from_positions(graph: fx.Graph) -> set[fx.Node]:
             if inputs and all(source in found for source in inputs):
                 found.add(node)
     return {node for node in found if node.op == "call_function"}
+
+
+def count_by_positions(graph_module: fx.GraphModule) -> None:
+    """Positions in the place of an arange over the rows, with which a model counts them (Bart).
+
+    Without a cache the row at i of the arange is that of the token at i, whatever the model makes of it; so in every
+    chunk it has to be what it is in the whole prompt.
+    """
+    graph = graph_module.graph
+    placeholders = graph.find_nodes(op="placeholder")
+    positions = next(node for node in placeholders if node.target == POSITIONS)
+    rows = expression(positions.meta["val"].shape[1])
+
+    def counted(node: Any) -> Any:
+        if not is_call(node, aten.arange.default, aten.arange.start, aten.arange.start_step):
+            return None
+        start = 0 if node.target is aten.arange.default else node.args[0]
+        step = node.args[2] if len(node.args) > 2 else 1
+        if not isinstance(start, int) or step != 1 or expression(node.meta["val"].shape[0]) != rows:
+            return None
+        found = insert(graph, aten.select.int, positions, 0, 0, like=node)
+        if start:
+            found = insert(graph, aten.add.Tensor, found, start, like=node)
+        dtype = node.meta["val"].dtype
+        return insert(graph, aten.to.dtype, found, dtype, like=node) if dtype != torch.int64 else found
+
+    replace_nodes(graph, counted)
+    graph_module.recompile()

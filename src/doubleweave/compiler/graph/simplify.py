@@ -72,6 +72,7 @@ def drop_no_ops(graph_module: fx.GraphModule) -> None:
     ):
         graph.erase_node(check)
     replace_nodes(graph, lambda node: node.args[0] if _is_no_op(node) else None)
+    replace_nodes(graph, lambda node: node.args[1] if _is_whole_copy(node) else None)
 
 
 def _is_no_op(node: Any) -> bool:
@@ -88,6 +89,14 @@ def _is_no_op(node: Any) -> bool:
     if node.target in (aten.mul.Tensor, aten.div.Tensor):
         return isinstance(node.args[1], float) and node.args[1] == 1.0 and before.dtype == after.dtype
     return False
+
+
+def _is_whole_copy(node: Any) -> bool:
+    """Whether a write to a tensor, as `x[1:] += y` has, puts another of its shape and dtype in its place."""
+    if not is_call(node, aten.copy.default):
+        return False
+    before, written = (source.meta["val"] for source in node.args[:2])
+    return before.dtype == written.dtype and _same_shape(before, written)
 
 
 def _same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -269,6 +269,15 @@ def _embedding(follow: Follower, node: fx.Node) -> Axis:
     return follow.axis(node.args[1])
 
 
+def _gather(follow: Follower, node: fx.Node) -> Axis:
+    source, _, index = node.args[:3]
+    axis, rows = follow.axis(source), follow.axis(index)
+    along = int(_argument(node, "dim")) % follow.rank(node)
+    if (axis is None and rows == along) or (axis == rows and rows != along):
+        return rows
+    raise MixesRows(f"{_name(node)} looks up along the rows")
+
+
 def _batched(follow: Follower, node: fx.Node) -> Axis:
     """An operator whose axis 0 is a batch: convolution, batch norm with fixed statistics, pooling."""
     axis, _ = follow.source(node)
@@ -310,9 +319,13 @@ _OPERATORS: dict[Callable[[Follower, fx.Node], Axis], str] = {
     _pointwise: "expand.default clone.default contiguous.default _to_copy.default to.dtype",
     _repeat: "repeat.default",
     _pad: "constant_pad_nd.default",
-    _within: "slice.Tensor cat.default split.Tensor split_with_sizes.default chunk.default glu.default",
+    _within: """
+        slice.Tensor cat.default split.Tensor split_with_sizes.default chunk.default glu.default
+        slice_scatter.default
+    """,
     _select: "select.int",
     _embedding: "embedding.default",
+    _gather: "gather.default",
     _batched: """
         conv1d.default conv2d.default conv1d.padding conv2d.padding conv_transpose1d.default
         conv_transpose2d.input group_norm.default avg_pool1d.default avg_pool2d.default max_pool2d.default

@@ -211,11 +211,15 @@ class _Values:
                 self._add(node, f"{name}{suffix}", "output" if node in outputs else "chunk")
 
     def _add_once(self, node: fx.Node, name: str, kind: Any) -> None:
-        # Each layer's K and V are a cache of their own; models that share them between layers are not supported.
-        if node in self.name_of:
+        """One value where layers share a query, or keys and values: the first one's."""
+        if node not in self.name_of:
+            self._add(node, name, kind)
+        elif (found := self.values[self.name_of[node]]).kind != kind:
             letter, _, layer = name.partition("_")
-            raise SplitError(f"attention {layer} shares its {letter} with another one")
-        self._add(node, name, kind)
+            raise SplitError(
+                f"attention {layer} takes {found.name} as its {letter}: a cache holds the keys and values of all "
+                "tokens, a query is of one chunk; this architecture is not supported"
+            )
 
     def _add(self, node: fx.Node, name: str, kind: Any) -> None:
         tensor = node.meta["val"]
