@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from doubleweave.compiler.graph.complex_numbers import without_complex
+from doubleweave.compiler.graph.find_rotary import find_rotary
 from doubleweave.compiler.graph.fresh_tensors import without_empty
 from doubleweave.compiler.graph.nodes import constant, insert, is_call, is_tensor, nodes_of, replace_nodes
 
@@ -51,13 +53,14 @@ _ELEMENTWISE = {
 def simplify(graph_module: fx.GraphModule) -> None:
     """Run every pass."""
     drop_no_ops(graph_module)
+    without_complex(graph_module)
     without_empty(graph_module)
     fold_constants(graph_module)
     split_sliced_linears(graph_module)
     # The patterns of the next two passes have no views in between; rotary leaves views and transposes to cancel again.
     cancel_views(graph_module)
     sink_transposes(graph_module)
-    fuse_rotary(graph_module)
+    find_rotary(graph_module)
     cancel_views(graph_module)
     graph_module.graph.lint()
     graph_module.recompile()
@@ -73,6 +76,7 @@ def drop_no_ops(graph_module: fx.GraphModule) -> None:
         graph.erase_node(check)
     replace_nodes(graph, lambda node: node.args[0] if _is_no_op(node) else None)
     replace_nodes(graph, lambda node: node.args[1] if _is_whole_copy(node) else None)
+    replace_nodes(graph, _only_part)
 
 
 def _is_no_op(node: Any) -> bool:
@@ -97,6 +101,14 @@ def _is_whole_copy(node: Any) -> bool:
         return False
     before, written = (source.meta["val"] for source in node.args[:2])
     return before.dtype == written.dtype and _same_shape(before, written)
+
+
+def _only_part(node: Any) -> Any:
+    """What a concatenation with nothing joins: partial rotary embedding, where the part is the whole."""
+    if not is_call(node, aten.cat.default):
+        return None
+    parts = [part for part in node.args[0] if "0" not in map(str, part.meta["val"].shape)]
+    return parts[0] if len(parts) == 1 < len(node.args[0]) else None
 
 
 def _same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -206,83 +218,6 @@ def _moves_below_transpose(node: Any) -> bool:
     return all(
         _is_head_transpose(arg) or (is_tensor(arg) and len(arg.meta["val"].shape) <= 1) for arg in tensors
     )
-
-
-def fuse_rotary(graph_module: fx.GraphModule) -> None:
-    """x * cos + rotate_half(x) * sin over [B, H, T, D] -> doubleweave.rotary over [B, T, H*D].
-
-    One operator, because XNNPACK delegates neither slices nor views of tensors with dynamic rows: in plain operators
-    rotary embedding would cut the block's delegate. The pattern is transformers' `apply_rotary_pos_emb`; with a rotary
-    dim below the head dim the rest of each head is concatenated behind it, and that `cat` is part of the pattern.
-    """
-    graph = graph_module.graph
-    for node in nodes_of(graph):
-        if (match := _match_rotary(node)) is None:
-            continue
-        x, cos, sin = match
-        final = node
-        if (partial := _match_partial(node, x)) is not None:
-            final, x = partial
-        num_heads = int(x.meta["val"].shape[1])
-        width = num_heads * int(x.meta["val"].shape[3])
-        with graph.inserting_before(final):
-            num_tokens = insert(graph, aten.sym_size.int, x, 2, like=node)
-            x_BTHD = insert(graph, aten.transpose.int, x, 1, 2, like=node)
-            flat = insert(graph, aten.reshape.default, x_BTHD, [1, num_tokens, width], like=node)
-            turned = insert(graph, torch.ops.doubleweave.rotary.default, flat, cos, sin, num_heads, like=node)
-            heads = insert(graph, aten.view.default, turned, [1, num_tokens, num_heads, -1], like=node)
-            result = insert(graph, aten.transpose.int, heads, 1, 2, like=node)
-        final.replace_all_uses_with(result)
-        graph.eliminate_dead_code()
-
-
-def _match_rotary(node: Any) -> tuple[Any, Any, Any] | None:
-    """(x, cos, sin) where cos and sin are [B, T, R] and are unsqueezed at 1 in the graph."""
-    if not is_call(node, aten.add.Tensor) or len(node.all_input_nodes) != 2:
-        return None
-    straight, swapped = node.args[:2]
-    if not (is_call(straight, aten.mul.Tensor) and is_call(swapped, aten.mul.Tensor)):
-        return None
-    x, cos = straight.args
-    rotated, sin = swapped.args
-    if not (is_call(cos, aten.unsqueeze.default) and is_call(sin, aten.unsqueeze.default)):
-        return None
-    if cos.args[1] != 1 or sin.args[1] != 1 or not is_call(rotated, aten.cat.default):
-        return None
-    parts, dim = rotated.args[0], rotated.args[1] if len(rotated.args) > 1 else 0
-    if len(parts) != 2 or dim not in (-1, 3) or not is_call(parts[0], aten.neg.default):
-        return None
-    high, low = parts[0].args[0], parts[1]
-    half = int(cos.meta["val"].shape[-1]) // 2
-    if not (_is_slice_of(low, x, 0, half) and _is_slice_of(high, x, half, 2 * half)):
-        return None
-    return x, cos.args[0], sin.args[0]
-
-
-def _is_slice_of(node: Any, source: Any, start: int, end: int) -> bool:
-    if not (is_call(node, aten.slice.Tensor) and node.args[0] is source and node.args[1] in (-1, 3)):
-        return False
-    width = int(node.args[0].meta["val"].shape[-1])
-    return bool(node.args[2] == start and min(node.args[3], width) == min(end, width))
-
-
-def _match_partial(node: Any, x: Any) -> tuple[Any, Any] | None:
-    """(the cat behind a partial rotary, the whole x) when that is how the turned part is used."""
-    if len(node.users) != 1:
-        return None
-    (cat,) = node.users
-    if not is_call(cat, aten.cat.default) or len(cat.args[0]) != 2 or cat.args[0][0] is not node:
-        return None
-    num_rotary = int(node.meta["val"].shape[-1])
-    rest = cat.args[0][1]
-    if not is_call(rest, aten.slice.Tensor):
-        return None
-    whole = rest.args[0]
-    if not _is_slice_of(rest, whole, num_rotary, int(whole.meta["val"].shape[-1])):
-        return None
-    if whole is x or _is_slice_of(x, whole, 0, num_rotary):
-        return cat, whole
-    return None
 
 
 def cancel_views(graph_module: fx.GraphModule) -> None:

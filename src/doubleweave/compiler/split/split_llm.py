@@ -69,7 +69,9 @@ def split_llm(
     if missing := set(owners.values()) - found:
         raise SplitError(f"no operator of the exported graph belongs to {sorted(missing)}")
     edges = Edges(_num_rows(graph))
-    pieces = cut_pieces(graph, lambda node: _owner(node, owners), frozenset({_HEAD}), from_positions(graph))
+    # A lookup stays apart: its table would be a part of the first layer.
+    late = {node for node in from_positions(graph) if node.target is not torch.ops.aten.embedding.default}
+    pieces = cut_pieces(graph, lambda node: _owner(node, owners), frozenset({_HEAD}), late)
     names = _names(pieces)
     values = _Values(graph, pieces, names, edges)
     segments: dict[str, Segment] = {}
