@@ -116,18 +116,25 @@ class ExecutionHandle : public Execution {
 }  // namespace
 
 void bind_execution(nb::module_& m) {
-  nb::class_<Binding>(m, "Binding",
-                      "Where an input or output of a task lies, with `base` the tokens in the "
-                      "cache when a run starts: offset + offset_per_token * base bytes into the "
-                      "buffer; sizes[grow_dim] grows by base.")
-      .def(nb::init<int32_t, std::vector<int32_t>, int64_t, int64_t, int32_t>(), "buffer"_a,
-           "sizes"_a = std::vector<int32_t>(), "offset"_a = 0, "offset_per_token"_a = 0,
-           "grow_dim"_a = -1)
+  nb::class_<Binding>(
+      m, "Binding",
+      "Where an input or output of a task lies, with `base` the tokens in the "
+      "cache when a run starts: offset + offset_per_token * base bytes into the "
+      "buffer; sizes[grow_dim] grows by base. Row r of a task lies offset_per_row * r "
+      "further. A state has two copies, copy_bytes apart, of which the token at base "
+      "+ r reads one and writes the other: first_copy, at base 0 and row 0.")
+      .def(nb::init<int32_t, std::vector<int32_t>, int64_t, int64_t, int32_t, int64_t, int64_t,
+                    int32_t>(),
+           "buffer"_a, "sizes"_a = std::vector<int32_t>(), "offset"_a = 0, "offset_per_token"_a = 0,
+           "grow_dim"_a = -1, "offset_per_row"_a = 0, "copy_bytes"_a = 0, "first_copy"_a = 0)
       .def_ro("buffer", &Binding::buffer)
       .def_ro("sizes", &Binding::sizes)
       .def_ro("offset", &Binding::offset)
       .def_ro("offset_per_token", &Binding::offset_per_token)
-      .def_ro("grow_dim", &Binding::grow_dim);
+      .def_ro("grow_dim", &Binding::grow_dim)
+      .def_ro("offset_per_row", &Binding::offset_per_row)
+      .def_ro("copy_bytes", &Binding::copy_bytes)
+      .def_ro("first_copy", &Binding::first_copy);
 
   nb::class_<BlockCopy>(m, "Copy",
                         "Blocks copied from one region to another: block i from source_offset + i "
@@ -149,10 +156,19 @@ void bind_execution(nb::module_& m) {
       .def_ro("pad_bytes", &BlockCopy::pad_bytes);
 
   nb::class_<Task>(m, "Task",
-                   "One execution of an instance, or one copy, after the tasks in `after`.")
-      .def(nb::init<int32_t, std::vector<Binding>, std::vector<Binding>, std::vector<int32_t>,
-                    int32_t>(),
-           "instance"_a, "inputs"_a, "outputs"_a, "after"_a = std::vector<int32_t>(), "label"_a = 0)
+                   "One execution of an instance, or one for each of `num_rows` rows, or one copy, "
+                   "after the tasks in `after`.")
+      .def(
+          "__init__",
+          [](Task* task, int32_t instance, std::vector<Binding> inputs,
+             std::vector<Binding> outputs, std::vector<int32_t> after, int32_t label,
+             int32_t num_rows) {
+            new (task)
+                Task{instance,     std::move(inputs), std::move(outputs), std::move(after), label,
+                     std::nullopt, num_rows};
+          },
+          "instance"_a, "inputs"_a, "outputs"_a, "after"_a = std::vector<int32_t>(), "label"_a = 0,
+          "num_rows"_a = 1)
       .def_static(
           "of_copy",
           [](const BlockCopy& copy, std::vector<int32_t> after, int32_t label) {
@@ -165,7 +181,8 @@ void bind_execution(nb::module_& m) {
       .def_ro("outputs", &Task::outputs)
       .def_ro("after", &Task::after)
       .def_ro("label", &Task::label)
-      .def_ro("copy", &Task::copy);
+      .def_ro("copy", &Task::copy)
+      .def_ro("num_rows", &Task::num_rows);
 
   nb::class_<ExecutionHandle>(
       m, "Execution",

@@ -122,7 +122,7 @@ scheduling::Pattern pattern_of(const Json& data, size_t calls) {
 }
 
 Kind kind_of(const std::string& name) {
-  constexpr std::array kNames{"input", "chunk", "cache", "output"};  // as in Kind
+  constexpr std::array kNames{"input", "chunk", "cache", "state", "output"};  // as in Kind
   const auto* found = std::ranges::find(kNames, name);
   require(found != kNames.end(), "a value is of an unknown kind");
   return static_cast<Kind>(found - kNames.begin());
@@ -195,8 +195,8 @@ scheduling::Outline outline_of(const Json& data, const RunFile& file) {
         std::ranges::find(outline.devices, segment.device) - outline.devices.begin();
     require(static_cast<size_t>(device) < outline.devices.size(),
             "a segment's device has no costs");
-    outline.calls.push_back(
-        {call.segment, static_cast<int>(device), segment.is_static, call.last_row});
+    outline.calls.push_back({call.segment, static_cast<int>(device),
+                             segment.is_static && !segment.each_row, call.last_row});
   }
   return outline;
 }
@@ -277,7 +277,8 @@ RunFile parse(const Json& data) {
     segments[item.at("name")] = static_cast<int>(file.segments.size());
     file.segments.push_back({item.at("name"), item.at("device"), item.at("is_static"),
                              item.at("per_worker"), item.at("loads_alone"), item.at("group"),
-                             shapes_of(item.at("inputs")), shapes_of(item.at("outputs"))});
+                             item.at("each_row"), shapes_of(item.at("inputs")),
+                             shapes_of(item.at("outputs"))});
   }
   for (const Json& item : list_in(data, "calls")) {
     Call call{item.at("name"),
@@ -295,6 +296,11 @@ RunFile parse(const Json& data) {
     require(
         call.reads.size() == segment.inputs.size() && call.writes.size() == segment.outputs.size(),
         "a call does not fit its segment");
+    for (const int value : call.writes) {
+      require(file.values[value].kind != Kind::kState ||
+                  (segment.each_row && std::ranges::find(call.reads, value) != call.reads.end()),
+              "a state is written by no recurrence");
+    }
     file.calls.push_back(std::move(call));
   }
   file.slot_of.assign(file.values.size(), -1);

@@ -13,7 +13,7 @@ namespace doubleweave::runner {
 /// In a port's shape, in the place of a number: the rows of the chunk; the cached rows with them.
 constexpr int32_t kRows = -1;
 constexpr int32_t kCached = -2;
-enum class Kind { kInput, kChunk, kCache, kOutput };
+enum class Kind { kInput, kChunk, kCache, kState, kOutput };
 
 struct Value {
   std::string name;
@@ -28,6 +28,7 @@ struct Segment {
   bool per_worker;   // each worker has an instance of its own
   bool loads_alone;  // its backend must not load two methods at once
   int group;         // of scratch memory; -1: its own
+  bool each_row;     // it takes one row, and a call runs it for each row of a chunk: a recurrence
   std::vector<std::vector<int32_t>> inputs;
   std::vector<std::vector<int32_t>> outputs;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <numeric>
@@ -25,6 +26,17 @@ std::vector<size_t> cache_rows(const RunFile& file) {
     }
   }
   return rows;
+}
+
+// Both copies of each state.
+std::vector<size_t> state_bytes(const RunFile& file) {
+  std::vector<size_t> found;
+  for (const Value& value : file.values) {
+    if (value.kind == Kind::kState) {
+      found.push_back(2 * static_cast<size_t>(value.row_bytes));
+    }
+  }
+  return found;
 }
 
 std::string checked_program(const std::filesystem::path& folder, const RunFile& file) {
@@ -65,7 +77,7 @@ std::vector<size_t> buffer_bytes(const RunFile& file, const scheduling::TaskGrap
 
 // How many rows of a chunk a call computes.
 int rows_of(const RunFile& file, const Call& call, const scheduling::Chunk& chunk) {
-  if (call.last_row) {
+  if (call.last_row || file.segments[call.segment].each_row) {
     return 1;
   }
   return file.segments[call.segment].is_static ? chunk.compiled_size : chunk.num_tokens;
@@ -84,11 +96,15 @@ Session::Session(const std::filesystem::path& folder, const RunFile& file,
       wish_(std::move(wish)),
       program_(checked_program(folder, file), file.program_digests),
       cache_(cache_rows(file), file.max_context, file.outline.rows.most),
+      states_(state_bytes(file)),
       region_of_(file.values.size(), -1),
       positions_(static_cast<size_t>(file.max_context + file.outline.rows.most)) {
   std::iota(positions_.begin(), positions_.end(), 0);
+  for (size_t state = 0; state < states_.num_buffers(); ++state) {
+    std::memset(states_.data(state), 0, states_.bytes(state));
+  }
   int next = 0;
-  for (const Kind kind : {Kind::kInput, Kind::kCache}) {
+  for (const Kind kind : {Kind::kInput, Kind::kCache, Kind::kState}) {
     for (size_t value = 0; value < file.values.size(); ++value) {
       if (file.values[value].kind == kind) {
         region_of_[value] = next++;
@@ -100,7 +116,7 @@ Session::Session(const std::filesystem::path& folder, const RunFile& file,
 size_t Session::kv_bytes_peak() const {
   // An NPU that reads the whole cache in every run takes all of it, whatever is in use.
   const bool is_whole = std::ranges::any_of(file_.segments, [](const Segment& segment) {
-    return std::ranges::any_of(segment.inputs, [](const auto& shape) {
+    return !segment.each_row && std::ranges::any_of(segment.inputs, [](const auto& shape) {
       return shape.size() == 3 && !has(shape, kRows) && !has(shape, kCached);
     });
   });
@@ -251,21 +267,23 @@ std::vector<Task> Session::tasks_of(const Prepared& prepared, std::vector<Instan
     task.after.assign(after + prepared.order.after_starts[number],
                       after + prepared.order.after_starts[number + 1]);
     task.label = static_cast<int32_t>(number);
+    task.num_rows = segment.each_row ? chunk.num_tokens : 1;
     const int first = call.last_row ? chunk.num_tokens - 1 : 0;
     for (size_t i = 0; i < call.reads.size(); ++i) {
-      task.inputs.push_back(
-          bind(prepared, call.reads[i], segment.inputs[i], chunk_index, rows, first));
+      task.inputs.push_back(bind(prepared, segment, call.reads[i], segment.inputs[i], chunk_index,
+                                 rows, first, false));
     }
     for (size_t i = 0; i < call.writes.size(); ++i) {
       task.outputs.push_back(
-          bind(prepared, call.writes[i], segment.outputs[i], chunk_index, rows, 0));
+          bind(prepared, segment, call.writes[i], segment.outputs[i], chunk_index, rows, 0, true));
     }
   }
   return tasks;
 }
 
-Binding Session::bind(const Prepared& prepared, int value_index, const std::vector<int32_t>& shape,
-                      int chunk_index, int rows, int first) const {
+Binding Session::bind(const Prepared& prepared, const Segment& segment, int value_index,
+                      const std::vector<int32_t>& shape, int chunk_index, int rows, int first,
+                      bool writes) const {
   const Value& value = file_.values[value_index];
   const scheduling::Chunk& chunk = prepared.run.graph.chunks[chunk_index];
   const int cached = has(shape, kCached) ? chunk.start + chunk.num_tokens : 0;
@@ -273,6 +291,14 @@ Binding Session::bind(const Prepared& prepared, int value_index, const std::vect
   for (const int32_t size : shape) {
     binding.sizes.push_back(size == kRows ? rows : size == kCached ? cached : size);
   }
+  if (value.kind == Kind::kState) {
+    binding.buffer =
+        static_cast<int32_t>(prepared.buffers->num_buffers()) + region_of_[value_index];
+    binding.copy_bytes = value.row_bytes;
+    binding.first_copy = (chunk.start + (writes ? 1 : 0)) % 2;
+    return binding;
+  }
+  binding.offset_per_row = segment.each_row ? value.row_bytes : 0;
   if (value.kind != Kind::kInput && value.kind != Kind::kCache) {
     binding.buffer = buffer_of(file_, prepared.run.graph, value_index, chunk_index);
     binding.offset = first * value.row_bytes;
@@ -302,6 +328,9 @@ std::vector<Region> Session::regions(Prepared& prepared) {
   }
   for (size_t entry = 0; entry < cache_.num_entries(); ++entry) {
     found.emplace_back(cache_.data(entry), cache_.capacity_bytes(entry));
+  }
+  for (size_t state = 0; state < states_.num_buffers(); ++state) {
+    found.emplace_back(states_.data(state), states_.bytes(state));
   }
   return found;
 }

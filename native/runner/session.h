@@ -42,8 +42,9 @@ class Session {
   Instance* instance(const std::string& method, int copy);
   std::string method_of(const Prepared& prepared, int call, int chunk) const;
   std::vector<Task> tasks_of(const Prepared& prepared, std::vector<Instance*>& loaded);
-  Binding bind(const Prepared& prepared, int value, const std::vector<int32_t>& shape, int chunk,
-               int rows, int first) const;
+  Binding bind(const Prepared& prepared, const Segment& segment, int value,
+               const std::vector<int32_t>& shape, int chunk, int rows, int first,
+               bool writes) const;
   std::vector<Region> regions(Prepared& prepared);
 
   const RunFile& file_;
@@ -51,7 +52,8 @@ class Session {
   scheduling::Wish wish_;
   Program program_;
   KvCache cache_;
-  std::vector<int> region_of_;  // of each value that is an input or cached, behind the buffers
+  Buffers states_;              // two copies of each, zero before the first token
+  std::vector<int> region_of_;  // of each input, cache and state, behind the buffers
   std::vector<int64_t> positions_;
   std::map<std::pair<std::string, int>, std::unique_ptr<Instance>> instances_;
   std::map<int, std::unique_ptr<Prepared>> prepared_;

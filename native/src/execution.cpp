@@ -166,8 +166,10 @@ struct Execution::Impl {
     try {
       Instance::Impl& instance = *instances[tasks[t].instance]->impl_;
       const InstanceUse use(instance);
-      prepared[t].bind(instance, base, starts);
-      instance.execute(threads_per_worker == 1);
+      for (int32_t row = 0; row < tasks[t].num_rows; ++row) {
+        prepared[t].bind(instance, base, row, starts);
+        instance.execute(threads_per_worker == 1);
+      }
     } catch (const Error& error) {
       throw Error(text(TaskText{tasks, instances, t}, ": ", error.what()));
     }

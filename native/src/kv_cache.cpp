@@ -29,9 +29,9 @@ size_t round_up_to_page(size_t size) {
 
 KvCache::KvCache(std::vector<size_t> row_bytes, int64_t max_tokens, int64_t slack_tokens)
     : max_tokens_(max_tokens), slack_tokens_(slack_tokens) {
-  require(!row_bytes.empty() && max_tokens >= 1 && slack_tokens >= 0,
-          "a cache needs at least one entry and one token, but was asked for ", row_bytes.size(),
-          " entries of ", max_tokens, " tokens and ", slack_tokens, " of slack.");
+  require(max_tokens >= 1 && slack_tokens >= 0,
+          "a cache needs room for at least one token, but was asked for ", max_tokens,
+          " tokens and ", slack_tokens, " of slack.");
   for (const size_t bytes : row_bytes) {
     const auto num_rows = static_cast<size_t>(max_tokens) + static_cast<size_t>(slack_tokens);
     void* data = MAP_FAILED;

@@ -22,6 +22,11 @@ struct Binding {
   int64_t offset = 0;            // bytes, not negative
   int64_t offset_per_token = 0;  // bytes, not negative
   int32_t grow_dim = -1;         // -1: no dimension grows
+  int64_t offset_per_row = 0;    // bytes, not negative: of a task that runs row by row
+  // Bytes from one copy of a state to the other, 0 for what is no state: token t reads copy t % 2
+  // and writes the other. `first_copy` is that of row 0 at base 0.
+  int64_t copy_bytes = 0;
+  int32_t first_copy = 0;
 };
 
 /// Copies blocks from one region to another: block i from source_offset + i * source_stride to
@@ -41,7 +46,7 @@ struct BlockCopy {
   int64_t pad_bytes = 0;
 };
 
-/// One execution of an instance, or one copy.
+/// One execution of an instance, or one for each of `num_rows` rows in order, or one copy.
 struct Task {
   int32_t instance = 0;  // -1 for a copy
   std::vector<Binding> inputs;
@@ -49,6 +54,7 @@ struct Task {
   std::vector<int32_t> after;  // tasks that must have finished before
   int32_t label = 0;           // the caller's; named in errors
   std::optional<BlockCopy> copy = std::nullopt;
+  int32_t num_rows = 1;
 };
 
 /// A buffer's start and its size in bytes: session buffers and cache entries alike.

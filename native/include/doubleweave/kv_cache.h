@@ -15,8 +15,8 @@ namespace doubleweave {
 class KvCache {
  public:
   /// `slack_tokens` more rows follow the last, for chunks padded past the end; they never count as
-  /// tokens. Throws Error for no entries, a row of no bytes, fewer than one token, or when the
-  /// address space is not to be had.
+  /// tokens. Without entries it counts tokens alone. Throws Error for a row of no bytes, fewer than
+  /// one token, or when the address space is not to be had.
   KvCache(std::vector<size_t> row_bytes, int64_t max_tokens, int64_t slack_tokens = 0);
   ~KvCache();
   KvCache(const KvCache&) = delete;

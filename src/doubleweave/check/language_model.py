@@ -118,7 +118,7 @@ class _Subject:
         session = program.session()
         if place.start:
             cached = marked_rows(self.compiled.lowered.split, place.start)
-            session.fill({name: tensor[0].numpy() for name, tensor in cached.items()})
+            session.fill({name: tensor[0].numpy() for name, tensor in cached.items()}, place.start)
         chunks = place.chunks
         singles = next((n for n, size in enumerate(reversed(chunks)) if size > 1), len(chunks))
         prompt = place.num_tokens - singles

@@ -62,6 +62,7 @@ def far_places(first: Place, max_context: int, lengths: Sequence[int]) -> list[P
 
 def marked_rows(split: Split, num_tokens: int) -> dict[str, Tensor]:
     """Rows for a cache of so many tokens, float32 [1, num_tokens, width] by value: zeros but for the first four tokens.
+    States are small random numbers.
 
     Their values are large enough to count among as many keys of equal scores, so that it shows in every result whether
     they are still within a window.
@@ -74,6 +75,8 @@ def marked_rows(split: Split, num_tokens: int) -> dict[str, Tensor]:
             if value.name.startswith("v"):
                 rows[:, :4] = num_tokens * torch.randn(rows[:, :4].shape, generator=generator)
             found[value.name] = rows
+        elif value.kind == "state":
+            found[value.name] = 0.1 * torch.randn(tuple(map(int, value.shape)), generator=generator)
     return found
 
 

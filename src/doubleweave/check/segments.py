@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from doubleweave.check.differences import noise
-from doubleweave.compiler.split.eager import run_chunks
+from doubleweave.compiler.split.eager import row_by_row, run_chunks
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.ir.split import CACHED, ROWS, Call, FixedSizes, Port, Segment
 
@@ -55,16 +55,25 @@ class Comparison:
 
     def __call__(self, call: Call, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         segment = self._split.segment(call.segment)
-        for size in self._sizes or (None,):
+        # A recurrence's states are those behind all rows.
+        for size in self._sizes if self._sizes and not segment.each_row else (None,):
             inputs, wanted = (
                 [_first_rows(tensor, port, size) for tensor, port in zip(tensors, ports, strict=True)]
                 for tensors, ports in ((read, segment.inputs), (written, segment.outputs))
             )
-            results = self._methods[_method(segment, inputs)](*(tensor.contiguous() for tensor in inputs))
-            for result, value in zip(results if len(wanted) > 1 else (results,), wanted, strict=True):
+            run = self._runner(_method(segment, inputs), len(wanted))
+            results = row_by_row(run, call, segment, inputs) if segment.each_row else run(*inputs)
+            for result, value in zip(results, wanted, strict=True):
                 self.worst = max(
                     self.worst, Noise(call.name, noise(result, value)), key=lambda found: found.size
                 )
+
+    def _runner(self, name: str, num_results: int) -> Callable[..., Sequence[Tensor]]:
+        def run(*inputs: Tensor) -> Sequence[Tensor]:
+            results = self._methods[name](*(tensor.contiguous() for tensor in inputs))
+            return results if num_results > 1 else (results,)
+
+        return run
 
 
 def _first_rows(tensor: Tensor, port: Port, size: int | None) -> Tensor:
@@ -78,6 +87,8 @@ def _first_rows(tensor: Tensor, port: Port, size: int | None) -> Tensor:
 def _method(segment: Segment, inputs: Sequence[Tensor]) -> str:
     """The name of the segment's method for inputs of these sizes."""
     by_size = {size: name for name, size in segment.methods().items()}
+    if segment.each_row:
+        return by_size[1]
     if not isinstance(segment.shape, FixedSizes):
         return by_size[None]
     ports = zip(inputs, segment.inputs, strict=True)
@@ -88,10 +99,11 @@ def _method(segment: Segment, inputs: Sequence[Tensor]) -> str:
 def meeting_rows(torch_split: TorchSplit, chunks: Sequence[Tensor]) -> str | None:
     """The first call that gives other results for these chunks than for their tokens at once; None without one."""
     at_once, in_chunks = _results(torch_split, [torch.cat(list(chunks), 1)]), _results(torch_split, chunks)
+    segments = {call.name: torch_split.split.segment(call.segment) for call in torch_split.split.calls}
     for call, (wanted,) in at_once.items():
-        for number, value in enumerate(wanted):
-            # Rows lie in the second axis of whatever passes between segments.
-            found = torch.cat([written[number] for written in in_chunks[call]], 1)
+        for number, (value, port) in enumerate(zip(wanted, segments[call].outputs, strict=True)):
+            parts = [written[number] for written in in_chunks[call]]
+            found = torch.cat(parts, port.shape.index(ROWS)) if ROWS in port.shape else parts[-1]
             if not noise(found, value) <= _BY_ROUNDING:
                 return call
     return None

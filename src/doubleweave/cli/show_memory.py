@@ -114,7 +114,9 @@ def of_tasks(graph: TaskGraph) -> Memory:
             reading = readers.get((name, task.chunk), [])
             names = tuple(map(graph.name, reading))
             count = (1 if call.rows == "last" else chunk.num_tokens) * value.row_bytes
-            if value.kind == "cache":
+            if value.kind == "state":
+                owner, freed, count = "session, state", "by reset", value.row_bytes
+            elif value.kind == "cache":
                 owner, freed = "session, cache", "by truncate or reset"
                 names += ("attention of later chunks",)
             else:

@@ -14,6 +14,7 @@ from doubleweave.ir.split import (
     CACHED,
     ITEM_BYTES,
     ROWS,
+    Call,
     FixedSizes,
     Function,
     Range,
@@ -50,7 +51,7 @@ def language_model_problem(split: Split, vocab_size: int, max_context: int) -> s
     if len(split.functions) > 1 or main.states:
         return "a language model has one function and no states"
     if not split.appending:
-        return "no call appends to the cache"
+        return "no call appends to a cache or changes a state"
     outputs = [value for value in main.values if value.kind == "output"]
     if [(v.dtype, v.row_bytes) for v in outputs] != [("float32", 4 * vocab_size)]:
         return "its output is not the vocabulary's"
@@ -122,7 +123,9 @@ def _function_problem(split: Split, place: int) -> str | None:
     values = {value.name: value for value in function.values}
     if not _are_ranges(function.ranges, 0):
         return f"function {function.name!r} has a range of no sizes"
-    if {state.value for state in function.states} != {v.name for v in function.values if v.kind == "state"}:
+    states = {value.name for value in function.values if value.kind == "state"}
+    # A language model's have no name behind its calls: each is read and written by one call.
+    if function.interface is not None and {state.value for state in function.states} != states:
         return f"function {function.name!r} has a state that is none of its values"
     named = {*function.outputs, *(name for state in function.states for name in state)}
     if len(values) != len(function.values) or not named <= set(values):
@@ -144,15 +147,26 @@ def _order_problem(function: Function) -> str | None:
     """Each value has one writer, which comes before its readers; a cache may be read by the call that appends."""
     ready = {value.name for value in function.values if value.kind in ("input", "state")}
     cached = {value.name for value in function.values if value.kind == "cache"}
+    changed: set[str] = set()
     for call in function.calls:
         if missing := set(call.reads) - ready - (cached & set(call.writes)):
             return f"call {call.name} reads {sorted(missing)[0]!r} before it is written"
-        if ready & set(call.writes) or len(set(call.writes)) != len(call.writes):
+        own = _states_of(function, call)
+        if own & changed:
+            return f"call {call.name} changes a state that another changes"
+        changed |= own
+        if (ready - own) & set(call.writes) or len(set(call.writes)) != len(call.writes):
             return f"call {call.name} writes a value that has a writer"
         ready |= set(call.writes)
     if len(ready) != len(function.values):
         return "a value has no writer"
     return None
+
+
+def _states_of(function: Function, call: Call) -> set[str]:
+    """The states that a call of a language model reads and writes."""
+    states = {value.name for value in function.values if value.kind == "state"}
+    return states & set(call.reads) & set(call.writes) if function.interface is None else set()
 
 
 def _interface_problem(function: Function) -> str | None:
@@ -173,6 +187,9 @@ def _interface_problem(function: Function) -> str | None:
 
 
 def _rows_problem(value: Value) -> str | None:
+    if value.kind == "state":
+        is_fixed = value.shape[:1] == (1,) and all(isinstance(size, int) for size in value.shape)
+        return None if is_fixed else f"state {value.name} has no fixed size"
     is_rows = [size for size in value.shape if isinstance(size, str)] == [ROWS]
     return None if is_rows else f"value {value.name} has no rows"
 
@@ -204,7 +221,9 @@ def _binding_problem(split: Split, place: int, max_context: int) -> str | None:
         fixed = ITEM_BYTES[port.dtype]
         for size in port.shape:
             fixed *= size if isinstance(size, int) else 1
-        rows = 1 if sizes else max_context
+        rows = 1 if sizes or value.kind == "state" else max_context
+        if value.kind == "state" and not (segment.each_row and name in call.reads and name in call.writes):
+            return f"call {call.name} has the state {name}, but does not run row by row over it"
         if port.dtype != value.dtype or fixed != value.row_bytes * rows:
             return f"call {call.name} takes {name} for another kind of tensor"
     return None

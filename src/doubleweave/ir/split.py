@@ -113,7 +113,8 @@ class Segment:
     `attended_width`, where attention is inlined, is its multiply-adds for each row and each row of the cache: widths
     of queries and outputs of all layers. `num_delegated` of `num_operators` operators run in the backend's delegate,
     the others in ExecuTorch's CPU kernels (both are 0 until the segment is lowered). `rows` names the proof that the
-    rows of a segment that runs chunk by chunk are independent.
+    rows of a segment that runs chunk by chunk are independent. `each_row` means that it takes one row, and that a call
+    runs it for each row of a chunk in order: a recurrence, which reads the states that it writes.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Segment:
     num_operators: int = 0
     num_delegated: int = 0
     rows: str = ""
+    each_row: bool = False
 
     def methods(self) -> dict[str, int | None]:
         """Method names in the program, each with its fixed size of "T" or None where it has none."""
@@ -148,7 +150,8 @@ class Value:
 
     kind "input" comes from outside, "chunk" lives for one chunk (for one run, in a module that is not cut into
     chunks as a whole), "cache" gets the rows of every chunk (its readers see all rows up to their own chunk),
-    "output" is read from outside, "state" belongs to the session and has the value that the run before left.
+    "output" is read from outside, "state" belongs to the session and has the value that the run before left. In a
+    language model one call reads a state and writes it, and every chunk goes on from what the chunk before left.
     """
 
     name: str
@@ -288,8 +291,8 @@ class Split:
 
     @cached_property
     def appending(self) -> list[int]:
-        """The places of the calls of the whole model that append to the cache, in order."""
-        cached = {value.name for value in self.values if value.kind == "cache"}
+        """The places of the calls of the whole model that append to the cache or change a state, in order."""
+        cached = {value.name for value in self.values if value.kind in ("cache", "state")}
         return [place for place, call in enumerate(self.calls) if cached.intersection(call.writes)]
 
     def writer(self) -> dict[str, int]:

@@ -111,7 +111,7 @@ def _fill(program: Program, session: Session, ids: TokenIds, threads: int) -> No
 
 def _sample(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples) -> None:
     """Run one chunk behind `cached` tokens and note each call's microseconds."""
-    session.truncate(cached)
+    session.move_to(cached)
     recorded = session.append_recorded(ids[cached : cached + rows])
     graph = recorded.verified.graph
     for task, us in enumerate((recorded.took_ns / 1e3).tolist()):
@@ -123,7 +123,7 @@ def _sample(session: Session, ids: TokenIds, rows: int, cached: int, found: Samp
 def _sample_repeats(session: Session, ids: TokenIds, rows: int, cached: int, found: Samples) -> None:
     """Run two chunks behind `cached` tokens, each call for the first and then for the second, and note the second's
     microseconds."""
-    session.truncate(cached)
+    session.move_to(cached)
     if cached + 2 * rows > session.max_context:
         return
     recorded = session.append_recorded(ids[cached : cached + 2 * rows])

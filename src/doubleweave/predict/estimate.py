@@ -100,8 +100,12 @@ def estimate(device: Device, segment: Segment, weights: str) -> Estimate:
             call_bytes += fixed
     if segment.num_delegated:
         call_bytes += segment.weight_bytes
+    launch_us = device.launch_us
+    if segment.each_row:  # a launch, and its weights and states, for each row
+        row_us, launch_us = row_us + launch_us, 0.0
+        row_bytes, call_bytes = row_bytes + call_bytes, 0
     return Estimate(
-        launch_us=device.launch_us,
+        launch_us=launch_us,
         # A CPU's peak is of one core, and a call's threads share its work; another device's is of all that a call gets.
         cores=(device.workers or _ANY_CORES) if segment.device == "cpu" else 1,
         row_us=row_us,

@@ -167,12 +167,17 @@ def costs_of(
 @lru_cache(maxsize=64)
 def call_costs(split: Split) -> list[tuple[int, int, bool, bool]]:
     """The facts that each call's costs depend on: the places of its segment and device, whether it has fixed sizes, and
-    whether it computes the last row alone."""
+    whether it computes the last row alone. A segment that runs row by row takes no padding, as a dynamic one."""
     places = {segment.name: place for place, segment in enumerate(split.segments)}
     devices = devices_of(split)
     segments = [split.segment(call.segment) for call in split.calls]
     return [
-        (places[s.name], devices.index(s.device), isinstance(s.shape, FixedSizes), call.rows == "last")
+        (
+            places[s.name],
+            devices.index(s.device),
+            isinstance(s.shape, FixedSizes) and not s.each_row,
+            call.rows == "last",
+        )
         for s, call in zip(segments, split.calls, strict=True)
     ]
 

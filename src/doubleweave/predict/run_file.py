@@ -64,6 +64,7 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
                 "per_worker": per_worker[segment.name],
                 "loads_alone": library_of(segment.backend).loads_alone,
                 "group": shared.get(segment.name, -1),
+                "each_row": segment.each_row,
                 "inputs": [list(port.shape) for port in segment.inputs],
                 "outputs": [list(port.shape) for port in segment.outputs],
                 **_times(segment, profile),

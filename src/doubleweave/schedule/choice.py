@@ -62,18 +62,24 @@ def devices_of(split: Split) -> tuple[str, ...]:
 
 
 def chunk_shape(split: Split) -> FixedSizes | SizeRanges:
-    """The shape that chunks are cut for: that of the segments that append to the cache."""
-    return _appending(split).shape
+    """The shape that chunks are cut for: that of the segments that take whole chunks."""
+    return _of_chunks(split).shape
 
 
 def static_device(split: Split) -> str:
-    """The device of the segments that append to the cache."""
-    return _appending(split).device
+    """The device of the segments that take whole chunks."""
+    return _of_chunks(split).device
 
 
-def _appending(split: Split) -> Segment:
-    """The first segment that appends to the cache; the others have its shape and device."""
-    return split.segment(split.calls[split.appending[0]].segment)
+def _of_chunks(split: Split) -> Segment:
+    """The first segment that appends to the cache and takes whole chunks; others have its shape and device.
+
+    Where no layer attends it is the first of fixed sizes, or the first at all: a lookup on the CPU may take any number.
+    """
+    appending = [split.segment(split.calls[place].segment) for place in split.appending]
+    every = [split.segment(call.segment) for call in split.calls]
+    fixed = [segment for segment in every if isinstance(segment.shape, FixedSizes)]
+    return next(segment for segment in (*appending, *fixed, *every) if not segment.each_row)
 
 
 def chunks_of(split: Split, choice: Choice, num_tokens: int) -> tuple[Chunk, ...]:

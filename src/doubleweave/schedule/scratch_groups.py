@@ -18,7 +18,9 @@ _PREFERRED = (5, 6, 7, 4, 8)
 
 def blocks(split: Split) -> list[int]:
     """The calls that every chunk runs in a delegate, in order: those that append to the cache."""
-    return [call for call in split.appending if split.segment(split.calls[call].segment).num_delegated]
+    segments = {call: split.segment(split.calls[call].segment) for call in split.appending}
+    # A recurrence runs row by row: its scratch memory is small.
+    return [call for call, segment in segments.items() if segment.num_delegated and not segment.each_row]
 
 
 def num_groups(split: Split) -> int:

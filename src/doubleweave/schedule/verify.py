@@ -153,8 +153,8 @@ def _required(graph: TaskGraph) -> Iterator[tuple[int, int, str]]:
             # A call that reads the cache it appends to reads the rows of the chunks before.
             if writer[name] != call_index:
                 yield number[writer[name], chunk], task, "reads what comes from"
-            if kinds[name] == "cache" and chunk:
-                yield number[writer[name], chunk - 1], task, "reads rows of"
+            if kinds[name] in ("cache", "state") and chunk:
+                yield number[writer[name], chunk - 1], task, "goes on from"
         for name in call.writes:
             if kinds[name] == "cache" and chunk:
                 yield number[call_index, chunk - 1], task, "appends behind the rows of"

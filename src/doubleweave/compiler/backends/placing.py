@@ -34,7 +34,7 @@ def placed(
             contexts = 1 if shares_context else len(segment.methods())
             recipe = recipes[segment.name]
             return replace(segment, backend=backend, target=target, recipe=recipe, contexts=contexts)
-        if not isinstance(segment.shape, FixedSizes):
+        if not isinstance(segment.shape, FixedSizes) or segment.each_row:
             return segment
         # A mask has to hide the rows of padding too, so it is worked out for all of the NPU's rows; inlined
         # attention takes fixed sizes wherever it runs.

@@ -7,6 +7,8 @@ of segments, quantization or backends.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +17,16 @@ from torch import fx, nn
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
 from doubleweave.compiler.graph.fresh_tensors import changes_in_place
 from doubleweave.compiler.graph.positions import check_first, count_by_positions
+from doubleweave.compiler.graph.recurrence import mark_recurrences, name_states
 from doubleweave.compiler.graph.rotary_lengths import first_frequencies
 from doubleweave.compiler.graph.simplify import simplify
+from doubleweave.compiler.graph.states import (
+    Key,
+    find_states,
+    make_cache,
+    one_step_a_row,
+    takes_cache_as,
+)
 from doubleweave.errors import SplitError
 from doubleweave.sources.positions import first_position
 
@@ -60,27 +70,40 @@ def _token_major(x_BHTD: torch.Tensor) -> torch.Tensor:
     return x_BHTD.transpose(1, 2).reshape(x_BHTD.shape[0], x_BHTD.shape[2], -1)
 
 
-class _Logits(nn.Module):
-    """A causal language model as a function of (input_ids [1, T], position_ids [1, T]) -> logits."""
+class _Chunk(nn.Module):
+    """A causal language model as a function of (input_ids [1, T], position_ids [1, T], states) -> logits, next states.
 
-    def __init__(self, model: nn.Module, first: int) -> None:
+    Each state is [T, …], one for each token: the modules that use them see single tokens (states.py).
+    """
+
+    def __init__(self, model: nn.Module, first: int, keys: Sequence[Key]) -> None:
         super().__init__()
         self.model = model
         self.first = first
+        self.keys = keys
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        if self.first:
-            position_ids = position_ids + self.first
-        logits: torch.Tensor = self.model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False
-        ).logits
-        return logits
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, states: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        given: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+        model: Any = self.model
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            given["position_ids"] = position_ids + self.first if self.first else position_ids
+        if not self.keys:
+            return (model(**given).logits,)
+        # A model may write to a state in place; what it was given stays what it was.
+        own = (state.clone() for state in states)
+        cache = make_cache(model.config.get_text_config(decoder=True), dict(zip(self.keys, own, strict=True)))
+        given |= {"use_cache": True, takes_cache_as(model): cache}
+        logits: torch.Tensor = model(**given).logits
+        return (logits, *(cache.now[key] for key in self.keys))
 
 
 def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     """Export `model` for chunks of 1 to `max_rows` tokens and simplify the graph.
 
-    The graph takes input_ids and position_ids (int64 [1, T]) and returns logits (float32 [1, T, vocab]).
+    The graph takes input_ids and position_ids (int64 [1, T]) and returns logits (float32 [1, T, vocab]). A state of the
+    model is a placeholder besides, and its next value a result; their recurrences are marked (recurrence.py).
     Raises SplitError when the model does not go through transformers' attention interface.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -89,6 +112,7 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     # The operator is causal by itself; a mask would be an input of every segment that attends.
     AttentionMaskInterface.register(_ATTENTION, lambda *args, **kwargs: None)
     before = model.config._attn_implementation
+    states = find_states(model)
     try:
         first = first_position(model)
         check_first(model, first)
@@ -97,12 +121,14 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
         positions = torch.arange(example.shape[1]).unsqueeze(0)
         # Of a range such as 1 to 2 torch.export makes several dims.
         rows = torch.export.Dim("T", min=1, max=max(_EXAMPLE_ROWS, max_rows))
-        with torch.no_grad(), first_frequencies(model):
+        # One number stands for all of a state: nothing is computed with it.
+        before_rows = tuple(torch.zeros(1).expand(_EXAMPLE_ROWS, *shape) for shape in states.shapes.values())
+        with torch.no_grad(), first_frequencies(model), one_step_a_row(states.users):
             # Not strict: only the operators are traced, so a model may use any Python on the way.
             exported = torch.export.export(
-                _Logits(model, first),
-                (example, positions),
-                dynamic_shapes=({1: rows}, {1: rows}),
+                _Chunk(model, first, tuple(states.shapes)),
+                (example, positions, before_rows),
+                dynamic_shapes=({1: rows}, {1: rows}, tuple({0: rows} for _ in before_rows)),
                 strict=False,
             )
     except SplitError:
@@ -114,15 +140,17 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
         ) from error
     finally:
         model.set_attn_implementation(before)
-    if changes_in_place(exported.graph):
+    if states.shapes or changes_in_place(exported.graph):
         # An empty table decomposes nothing: it only turns changes in place into values.
         exported = exported.run_decompositions({})
     graph_module = exported.module()
     assert isinstance(graph_module, fx.GraphModule)
+    name_states(graph_module, [key.name for key in states.shapes])
     simplify(graph_module)
     count_by_positions(graph_module)
+    mark_recurrences(graph_module)
     attention = torch.ops.doubleweave.attention.default
-    if not any(node.target is attention for node in graph_module.graph.nodes):
+    if not states.shapes and not any(node.target is attention for node in graph_module.graph.nodes):
         raise SplitError(
             f"{type(model).__name__} has no call of transformers' attention interface: expected a decoder "
             "whose attention goes through ALL_ATTENTION_FUNCTIONS; this architecture is not supported"

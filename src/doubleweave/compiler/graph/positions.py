@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ _TOKENS = 3
 
 def check_first(model: Any, first: int) -> None:
     """Raises SplitError where the model, given no positions, does not count them from `first`."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return
     ids = torch.ones(1, _TOKENS, dtype=torch.long)
     if model.config.get_text_config(decoder=True).pad_token_id == 1:
         ids += 1  # RoBERTa counts no padding

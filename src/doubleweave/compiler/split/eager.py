@@ -10,7 +10,7 @@ from torch import Tensor
 
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.errors import InputError
-from doubleweave.ir.split import CACHED, Call, Port
+from doubleweave.ir.split import CACHED, ROWS, Call, Port, Segment
 
 # Called with a call, the tensors that it read, and those that it wrote.
 OnCall = Callable[[Call, Sequence[Tensor], Sequence[Tensor]], None]
@@ -48,28 +48,58 @@ def run_chunks(
     kinds = {value.name: value.kind for value in torch_split.split.values}
     output = next(name for name, kind in kinds.items() if kind == "output")
     cache = dict(cached or {})
+    states = {
+        value.name: cache.pop(value.name, torch.zeros(tuple(map(int, value.shape))))
+        for value in torch_split.split.values
+        if value.kind == "state"
+    }
     start = next((rows.shape[1] for rows in cache.values()), 0)
     for input_ids in chunks:
         end = start + input_ids.shape[1]
         env = {"input_ids": input_ids, "position_ids": torch.arange(start, end)[None]}
         start = end
         for call in torch_split.split.calls:
-            ports = torch_split.split.segment(call.segment).inputs
+            segment = torch_split.split.segment(call.segment)
+            ports = segment.inputs
             read = [
-                _cached(cache.get(name), port) if kinds[name] == "cache" else env[name]
+                _cached(cache.get(name), port) if kinds[name] == "cache" else (env | states)[name]
                 for name, port in zip(call.reads, ports, strict=True)
             ]
             with torch.no_grad():
-                written = run[call.segment](*read)
+                if segment.each_row:
+                    written = row_by_row(run[call.segment], call, segment, read)
+                else:
+                    written = run[call.segment](*read)
             if on_call is not None:
                 on_call(call, read, written)
             for name, result in zip(call.writes, written, strict=True):
                 if kinds[name] == "cache":
                     # Copies the cache at every chunk: this is the reference for numbers, not for speed.
                     cache[name] = torch.cat((cache[name], result), 1) if name in cache else result
+                elif kinds[name] == "state":
+                    states[name] = result
                 else:
                     env[name] = result
         yield env[output]
+
+
+def row_by_row(
+    run: Callable[..., Any], call: Call, segment: Segment, read: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """What a recurrence writes over a chunk: rows together, and each state as the last row leaves it."""
+    axes = [port.shape.index(ROWS) if ROWS in port.shape else None for port in segment.inputs]
+    now = list(read)
+    parts = []
+    for row in range(next(t.shape[axis] for t, axis in zip(read, axes, strict=True) if axis is not None)):
+        given = (t if a is None else t.narrow(a, row, 1) for t, a in zip(now, axes, strict=True))
+        parts.append(run(*given))
+        for name, result in zip(call.writes, parts[-1], strict=True):
+            if name in call.reads:
+                now[call.reads.index(name)] = result
+    ports = zip(segment.outputs, zip(*parts, strict=True), strict=True)
+    return [
+        torch.cat(rows, port.shape.index(ROWS)) if ROWS in port.shape else rows[-1] for port, rows in ports
+    ]
 
 
 def _cached(rows: Tensor | None, port: Port) -> Tensor:

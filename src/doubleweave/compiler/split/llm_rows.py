@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
-from doubleweave.compiler.graph.nodes import expression
+from doubleweave.compiler.graph.nodes import STATE, TOGETHER, expression
 from doubleweave.compiler.split.row_rules import Axis, Follower, MixesRows, UnknownOperator
 from doubleweave.errors import SplitError
 
@@ -25,11 +25,15 @@ _ROWS_AXIS = 1  # of token ids, positions and all that attention takes and gives
 def check_rows(graph_module: fx.GraphModule, model: str) -> None:
     """Raises SplitError that names the module and the operator in which rows meet, or are not followed."""
     placeholders = graph_module.graph.find_nodes(op="placeholder")
-    rows: dict[fx.Node, Axis] = dict.fromkeys(placeholders, _ROWS_AXIS)
+    # A state is there once for each row.
+    rows: dict[fx.Node, Axis] = {node: 0 if STATE in node.meta else _ROWS_AXIS for node in placeholders}
     follow = Follower(rows, expression(placeholders[0].meta["val"].shape[_ROWS_AXIS]))
     for node in graph_module.graph.nodes:
         if node.op == "get_attr":
             rows[node] = None
+        elif TOGETHER in node.meta:
+            # A recurrence runs row behind row, over a batch of one; its results have the rows that it was given.
+            rows[node] = _axis_of_rows(node, follow)
         elif node.target in _OURS and None not in map(follow.axis, node.args[: _OURS[node.target]]):
             rows[node] = _ROWS_AXIS
         elif node.op == "call_function":
@@ -45,6 +49,14 @@ def check_rows(graph_module: fx.GraphModule, model: str) -> None:
                     f"{model}: in {_module_of(node)} tokens are not followed through {error}, so they may meet there: "
                     "expected a decoder whose tokens meet in attention alone; this architecture is not supported"
                 ) from None
+
+
+def _axis_of_rows(node: fx.Node, follow: Follower) -> Axis:
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, (tuple, list)) else value
+    if not isinstance(first, torch.Tensor):
+        return None
+    return next((axis for axis, size in enumerate(first.shape) if follow.has_rows(size)), None)
 
 
 def _module_of(node: fx.Node) -> str:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from doubleweave.compiler.graph.nodes import IN_ORDER, PAST, constant, is_tensor
+from doubleweave.compiler.graph.nodes import IN_ORDER, PAST, TOGETHER, constant, is_tensor
 from doubleweave.compiler.split.edges import Edges
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import Port, Segment, Split
@@ -75,7 +75,7 @@ def cut_pieces(
     owner in `absorbing` joins that owner, as Gemma's soft cap behind the head does. Nodes in `late` without an owner
     join the first piece that reads them.
     """
-    keys = _keys(graph, owner_of, absorbing)
+    keys = _settled_keys(graph, owner_of, absorbing)
     _delay(keys, late)
     # Equal levels merge what may run together into few, large segments: each costs a method and a hand-over.
     nodes: dict[tuple[int, str], list[fx.Node]] = defaultdict(list)
@@ -104,9 +104,29 @@ def _is_computation(node: fx.Node) -> bool:
     return node.op == "call_function" and any(isinstance(v, Tensor) for v in values)
 
 
-def _keys(
+def _settled_keys(
     graph: fx.Graph, owner_of: Callable[[fx.Node], str], absorbing: frozenset[str]
 ) -> dict[fx.Node, tuple[int, str]]:
+    """(level, owner) of each node. What is marked to be one piece has the highest level that one of its nodes needs."""
+    least: dict[str, int] = {}
+    while True:
+        keys = _keys(graph, owner_of, absorbing, least)
+        needed: dict[str, int] = defaultdict(int)
+        for node, (level, _) in keys.items():
+            if (name := node.meta.get(TOGETHER)) is not None:
+                needed[name] = max(needed[name], level)
+        if needed == least:
+            return keys
+        least = needed
+
+
+def _keys(
+    graph: fx.Graph,
+    owner_of: Callable[[fx.Node], str],
+    absorbing: frozenset[str],
+    least: Mapping[str, int],
+) -> dict[fx.Node, tuple[int, str]]:
+    """One pass: `least` has the level of pieces that are marked, as the pass before found it."""
     keys: dict[fx.Node, tuple[int, str]] = {}
     before: fx.Node | None = None
     for node in graph.nodes:
@@ -129,7 +149,10 @@ def _keys(
         owner = owner_of(node)
         if not owner and inputs and len({name for _, name in inputs}) == 1 and inputs[0][1] in absorbing:
             owner = inputs[0][1]
+        floor = least.get(node.meta.get(TOGETHER, ""), 0)
         keys[node] = max((level + (name not in ("", owner)) for level, name in inputs), default=0), owner
+        if floor > keys[node][0]:
+            keys[node] = floor, owner
     return keys
 
 

@@ -47,7 +47,7 @@ class Follower:
         tensors = [source for source in node.all_input_nodes if source in self.rows]
         if all(self.rows[source] is None for source in tensors):
             first = value if isinstance(value, Tensor) else value[0]
-            if any(self._has_rows(size) for size in first.shape):
+            if any(self.has_rows(size) for size in first.shape):
                 raise MixesRows(f"{_name(node)} is made from the number of rows")
             self.rows[node] = None
             return
@@ -55,7 +55,7 @@ class Follower:
         rule = _RULES.get(node.target, _pointwise if is_pointwise else _decomposed)
         self.rows[node] = rule(self, node)
 
-    def _has_rows(self, size: Any) -> bool:
+    def has_rows(self, size: Any) -> bool:
         return self.symbol in expression(size).free_symbols
 
     def axis(self, node: Any) -> Axis:
@@ -181,12 +181,15 @@ def _over_dims(follow: Follower, node: fx.Node) -> Axis:
 
 
 def _view(follow: Follower, node: fx.Node) -> Axis:
-    """The rows stay apart where an axis of their size has as many elements in front of it as before the view."""
+    """The rows stay apart where an axis that counts them has as many elements in front of it as before the view.
+
+    The axis may count several neighbours for each row: [T, 4, D] as [4 * T, D], and back.
+    """
     source: Any = node.args[0]
     value: Any = node.meta["val"]
     lead = _product(source.meta["val"].shape[: follow.axis(source)])
     for found, size in enumerate(value.shape):
-        if expression(size) == follow.symbol and sympy.simplify(_product(value.shape[:found]) - lead) == 0:
+        if follow.has_rows(size) and sympy.simplify(_product(value.shape[:found]) - lead) == 0:
             return found
     raise UnknownOperator(_name(node))
 
@@ -316,7 +319,10 @@ _OPERATORS: dict[Callable[[Follower, fx.Node], Axis], str] = {
     _transpose: "transpose.int t.default",
     _new_axis: "unsqueeze.default stack.default",
     _squeeze: "squeeze.dim squeeze.dims",
-    _pointwise: "expand.default clone.default contiguous.default _to_copy.default to.dtype",
+    _pointwise: """
+        expand.default clone.default contiguous.default _to_copy.default to.dtype full_like.default
+        ones_like.default zeros_like.default
+    """,
     _repeat: "repeat.default",
     _pad: "constant_pad_nd.default",
     _within: """

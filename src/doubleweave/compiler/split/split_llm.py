@@ -17,8 +17,9 @@ from torch import Tensor, fx
 from torch.export import Dim
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
-from doubleweave.compiler.graph.nodes import PAST, expression, output_node
+from doubleweave.compiler.graph.nodes import PAST, STATE, TOGETHER, expression, output_node
 from doubleweave.compiler.graph.positions import POSITIONS, from_positions
+from doubleweave.compiler.graph.recurrence import RECURRENCE
 from doubleweave.compiler.graph.static_attention import WIDTH
 from doubleweave.compiler.policy import (
     DEFAULT_BACKEND,
@@ -81,6 +82,7 @@ def split_llm(
     attention_of: dict[str, str] = {}
     for piece, call_name in zip(pieces, names, strict=True):
         is_attention = piece.nodes[0].target is ATTENTION
+        is_recurrence = piece.owner.startswith(RECURRENCE)
         # The run time passes q, k, v to its kernel in this order; a piece lists its reads in the order of the graph.
         reads: list[Any] = list(piece.nodes[0].args[:3]) if is_attention else list(piece.reads)
         piece_graph, tensors = extract(piece, reads, graph_module, edges)
@@ -93,16 +95,19 @@ def split_llm(
             # Attention has no weights: equal parameters are one segment, called once a layer.
             name = attention_of.setdefault(digest, _attention_name(piece, segments))
         if name not in segments:
+            on_cpu = is_attention or is_recurrence
             segments[name] = Segment(
                 name=name,
-                device=attention_rule.device if is_attention else rule.device,
+                device=attention_rule.device if on_cpu else rule.device,
                 backend=KERNELS_BACKEND if is_attention else DEFAULT_BACKEND,
-                shape=_shape(name, is_attention, shape, max_context),
+                # A recurrence is compiled for one row, and run for each.
+                shape=FixedSizes((1,)) if is_recurrence else _shape(name, is_attention, shape, max_context),
                 inputs=inputs,
                 outputs=outputs,
                 structure=digest,
                 linear_weights=sum(map(_num_weights, piece.nodes)),
                 attended_width=sum(node.meta.get(WIDTH, 0) for node in reads),
+                each_row=is_recurrence,
             )
             weights[name] = tensors
             graphs.setdefault(digest, piece_graph)
@@ -168,6 +173,8 @@ def _num_weights(node: fx.Node) -> int:
 
 
 def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:
+    if TOGETHER in node.meta:
+        return str(node.meta[TOGETHER])
     if node.target is ATTENTION:
         return f"attention/{node.name}"  # each its own piece
     # A module called twice is listed as name@1.
@@ -181,7 +188,7 @@ def _names(pieces: Sequence[Piece]) -> list[str]:
     count: Counter[str] = Counter()
     names = []
     for stem in stems:
-        is_numbered = stem in ("block", "attention") or total[stem] > 1
+        is_numbered = stem in ("block", "attention", RECURRENCE) or total[stem] > 1
         names.append(f"{stem}_{count[stem]}" if is_numbered else stem)
         count[stem] += 1
     return names
@@ -196,8 +203,14 @@ class _Values:
         self.name_of: dict[fx.Node, str] = {}
         outputs = output_node(graph).all_input_nodes
         pasts = [node for node in graph.nodes if PAST in node.meta]
+        states = [node for node in graph.nodes if STATE in node.meta]
+        for node in states:
+            # The next value has the name of the one before, which nothing behind the recurrence reads.
+            name = str(node.target)
+            self._add(node, name, "state")
+            self.name_of[node.meta[STATE]] = name
         for node in graph.nodes:
-            if node.op == "placeholder" and node.users and node not in pasts:
+            if node.op == "placeholder" and node.users and node not in (*pasts, *states):
                 self._add(node, str(node.target), "input")
         for layer, attention in enumerate(graph.find_nodes(op="call_function", target=ATTENTION)):
             for arg, letter in zip(attention.args[:3], "qkv", strict=True):
@@ -225,7 +238,9 @@ class _Values:
 
     def _add(self, node: fx.Node, name: str, kind: Any) -> None:
         tensor = node.meta["val"]
-        self.values[name] = Value(name, str(tensor.dtype).removeprefix("torch."), self._shape(node), kind)
+        # A state is there once, not once a row.
+        shape = (1, *map(int, tensor.shape[1:])) if kind == "state" else self._shape(node)
+        self.values[name] = Value(name, str(tensor.dtype).removeprefix("torch."), shape, kind)
         self.name_of[node] = name
 
     def _shape(self, node: fx.Node) -> Shape:

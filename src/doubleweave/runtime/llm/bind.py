@@ -47,7 +47,10 @@ class Binder:
     def _method(self, task: Task) -> tuple[str, int, int]:
         """The method that a task runs, and the rows of the chunk that it computes: (method, first row, number)."""
         call, chunk = self.graph.split.calls[task.call], self.graph.chunks[task.chunk]
-        static = isinstance(self.segments[call.segment].shape, FixedSizes)
+        segment = self.segments[call.segment]
+        if segment.each_row:
+            return f"{call.segment}@1", 0, 1
+        static = isinstance(segment.shape, FixedSizes)
         first, rows = 0, chunk.compiled_size if static else chunk.num_tokens
         if call.rows == "last" and not self.all_rows:
             first, rows = chunk.num_tokens - 1, 1
@@ -63,15 +66,16 @@ class Binder:
         return _native.Task(
             self._instance(method, copy),
             [
-                self._binding(name, port, task.chunk, rows, first)
+                self._binding(name, port, task.chunk, rows, first, segment.each_row, 0)
                 for name, port in zip(call.reads, segment.inputs, strict=True)
             ],
             [
-                self._binding(name, port, task.chunk, rows, 0)
+                self._binding(name, port, task.chunk, rows, 0, segment.each_row, 1)
                 for name, port in zip(call.writes, segment.outputs, strict=True)
             ],
             list(self.verified.after[number]),
             number,
+            self.graph.chunks[task.chunk].num_tokens if segment.each_row else 1,
         )
 
     def _instance(self, method: str, copy: int) -> int:
@@ -82,12 +86,24 @@ class Binder:
             self.loaded.append(self.instances.get(method, copy))
         return self.used[key]
 
-    def _binding(self, name: str, port: Port, chunk_index: int, rows: int, first: int) -> _native.Binding:
+    def _binding(
+        self, name: str, port: Port, chunk_index: int, rows: int, first: int, each_row: bool, writes: int
+    ) -> _native.Binding:
         value, chunk = self.values[name], self.graph.chunks[chunk_index]
         cached = chunk.start + chunk.num_tokens
         sizes = [rows if s == "T" else cached if s == "S" else int(s) for s in port.shape]
+        per_row = value.row_bytes if each_row else 0
+        if value.kind == "state":
+            # Two copies that swap: the token at position p reads copy p % 2.
+            return _native.Binding(
+                self.region_of[name],
+                sizes,
+                copy_bytes=value.row_bytes,
+                first_copy=(chunk.start + writes) % 2,
+            )
         if value.kind not in ("input", "cache"):
-            return _native.Binding(self.graph.buffer(name, chunk_index), sizes, first * value.row_bytes)
+            buffer = self.graph.buffer(name, chunk_index)
+            return _native.Binding(buffer, sizes, first * value.row_bytes, offset_per_row=per_row)
         region = self.region_of[name]
         if "S" in port.shape:
             # The cached length is known when the run starts: the executor adds it to this dim.
@@ -96,7 +112,8 @@ class Binder:
             return _native.Binding(region, sizes)
         # Token ids are this run's own; positions and cache rows go on behind the cached tokens.
         moves = 0 if name == "input_ids" else value.row_bytes
-        return _native.Binding(region, sizes, (chunk.start + first) * value.row_bytes, moves)
+        offset = (chunk.start + first) * value.row_bytes
+        return _native.Binding(region, sizes, offset, moves, offset_per_row=per_row)
 
 
 def bind(

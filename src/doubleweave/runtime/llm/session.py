@@ -22,6 +22,7 @@ from doubleweave.predict.profile import Profile
 from doubleweave.runtime.instances import Instances
 from doubleweave.runtime.llm.bind import bind
 from doubleweave.runtime.llm.chunk_progress import OnChunk, watching
+from doubleweave.runtime.llm.states import States
 from doubleweave.runtime.native_errors import as_run_errors
 from doubleweave.runtime.threads import settled_threads
 from doubleweave.schedule.choice import Choice, Wish, chunk_shape
@@ -96,7 +97,10 @@ class Session:
                 [value.row_bytes for value in cached], self.max_context, self._most_rows
             )
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
-        is_whole = any(whole_cache(port) for segment in split.segments for port in segment.inputs)
+        self._states = States([value for value in split.values if value.kind == "state"])
+        self._before: int | None = None  # the length at which the last prompt began, which has a snapshot
+        whole = (segment for segment in split.segments if not segment.each_row)
+        is_whole = any(whole_cache(port) for segment in whole for port in segment.inputs)
         self._whole_bytes = self.max_context * sum(value.row_bytes for value in cached) if is_whole else 0
         self._output = next(value.name for value in split.values if value.kind == "output")
         self._positions = np.arange(self.max_context + self._most_rows, dtype=np.int64)
@@ -116,6 +120,11 @@ class Session:
     @property
     def kv_bytes_peak(self) -> int:
         return self._whole_bytes or self._cache.peak_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states of a model that keeps any, with their snapshots."""
+        return self._states.num_bytes
 
     @property
     def buffer_bytes(self) -> int:
@@ -157,25 +166,56 @@ class Session:
         return np.concatenate(parts)
 
     def truncate(self, num_tokens: int) -> None:
-        """Keep the first `num_tokens` tokens; memory past them is given back."""
+        """Keep the first `num_tokens` tokens; memory past them is given back.
+
+        The states of a recurrent model forget nothing: such a session goes back to a snapshot alone, which `snapshot`
+        takes, and which is taken where the last prompt began. Raises InputError for any other number.
+        """
         if not 0 <= num_tokens <= self.length:
             raise InputError(
                 f"truncate: found {num_tokens}, expected 0 to {self.length} (the tokens in the cache)"
             )
+        if self._states and num_tokens < self.length:
+            if num_tokens not in self._states.lengths:
+                raise InputError(
+                    f"truncate: found {num_tokens}, expected {', '.join(map(str, self._states.lengths))} or "
+                    f"{self.length}: the model keeps states, which go back to snapshots alone; take one with "
+                    "snapshot() where you want to go back to"
+                )
+            self._states.go_back(num_tokens)
         self._cache.truncate(num_tokens)
 
-    def fill(self, rows: Mapping[str, FloatArray]) -> None:
-        """Put rows into an empty cache, float32 [num_tokens, width] for each of its values, as if tokens made them.
+    def snapshot(self) -> int:
+        """Keep a way back to the tokens in the cache, and return their number: `truncate` takes it.
+
+        A session without states goes back to any number and keeps nothing.
+        """
+        if self._states:
+            self._states.take(self.length)
+            self._before = None if self._before == self.length else self._before
+        return self.length
+
+    def move_to(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens, and the states as they are: for measuring how long runs take behind so
+        many tokens. Their numbers are wrong where there are states."""
+        self._states.move(self.length, num_tokens)
+        self._cache.truncate(num_tokens)
+
+    def fill(self, rows: Mapping[str, FloatArray], num_tokens: int) -> None:
+        """Put rows into an empty cache, float32 [num_tokens, width] for each of its values, as if tokens made them, and
+        numbers into the states, by name as well.
 
         So a model can be tried at a far position without running what comes before it.
         """
         for number, name in enumerate(self._cache_regions):
-            self._cache.view(number, len(rows[name]))[:] = rows[name]
-        self._cache.note_length(len(next(iter(rows.values()))))
+            self._cache.view(number, num_tokens)[:] = rows[name]
+        self._states.fill(rows, num_tokens)
+        self._cache.note_length(num_tokens)
 
     def reset(self) -> None:
         """Forget every token."""
         self._cache.truncate(0)
+        self._states.reset()
 
     def _checked(self, token_ids: TokenIds) -> npt.NDArray[np.int64]:
         try:
@@ -210,8 +250,16 @@ class Session:
         prepared = self._prepare(len(ids), want)
         prepared.input_ids[: len(ids)] = ids
         base = self.length
-        with as_run_errors(), watching(prepared.execution, prepared.verified, self.on_chunk):
-            events = prepared.execution.run(base, record)
+        if self._states and len(ids) > 1:
+            self._keep_way_back(base)
+        try:
+            with as_run_errors(), watching(prepared.execution, prepared.verified, self.on_chunk):
+                events = prepared.execution.run(base, record)
+        except BaseException:
+            # Rows behind the cached tokens count for nothing, but states are changed in place, but for one token's.
+            if self._states and len(ids) > 1:
+                self._states.go_back(base)
+            raise
         last = prepared.verified.graph.chunks[-1]
         self._cache.note_length(base + len(ids), last.compiled_size - last.num_tokens)
         if len(ids) > 1:  # a decode step touches one row of the embedding table, and runs too often
@@ -221,6 +269,14 @@ class Session:
             start_ns[events[:, 0]], end_ns[events[:, 0]] = events[:, 2], events[:, 3]
             self.recorded = Recorded(prepared.choice, prepared.verified, start_ns, end_ns, len(ids), base)
         return prepared
+
+    def _keep_way_back(self, base: int) -> None:
+        """A snapshot of the states before a prompt, in the place of the one before the last prompt."""
+        if self._before is not None:
+            self._states.drop(self._before)
+        self._before = base if base and base not in self._states.lengths else None
+        if self._before is not None:
+            self._states.take(base)
 
     @property
     def timeline(self) -> Timeline | None:
@@ -252,7 +308,7 @@ class Session:
             "input_ids": _native.Region.of(input_ids),
             "position_ids": _native.Region.of(self._positions),
         }
-        named = inputs | self._cache_regions
+        named = inputs | self._cache_regions | self._states.regions()
         execution = bind(verified, regions, named, self._instances, all_rows=want == "all")
         prepared = _Prepared(choice, verified, execution, buffers, input_ids)
         self._prepared[key] = prepared

@@ -1,0 +1,197 @@
+"""Find the recurrences of an exported graph: what lies between a state and its next value.
+
+A recurrence becomes a piece of its own that runs row behind row. What has the size of a state joins it, as does what
+only lays its inputs and results out anew, so that little passes its edge. This module knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from doubleweave.compiler.graph.nodes import (
+    NEXT,
+    STATE,
+    TOGETHER,
+    expression,
+    is_call,
+    is_tensor,
+    nodes_of,
+    output_node,
+)
+
+aten = torch.ops.aten
+
+# Operators that lay a tensor out anew and compute nothing.
+_LAYOUT = frozenset(
+    {
+        *(
+            aten.view.default,
+            aten.reshape.default,
+            aten._unsafe_view.default,
+            aten.transpose.int,
+            aten.t.default,
+        ),
+        *(
+            aten.permute.default,
+            aten.unsqueeze.default,
+            aten.squeeze.dim,
+            aten.squeeze.dims,
+            aten.expand.default,
+        ),
+        *(
+            aten.slice.Tensor,
+            aten.select.int,
+            aten.split.Tensor,
+            aten.split_with_sizes.default,
+            aten.chunk.default,
+        ),
+        *(aten.clone.default, aten.alias.default, aten.contiguous.default, operator.getitem),
+    }
+)
+RECURRENCE = "recurrence"
+
+
+def name_states(graph_module: fx.GraphModule, names: Sequence[str]) -> None:
+    """Mark the placeholders of the states, the last ones (STATE), and give them names of their own."""
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    for placeholder, name in zip(placeholders[len(placeholders) - len(names) :], names, strict=True):
+        placeholder.target = placeholder.name = name
+        placeholder.meta[STATE] = None
+
+
+def mark_recurrences(graph_module: fx.GraphModule) -> None:
+    """Mark each state's next value (STATE, NEXT) and the nodes of each recurrence (TOGETHER in their meta).
+
+    States whose recurrences overlap are one recurrence.
+    """
+    graph = graph_module.graph
+    states = [node for node in graph.nodes if STATE in node.meta]
+    _drop_copies(graph)
+    bodies: list[set[Any]] = []
+    for placeholder, following in zip(states, output_node(graph).args[0][1:], strict=True):
+        placeholder.meta[STATE], following.meta[NEXT] = following, True
+        body = _body(graph, placeholder, following)
+        for other in [other for other in bodies if other & body]:
+            bodies.remove(other)
+            body = _convex(graph, body | other)
+        bodies.append(body)
+    for number, body in enumerate(bodies):
+        _with_own_layouts(graph, body)
+        for node in body:
+            node.meta[TOGETHER] = f"{RECURRENCE}/{number}"
+    graph_module.recompile()
+
+
+def _drop_copies(graph: fx.Graph) -> None:
+    """copy(target, value) is the value where nothing is cast or expanded; clones of a state are the state."""
+    for node in nodes_of(graph):
+        if is_call(node, aten.copy.default):
+            target, value = (arg.meta["val"] for arg in node.args[:2])
+            if target.dtype == value.dtype and list(map(str, target.shape)) == list(map(str, value.shape)):
+                node.replace_all_uses_with(node.args[1])
+        elif is_call(node, aten.clone.default) and node.args[0].op == "placeholder":
+            node.replace_all_uses_with(node.args[0])
+    graph.eliminate_dead_code()
+
+
+def _row_elements(node: Any) -> int:
+    """Elements of a tensor of one row; 0 for what is no tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return 0
+    sizes = (expression(size) for size in value.shape)
+    return math.prod(int(size.subs(dict.fromkeys(size.free_symbols, 1))) for size in sizes)
+
+
+def _body(graph: fx.Graph, state: Any, following: Any) -> set[Any]:
+    after, before = _reached([state], "users"), _reached([following], "all_input_nodes")
+    body = {node for node in after & before if _is_tensor_call(node)} or {following}
+    size = _row_elements(state)
+
+    def is_large(node: Any) -> bool:
+        return is_tensor(node) and node.op == "call_function" and 2 * _row_elements(node) > size
+
+    # A result that is as large as the state is read where it is made, and made where it is read.
+    todo = list(body)
+    while todo:
+        node = todo.pop()
+        near = [user for user in node.users if user.op == "call_function"] if is_large(node) else []
+        near += [source for source in node.all_input_nodes if is_large(source) and source is not state]
+        new = {found for found in near if found not in body and _is_tensor_call(found)}
+        body |= new
+        todo += new
+    body |= {user for user in state.users if _is_tensor_call(user)}
+    return _convex(graph, body)
+
+
+def _is_tensor_call(node: Any) -> bool:
+    value = node.meta.get("val")
+    return node.op == "call_function" and isinstance(value, (Tensor, tuple, list))
+
+
+def _convex(graph: fx.Graph, body: set[Any]) -> set[Any]:
+    """With all that lies between two nodes of the body."""
+    between = _reached(body, "users") & _reached(body, "all_input_nodes")
+    return body | {node for node in between if _is_tensor_call(node)}
+
+
+def _reached(start: Any, edge: str) -> set[Any]:
+    found, todo = set(start), list(start)
+    while todo:
+        for node in getattr(todo.pop(), edge):
+            if node not in found:
+                found.add(node)
+                todo.append(node)
+    return found
+
+
+def _with_own_layouts(graph: fx.Graph, body: set[Any]) -> None:
+    """Take what lays out the body's inputs and results into the body: inputs' as copies of its own."""
+    copies: dict[Any, Any] = {}
+
+    def own(node: Any) -> Any:
+        if node in body or not is_call(node, *_LAYOUT):
+            return node
+        if node not in copies:
+            with graph.inserting_before(node.next):
+                copies[node] = graph.node_copy(node, own)
+            copies[node].meta = dict(node.meta)
+            new.append(copies[node])
+        return copies[node]
+
+    new: list[Any] = []
+    for node in sorted(body, key=_places(graph).__getitem__):
+        node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), own)
+    body.update(new)
+    todo = list(body)
+    while todo:
+        node = todo.pop()
+        for user in node.users:
+            tensors = [source for source in user.all_input_nodes if _is_tensor_call(source)]
+            if (
+                user not in body
+                and is_call(user, *_LAYOUT)
+                and _has_rows_first(user)
+                and set(tensors) <= body
+            ):
+                body.add(user)
+                todo.append(user)
+    graph.eliminate_dead_code()
+    body.intersection_update(graph.nodes)
+
+
+def _has_rows_first(node: Any) -> bool:
+    """Whether the node's tensors have one row in each place of their first axis."""
+    value = node.meta.get("val")
+    tensors = value if isinstance(value, (tuple, list)) else [value]
+    return all(isinstance(t, Tensor) and t.ndim and expression(t.shape[0]).is_Symbol for t in tensors)
+
+
+def _places(graph: fx.Graph) -> dict[Any, int]:
+    return {node: place for place, node in enumerate(graph.nodes)}
