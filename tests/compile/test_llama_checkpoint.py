@@ -307,3 +307,49 @@ def test_a_part_of_a_model_in_parts(tmp_path, state):
     for number in range(2):
         path = meta_llama.save(tmp_path, state, name=f"consolidated.0{number}.pth")
     refuses(r"consolidated\.01\.pth: is one of 2 parts of a model; use its Hugging Face folder", path)
+
+
+@pytest.mark.parametrize("layout", ["plain", "tied", "bfloat16"])
+def test_a_checkpoint_that_was_loaded_whole_passes_the_audit(tmp_path, state, layout):
+    written = dict(state)
+    if layout == "tied":
+        del written["output.weight"]
+    elif layout == "bfloat16":
+        written = {name: value.bfloat16() for name, value in state.items()}
+    assert load(meta_llama.save(tmp_path, written)).audit() == ""
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.layers.1.self_attn.q_proj.weight",
+        "model.norm.weight",
+    ],
+)
+def test_a_weight_left_at_random_is_found(checkpoint, weight):
+    model = load(checkpoint)
+    with torch.no_grad():
+        model.module.get_parameter(weight).normal_(generator=torch.Generator().manual_seed(1))
+    assert model.audit() == f"{weight}: the loaded weight differs from the one in the file"
+
+
+def test_compile_refuses_a_checkpoint_whose_layers_were_mixed_up(checkpoint, tmp_path, monkeypatch):
+    import doubleweave as dw
+    from doubleweave.sources import llama_checkpoint
+
+    renamed = llama_checkpoint._renamed
+
+    def mixed_up(*given):
+        found = renamed(*given)
+        one, two = (f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1))
+        found[one], found[two] = found[two], found[one]
+        return found
+
+    monkeypatch.setattr(llama_checkpoint, "_renamed", mixed_up)
+    with pytest.raises(
+        dw.CheckError, match=r"model\.layers\.0\.mlp\.down_proj\.weight: the loaded weight differs"
+    ):
+        dw.compile_llm(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

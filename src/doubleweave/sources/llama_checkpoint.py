@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from doubleweave.errors import SourceError, first_line
+from doubleweave.sources.audit import audit
 from doubleweave.sources.llama_params import LAYER, LlamaParams, read_params
 from doubleweave.sources.model import Model
 from doubleweave.sources.tokenizer_file import LlamaTokenizer, read_tokenizer
@@ -43,9 +44,10 @@ def load(path: Path, params: Path | None = None, tokenizer: Path | None = None) 
     found = read_params(params or path.parent / PARAMS, shapes, known, is_tied=is_tied)
     _check_tensors(found, tensors, path)
     text = None if tokenizer is None else _tokenizer_for(found, tokenizer)
+    module = _module(found, tensors, is_tied)
     return Model(
         name=path.stem,
-        module=_module(found, tensors, is_tied),
+        module=module,
         max_context=found.max_seq_len,
         vocab_size=found.vocab_size,
         eos_token_ids=() if text is None else text.eos_token_ids,
@@ -54,6 +56,7 @@ def load(path: Path, params: Path | None = None, tokenizer: Path | None = None) 
         else lambda folder: text.tokenizer.save(str(folder / "tokenizer.json")),
         chat_template=None,
         special_tokens={} if text is None else {"bos_token": text.bos, "eos_token": text.eos},
+        audit=lambda: audit(_by_new_name(_read(path)[0]), module),
     )
 
 
@@ -192,6 +195,18 @@ def _renamed(params: LlamaParams, tensors: Mapping[str, Tensor], is_tied: bool) 
                 weight = _halves(weight, params.head_dim)
             state[f"model.layers.{layer}.{new}"] = weight
     return state
+
+
+def _by_new_name(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The file's own tensors, in its types and its order of rows, by transformers' names."""
+    whole = {
+        "tok_embeddings.weight": "model.embed_tokens.weight",
+        "norm.weight": "model.norm.weight",
+        "output.weight": "lm_head.weight",
+    }
+    for name, tensor in tensors.items():
+        layer = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+        yield f"model.layers.{layer[1]}.{LAYER[layer[2]][0]}" if layer else whole[name], tensor
 
 
 def _halves(weight: Tensor, width: int) -> Tensor:
