@@ -18,6 +18,7 @@ from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doub
 from doubleweave.compiler.graph.fresh_tensors import changes_in_place
 from doubleweave.compiler.graph.positions import check_first, count_by_positions
 from doubleweave.compiler.graph.recurrence import mark_recurrences, name_states
+from doubleweave.compiler.graph.refusal_causes import cause_of, place_of, watching, written_out
 from doubleweave.compiler.graph.rotary_lengths import first_frequencies
 from doubleweave.compiler.graph.simplify import simplify
 from doubleweave.compiler.graph.states import (
@@ -123,7 +124,8 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
         rows = torch.export.Dim("T", min=1, max=max(_EXAMPLE_ROWS, max_rows))
         # One number stands for all of a state: nothing is computed with it.
         before_rows = tuple(torch.zeros(1).expand(_EXAMPLE_ROWS, *shape) for shape in states.shapes.values())
-        with torch.no_grad(), first_frequencies(model), one_step_a_row(states.users):
+        modules = one_step_a_row(states.users)
+        with torch.no_grad(), first_frequencies(model), modules, watching(model) as watch:
             # Not strict: only the operators are traced, so a model may use any Python on the way.
             exported = torch.export.export(
                 _Chunk(model, first, tuple(states.shapes)),
@@ -131,12 +133,12 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
                 dynamic_shapes=({1: rows}, {1: rows}, tuple({0: rows} for _ in before_rows)),
                 strict=False,
             )
-    except SplitError:
-        raise
+    except SplitError as error:
+        raise SplitError(f"{type(model).__name__}: in {place_of(watch.running, model)}: {error}") from error
     except Exception as error:
         raise SplitError(
-            f"{type(model).__name__}: torch.export cannot export it for 1 to {max_rows} tokens "
-            f"({str(error).strip().splitlines()[0]}); expected a decoder without data-dependent control flow"
+            f"{type(model).__name__}: {cause_of(error, watch, max_rows)}: expected a decoder that runs any 1 to "
+            f"{max_rows} tokens alike; this architecture is not supported"
         ) from error
     finally:
         model.set_attn_implementation(before)
@@ -152,8 +154,9 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     attention = torch.ops.doubleweave.attention.default
     if not states.shapes and not any(node.target is attention for node in graph_module.graph.nodes):
         raise SplitError(
-            f"{type(model).__name__} has no call of transformers' attention interface: expected a decoder "
-            "whose attention goes through ALL_ATTENTION_FUNCTIONS; this architecture is not supported"
+            f"{type(model).__name__} has no call of transformers' attention interface: "
+            f"{written_out(graph_module.graph)}; expected a decoder whose attention goes through "
+            "ALL_ATTENTION_FUNCTIONS; this architecture is not supported"
         )
     return graph_module
 

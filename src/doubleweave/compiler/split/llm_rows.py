@@ -6,13 +6,12 @@ Each row is a token. What mixes rows elsewhere (a convolution, a recurrence), or
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
 from doubleweave.compiler.graph.nodes import STATE, TOGETHER, expression
+from doubleweave.compiler.graph.refusal_causes import place_of_node
 from doubleweave.compiler.split.row_rules import Axis, Follower, MixesRows, UnknownOperator
 from doubleweave.errors import SplitError
 
@@ -41,13 +40,13 @@ def check_rows(graph_module: fx.GraphModule, model: str) -> None:
                 follow.node(node)
             except MixesRows as error:
                 raise SplitError(
-                    f"{model}: in {_module_of(node)} {error}: expected a decoder whose tokens meet in attention alone, "
-                    "because a prompt runs chunk by chunk; this architecture is not supported"
+                    f"{model}: in {place_of_node(node)} {error}: expected a decoder whose tokens meet in attention "
+                    "alone, because a prompt runs chunk by chunk; this architecture is not supported"
                 ) from None
             except UnknownOperator as error:
                 raise SplitError(
-                    f"{model}: in {_module_of(node)} tokens are not followed through {error}, so they may meet there: "
-                    "expected a decoder whose tokens meet in attention alone; this architecture is not supported"
+                    f"{model}: in {place_of_node(node)} tokens are not followed through {error}, so they may meet "
+                    "there: expected a decoder whose tokens meet in attention alone; this architecture is not supported"
                 ) from None
 
 
@@ -57,12 +56,3 @@ def _axis_of_rows(node: fx.Node, follow: Follower) -> Axis:
     if not isinstance(first, torch.Tensor):
         return None
     return next((axis for axis, size in enumerate(first.shape) if follow.has_rows(size)), None)
-
-
-def _module_of(node: fx.Node) -> str:
-    """The qualified name and the class of the module whose forward has the operator."""
-    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {"": ("", "the model")}
-    path, kind = list(stack.values())[-1]
-    name = kind if isinstance(kind, str) else kind.__name__
-    # The model is an attribute of the module that is exported.
-    return f"{path.removeprefix('model.') or 'the model'} ({name.rpartition('.')[2]})"

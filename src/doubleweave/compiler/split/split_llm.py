@@ -20,6 +20,7 @@ from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doub
 from doubleweave.compiler.graph.nodes import PAST, STATE, TOGETHER, expression, output_node
 from doubleweave.compiler.graph.positions import POSITIONS, from_positions
 from doubleweave.compiler.graph.recurrence import RECURRENCE
+from doubleweave.compiler.graph.refusal_causes import place_of_node
 from doubleweave.compiler.graph.static_attention import WIDTH
 from doubleweave.compiler.policy import (
     DEFAULT_BACKEND,
@@ -250,8 +251,9 @@ class _Values:
         # Token-major rows: a chunk's K and V are then whole rows of the cache, and are written in place.
         if shape[0] != 1 or shape.count(ROWS) != 1 or shape[1] != ROWS:
             raise SplitError(
-                f"value {node.name} has shape {list(shape)}: expected [1, T, …] (one sequence, token-major); "
-                "a segment's edge cannot be there"
+                f"{place_of_node(node)} makes a value of shape [{', '.join(map(str, shape))}] ({node.name}) "
+                f"that another segment reads: expected [1, {ROWS}, …], a row a token; this architecture is not "
+                "supported"
             )
         return shape
 
