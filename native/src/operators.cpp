@@ -155,6 +155,7 @@ void register_operators() {
         (void)et::register_kernel(kernel);
       }
     }
+    register_expert_operators();
   });
 }
 

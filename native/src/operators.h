@@ -3,8 +3,12 @@
 
 namespace doubleweave {
 
-/// Makes `doubleweave::attention.out` and `doubleweave::rotary.out` known to ExecuTorch, once per
-/// process.
+/// Makes our kernels known to ExecuTorch, once per process: `doubleweave::attention.out`,
+/// `doubleweave::rotary.out` and those of mixtures of experts.
 void register_operators();
+
+/// `doubleweave::expert_linear_packed.out` and `doubleweave::expert_sum.out`; register_operators
+/// calls it.
+void register_expert_operators();
 
 }  // namespace doubleweave

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
+from doubleweave.compiler.graph.experts import experts_as_operators
 from doubleweave.compiler.graph.fresh_tensors import changes_in_place
 from doubleweave.compiler.graph.positions import check_first, count_by_positions
 from doubleweave.compiler.graph.recurrence import mark_recurrences, name_states
@@ -124,8 +125,8 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
         rows = torch.export.Dim("T", min=1, max=max(_EXAMPLE_ROWS, max_rows))
         # One number stands for all of a state: nothing is computed with it.
         before_rows = tuple(torch.zeros(1).expand(_EXAMPLE_ROWS, *shape) for shape in states.shapes.values())
-        modules = one_step_a_row(states.users)
-        with torch.no_grad(), first_frequencies(model), modules, watching(model) as watch:
+        modules, experts = one_step_a_row(states.users), experts_as_operators(model)
+        with torch.no_grad(), first_frequencies(model), modules, experts, watching(model) as watch:
             # Not strict: only the operators are traced, so a model may use any Python on the way.
             exported = torch.export.export(
                 _Chunk(model, first, tuple(states.shapes)),

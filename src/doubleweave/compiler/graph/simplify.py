@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from doubleweave.compiler.graph.complex_numbers import without_complex
+from doubleweave.compiler.graph.experts import split_sliced_experts
 from doubleweave.compiler.graph.find_rotary import find_rotary
 from doubleweave.compiler.graph.fresh_tensors import without_empty
 from doubleweave.compiler.graph.nodes import constant, insert, is_call, is_tensor, nodes_of, replace_nodes
@@ -59,6 +60,7 @@ def simplify(graph_module: fx.GraphModule) -> None:
     fold_constants(graph_module)
     drop_expanded_constants(graph_module)
     split_sliced_linears(graph_module)
+    split_sliced_experts(graph_module)
     # The patterns of the next two passes have no views in between; rotary leaves views and transposes to cancel again.
     cancel_views(graph_module)
     sink_transposes(graph_module)

@@ -1,4 +1,4 @@
-"""Quantize the linears of a split: 8-bit dynamic activations with 8-bit or 4-bit weights.
+"""Quantize the linears of a split, experts' too: 8-bit dynamic activations with 8-bit or 4-bit weights.
 
 Works on a structure's graph once and on each segment's weights. It knows nothing of backends: it writes
 the quantize and dequantize operators of PyTorch's `quantized_decomposed` namespace, which backends read,
@@ -6,7 +6,8 @@ and which run in eager torch as well (the numeric reference of a quantized progr
 
 The recipes are named as in torchao: 8da8w is int8 weights with one scale an output feature, 8da4w int4
 weights with one scale for each 32 input features. Both take int8 activations, asymmetric, one scale a
-token, chosen at run time. The head keeps 8 bits in 8da4w, as llama.cpp's Q4_0 does.
+token, chosen at run time. The head keeps 8 bits in 8da4w, as llama.cpp's Q4_0 does. A linear that experts are chosen by
+stays float32: it is small, and a rounding that changes a choice changes all that follows.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
+from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave::expert_linear
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 from doubleweave.compiler.split import transform
 from doubleweave.compiler.split.pieces import TorchSplit
@@ -35,6 +37,8 @@ _PARTS = ("values", "scales", "zero_points")
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
+_EXPERTS = torch.ops.doubleweave.expert_linear.default
+_QUANTIZED_EXPERTS = torch.ops.doubleweave.expert_linear_quantized.default
 
 
 def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
@@ -83,20 +87,54 @@ def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphMo
     graph = transform.copy_graph(graph_module)
     quantized: dict[int, int] = {}  # weight index -> bits
     activations: dict[Any, Any] = {}
+    routers = _routers(graph)
     for node in nodes_of(graph):
-        if not is_call(node, aten.linear.default) or node.args[1].op != "get_attr":
+        if is_call(node, _EXPERTS) and node.args[2].op == "get_attr":
+            _quantize_experts(graph, node, bits, quantized)
+            continue
+        if not is_call(node, aten.linear.default) or node.args[1].op != "get_attr" or node in routers:
             continue
         source, weight = node.args[:2]
         index = int(weight.target[1:])
-        width = int(weight.meta["val"].shape[1])
-        # A width that groups do not divide keeps 8 bits: XNNPACK's 4-bit kernels take whole groups.
-        quantized[index] = bits if bits == 8 or width % GROUP_SIZE == 0 else 8
+        quantized[index] = _bits_of(weight, bits)
         with graph.inserting_before(node):
             if source not in activations:  # q, k and v read the same rows, as do gate and up: quantized once
                 activations[source] = _dynamic_activation(graph, source)
             dequantized = _dequantized_weight(graph, weight, quantized[index])
         node.args = (activations[source], dequantized, *node.args[2:])
     return _renumber(graph, quantized)
+
+
+def _bits_of(weight: Any, bits: int) -> int:
+    # A width that groups do not divide keeps 8 bits: 4-bit kernels take whole groups.
+    return bits if bits == 8 or int(weight.meta["val"].shape[-1]) % GROUP_SIZE == 0 else 8
+
+
+def _quantize_experts(graph: fx.Graph, node: Any, bits: int, quantized: dict[int, int]) -> None:
+    """In place of an expert_linear: the operator takes rows in float32 and rounds them itself."""
+    x, index, weight, *bias = node.args
+    number = int(weight.target[1:])
+    quantized[number] = _bits_of(weight, bits)
+    with graph.inserting_before(node):
+        values, scales, _ = _parts(graph, weight, quantized[number])
+        made = insert(graph, _QUANTIZED_EXPERTS, x, index, values, scales, *bias, like=node)
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)
+
+
+def _routers(graph: fx.Graph) -> set[Any]:
+    """The linears that experts are chosen by."""
+    found: set[Any] = set()
+    todo = [node.args[1] for node in nodes_of(graph) if is_call(node, _EXPERTS)]
+    seen = set(todo)
+    for node in todo:
+        if is_call(node, aten.linear.default):
+            found.add(node)
+            continue
+        sources = [source for source in node.all_input_nodes if source not in seen]
+        seen.update(sources)
+        todo += sources
+    return found
 
 
 def _dynamic_activation(graph: fx.Graph, x: Any) -> Any:
@@ -108,13 +146,19 @@ def _dynamic_activation(graph: fx.Graph, x: Any) -> Any:
     return insert(graph, qd.dequantize_per_token.default, int8, *grid, torch.float32, like=x)
 
 
-def _dequantized_weight(graph: fx.Graph, weight: Any, bits: int) -> Any:
+def _parts(graph: fx.Graph, weight: Any, bits: int) -> list[Any]:
     # The nodes have nested names for a while: `_renumber` counts the buffers once all of them are there.
     parts = [graph.get_attr(f"{weight.target}.{part}") for part in _PARTS]
-    converted = _CONVERT[bits](torch.ones(weight.meta["val"].shape))
     mode = weight.meta["val"].fake_mode
+    with mode:
+        converted = _converted(weight.meta["val"], bits)
     for part, tensor in zip(parts, converted, strict=True):
-        part.meta["val"] = mode.from_tensor(tensor, static_shapes=True)
+        part.meta["val"] = tensor
+    return parts
+
+
+def _dequantized_weight(graph: fx.Graph, weight: Any, bits: int) -> Any:
+    parts = _parts(graph, weight, bits)
     if bits == 8:
         return insert(graph, qd.dequantize_per_channel.default, *parts, 0, -127, 127, torch.int8, like=weight)
     grid = (-8, 7, torch.int8, GROUP_SIZE, torch.float32)
@@ -122,6 +166,14 @@ def _dequantized_weight(graph: fx.Graph, weight: Any, bits: int) -> Any:
 
 
 _CONVERT = {8: int8_per_channel, 4: int4_per_group}
+
+
+def _converted(weight: Tensor, bits: int) -> tuple[Tensor, ...]:
+    """The parts of a linear's weight [N, K], or of experts' [E, N, K]."""
+    if weight.ndim == 2:
+        return _CONVERT[bits](weight)
+    # One by one: the search for 4-bit scales takes several times their memory.
+    return tuple(map(torch.stack, zip(*(_CONVERT[bits](each) for each in weight.unbind()), strict=True)))
 
 
 def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, transform.Convert]:
@@ -135,7 +187,7 @@ def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModul
             parts[f"w{index}"] = tensor
             if index in quantized:
                 names = (f"w{index}.{part}" for part in _PARTS)
-                parts.update(zip(names, _CONVERT[quantized[index]](tensor), strict=True))
+                parts.update(zip(names, _converted(tensor, quantized[index]), strict=True))
         return tuple(parts[name] for name in order)
 
     return transform.over_empty_weights(graph), convert

@@ -71,11 +71,12 @@ class Edges:
 
     def _per_row(self, size: Any) -> int:
         """How many places of an axis of this size each row has; 0 where it is no axis of rows."""
-        share = expression(size) / self.symbol
+        share: Any = expression(size) / self.symbol
         return int(share) if share.is_Integer else 0
 
     def _width(self, sizes: Any, axis: int) -> int:
-        return math.prod(size for at, size in enumerate(sizes) if at != axis) * self._per_row(sizes[axis])
+        others = (int(size) for at, size in enumerate(sizes) if at != axis)
+        return math.prod(others) * self._per_row(sizes[axis])
 
 
 def _is_first(sizes: Any, axis: int) -> bool:

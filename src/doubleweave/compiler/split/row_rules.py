@@ -15,6 +15,7 @@ from torch._decomp import core_aten_decompositions
 from torch._guards import detect_fake_mode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave::expert_linear
 from doubleweave.compiler.graph.nodes import expression
 
 aten = torch.ops.aten
@@ -302,6 +303,16 @@ def _attention(follow: Follower, node: fx.Node) -> Axis:
     raise MixesRows(f"{_name(node)} attends from rows to rows")
 
 
+def _experts(follow: Follower, node: fx.Node) -> Axis:
+    """Each row chooses experts, and has results, of its own."""
+    # x and index of a linear, x and scores of a sum; weights that rows make are not followed.
+    if any(follow.axis(source) is not None for source in node.all_input_nodes if source not in node.args[:2]):
+        raise MixesRows(f"{_name(node)} uses rows as weights")
+    if [follow.axis(source) for source in node.args[:2]] != [0, 0]:
+        raise MixesRows(f"{_name(node)} combines rows with other rows")
+    return 0
+
+
 # Operators without a rule are pointwise by torch's tag, or are followed through torch's decomposition.
 _OPERATORS: dict[Callable[[Follower, fx.Node], Axis], str] = {
     _linear: "linear.default addmm.default",
@@ -327,7 +338,7 @@ _OPERATORS: dict[Callable[[Follower, fx.Node], Axis], str] = {
     _pad: "constant_pad_nd.default",
     _within: """
         slice.Tensor cat.default split.Tensor split_with_sizes.default chunk.default glu.default
-        slice_scatter.default
+        slice_scatter.default gather.default scatter.src scatter.value
     """,
     _select: "select.int",
     _embedding: "embedding.default",
@@ -342,3 +353,6 @@ _OPERATORS: dict[Callable[[Follower, fx.Node], Axis], str] = {
     _attention: "scaled_dot_product_attention.default",
 }
 _RULES = {attrgetter(name)(aten): rule for rule, names in _OPERATORS.items() for name in names.split()}
+_RULES |= dict.fromkeys(
+    (torch.ops.doubleweave.expert_linear.default, torch.ops.doubleweave.expert_sum.default), _experts
+)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import Dim
 
-from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
+from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave's operators
 from doubleweave.compiler.graph.nodes import PAST, STATE, TOGETHER, expression, output_node
 from doubleweave.compiler.graph.positions import POSITIONS, from_positions
 from doubleweave.compiler.graph.recurrence import RECURRENCE
@@ -166,11 +166,16 @@ def _num_rows(graph: fx.Graph) -> Any:
 
 
 def _num_weights(node: fx.Node) -> int:
-    """The weights of a linear, 0 for any other operator."""
-    if node.target is not torch.ops.aten.linear.default:
-        return 0
-    weight: Any = node.args[1]
-    return int(weight.meta["val"].numel())
+    """The multiply-adds that a linear makes for each row, 0 for any other operator."""
+    weight: Any
+    if node.target is torch.ops.aten.linear.default:
+        weight = node.args[1]
+        return int(weight.meta["val"].numel())
+    if node.target is torch.ops.doubleweave.expert_linear.default:
+        index: Any = node.args[1]
+        weight = node.args[2]
+        return int(index.meta["val"].shape[1]) * int(weight.meta["val"][0].numel())
+    return 0
 
 
 def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from torch import fx
 
 from doubleweave.compiler.backends.backend import CalibrationChunks, Options
 from doubleweave.compiler.backends.lowered import Lowered
+from doubleweave.compiler.backends.xnnpack.packed_experts import with_packed_experts
 from doubleweave.compiler.backends.xnnpack.taken import configs
 from doubleweave.compiler.graph.nodes import insert, is_call, is_tensor, replace_nodes
 from doubleweave.compiler.program_folder import Progress
@@ -33,7 +34,8 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     RMSNorm's mean over the last dim is not delegated and would cut the segment in two; as a linear onto
     one feature with the weights 1/n it is.
     """
-    graph = copy_graph(graph_module)
+    packed, pack = with_packed_experts(graph_module)
+    graph = copy_graph(packed)
     num_weights = len({node.target for node in graph.find_nodes(op="get_attr")})
     added: list[int] = []  # widths; equal ones share a vector
 
@@ -55,7 +57,7 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
         replace_nodes(graph, partial(rewrite, graph))
 
     def convert(weights: Weights) -> Weights:
-        return (*weights, *(torch.full((1, width), 1.0 / width) for width in added))
+        return (*pack(weights), *(torch.full((1, width), 1.0 / width) for width in added))
 
     return over_empty_weights(graph), convert
 

@@ -1,0 +1,161 @@
+// The schemas are those of src/doubleweave/compiler/graph/expert_ops.py:
+//   doubleweave::expert_linear_packed.out(Tensor x, Tensor index, Tensor weight, Tensor? scales,
+//       Tensor? sums, Tensor? bias, int in_features, int out_features, *, Tensor(a!) out)
+//       -> Tensor(a!)
+//   doubleweave::expert_sum.out(Tensor x, Tensor scores, *, Tensor(a!) out) -> Tensor(a!)
+#include <executorch/runtime/core/exec_aten/util/tensor_util.h>
+#include <executorch/runtime/kernel/kernel_runtime_context.h>
+#include <executorch/runtime/kernel/operator_registry.h>
+
+#include <array>
+
+#include "doubleweave/experts.h"
+#include "operators.h"
+
+namespace doubleweave {
+namespace {
+
+namespace et = executorch::runtime;
+using executorch::aten::ScalarType;
+using executorch::aten::Tensor;
+using Stack = et::Span<et::EValue*>;
+
+#define DOUBLEWEAVE_CHECK(context, condition, message)                      \
+  do {                                                                      \
+    if (!(condition)) {                                                     \
+      ET_LOG(Error, "doubleweave: %s does not hold: " message, #condition); \
+      (context).fail(et::Error::InvalidArgument);                           \
+      return;                                                               \
+    }                                                                       \
+  } while (false)
+
+bool is_tensor(const et::EValue& value, ScalarType type) {
+  return value.isTensor() && value.toTensor().scalar_type() == type &&
+         value.toTensor().const_data_ptr() != nullptr;
+}
+
+bool is_floats(const et::EValue& value, int64_t numel) {
+  return is_tensor(value, ScalarType::Float) && value.toTensor().numel() == numel;
+}
+
+bool resize(Tensor& out, std::initializer_list<int64_t> lengths) {
+  std::array<int32_t, 3> sizes{};
+  size_t rank = 0;
+  for (const int64_t length : lengths) sizes[rank++] = static_cast<int32_t>(length);
+  return et::resize_tensor(out, {sizes.data(), rank}) == et::Error::Ok;
+}
+
+// The format of a weight by its dtype and that of its scales.
+bool format_of(const et::EValue& weight, const et::EValue& scales, ExpertFormat& format) {
+  if (is_tensor(weight, ScalarType::Float)) {
+    format = ExpertFormat::kFloat32;
+    return scales.isNone();
+  }
+  format = is_tensor(scales, ScalarType::BFloat16) ? ExpertFormat::kInt4 : ExpertFormat::kInt8;
+  return is_tensor(weight, ScalarType::Char) &&
+         (format == ExpertFormat::kInt4 || is_tensor(scales, ScalarType::Float));
+}
+
+// Elements of a packed weight for each block, and of its scales.
+int64_t block_size(ExpertFormat format, int64_t in_features) {
+  if (format == ExpertFormat::kFloat32) return in_features * kExpertBlock;
+  const int64_t quads = format == ExpertFormat::kInt8 ? (in_features + 3) / 4 : in_features / 8;
+  return quads * 4 * kExpertBlock;
+}
+
+void linear_kernel(et::KernelRuntimeContext& context, Stack stack) {
+  DOUBLEWEAVE_CHECK(context, stack.size() >= 9, "expert_linear_packed takes 9 arguments");
+  DOUBLEWEAVE_CHECK(
+      context, is_tensor(*stack[0], ScalarType::Float) && is_tensor(*stack[8], ScalarType::Float),
+      "x and out are float32 tensors");
+  DOUBLEWEAVE_CHECK(context,
+                    is_tensor(*stack[1], ScalarType::Long) && stack[1]->toTensor().dim() == 2,
+                    "index is an int64 tensor [rows, choices]");
+  DOUBLEWEAVE_CHECK(context, stack[6]->isInt() && stack[7]->isInt(), "features are integers");
+  const Tensor& x = stack[0]->toTensor();
+  const Tensor& index = stack[1]->toTensor();
+  Tensor& out = stack[8]->toTensor();
+  ExpertWeights weights{};
+  DOUBLEWEAVE_CHECK(context, format_of(*stack[2], *stack[3], weights.format),
+                    "weights are float32, int8 with float32 scales or int4 with bfloat16 scales");
+  const Tensor& weight = stack[2]->toTensor();
+  DOUBLEWEAVE_CHECK(context, weight.dim() >= 2, "weights are [experts, blocks, ...]");
+  weights.num_experts = weight.size(0);
+  weights.in_features = stack[6]->toInt();
+  weights.out_features = stack[7]->toInt();
+  DOUBLEWEAVE_CHECK(
+      context,
+      weights.in_features >= 1 && weights.out_features >= 1 &&
+          (weights.format != ExpertFormat::kInt4 || weights.in_features % kExpertGroup == 0),
+      "input features are whole groups");
+  const int64_t blocks =
+      weights.num_experts * ((weights.out_features + kExpertBlock - 1) / kExpertBlock);
+  DOUBLEWEAVE_CHECK(context,
+                    weight.numel() == blocks * block_size(weights.format, weights.in_features),
+                    "weights have the features");
+  weights.weights = weight.const_data_ptr();
+  if (weights.format != ExpertFormat::kFloat32) {
+    const int64_t groups =
+        weights.format == ExpertFormat::kInt4 ? weights.in_features / kExpertGroup : 1;
+    DOUBLEWEAVE_CHECK(context, stack[3]->toTensor().numel() == blocks * groups * kExpertBlock,
+                      "each group has a scale");
+    DOUBLEWEAVE_CHECK(context, is_floats(*stack[4], blocks * kExpertBlock),
+                      "each output feature has a sum");
+    weights.scales = stack[3]->toTensor().const_data_ptr();
+    weights.sums = stack[4]->toTensor().const_data_ptr<float>();
+  }
+  if (!stack[5]->isNone()) {
+    DOUBLEWEAVE_CHECK(context, is_floats(*stack[5], weights.num_experts * weights.out_features),
+                      "each output feature has a bias");
+    weights.bias = stack[5]->toTensor().const_data_ptr<float>();
+  }
+  ExpertRows rows{};
+  rows.num_rows = index.size(0);
+  rows.num_choices = index.size(1);
+  rows.has_own_rows = x.dim() == 3;
+  rows.x = x.const_data_ptr<float>();
+  rows.index = index.const_data_ptr<int64_t>();
+  DOUBLEWEAVE_CHECK(context,
+                    (x.dim() == 2 || (x.dim() == 3 && x.size(1) == rows.num_choices)) &&
+                        x.size(0) == rows.num_rows && x.size(x.dim() - 1) == weights.in_features,
+                    "x is [rows, features] or [rows, choices, features]");
+  DOUBLEWEAVE_CHECK(context, are_experts(rows, weights.num_experts),
+                    "each choice is an expert that there is");
+  DOUBLEWEAVE_CHECK(context, resize(out, {rows.num_rows, rows.num_choices, weights.out_features}),
+                    "out has room for the result");
+  expert_linear(weights, rows, out.mutable_data_ptr<float>());
+}
+
+void sum_kernel(et::KernelRuntimeContext& context, Stack stack) {
+  DOUBLEWEAVE_CHECK(context, stack.size() >= 3, "expert_sum takes 3 arguments");
+  DOUBLEWEAVE_CHECK(context,
+                    is_tensor(*stack[0], ScalarType::Float) &&
+                        is_tensor(*stack[1], ScalarType::Float) &&
+                        is_tensor(*stack[2], ScalarType::Float),
+                    "x, scores and out are float32 tensors");
+  const Tensor& x = stack[0]->toTensor();
+  const Tensor& scores = stack[1]->toTensor();
+  Tensor& out = stack[2]->toTensor();
+  DOUBLEWEAVE_CHECK(context,
+                    x.dim() == 3 && scores.dim() == 2 && scores.size(0) == x.size(0) &&
+                        scores.size(1) == x.size(1),
+                    "x is [rows, choices, features] and scores are [rows, choices]");
+  DOUBLEWEAVE_CHECK(context, resize(out, {x.size(0), x.size(2)}), "out has room for the result");
+  expert_sum(x.const_data_ptr<float>(), scores.const_data_ptr<float>(),
+             out.mutable_data_ptr<float>(), x.size(0), x.size(1), x.size(2));
+}
+
+}  // namespace
+
+void register_expert_operators() {
+  for (const et::Kernel& kernel :
+       {et::Kernel("doubleweave::expert_linear_packed.out", linear_kernel),
+        et::Kernel("doubleweave::expert_sum.out", sum_kernel)}) {
+    // Registering a name twice ends the process; another copy of this library may have been first.
+    if (!et::registry_has_op_function(kernel.name_)) {
+      (void)et::register_kernel(kernel);
+    }
+  }
+}
+
+}  // namespace doubleweave

@@ -1,0 +1,189 @@
+// Sorts rows by expert, and chooses the compilation of the kernel that suits this machine.
+#include "doubleweave/experts.h"
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "doubleweave/threads.h"
+#include "experts_kernel.h"
+
+namespace doubleweave {
+namespace {
+
+std::vector<const ExpertKernel*> kernels_here() {
+  std::vector<const ExpertKernel*> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();  // for callers that run before main
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vnni");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx512 && avx2) found.push_back(&experts_avx512vnni::kKernel);
+  if (avx2 && __builtin_cpu_supports("avxvnni")) found.push_back(&experts_avxvnni::kKernel);
+  if (avx2) found.push_back(&experts_avx2::kKernel);
+#elif defined(__aarch64__)
+  found.push_back(&experts_neon::kKernel);
+#endif
+  found.push_back(&experts_baseline::kKernel);
+  found.push_back(nullptr);
+  return found;
+}
+
+std::atomic<const ExpertKernel*>& current_kernel() {
+  static std::atomic<const ExpertKernel*> kernel{expert_kernels()[0]};
+  return kernel;
+}
+
+// What a call needs, kept by the thread that makes it.
+struct Scratch {
+  std::vector<uint8_t> rows;
+  std::vector<float> scales;
+  std::vector<float> zeros;
+  std::vector<int32_t> sums;
+  std::vector<int64_t> begins;   // of each expert's entries
+  std::vector<int32_t> entries;  // places in index, sorted by expert
+  std::vector<int32_t> used;     // experts that some row chose
+};
+
+template <typename T>
+void make_room(std::vector<T>& v, int64_t size) {
+  if (v.size() < static_cast<size_t>(size)) v.resize(static_cast<size_t>(size));
+}
+
+void sort_by_expert(const ExpertRows& rows, int64_t num_experts, Scratch& s) {
+  const int64_t num_entries = rows.num_rows * rows.num_choices;
+  s.begins.assign(static_cast<size_t>(num_experts) + 1, 0);
+  make_room(s.entries, num_entries);
+  for (int64_t i = 0; i < num_entries; ++i) ++s.begins[static_cast<size_t>(rows.index[i]) + 1];
+  s.used.clear();
+  for (size_t e = 0; e < static_cast<size_t>(num_experts); ++e) {
+    if (s.begins[e + 1] > 0) s.used.push_back(static_cast<int32_t>(e));
+    s.begins[e + 1] += s.begins[e];
+  }
+  for (int64_t i = 0; i < num_entries; ++i) {
+    s.entries[static_cast<size_t>(s.begins[static_cast<size_t>(rows.index[i])]++)] =
+        static_cast<int32_t>(i);
+  }
+  // Each begin is now the next one's.
+  s.begins.insert(s.begins.begin(), 0);
+}
+
+PackedRows pack_rows(const ExpertKernel& kernel, ExpertFormat format, int64_t in_features,
+                     const ExpertRows& rows, Scratch& s) {
+  const int64_t num_rows = rows.num_rows * (rows.has_own_rows ? rows.num_choices : 1);
+  const int64_t bytes = kernel.row_bytes(in_features);
+  const int64_t num_sums = expert_row_sums(format, in_features);
+  make_room(s.rows, num_rows * bytes);
+  make_room(s.scales, num_rows);
+  make_room(s.zeros, num_rows);
+  make_room(s.sums, num_rows * num_sums);
+  const PackedRows packed = {s.rows.data(), s.scales.data(), s.zeros.data(), s.sums.data()};
+  parallel_items(static_cast<size_t>(num_rows), [&](size_t row) {
+    const auto r = static_cast<int64_t>(row);
+    kernel.pack_row(
+        format, rows.x + r * in_features, in_features,
+        {packed.data + r * bytes, packed.scales + r, packed.zeros + r, packed.sums + r * num_sums});
+  });
+  return packed;
+}
+
+// Bytes of one expert's weights, and of their scales.
+int64_t expert_bytes(const ExpertWeights& w, int64_t num_blocks) {
+  switch (w.format) {
+    case ExpertFormat::kFloat32:
+      return num_blocks * w.in_features * kExpertBlock * 4;
+    case ExpertFormat::kInt8:
+      return num_blocks * ((w.in_features + 3) / 4) * kExpertBlock * 4;
+    case ExpertFormat::kInt4:
+      return num_blocks * (w.in_features / 8) * kExpertBlock * 4;
+  }
+  return 0;
+}
+
+int64_t scale_bytes(const ExpertWeights& w, int64_t num_blocks) {
+  return w.format == ExpertFormat::kInt4
+             ? num_blocks * (w.in_features / kExpertGroup) * kExpertBlock * 2
+             : num_blocks * kExpertBlock * 4;
+}
+
+// Blocks of one work item: their weights stay in the second cache while an expert's rows go by.
+constexpr int64_t kItemBlocks = 4;
+
+}  // namespace
+
+const ExpertKernel* const* expert_kernels() {
+  static const std::vector<const ExpertKernel*> kernels = kernels_here();
+  return kernels.data();
+}
+
+void use_expert_kernel(const ExpertKernel* kernel) {
+  current_kernel().store(kernel == nullptr ? expert_kernels()[0] : kernel);
+}
+
+int64_t expert_row_sums(ExpertFormat format, int64_t in_features) {
+  return format == ExpertFormat::kInt4 ? in_features / kExpertGroup : 1;
+}
+
+bool are_experts(const ExpertRows& rows, int64_t num_experts) {
+  const int64_t* end = rows.index + rows.num_rows * rows.num_choices;
+  return std::all_of(rows.index, end,
+                     [&](int64_t expert) { return expert >= 0 && expert < num_experts; });
+}
+
+void expert_linear(const ExpertWeights& weights, const ExpertRows& rows, float* out) {
+  thread_local Scratch s;
+  const ExpertKernel& kernel = *current_kernel().load();
+  const int64_t num_blocks = (weights.out_features + kExpertBlock - 1) / kExpertBlock;
+  sort_by_expert(rows, weights.num_experts, s);
+  PackedRows packed{};
+  if (weights.format != ExpertFormat::kFloat32) {
+    packed = pack_rows(kernel, weights.format, weights.in_features, rows, s);
+  }
+  const Scratch& sorted = s;  // a thread_local's name is another thread's own inside the items
+  const int64_t weight_bytes = expert_bytes(weights, num_blocks);
+  const int64_t bytes_of_scales = scale_bytes(weights, num_blocks);
+  const int64_t items_each = (num_blocks + kItemBlocks - 1) / kItemBlocks;
+  const auto num_items = static_cast<size_t>(items_each) * sorted.used.size();
+  parallel_items(num_items, [&](size_t item) {
+    const auto i = static_cast<int64_t>(item);
+    const int64_t expert = sorted.used[static_cast<size_t>(i / items_each)];
+    const int64_t block = i % items_each * kItemBlocks;
+    const int64_t begin = sorted.begins[static_cast<size_t>(expert)];
+    ExpertTile tile{};
+    tile.format = weights.format;
+    tile.in_features = weights.in_features;
+    tile.out_features = weights.out_features;
+    tile.weights = static_cast<const uint8_t*>(weights.weights) + expert * weight_bytes;
+    if (weights.format != ExpertFormat::kFloat32) {
+      tile.scales = static_cast<const uint8_t*>(weights.scales) + expert * bytes_of_scales;
+      tile.sums = weights.sums + expert * num_blocks * kExpertBlock;
+    }
+    if (weights.bias != nullptr) tile.bias = weights.bias + expert * weights.out_features;
+    tile.first_block = block;
+    tile.end_block = std::min(block + kItemBlocks, num_blocks);
+    tile.num_rows = sorted.begins[static_cast<size_t>(expert) + 1] - begin;
+    tile.entries = sorted.entries.data() + begin;
+    tile.num_choices = rows.has_own_rows ? 1 : static_cast<int32_t>(rows.num_choices);
+    tile.x = rows.x;
+    tile.packed = packed;
+    tile.out = out;
+    kernel.run(tile);
+  });
+}
+
+void expert_sum(const float* x, const float* scores, float* out, int64_t num_rows,
+                int64_t num_choices, int64_t width) {
+  parallel_items(static_cast<size_t>(num_rows), [=](size_t row) {
+    const auto r = static_cast<int64_t>(row);
+    float* to = out + r * width;
+    std::fill(to, to + width, 0.0f);
+    for (int64_t choice = 0; choice < num_choices; ++choice) {
+      const float* from = x + (r * num_choices + choice) * width;
+      const float score = scores[r * num_choices + choice];
+      for (int64_t i = 0; i < width; ++i) to[i] += score * from[i];
+    }
+  });
+}
+
+}  // namespace doubleweave

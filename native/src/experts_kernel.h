@@ -1,0 +1,76 @@
+// What one compilation of the experts' kernel offers to the dispatcher (internal).
+//
+// This header is also read by files compiled for instruction sets that the machine may lack, so it
+// (and everything they include) must define no inline function: the linker might keep that copy.
+#pragma once
+
+#include <cstdint>
+
+#include "doubleweave/experts.h"
+
+namespace doubleweave {
+
+// Rows on their int8 grids.
+struct PackedRows {
+  uint8_t* data;  // row_bytes each
+  float* scales;  // a step of each row's grid
+  float* zeros;   // where zero is on each row's grid
+  int32_t* sums;  // row_sums each: minus the sum of a row's (or group's) numbers times what is
+                  // added to a weight
+};
+
+// The product of one expert's rows with some of its blocks.
+struct ExpertTile {
+  ExpertFormat format;
+  int64_t in_features;
+  int64_t out_features;
+  const uint8_t* weights;  // of the expert, as are the next three
+  const uint8_t* scales;
+  const float* sums;
+  const float* bias;
+  int64_t first_block;
+  int64_t end_block;
+  int64_t num_rows;
+  const int32_t* entries;  // rows of out
+  int32_t num_choices;     // an entry's row of x is entry / num_choices
+  const float* x;          // kFloat32
+  PackedRows packed;       // kInt8 and kInt4
+  float* out;
+};
+
+struct ExpertKernel {
+  const char* name;
+  int64_t (*row_bytes)(int64_t in_features);
+  // Rounds a row and writes it to packed rows that begin with it.
+  void (*pack_row)(ExpertFormat format, const float* x, int64_t in_features,
+                   const PackedRows& packed);
+  void (*run)(const ExpertTile& tile);
+};
+
+// Of a packed row: one for all of it (kInt8), or one a group (kInt4).
+int64_t expert_row_sums(ExpertFormat format, int64_t in_features);
+
+// The kernels that this build and this machine have, best first, null at the end.
+const ExpertKernel* const* expert_kernels();
+
+// Takes a kernel for tests (null: the best one). Not while another thread computes.
+void use_expert_kernel(const ExpertKernel* kernel);
+
+// Only those that the target architecture can have are defined.
+namespace experts_baseline {
+extern const ExpertKernel kKernel;
+}
+namespace experts_avx2 {
+extern const ExpertKernel kKernel;
+}
+namespace experts_avxvnni {
+extern const ExpertKernel kKernel;
+}
+namespace experts_avx512vnni {
+extern const ExpertKernel kKernel;
+}
+namespace experts_neon {
+extern const ExpertKernel kKernel;
+}
+
+}  // namespace doubleweave

@@ -1,0 +1,348 @@
+// The experts' kernel, compiled once for each instruction set: a file defines
+// DOUBLEWEAVE_ISA_NAMESPACE, DOUBLEWEAVE_VECTOR_BYTES and DOUBLEWEAVE_VECTOR_REGISTERS, and one of
+// DOUBLEWEAVE_DOT_VNNI, DOUBLEWEAVE_DOT_MADD (or neither), before it includes this one.
+#include <utility>
+
+#include "experts_kernel.h"
+
+#if defined(DOUBLEWEAVE_DOT_VNNI) || defined(DOUBLEWEAVE_DOT_MADD)
+#include <immintrin.h>
+#endif
+
+namespace doubleweave {
+namespace DOUBLEWEAVE_ISA_NAMESPACE {
+namespace {
+
+#include "attention_vector.inc.h"
+
+typedef int32_t MemoryIntVec
+    __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES), aligned(1), may_alias));
+typedef uint16_t HalfVec __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 2)));
+typedef uint16_t MemoryHalfVec
+    __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef int32_t MemoryInt __attribute__((aligned(1), may_alias));
+
+constexpr int kVectors = kExpertBlock / kLanes;  // of one block
+constexpr int64_t kBlockBytes = 64;              // of four input features (of eight, kInt4)
+constexpr int kNoQuads = 0x0f0f0f0f;
+
+#if defined(DOUBLEWEAVE_DOT_MADD)
+constexpr int64_t kQuadBytes = 8;  // four numbers of a row as int16: 0, 2, 1, 3
+#else
+constexpr int64_t kQuadBytes = 4;  // as int8
+#endif
+
+// The rows that are multiplied together, and the blocks: their sums fill the registers but for
+// some. kInt4 has two sums, of a group and of all.
+constexpr int kFreeRegisters = DOUBLEWEAVE_VECTOR_REGISTERS >= 32 ? 8 : 4;
+constexpr int kSumRegisters = DOUBLEWEAVE_VECTOR_REGISTERS - kFreeRegisters;
+constexpr int kBlocks = kSumRegisters / kVectors >= 24 ? 2 : 1;
+constexpr int kMostRows = kSumRegisters / kVectors / kBlocks;
+constexpr int kMostRowsInt4 = kMostRows / 2 > 0 ? kMostRows / 2 : 1;
+// One row waits for each sum before it adds to it again, unless there are others.
+constexpr int kBlocksOfOneRow = kVectors == 1 ? 4 : kVectors == 2 ? 2 : 1;
+
+DOUBLEWEAVE_INLINE IntVec load_ints(const uint8_t* p) {
+  return *reinterpret_cast<const MemoryIntVec*>(p);
+}
+
+DOUBLEWEAVE_INLINE int32_t load_int(const uint8_t* p) {
+  return *reinterpret_cast<const MemoryInt*>(p);
+}
+
+// Adds to each lane the products of its four unsigned bytes with four numbers of a row.
+DOUBLEWEAVE_INLINE IntVec dot(IntVec sum, IntVec weights, const uint8_t* row) {
+#if defined(DOUBLEWEAVE_DOT_VNNI) && DOUBLEWEAVE_VECTOR_BYTES == 64
+  return reinterpret_cast<IntVec>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum),
+                                                      reinterpret_cast<__m512i>(weights),
+                                                      _mm512_set1_epi32(load_int(row))));
+#elif defined(DOUBLEWEAVE_DOT_VNNI)
+  return reinterpret_cast<IntVec>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(sum),
+                                                          reinterpret_cast<__m256i>(weights),
+                                                          _mm256_set1_epi32(load_int(row))));
+#elif defined(DOUBLEWEAVE_DOT_MADD)
+  const IntVec even = weights & splat_int(0x00ff00ff);
+  const IntVec odd = (weights >> 8) & splat_int(0x00ff00ff);
+#if DOUBLEWEAVE_VECTOR_BYTES == 32
+  return sum +
+         reinterpret_cast<IntVec>(
+             _mm256_madd_epi16(reinterpret_cast<__m256i>(even), _mm256_set1_epi32(load_int(row)))) +
+         reinterpret_cast<IntVec>(_mm256_madd_epi16(reinterpret_cast<__m256i>(odd),
+                                                    _mm256_set1_epi32(load_int(row + 4))));
+#else
+  return sum +
+         reinterpret_cast<IntVec>(
+             _mm_madd_epi16(reinterpret_cast<__m128i>(even), _mm_set1_epi32(load_int(row)))) +
+         reinterpret_cast<IntVec>(
+             _mm_madd_epi16(reinterpret_cast<__m128i>(odd), _mm_set1_epi32(load_int(row + 4))));
+#endif
+#else
+  DOUBLEWEAVE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const IntVec byte = (weights >> (8 * i)) & splat_int(0xff);
+    sum += byte * splat_int(static_cast<int8_t>(row[i]));
+  }
+  return sum;
+#endif
+}
+
+DOUBLEWEAVE_INLINE Vec to_float(IntVec x) { return __builtin_convertvector(x, Vec); }
+
+DOUBLEWEAVE_INLINE Vec load_bfloat16(const uint8_t* p) {
+  const HalfVec x = *reinterpret_cast<const MemoryHalfVec*>(p);
+  return reinterpret_cast<Vec>(__builtin_convertvector(x, IntVec) << 16);
+}
+
+int64_t quads(int64_t in_features) { return (in_features + 3) / 4; }
+
+int64_t row_bytes(int64_t in_features) { return quads(in_features) * kQuadBytes; }
+
+void pack_row(ExpertFormat format, const float* x, int64_t in_features, const PackedRows& packed) {
+  Vec low{};  // the grid has zero on it
+  Vec high{};
+  Vec poison{};  // NaN where a number is not finite
+  for (int64_t k = 0; k < in_features; k += kLanes) {
+    const Vec v = load_up_to(x + k, in_features - k);
+    low = v < low ? v : low;
+    high = v > high ? v : high;
+    poison += v - v;
+  }
+  const float least = -max_lane(-low);
+  const float largest = max_lane(high);
+  // As quantized_decomposed.choose_qparams_per_token_asymmetric does.
+  float scale = (largest - least) / 255.0f;
+  scale = scale < 0x1p-23f ? 0x1p-23f : scale;
+  const float from_least = -128.0f + least / scale;
+  const float from_largest = 127.0f + largest / scale;
+  float zero = from_least + from_largest > 0 ? -128.0f - least / scale : 127.0f - largest / scale;
+  zero = zero < -128.0f ? -128.0f : zero > 127.0f ? 127.0f : zero;
+  const float kRound = 0x1.8p23f;
+  zero = (zero + kRound) - kRound;
+  const float inverse = 1.0f / scale;
+  const int64_t unit = format == ExpertFormat::kInt4 ? kExpertGroup : 4 * quads(in_features);
+  const int32_t added = format == ExpertFormat::kInt4 ? 8 : 128;
+  int32_t sum = 0;
+  for (int64_t k = 0; k < 4 * quads(in_features); ++k) {
+    int32_t number = 0;
+    if (k < in_features) {
+      float value = x[k] * inverse + zero;
+      value = (value + kRound) - kRound;
+      value = value < -128.0f ? -128.0f : value > 127.0f ? 127.0f : value;
+      number = static_cast<int32_t>(value == value ? value : 0.0f);
+    }
+    uint8_t* quad = packed.data + k / 4 * kQuadBytes;
+#if defined(DOUBLEWEAVE_DOT_MADD)
+    constexpr int kPlace[4] = {0, 2, 1, 3};
+    const auto wide = static_cast<uint16_t>(number);
+    quad[2 * kPlace[k % 4]] = static_cast<uint8_t>(wide);
+    quad[2 * kPlace[k % 4] + 1] = static_cast<uint8_t>(wide >> 8);
+#else
+    quad[k % 4] = static_cast<uint8_t>(number);
+#endif
+    sum += number;
+    if ((k + 1) % unit == 0) {
+      packed.sums[k / unit] = -added * sum;
+      sum = 0;
+    }
+  }
+  *packed.scales = scale + sum_lanes(poison);
+  *packed.zeros = zero;
+}
+
+// The sums of some rows with some blocks; of what kind they are the format says.
+template <int kRows, int kColumns>
+struct Sums {
+  Vec of[kRows][kColumns];
+};
+
+template <int kRows, int kColumns>
+DOUBLEWEAVE_INLINE void multiply_floats(const ExpertTile& t, const int32_t* entries, int64_t block,
+                                        Sums<kRows, kColumns>& sums) {
+  const int64_t block_floats = t.in_features * kExpertBlock;
+  const float* weights = reinterpret_cast<const float*>(t.weights) + block * block_floats;
+  const float* x[kRows];
+  for (int r = 0; r < kRows; ++r) x[r] = t.x + entries[r] / t.num_choices * t.in_features;
+  for (int64_t k = 0; k < t.in_features; ++k) {
+    Vec w[kColumns];
+    DOUBLEWEAVE_UNROLL
+    for (int c = 0; c < kColumns; ++c) {
+      w[c] = load(weights + c / kVectors * block_floats + k * kExpertBlock + c % kVectors * kLanes);
+    }
+    DOUBLEWEAVE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const Vec value = splat(x[r][k]);
+      DOUBLEWEAVE_UNROLL
+      for (int c = 0; c < kColumns; ++c) sums.of[r][c] += value * w[c];
+    }
+  }
+}
+
+template <int kRows, int kColumns>
+DOUBLEWEAVE_INLINE void multiply_int8(const ExpertTile& t, const uint8_t* const* rows,
+                                      const int32_t* row_sums, int64_t block,
+                                      Sums<kRows, kColumns>& sums) {
+  const int64_t num_quads = quads(t.in_features);
+  const uint8_t* weights = t.weights + block * num_quads * kBlockBytes;
+  IntVec sum[kRows][kColumns];
+  DOUBLEWEAVE_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    DOUBLEWEAVE_UNROLL
+    for (int c = 0; c < kColumns; ++c) sum[r][c] = splat_int(row_sums[r]);
+  }
+  for (int64_t q = 0; q < num_quads; ++q) {
+    IntVec w[kColumns];
+    DOUBLEWEAVE_UNROLL
+    for (int c = 0; c < kColumns; ++c) {
+      w[c] = load_ints(weights + (c / kVectors * num_quads + q) * kBlockBytes +
+                       c % kVectors * DOUBLEWEAVE_VECTOR_BYTES);
+    }
+    DOUBLEWEAVE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      DOUBLEWEAVE_UNROLL
+      for (int c = 0; c < kColumns; ++c) sum[r][c] = dot(sum[r][c], w[c], rows[r] + q * kQuadBytes);
+    }
+  }
+  const float* scales = reinterpret_cast<const float*>(t.scales) + block * kExpertBlock;
+  DOUBLEWEAVE_UNROLL
+  for (int c = 0; c < kColumns; ++c) {
+    const Vec scale = load(scales + c * kLanes);
+    DOUBLEWEAVE_UNROLL
+    for (int r = 0; r < kRows; ++r) sums.of[r][c] = to_float(sum[r][c]) * scale;
+  }
+}
+
+template <int kRows, int kColumns>
+DOUBLEWEAVE_INLINE void multiply_int4(const ExpertTile& t, const uint8_t* const* rows,
+                                      const int32_t* const* row_sums, int64_t block,
+                                      Sums<kRows, kColumns>& sums) {
+  const int64_t num_groups = t.in_features / kExpertGroup;
+  constexpr int kPairs = kExpertGroup / 8;
+  const int64_t block_bytes = num_groups * kPairs * kBlockBytes;
+  const int64_t scale_bytes = num_groups * kExpertBlock * 2;
+  const uint8_t* weights = t.weights + block * block_bytes;
+  const uint8_t* scales = t.scales + block * scale_bytes;
+  for (int64_t g = 0; g < num_groups; ++g) {
+    IntVec sum[kRows][kColumns];
+    DOUBLEWEAVE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      DOUBLEWEAVE_UNROLL
+      for (int c = 0; c < kColumns; ++c) sum[r][c] = splat_int(row_sums[r][g]);
+    }
+    DOUBLEWEAVE_UNROLL
+    for (int p = 0; p < kPairs; ++p) {
+      const int64_t pair = g * kPairs + p;
+      IntVec low[kColumns];
+      IntVec high[kColumns];
+      DOUBLEWEAVE_UNROLL
+      for (int c = 0; c < kColumns; ++c) {
+        const IntVec both = load_ints(weights + c / kVectors * block_bytes + pair * kBlockBytes +
+                                      c % kVectors * DOUBLEWEAVE_VECTOR_BYTES);
+        low[c] = both & splat_int(kNoQuads);
+        high[c] = (both >> 4) & splat_int(kNoQuads);
+      }
+      DOUBLEWEAVE_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const uint8_t* row = rows[r] + 2 * pair * kQuadBytes;
+        DOUBLEWEAVE_UNROLL
+        for (int c = 0; c < kColumns; ++c) {
+          sum[r][c] = dot(dot(sum[r][c], low[c], row), high[c], row + kQuadBytes);
+        }
+      }
+    }
+    DOUBLEWEAVE_UNROLL
+    for (int c = 0; c < kColumns; ++c) {
+      const Vec scale = load_bfloat16(scales + c / kVectors * scale_bytes +
+                                      (g * kExpertBlock + c % kVectors * kLanes) * 2);
+      DOUBLEWEAVE_UNROLL
+      for (int r = 0; r < kRows; ++r) sums.of[r][c] += to_float(sum[r][c]) * scale;
+    }
+  }
+}
+
+template <ExpertFormat kFormat, int kRows, int kNumBlocks>
+__attribute__((noinline)) void multiply(const ExpertTile& t, int64_t first_row, int64_t block) {
+  constexpr int kColumns = kNumBlocks * kVectors;
+  const int32_t* entries = t.entries + first_row;
+  Sums<kRows, kColumns> sums{};
+  float scales[kRows];
+  float zeros[kRows];
+  if constexpr (kFormat == ExpertFormat::kFloat32) {
+    multiply_floats(t, entries, block, sums);
+  } else {
+    const int64_t bytes = row_bytes(t.in_features);
+    const uint8_t* rows[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = entries[r] / t.num_choices;
+      rows[r] = t.packed.data + row * bytes;
+      scales[r] = t.packed.scales[row];
+      zeros[r] = t.packed.zeros[row];
+    }
+    if constexpr (kFormat == ExpertFormat::kInt8) {
+      int32_t row_sums[kRows];
+      for (int r = 0; r < kRows; ++r) row_sums[r] = t.packed.sums[entries[r] / t.num_choices];
+      multiply_int8(t, rows, row_sums, block, sums);
+    } else {
+      const int32_t* row_sums[kRows];
+      const int64_t num_groups = t.in_features / kExpertGroup;
+      for (int r = 0; r < kRows; ++r) {
+        row_sums[r] = t.packed.sums + entries[r] / t.num_choices * num_groups;
+      }
+      multiply_int4(t, rows, row_sums, block, sums);
+    }
+  }
+  const int64_t first = block * kExpertBlock;
+  for (int c = 0; c < kColumns; ++c) {
+    const int64_t n = first + c * kLanes;
+    if (n >= t.out_features) break;
+    const int64_t left = t.out_features - n;
+    const Vec bias = t.bias == nullptr ? Vec{} : load_up_to(t.bias + n, left);
+    for (int r = 0; r < kRows; ++r) {
+      Vec result = sums.of[r][c];
+      if constexpr (kFormat != ExpertFormat::kFloat32) {
+        result = (result - splat(zeros[r]) * load(t.sums + n)) * splat(scales[r]);
+      }
+      store_up_to(t.out + entries[r] * t.out_features + n, result + bias, left);
+    }
+  }
+}
+
+template <ExpertFormat kFormat, int kRows>
+void multiply_rows(const ExpertTile& t, int64_t first_row, int64_t num_rows) {
+  if (num_rows == kRows) {
+    constexpr int kTogether = kRows == 1 ? kBlocksOfOneRow : kBlocks;
+    int64_t block = t.first_block;
+    for (; block + kTogether <= t.end_block; block += kTogether) {
+      multiply<kFormat, kRows, kTogether>(t, first_row, block);
+    }
+    for (; block < t.end_block; ++block) multiply<kFormat, kRows, 1>(t, first_row, block);
+  } else if constexpr (kRows > 1) {
+    multiply_rows<kFormat, kRows - 1>(t, first_row, num_rows);
+  }
+}
+
+template <ExpertFormat kFormat, int kMost>
+void run_format(const ExpertTile& t) {
+  // Some rows stay in the nearest cache while the blocks go by, which the next one holds.
+  for (int64_t row = 0; row < t.num_rows; row += kMost) {
+    const int64_t left = t.num_rows - row;
+    multiply_rows<kFormat, kMost>(t, row, left < kMost ? left : kMost);
+  }
+}
+
+void run(const ExpertTile& t) {
+  switch (t.format) {
+    case ExpertFormat::kFloat32:
+      return run_format<ExpertFormat::kFloat32, kMostRows>(t);
+    case ExpertFormat::kInt8:
+      return run_format<ExpertFormat::kInt8, kMostRows>(t);
+    case ExpertFormat::kInt4:
+      return run_format<ExpertFormat::kInt4, kMostRowsInt4>(t);
+  }
+}
+
+}  // namespace
+
+const ExpertKernel kKernel = {DOUBLEWEAVE_ISA_NAME, row_bytes, pack_row, run};
+
+}  // namespace DOUBLEWEAVE_ISA_NAMESPACE
+}  // namespace doubleweave

@@ -1,0 +1,239 @@
+// Checks the experts' kernels, in every instruction set that this machine has, against the
+// definition in float64, and the sum of a row's results.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "doubleweave/experts.h"
+#include "src/experts_kernel.h"
+
+namespace dw = doubleweave;
+using dw::ExpertFormat;
+
+namespace {
+
+constexpr float kGuard = 12345.5f;
+
+struct Case {
+  ExpertFormat format;
+  int64_t num_rows, num_choices, num_experts, in_features, out_features;
+  bool has_own_rows, has_bias;
+};
+
+const char* format_name(ExpertFormat format) {
+  return format == ExpertFormat::kFloat32 ? "float32"
+         : format == ExpertFormat::kInt8  ? "int8"
+                                          : "int4";
+}
+
+std::string describe(const Case& c) {
+  char text[160];
+  std::snprintf(text, sizeof text, "%s T=%d C=%d E=%d K=%d N=%d %s %s", format_name(c.format),
+                static_cast<int>(c.num_rows), static_cast<int>(c.num_choices),
+                static_cast<int>(c.num_experts), static_cast<int>(c.in_features),
+                static_cast<int>(c.out_features), c.has_own_rows ? "own rows" : "shared rows",
+                c.has_bias ? "bias" : "");
+  return text;
+}
+
+float from_bfloat16(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+// Weights as packed_experts.py packs them, and what they stand for.
+struct Weights {
+  std::vector<double> exact;  // [experts, out_features, in_features]
+  std::vector<float> floats, scales, sums, bias;
+  std::vector<uint8_t> bytes;
+  std::vector<uint16_t> group_scales;
+  dw::ExpertWeights view{};
+};
+
+Weights make_weights(const Case& c, std::mt19937& random) {
+  const int64_t blocks = (c.out_features + 15) / 16;
+  const int64_t quads = (c.in_features + 3) / 4;
+  const int64_t groups = c.format == ExpertFormat::kInt4 ? c.in_features / 32 : 1;
+  std::uniform_real_distribution<float> number(-1, 1);
+  Weights w;
+  w.exact.resize(c.num_experts * c.out_features * c.in_features);
+  w.floats.resize(c.num_experts * blocks * c.in_features * 16);
+  w.bytes.assign(c.num_experts * blocks * quads * 64, 128);
+  if (c.format == ExpertFormat::kInt4) w.bytes.assign(w.bytes.size() / 2, 0x88);
+  w.scales.resize(c.num_experts * blocks * 16);
+  w.group_scales.resize(c.num_experts * blocks * groups * 16);
+  w.sums.resize(c.num_experts * blocks * 16);
+  for (int64_t e = 0; e < c.num_experts; ++e) {
+    for (int64_t n = 0; n < c.out_features; ++n) {
+      const int64_t block = e * blocks + n / 16;
+      const int64_t lane = n % 16;
+      double sum = 0;
+      float scale = std::abs(number(random)) + 0.1f;
+      w.scales[block * 16 + lane] = scale;
+      for (int64_t k = 0; k < c.in_features; ++k) {
+        double& exact = w.exact[(e * c.out_features + n) * c.in_features + k];
+        if (c.format == ExpertFormat::kFloat32) {
+          const float value = number(random);
+          w.floats[(block * c.in_features + k) * 16 + lane] = value;
+          exact = value;
+        } else if (c.format == ExpertFormat::kInt8) {
+          const int value = static_cast<int>(random() % 255) - 127;
+          w.bytes[((block * quads + k / 4) * 16 + lane) * 4 + k % 4] =
+              static_cast<uint8_t>(value + 128);
+          exact = static_cast<double>(value) * scale;
+        } else {
+          if (k % 32 == 0) {
+            const auto bits = static_cast<uint16_t>(0x3e00 + random() % 0x100);
+            w.group_scales[(block * groups + k / 32) * 16 + lane] = bits;
+            scale = from_bfloat16(bits);
+          }
+          const int value = static_cast<int>(random() % 16) - 8;
+          uint8_t& byte = w.bytes[((block * quads / 2 + k / 8) * 16 + lane) * 4 + k % 4];
+          const auto half = static_cast<uint8_t>(value + 8);
+          byte = k % 8 < 4 ? static_cast<uint8_t>((byte & 0xf0) | half)
+                           : static_cast<uint8_t>((byte & 0x0f) | half << 4);
+          exact = static_cast<double>(value) * scale;
+        }
+        sum += exact;
+      }
+      w.sums[block * 16 + lane] = static_cast<float>(sum);
+    }
+  }
+  for (int64_t i = 0; i < c.num_experts * c.out_features; ++i) w.bias.push_back(number(random));
+  w.view.format = c.format;
+  w.view.num_experts = c.num_experts;
+  w.view.in_features = c.in_features;
+  w.view.out_features = c.out_features;
+  w.view.weights = c.format == ExpertFormat::kFloat32 ? static_cast<const void*>(w.floats.data())
+                                                      : w.bytes.data();
+  w.view.scales = c.format == ExpertFormat::kInt4 ? static_cast<const void*>(w.group_scales.data())
+                                                  : w.scales.data();
+  w.view.sums = w.sums.data();
+  w.view.bias = c.has_bias ? w.bias.data() : nullptr;
+  return w;
+}
+
+// The numbers that a row is rounded to.
+std::vector<double> rounded(const float* x, int64_t n) {
+  float low = 0;
+  float high = 0;
+  for (int64_t k = 0; k < n; ++k) low = std::min(low, x[k]), high = std::max(high, x[k]);
+  const float scale = std::max((high - low) / 255.0f, 0x1p-23f);
+  const bool by_low = (-128.0f + low / scale) + (127.0f + high / scale) > 0;
+  const float zero = std::nearbyint(
+      std::clamp(by_low ? -128.0f - low / scale : 127.0f - high / scale, -128.0f, 127.0f));
+  std::vector<double> found;
+  for (int64_t k = 0; k < n; ++k) {
+    const float q = std::clamp(std::nearbyint(x[k] * (1.0f / scale) + zero), -128.0f, 127.0f);
+    found.push_back((static_cast<double>(q) - zero) * scale);
+  }
+  return found;
+}
+
+void check_case(const Case& c, const char* kernel) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal(0.3f, 1.0f);
+  const Weights w = make_weights(c, random);
+  const int64_t num_x = c.num_rows * (c.has_own_rows ? c.num_choices : 1);
+  const int64_t num_entries = c.num_rows * c.num_choices;
+  std::vector<float> x(num_x * c.in_features);
+  for (float& value : x) value = normal(random);
+  std::vector<int64_t> index(num_entries);
+  for (int64_t& expert : index) expert = static_cast<int64_t>(random() % c.num_experts);
+  std::vector<float> out(num_entries * c.out_features + 1, kGuard);
+  const dw::ExpertRows rows = {c.num_rows, c.num_choices, c.has_own_rows, x.data(), index.data()};
+  dw::expert_linear(w.view, rows, out.data());
+  double off = 0;
+  double largest = 0;
+  for (int64_t i = 0; i < num_entries; ++i) {
+    const float* row = x.data() + (c.has_own_rows ? i : i / c.num_choices) * c.in_features;
+    std::vector<double> exact(row, row + c.in_features);
+    if (c.format != ExpertFormat::kFloat32) exact = rounded(row, c.in_features);
+    for (int64_t n = 0; n < c.out_features; ++n) {
+      const int64_t at = index[i] * c.out_features + n;
+      double wanted = c.has_bias ? w.bias[at] : 0;
+      for (int64_t k = 0; k < c.in_features; ++k) {
+        wanted += exact[k] * w.exact[at * c.in_features + k];
+      }
+      const double found = out[i * c.out_features + n];
+      off = std::max(off, std::isfinite(found) ? std::abs(found - wanted) : INFINITY);
+      largest = std::max(largest, std::abs(wanted));
+    }
+  }
+  // A number halfway between two steps may be rounded the other way.
+  const double bound = c.format == ExpertFormat::kFloat32 ? 2e-6 : 1e-5;
+  CHECK(off <= bound * largest, "%s, %s: off by %g of %g", kernel, describe(c).c_str(), off,
+        largest);
+  CHECK(out.back() == kGuard, "%s, %s writes behind out", kernel, describe(c).c_str());
+}
+
+void check_shapes(const char* kernel) {
+  for (const ExpertFormat format :
+       {ExpertFormat::kFloat32, ExpertFormat::kInt8, ExpertFormat::kInt4}) {
+    for (const int64_t num_rows : {1, 2, 5, 13, 40}) {
+      for (const bool has_own_rows : {false, true}) {
+        check_case({format, num_rows, 2, 5, 64, 48, has_own_rows, has_own_rows}, kernel);
+        check_case({format, num_rows, 3, 4, 96, 37, has_own_rows, !has_own_rows}, kernel);
+        check_case({format, num_rows, 1, 1, 32, 176, has_own_rows, false}, kernel);
+      }
+      if (format != ExpertFormat::kInt4)
+        check_case({format, num_rows, 2, 3, 27, 9, false, true}, kernel);
+    }
+  }
+}
+
+// What is not finite in a row must not come out as a number.
+void check_not_finite(const char* kernel) {
+  const Case c = {ExpertFormat::kInt8, 2, 1, 2, 40, 16, false, false};
+  std::mt19937 random(7);
+  const Weights w = make_weights(c, random);
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    std::vector<float> x(80, 1.0f);
+    x[13] = bad;
+    const std::vector<int64_t> index = {1, 0};
+    std::vector<float> out(32, kGuard);
+    dw::expert_linear(w.view, {2, 1, false, x.data(), index.data()}, out.data());
+    const bool is_right =
+        std::none_of(out.begin(), out.begin() + 16,
+                     [](float value) { return std::isfinite(value); }) &&
+        std::all_of(out.begin() + 16, out.end(), [](float value) { return std::isfinite(value); });
+    CHECK(is_right, "%s: a row with %g", kernel, static_cast<double>(bad));
+  }
+}
+
+void check_index() {
+  const std::vector<int64_t> index = {0, 3, 4, -1};
+  CHECK((dw::are_experts({1, 2, false, nullptr, index.data()}, 4)), "0 and 3 of 4");
+  CHECK((!dw::are_experts({1, 3, false, nullptr, index.data()}, 4)), "4 of 4");
+  CHECK((!dw::are_experts({1, 1, false, nullptr, index.data() + 3}, 4)), "-1");
+}
+
+void check_sum() {
+  const std::vector<float> x = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
+  const std::vector<float> scores = {1, 10, 2, -1};
+  std::vector<float> out(6);
+  dw::expert_sum(x.data(), scores.data(), out.data(), 2, 2, 3);
+  const std::vector<float> wanted = {41, 52, 63, 4, 5, 6};
+  CHECK(out == wanted, "%g, …", static_cast<double>(out[0]));
+}
+
+}  // namespace
+
+int main() {
+  for (const dw::ExpertKernel* const* kernel = dw::expert_kernels(); *kernel != nullptr; ++kernel) {
+    dw::use_expert_kernel(*kernel);
+    check_shapes((*kernel)->name);
+    check_not_finite((*kernel)->name);
+  }
+  dw::use_expert_kernel(nullptr);
+  check_index();
+  check_sum();
+  return check::finish();
+}
