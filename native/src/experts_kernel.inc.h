@@ -20,6 +20,9 @@ typedef int32_t MemoryIntVec
 typedef uint16_t HalfVec __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 2)));
 typedef uint16_t MemoryHalfVec
     __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef uint8_t ByteVec __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 4)));
+typedef uint8_t MemoryByteVec
+    __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 4), aligned(1), may_alias));
 typedef int32_t MemoryInt __attribute__((aligned(1), may_alias));
 
 constexpr int kVectors = kExpertBlock / kLanes;  // of one block
@@ -93,6 +96,31 @@ DOUBLEWEAVE_INLINE Vec load_bfloat16(const uint8_t* p) {
   return reinterpret_cast<Vec>(__builtin_convertvector(x, IntVec) << 16);
 }
 
+DOUBLEWEAVE_INLINE int32_t sum_int_lanes(IntVec x) {
+  int32_t sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += x[i];
+  return sum;
+}
+
+// Writes numbers of a row in the form that `dot` reads, no more than there is room for.
+DOUBLEWEAVE_INLINE void put_numbers(uint8_t* to, IntVec numbers, int64_t room) {
+#if defined(DOUBLEWEAVE_DOT_MADD)
+  constexpr int kPlace[4] = {0, 2, 1, 3};
+  for (int i = 0; i < kLanes && i < room; ++i) {
+    const auto wide = static_cast<uint16_t>(numbers[i]);
+    uint8_t* place = to + i / 4 * kQuadBytes + 2 * kPlace[i % 4];
+    place[0] = static_cast<uint8_t>(wide);
+    place[1] = static_cast<uint8_t>(wide >> 8);
+  }
+#else
+  if (room >= kLanes) {
+    *reinterpret_cast<MemoryByteVec*>(to) = __builtin_convertvector(numbers, ByteVec);
+  } else {
+    for (int i = 0; i < room; ++i) to[i] = static_cast<uint8_t>(numbers[i]);
+  }
+#endif
+}
+
 int64_t quads(int64_t in_features) { return (in_features + 3) / 4; }
 
 int64_t row_bytes(int64_t in_features) { return quads(in_features) * kQuadBytes; }
@@ -118,31 +146,26 @@ void pack_row(ExpertFormat format, const float* x, int64_t in_features, const Pa
   zero = zero < -128.0f ? -128.0f : zero > 127.0f ? 127.0f : zero;
   const float kRound = 0x1.8p23f;
   zero = (zero + kRound) - kRound;
-  const float inverse = 1.0f / scale;
-  const int64_t unit = format == ExpertFormat::kInt4 ? kExpertGroup : 4 * quads(in_features);
+  const Vec inverse = splat(1.0f / scale);
+  const int64_t padded = 4 * quads(in_features);
+  const int64_t unit = format == ExpertFormat::kInt4 ? kExpertGroup : padded;
   const int32_t added = format == ExpertFormat::kInt4 ? 8 : 128;
-  int32_t sum = 0;
-  for (int64_t k = 0; k < 4 * quads(in_features); ++k) {
-    int32_t number = 0;
-    if (k < in_features) {
-      float value = x[k] * inverse + zero;
-      value = (value + kRound) - kRound;
-      value = value < -128.0f ? -128.0f : value > 127.0f ? 127.0f : value;
-      number = static_cast<int32_t>(value == value ? value : 0.0f);
-    }
-    uint8_t* quad = packed.data + k / 4 * kQuadBytes;
-#if defined(DOUBLEWEAVE_DOT_MADD)
-    constexpr int kPlace[4] = {0, 2, 1, 3};
-    const auto wide = static_cast<uint16_t>(number);
-    quad[2 * kPlace[k % 4]] = static_cast<uint8_t>(wide);
-    quad[2 * kPlace[k % 4] + 1] = static_cast<uint8_t>(wide >> 8);
-#else
-    quad[k % 4] = static_cast<uint8_t>(number);
-#endif
-    sum += number;
-    if ((k + 1) % unit == 0) {
-      packed.sums[k / unit] = -added * sum;
-      sum = 0;
+  IntVec lanes{};
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  IntVec sum{};
+  for (int64_t k = 0; k < padded; k += kLanes) {
+    const int64_t left = in_features - k;
+    Vec value = load_up_to(x + k, left) * inverse + splat(zero);
+    value = (value + splat(kRound)) - splat(kRound);
+    // The smaller of the two first: a NaN becomes a number, and what it is does not count.
+    value = max(splat(-128.0f), value < splat(127.0f) ? value : splat(127.0f));
+    IntVec numbers = __builtin_convertvector(value, IntVec);
+    if (left < kLanes) numbers &= lanes < splat_int(static_cast<int32_t>(left));
+    sum += numbers;
+    put_numbers(packed.data + k / 4 * kQuadBytes, numbers, padded - k);
+    if ((k + kLanes) % unit == 0 || k + kLanes >= padded) {
+      packed.sums[k / unit] = -added * sum_int_lanes(sum);
+      sum = IntVec{};
     }
   }
   *packed.scales = scale + sum_lanes(poison);
@@ -322,10 +345,13 @@ void multiply_rows(const ExpertTile& t, int64_t first_row, int64_t num_rows) {
 
 template <ExpertFormat kFormat, int kMost>
 void run_format(const ExpertTile& t) {
-  // Some rows stay in the nearest cache while the blocks go by, which the next one holds.
-  for (int64_t row = 0; row < t.num_rows; row += kMost) {
-    const int64_t left = t.num_rows - row;
-    multiply_rows<kFormat, kMost>(t, row, left < kMost ? left : kMost);
+  // Some rows stay in the nearest cache while the blocks go by, which the next one holds. As many
+  // each time: a last few would use the registers badly.
+  const int64_t num_parts = (t.num_rows + kMost - 1) / kMost;
+  for (int64_t part = 0; part < num_parts; ++part) {
+    const int64_t first = part * t.num_rows / num_parts;
+    const int64_t end = (part + 1) * t.num_rows / num_parts;
+    multiply_rows<kFormat, kMost>(t, first, end - first);
   }
 }
 

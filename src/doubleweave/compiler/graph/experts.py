@@ -77,7 +77,8 @@ def split_sliced_experts(graph_module: fx.GraphModule) -> None:
         if not is_call(node, torch.ops.doubleweave.expert_linear.default):
             continue
         pieces = [piece for user in node.users if (piece := _cut(user)) is not None]
-        if not pieces or len(pieces) < len(node.users):
+        is_constant = all(source is None or source.op == "get_attr" for source in node.args[2:])
+        if not pieces or len(pieces) < len(node.users) or not is_constant:
             continue
         for replaced, features in itertools.chain(*pieces):
             with graph.inserting_before(node):

@@ -1,0 +1,186 @@
+"""Mixtures of experts: the operators against transformers' own modules, and compiled models against transformers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import architectures
+import doubleweave as dw
+from doubleweave.compiler.graph import experts
+from doubleweave.compiler.graph.simplify import fold_constants
+from doubleweave.errors import CheckError, SplitError
+from native_runner import needs_runner, report
+
+TOKENS = np.random.default_rng(0).integers(3, 260, 150)
+
+
+def rows(*sizes):
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(3))
+
+
+def module_of(name):
+    """The first experts module of a tiny model: of 4 experts, 64 wide."""
+    module = next(m for m in architectures.tiny_model(name).modules() if hasattr(m, "_is_expert_parallel"))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return module
+
+
+# Plain; with biases, gate and up by turns, transposed; transposed; without a gate.
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "aria_text", "nemotron_h"])
+def test_experts_are_those_of_transformers(name):
+    module = module_of(name)
+    x, index, scores = rows(7, 64), torch.randint(0, 4, (7, 2)), rows(7, 2).softmax(1)
+    index[:, 1] = (index[:, 0] + 1) % 4
+    with torch.no_grad():
+        module.config._experts_implementation_internal = "eager"
+        wanted = module(x, index, scores)
+        with experts.experts_as_operators(module):
+            exported = torch.export.export(module, (x, index, scores)).module()
+        assert module.config._experts_implementation_internal == "eager"
+        targets = [str(node.target) for node in exported.graph.nodes if "doubleweave" in str(node.target)]
+        fold_constants(exported)  # a transposed weight is one
+        experts.split_sliced_experts(exported)
+        exported.recompile()
+        found = exported(x, index, scores)
+    assert targets.count("doubleweave.expert_linear.default") == 2
+    assert torch.allclose(found, wanted, atol=1e-4 * float(wanted.abs().max()))
+    products = exported.graph.find_nodes(
+        op="call_function", target=torch.ops.doubleweave.expert_linear.default
+    )
+    # Gate and up are products of their own, so nothing is sliced.
+    assert len(products) == (2 if name == "nemotron_h" else 3)
+    assert "slice" not in str(exported.graph)
+    assert "chunk" not in str(exported.graph)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("has_own_rows", [False, True])
+def test_the_quantized_reference_is_a_linear_of_rounded_rows(groups, has_own_rows):
+    x = rows(6, 2, 96) if has_own_rows else rows(6, 96)
+    index = torch.randint(0, 4, (6, 2))
+    weight = torch.randint(-127, 128, (4, 10, 96), dtype=torch.int8)
+    scales = rows(4, 10, groups).abs() if groups > 1 else rows(4, 10).abs()
+    bias = rows(4, 10)
+    found = torch.ops.doubleweave.expert_linear_quantized(x, index, weight, scales, bias)
+    least, largest = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+    for row in range(6):
+        for choice in range(2):
+            expert, given = int(index[row, choice]), x[row, choice] if has_own_rows else x[row]
+            exact = weight[expert].view(10, groups, -1) * scales[expert].view(10, groups, 1)
+            wanted = exact.view(10, 96) @ given + bias[expert]
+            # Each number of a row moves by half a step at most, and zero's place by as much.
+            step = ((largest - least) / 255)[row][choice if has_own_rows else 0]
+            assert ((found[row, choice] - wanted).abs() <= step * exact.view(10, 96).abs().sum(1)).all()
+
+
+def test_packed_weights_hold_every_weight():
+    from doubleweave.compiler.backends.xnnpack import packed_experts
+
+    whole = torch.randint(-127, 128, (3, 20, 30), dtype=torch.int8)
+    packed = packed_experts.pack_int8(whole)
+    assert packed.shape == (3, 2, 8, 16, 4)
+    for e, n, k in ((0, 0, 0), (2, 19, 29), (1, 15, 4), (1, 16, 7)):
+        assert int(packed[e, n // 16, k // 4, n % 16, k % 4]) & 255 == int(whole[e, n, k]) + 128
+    narrow = torch.randint(-8, 8, (3, 20, 64), dtype=torch.int8)
+    packed = packed_experts.pack_int4(narrow)
+    assert packed.shape == (3, 2, 8, 16, 4)
+    for e, n, k in ((0, 0, 0), (2, 19, 63), (1, 15, 4), (1, 16, 43)):
+        byte = int(packed[e, n // 16, k // 8, n % 16, k % 4]) & 255
+        assert (byte >> 4 if k % 8 >= 4 else byte & 15) == int(narrow[e, n, k]) + 8
+    assert torch.equal(packed_experts.pack_float32(rows(3, 20, 5))[2, 1, :, 3], rows(3, 20, 5)[2, 19])
+    sums = packed_experts.pack_sums(narrow, rows(3, 20, 2))
+    wanted = (narrow.view(3, 20, 2, 32).sum(3) * rows(3, 20, 2)).sum(2)
+    assert torch.allclose(sums.reshape(3, 32)[:, :20], wanted, atol=1e-4)
+
+
+def test_a_router_keeps_its_weights():
+    from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+    from doubleweave.compiler.quantize.weights import quantize
+    from doubleweave.compiler.split.split_llm import default_policy, split_llm
+    from doubleweave.ir.split import rows as between
+
+    module = architectures.tiny_model("qwen3_moe")
+    graph = export_llm(module, 8)
+    split = split_llm(graph, owned_modules(module), default_policy(between(1, 8)), max_context=64)
+    block = quantize(split, "8da4w").module("block_1")
+    weights = {
+        node.args[1].target
+        for node in block.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
+        if node.args[1].op == "get_attr"
+    }
+    assert [tuple(block.get_buffer(name).shape) for name in weights] == [(4, 64)]
+    # 64 → 4 by the router, 4 heads of 16 back to 64, and 3 products of 2 of the 4 experts; then the next layer's.
+    segment = split.split.segment("block_1")
+    config = module.config
+    of_experts = 2 * 3 * 64 * config.moe_intermediate_size
+    attention = 64 * 64 + 64 * (4 + 2 * 2) * 16
+    assert segment.linear_weights == 64 * 4 + of_experts + attention
+
+
+@pytest.fixture(scope="module", params=["bounded none", "bounded 8da8w", "static 8da4w"])
+def compiled(request, tmp_path_factory):
+    """(source, program folder, recipe): routers by softmax with a shared expert, and by groups."""
+    shape, recipe = request.param.split()
+    name = "glm4_moe" if shape == "static" else "qwen2_moe"
+    module = architectures.tiny_model(name)
+    from doubleweave.sources.hugging_face import from_module
+
+    folder = tmp_path_factory.mktemp("experts") / "program"
+    chunk = (1, 32) if shape == "static" else ()
+    source = from_module(module, name, None)
+    dw.compile_llm(source, folder, shape=shape, quantize=recipe, max_context=256, chunk=chunk)
+    return module, folder, recipe
+
+
+def test_a_program_gives_the_logits_of_its_source(compiled):
+    module, folder, recipe = compiled
+    program = dw.open(folder)
+    found = program.session().score(TOKENS)
+    session = program.session()
+    session.append(TOKENS[:21])
+    assert np.abs(session.append(TOKENS[21:22]) - found[21]).max() <= 1e-4 * np.abs(found).max()
+    if recipe == "none":
+        with torch.no_grad():
+            wanted = module(input_ids=torch.tensor(TOKENS)[None], use_cache=False).logits[0].numpy()
+        assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    else:
+        check = json.loads((folder / "manifest.json").read_text())["check"]
+        assert check["segment_noise"] < 1e-2
+
+
+@needs_runner
+def test_the_runner_gives_the_same_tokens(compiled, tmp_path):
+    _, folder, _ = compiled
+    (tmp_path / "ids.json").write_text(json.dumps(TOKENS[:60].tolist()))
+    expected = dw.open(folder).generate(TOKENS[:60].tolist(), max_new_tokens=12)
+    found = report(folder, "--token-ids", tmp_path / "ids.json", "-n", 12)
+    assert tuple(found["token_ids"]) == expected.token_ids
+
+
+def test_a_wrong_choice_is_an_error(monkeypatch, tmp_path):
+    from doubleweave.sources.hugging_face import from_module
+
+    experts_of = experts._experts
+
+    def wrong(module, hidden_states, top_k_index, top_k_weights):
+        return experts_of(module, hidden_states, (top_k_index + 1) % 4, top_k_weights)
+
+    monkeypatch.setattr(experts, "_experts", wrong)
+    module = architectures.tiny_model("mixtral")
+    with pytest.raises(CheckError, match="gives other logits than the source"):
+        dw.compile_llm(
+            from_module(module, "mixtral", None), tmp_path / "out", quantize="none", max_context=64
+        )
+
+
+def test_experts_on_several_devices_are_refused():
+    module = module_of("mixtral")
+    module._is_expert_parallel = True
+    with pytest.raises(SplitError, match="spread over devices"):
+        experts._experts(module, rows(2, 64), torch.zeros(2, 1, dtype=torch.int64), rows(2, 1))
