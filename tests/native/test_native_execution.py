@@ -470,3 +470,43 @@ def test_copies_are_ordered_like_other_tasks(program):
         _native.Execution([], areas, [T.of_copy(copies[0], [1], 3), T.of_copy(copies[1])], [[0, 1]])
     # Two copies on two workers share no instance.
     _native.Execution([], areas, [T.of_copy(copy) for copy in copies], [[0], [1]]).run()
+
+
+@pytest.mark.parametrize("base", [0, 1, 6])
+def test_a_task_runs_row_by_row_over_a_state(program, base):
+    """Running sums: a state of two copies, of which every row reads one and writes the other."""
+    buffers = _native.Buffers([5 * 48, 2 * 48])
+    rows = np.arange(30, dtype=np.int64).reshape(5, 2, 3)
+    state = np.zeros((2, 2, 3), np.int64)
+    state[base % 2] = 100
+    given = _native.Region.of(rows)
+    states = _native.Region.of(state, writable=True)
+    task = T(
+        0,
+        [B(2, [2, 3], offset_per_row=48), B(3, [2, 3], copy_bytes=48)],
+        [B(3, [2, 3], copy_bytes=48, first_copy=1)],
+        num_rows=5,
+    )
+    areas = [*regions(buffers), given, states]
+    _native.Execution([program.load("add_int64")], areas, [task], [[0]]).run(base)
+    sums = 100 + rows.cumsum(0)
+    np.testing.assert_array_equal(state[(base + 5) % 2], sums[-1])
+    np.testing.assert_array_equal(state[(base + 4) % 2], sums[-2])
+
+
+def test_rows_that_are_refused(program):
+    buffers = _native.Buffers([4 * 48, 2 * 48])
+    instance = [program.load("add_int64")]
+
+    def refused(num_rows=5, **first):
+        bindings = [B(0, [2, 3], **first), B(1, [2, 3], copy_bytes=48)]
+        task = T(0, bindings, [B(1, [2, 3], copy_bytes=48, first_copy=1)], num_rows=num_rows)
+        with pytest.raises(_native.Error) as error:
+            _native.Execution(instance, regions(buffers), [task], [[0]])
+        return str(error.value)
+
+    assert "needs 48 bytes at offset 0 of buffer 0" in refused(offset_per_row=48)
+    assert "out of range" in refused(num_rows=4, offset_per_row=-48)
+    assert "out of range" in refused(first_copy=2)
+    assert "runs 0 rows" in refused(num_rows=0)
+    assert "needs 48 bytes" in refused(num_rows=1, copy_bytes=3 * 48 + 1)
