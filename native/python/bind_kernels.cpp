@@ -2,6 +2,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include <optional>
+
 #include "array.h"
 #include "bindings.h"
 #include "doubleweave/attention.h"
@@ -33,7 +35,8 @@ struct Matrix {
 
 void run_attention(ArrayObject q_object, ArrayObject k_object, ArrayObject v_object,
                    ArrayObject out_object, int64_t num_heads, int64_t num_kv_heads, float scale,
-                   int64_t window, float soft_cap, bool causal, int num_threads) {
+                   int64_t window, float soft_cap, bool causal, int num_threads, int64_t block,
+                   const nb::object& sinks_object, const nb::object& slopes_object) {
   const Matrix q(q_object, false, "q");
   const Matrix k(k_object, false, "k");
   const Matrix v(v_object, false, "v");
@@ -46,7 +49,16 @@ void run_attention(ArrayObject q_object, ArrayObject k_object, ArrayObject v_obj
   require(q.columns > 0 && v.columns > 0, "heads must not be empty.");
   require(q.rows >= 1 && k.rows >= q.rows && v.rows == k.rows && out.rows == q.rows,
           "k and v must have the same rows, at least as many as q, and out as many as q.");
-  require(window >= 0 && soft_cap >= 0, "window and soft_cap must not be negative.");
+  require(window >= 0 && soft_cap >= 0 && block >= 0,
+          "window, soft_cap and block must not be negative.");
+  std::optional<Matrix> sinks;
+  std::optional<Matrix> slopes;
+  if (!sinks_object.is_none()) sinks.emplace(sinks_object, false, "sinks");
+  if (!slopes_object.is_none()) slopes.emplace(slopes_object, false, "slopes");
+  for (const std::optional<Matrix>* found : {&sinks, &slopes}) {
+    require(!*found || ((*found)->rows == 1 && (*found)->columns == num_heads),
+            "sinks and slopes must have a number for each query head.");
+  }
   const AttentionParams params{.num_queries = q.rows,
                                .num_keys = k.rows,
                                .num_heads = num_heads,
@@ -56,7 +68,10 @@ void run_attention(ArrayObject q_object, ArrayObject k_object, ArrayObject v_obj
                                .scale = scale,
                                .window = window,
                                .soft_cap = soft_cap,
-                               .causal = causal};
+                               .causal = causal,
+                               .block = block,
+                               .sinks = sinks ? sinks->data() : nullptr,
+                               .slopes = slopes ? slopes->data() : nullptr};
   const nb::gil_scoped_release release;
   if (num_threads == 1) {
     attention(params, q.data(), k.data(), v.data(), out.data());
@@ -99,8 +114,9 @@ bool choose_attention_isa(const std::string& name) {
 void bind_kernels(nb::module_& m) {
   m.def("attention", &run_attention, "q"_a, "k"_a, "v"_a, "out"_a, nb::kw_only(), "num_heads"_a,
         "num_kv_heads"_a, "scale"_a, "window"_a = 0, "soft_cap"_a = 0.0f, "causal"_a = true,
-        "num_threads"_a = 1,
-        "Attention of q [T, H*D] over k [S, K*D] and v [S, K*Dv], float32, into out [T, H*Dv].");
+        "num_threads"_a = 1, "block"_a = 0, "sinks"_a = nb::none(), "slopes"_a = nb::none(),
+        "Attention of q [T, H*D] over k [S, K*D] and v [S, K*Dv], float32, into out [T, H*Dv].\n\n"
+        "sinks and slopes are float32 [H] or None.");
   m.def("rotary", &run_rotary, "x"_a, "cos"_a, "sin"_a, "out"_a, nb::kw_only(), "num_heads"_a,
         "Rotary embedding of x [T, H*D] by cos and sin [T, R], float32, into out [T, H*D].");
   m.def("attention_isa", [] { return std::string(isa_name(attention_isa())); });

@@ -29,6 +29,8 @@ struct DecodeRow {
   float* scores;  // [kDecodeBlock]
   float* output;  // [Nv, W]
   KeyRange seen;
+  int64_t position;
+  float slope;  // used where there are slopes
   float running_max;
   float correction;
   Vec total;
@@ -49,9 +51,13 @@ void start_row(const AttentionParams& params, const float* q, int64_t kv_head, i
   row.scores = row.query + round_up(dim, kLanes);
   row.output = row.scores + kDecodeBlock;
   row.seen = keys_seen_by(params, index / group_size(params));
-  row.running_max = kLowest;
+  const Row at = row_at(params, index);
+  row.position = params.num_keys - params.num_queries + at.token;
+  row.slope = params.slopes == nullptr ? 0.0f : slope_of(params, kv_head, at);
+  row.running_max = first_max(params, kv_head, at);
   row.total = Vec{};
-  const float* source = q + row_offset(params, kv_head, row_at(params, index), dim);
+  row.total[0] = first_total(params);
+  const float* source = q + row_offset(params, kv_head, at, dim);
   const float factor = query_factor(params);
   for (int64_t i = 0; i < ceil_div(dim, kLanes); ++i) {
     const int64_t start = vector_offset(dim, i);
@@ -100,6 +106,13 @@ void score_lanes(const AttentionParams& params, const float* k, int64_t num_keys
   for (int r = 0; r < kRows; ++r) {
     const Vec score = sum_each(products[r]);
     store(rows[r].scores + first, params.soft_cap > 0 ? apply_soft_cap(params, score) : score);
+  }
+}
+
+// Adds to each score what its key's distance from the query gives.
+void add_slope(DecodeRow& row, KeyRange keys) {
+  for (int64_t key = keys.begin; key < keys.end; ++key) {
+    row.scores[key - keys.begin] += row.slope * static_cast<float>(key - row.position);
   }
 }
 
@@ -172,7 +185,10 @@ void decode_keys(const AttentionParams& params, const float* k, const float* v, 
   }
   // Per block of keys, so that a block's scores stay in L1 between the two products.
   DOUBLEWEAVE_UNROLL
-  for (int r = 0; r < kRows; ++r) exponentiate_row(rows[r], keys);
+  for (int r = 0; r < kRows; ++r) {
+    if (params.slopes != nullptr) add_slope(rows[r], keys);
+    exponentiate_row(rows[r], keys);
+  }
   const float* values = v + keys.begin * value_stride;
   const int64_t vectors = ceil_div(params.value_dim, kLanes);
   int64_t first = 0;

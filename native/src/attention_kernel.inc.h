@@ -51,7 +51,9 @@ KeyRange keys_seen_by(const AttentionParams& params, int64_t token) {
   if (!params.causal) return {0, params.num_keys};
   const int64_t end = params.num_keys - params.num_queries + token + 1;
   const bool windowed = params.window > 0 && params.window < end;
-  return {windowed ? end - params.window : 0, end};
+  const int64_t begin = windowed ? end - params.window : 0;
+  const int64_t block_begin = params.block > 0 ? (end - 1) / params.block * params.block : 0;
+  return {begin > block_begin ? begin : block_begin, end};
 }
 
 int64_t group_size(const AttentionParams& params) { return params.num_heads / params.num_kv_heads; }
@@ -84,6 +86,19 @@ float query_factor(const AttentionParams& params) {
   return params.soft_cap > 0 ? params.scale / params.soft_cap : params.scale * kLog2E;
 }
 
+// The softmax starts at the sink as if it were a key, with a weight of 1 and no value.
+float first_max(const AttentionParams& params, int64_t kv_head, Row row) {
+  if (params.sinks == nullptr) return kLowest;
+  return params.sinks[kv_head * group_size(params) + row.member] * kLog2E;
+}
+
+float first_total(const AttentionParams& params) { return params.sinks == nullptr ? 0.0f : 1.0f; }
+
+// What is added to the score of a key for each token that it lies behind.
+float slope_of(const AttentionParams& params, int64_t kv_head, Row row) {
+  return params.slopes[kv_head * group_size(params) + row.member] * kLog2E;
+}
+
 DOUBLEWEAVE_INLINE Vec apply_soft_cap(const AttentionParams& params, Vec score) {
   return splat(params.soft_cap * kLog2E) * tanh(score);
 }
@@ -105,10 +120,12 @@ struct RowBlock {
   KeyRange seen_by_all{};
   IntVec first_key[kVectors]{};
   IntVec last_key[kVectors]{};
+  IntVec position[kVectors]{};  // of the queries
   Vec running_max[kVectors]{};
   Vec block_max[kVectors]{};
   Vec correction[kVectors]{};  // what the previous blocks' sums are multiplied with
   Vec total[kVectors]{};
+  Vec slope[kVectors]{};
 };
 
 // acc[m][j] = sum over i < depth of a[m * row_stride + i * depth_stride] * b[i][j]
@@ -148,6 +165,16 @@ __attribute__((noinline)) void score_tile(RowBlock<kVectors>& block, const float
     for (int m = 0; m < kCount; ++m) {
       DOUBLEWEAVE_UNROLL
       for (int j = 0; j < kVectors; ++j) acc[m][j] = apply_soft_cap(params, acc[m][j]);
+    }
+  }
+  if (params.slopes != nullptr) {
+    DOUBLEWEAVE_UNROLL
+    for (int m = 0; m < kCount; ++m) {
+      const IntVec index = splat_int(static_cast<int32_t>(key + m));
+      DOUBLEWEAVE_UNROLL
+      for (int j = 0; j < kVectors; ++j) {
+        acc[m][j] += block.slope[j] * __builtin_convertvector(index - block.position[j], Vec);
+      }
     }
   }
   // Most tiles lie below the diagonal, where every row sees every key: no mask is worked out there.
@@ -297,6 +324,13 @@ void set_rows(RowBlock<kVectors>& block, int64_t first_row, int64_t num_rows) {
     const KeyRange seen = keys_seen_by(block.params, row.token);
     block.first_key[lane / kLanes][lane % kLanes] = static_cast<int32_t>(seen.begin);
     block.last_key[lane / kLanes][lane % kLanes] = static_cast<int32_t>(seen.end - 1);
+    block.position[lane / kLanes][lane % kLanes] =
+        static_cast<int32_t>(block.params.num_keys - block.params.num_queries + row.token);
+    block.running_max[lane / kLanes][lane % kLanes] = first_max(block.params, block.kv_head, row);
+    block.total[lane / kLanes][lane % kLanes] = first_total(block.params);
+    if (block.params.slopes != nullptr) {
+      block.slope[lane / kLanes][lane % kLanes] = slope_of(block.params, block.kv_head, row);
+    }
     if (lane + 1 < num_rows) advance(block.params, row);
   }
   const KeyRange first = keys_seen_by(block.params, block.rows[0].token);
@@ -319,8 +353,6 @@ void run_row_block(const AttentionParams& params, const AttentionInputs& inputs,
                            .output = output};
   set_rows(block, first_row, num_rows);
   load_queries(block, inputs.q);
-  DOUBLEWEAVE_UNROLL
-  for (int j = 0; j < kVectors; ++j) block.running_max[j] = splat(kLowest);
   for (int64_t i = 0; i < params.value_dim * kVectors; ++i) store(output + i * kLanes, Vec{});
 
   const float* k = inputs.k + kv_head * params.head_dim;

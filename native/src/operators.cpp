@@ -1,6 +1,9 @@
 // The schemas are those of src/doubleweave/compiler/graph/ops.py:
 //   doubleweave::attention.out(Tensor q, Tensor k, Tensor v, int num_heads, int num_kv_heads,
 //       float scale, int window, float soft_cap, *, Tensor(a!) out) -> Tensor(a!)
+//   doubleweave::biased_attention.out(… as attention's, int block, Tensor? sinks, Tensor? slopes,
+//   *,
+//       Tensor(a!) out) -> Tensor(a!)
 //   doubleweave::rotary.out(Tensor x, Tensor cos, Tensor sin, int num_heads, *, Tensor(a!) out)
 //       -> Tensor(a!)
 #include "operators.h"
@@ -61,18 +64,32 @@ bool resize(Tensor& out, int64_t rows, int64_t columns) {
   return et::resize_tensor(out, {sizes.data(), sizes.size()}) == et::Error::Ok;
 }
 
-void attention_kernel(et::KernelRuntimeContext& context, Stack stack) {
-  DOUBLEWEAVE_CHECK(context, stack.size() >= 9, "attention takes 9 arguments");
+// None, or a float32 tensor with a number for each head.
+bool is_per_head(const et::EValue& value, int64_t num_heads) {
+  if (value.isNone()) return true;
+  if (!value.isTensor()) return false;
+  const Tensor& tensor = value.toTensor();
+  return tensor.dim() == 1 && tensor.size(0) == num_heads &&
+         tensor.scalar_type() == ScalarType::Float && tensor.const_data_ptr() != nullptr;
+}
+
+const float* per_head(const et::EValue& value) {
+  return value.isNone() ? nullptr : value.toTensor().const_data_ptr<float>();
+}
+
+// Attention with what `params` already says; q, k, v and the parameters that follow them are the
+// first arguments of both operators.
+void attend(et::KernelRuntimeContext& context, Stack stack, AttentionParams params,
+            et::EValue& result) {
   DOUBLEWEAVE_CHECK(context, all_numbers(stack, 3, 8), "attention's parameters are numbers");
   DOUBLEWEAVE_CHECK(
       context,
-      is_matrix(*stack[0]) && is_matrix(*stack[1]) && is_matrix(*stack[2]) && is_matrix(*stack[8]),
+      is_matrix(*stack[0]) && is_matrix(*stack[1]) && is_matrix(*stack[2]) && is_matrix(result),
       "q, k, v and out are float32 tensors [1, rows, columns]");
   const Tensor& q = stack[0]->toTensor();
   const Tensor& k = stack[1]->toTensor();
   const Tensor& v = stack[2]->toTensor();
-  Tensor& out = stack[8]->toTensor();
-  AttentionParams params{};
+  Tensor& out = result.toTensor();
   params.num_queries = q.size(1);
   params.num_keys = k.size(1);
   params.num_heads = static_cast<int64_t>(number(*stack[3]));
@@ -111,6 +128,27 @@ void attention_kernel(et::KernelRuntimeContext& context, Stack stack) {
   });
 }
 
+void attention_kernel(et::KernelRuntimeContext& context, Stack stack) {
+  DOUBLEWEAVE_CHECK(context, stack.size() >= 9, "attention takes 9 arguments");
+  attend(context, stack, {}, *stack[8]);
+}
+
+void biased_attention_kernel(et::KernelRuntimeContext& context, Stack stack) {
+  DOUBLEWEAVE_CHECK(context, stack.size() >= 12, "biased_attention takes 12 arguments");
+  DOUBLEWEAVE_CHECK(context, all_numbers(stack, 3, 4) && all_numbers(stack, 8, 9),
+                    "num_heads and block are numbers");
+  const auto num_heads = static_cast<int64_t>(number(*stack[3]));
+  AttentionParams params{};
+  params.block = static_cast<int64_t>(number(*stack[8]));
+  DOUBLEWEAVE_CHECK(context, params.block >= 0, "block is not negative");
+  DOUBLEWEAVE_CHECK(context,
+                    is_per_head(*stack[9], num_heads) && is_per_head(*stack[10], num_heads),
+                    "sinks and slopes have a float32 number for each head");
+  params.sinks = per_head(*stack[9]);
+  params.slopes = per_head(*stack[10]);
+  attend(context, stack, params, *stack[11]);
+}
+
 void rotary_kernel(et::KernelRuntimeContext& context, Stack stack) {
   DOUBLEWEAVE_CHECK(context, stack.size() >= 5, "rotary takes 5 arguments");
   DOUBLEWEAVE_CHECK(context, all_numbers(stack, 3, 4), "num_heads is a number");
@@ -147,8 +185,10 @@ void rotary_kernel(et::KernelRuntimeContext& context, Stack stack) {
 void register_operators() {
   static std::once_flag once;
   std::call_once(once, [] {
-    for (const et::Kernel& kernel : {et::Kernel("doubleweave::attention.out", attention_kernel),
-                                     et::Kernel("doubleweave::rotary.out", rotary_kernel)}) {
+    for (const et::Kernel& kernel :
+         {et::Kernel("doubleweave::attention.out", attention_kernel),
+          et::Kernel("doubleweave::biased_attention.out", biased_attention_kernel),
+          et::Kernel("doubleweave::rotary.out", rotary_kernel)}) {
       // Registering a name twice ends the process; another copy of this library may have been
       // first.
       if (!et::registry_has_op_function(kernel.name_)) {

@@ -22,6 +22,7 @@ constexpr float kGuard = 12345.5f;
 struct Case {
   dw::AttentionParams params;
   std::vector<float> q, k, v;
+  std::vector<float> sinks, slopes;  // empty, or one a head
   std::vector<double> expected;
   double largest_score = 0;
   double largest_output = 0;
@@ -29,12 +30,14 @@ struct Case {
 
 std::string describe(const dw::AttentionParams& p) {
   char text[256];
-  std::snprintf(text, sizeof text, "T=%lld S=%lld H=%lld/%lld D=%lld/%lld window=%lld cap=%g %s",
+  std::snprintf(text, sizeof text,
+                "T=%lld S=%lld H=%lld/%lld D=%lld/%lld window=%lld block=%lld cap=%g %s%s%s",
                 static_cast<long long>(p.num_queries), static_cast<long long>(p.num_keys),
                 static_cast<long long>(p.num_heads), static_cast<long long>(p.num_kv_heads),
                 static_cast<long long>(p.head_dim), static_cast<long long>(p.value_dim),
-                static_cast<long long>(p.window), static_cast<double>(p.soft_cap),
-                p.causal ? "causal" : "full");
+                static_cast<long long>(p.window), static_cast<long long>(p.block),
+                static_cast<double>(p.soft_cap), p.causal ? "causal" : "full",
+                p.sinks == nullptr ? "" : " sinks", p.slopes == nullptr ? "" : " slopes");
   return text;
 }
 
@@ -46,7 +49,9 @@ double score(const Case& c, int64_t token, int64_t head, int64_t key) {
   double dot = 0;
   for (int64_t i = 0; i < p.head_dim; ++i) dot += static_cast<double>(q[i]) * k[i];
   dot *= p.scale;
-  return p.soft_cap > 0 ? p.soft_cap * std::tanh(dot / p.soft_cap) : dot;
+  if (p.soft_cap > 0) dot = p.soft_cap * std::tanh(dot / p.soft_cap);
+  const int64_t position = p.num_keys - p.num_queries + token;
+  return c.slopes.empty() ? dot : dot + static_cast<double>(c.slopes[head]) * (key - position);
 }
 
 void attend_one(Case& c, int64_t token, int64_t head) {
@@ -58,6 +63,7 @@ void attend_one(Case& c, int64_t token, int64_t head) {
   if (p.causal) {
     end = position + 1;
     if (p.window > 0) begin = std::max<int64_t>(0, end - p.window);
+    if (p.block > 0) begin = std::max(begin, position / p.block * p.block);
   }
   std::vector<double> weights;
   double largest = -INFINITY;
@@ -67,6 +73,11 @@ void attend_one(Case& c, int64_t token, int64_t head) {
     c.largest_score = std::max(c.largest_score, std::abs(weights.back()));
   }
   double total = 0;
+  if (!c.sinks.empty()) {
+    largest = std::max<double>(largest, c.sinks[head]);
+    total = std::exp(c.sinks[head] - largest);
+    c.largest_score = std::max<double>(c.largest_score, c.sinks[head]);  // it moves every weight
+  }
   for (double& weight : weights) total += weight = std::exp(weight - largest);
   for (int64_t i = 0; i < p.value_dim; ++i) {
     double sum = 0;
@@ -78,9 +89,25 @@ void attend_one(Case& c, int64_t token, int64_t head) {
   }
 }
 
-Case make_case(const dw::AttentionParams& params, float query_size, std::mt19937& random) {
-  Case c{.params = params, .q = {}, .k = {}, .v = {}, .expected = {}};
+// The parameters, pointing to the case's own sinks and slopes.
+dw::AttentionParams params_of(const Case& c) {
+  dw::AttentionParams params = c.params;
+  params.sinks = c.sinks.empty() ? nullptr : c.sinks.data();
+  params.slopes = c.slopes.empty() ? nullptr : c.slopes.data();
+  return params;
+}
+
+enum Extra { kPlain = 0, kSinks = 1, kSlopes = 2 };
+
+Case make_case(const dw::AttentionParams& params, float query_size, std::mt19937& random,
+               int extra = kPlain) {
+  Case c{};
+  c.params = params;
   std::normal_distribution<float> normal;
+  for (int64_t head = 0; head < params.num_heads; ++head) {
+    if (extra & kSinks) c.sinks.push_back(normal(random) * 2);
+    if (extra & kSlopes) c.slopes.push_back(1.0f / static_cast<float>(int64_t{2} << head));
+  }
   c.q.resize(params.num_queries * params.num_heads * params.head_dim);
   c.k.resize(params.num_keys * params.num_kv_heads * params.head_dim);
   c.v.resize(params.num_keys * params.num_kv_heads * params.value_dim);
@@ -106,16 +133,16 @@ double worst_ordinary_error = 0;
 
 void check_case(const Case& c) {
   std::vector<float> out(c.expected.size() + 2, kGuard);
-  dw::attention(c.params, c.q.data(), c.k.data(), c.v.data(), out.data() + 1);
+  dw::attention(params_of(c), c.q.data(), c.k.data(), c.v.data(), out.data() + 1);
   double error = 0;
   for (size_t i = 0; i < c.expected.size(); ++i) {
     const double difference = std::abs(out[i + 1] - c.expected[i]);
     error = difference <= error ? error : difference;  // a NaN becomes the error
   }
   CHECK(error <= tolerance(c), "%s %s: error %g, allowed %g", dw::isa_name(dw::attention_isa()),
-        describe(c.params).c_str(), error, tolerance(c));
+        describe(params_of(c)).c_str(), error, tolerance(c));
   CHECK(out.front() == kGuard && out.back() == kGuard, "wrote outside: %s",
-        describe(c.params).c_str());
+        describe(params_of(c)).c_str());
   if (c.largest_score < 10) {
     worst_ordinary_error = std::max(worst_ordinary_error, error / c.largest_output);
   }
@@ -169,6 +196,37 @@ dw::AttentionParams random_params(std::mt19937& random) {
 void test_random_shapes() {
   std::mt19937 random(1);
   for (int i = 0; i < 400; ++i) check_everywhere(make_case(random_params(random), 1.0f, random));
+}
+
+void test_sinks_slopes_and_blocks() {
+  std::mt19937 random(9);
+  for (int i = 0; i < 300; ++i) {
+    dw::AttentionParams params = random_params(random);
+    const int extra = 1 + i % 3;
+    // Slopes are those of causal attention; a full one has positions as well, which tests both.
+    params.block = params.causal ? pick<int64_t>({0, 0, 1, 7, 64, 100, 1000}, random) : 0;
+    check_everywhere(make_case(params, 1.0f, random, extra));
+  }
+}
+
+// A sink far above all scores leaves keys no weight, one far below changes nothing.
+void test_sinks_of_any_size() {
+  std::mt19937 random(10);
+  for (float sink : {-1e30f, -200.0f, 0.0f, 60.0f, 1e4f}) {
+    for (int64_t num_queries : {1, 40}) {
+      Case c = make_case(random_params(random), 1.0f, random);
+      c.params.num_queries = num_queries;
+      c.params.num_keys = num_queries + 70;
+      c = make_case(c.params, 1.0f, random, kSinks);
+      for (float& x : c.sinks) x = sink;
+      c.expected.clear();
+      c.largest_output = c.largest_score = 0;
+      for (int64_t token = 0; token < num_queries; ++token) {
+        for (int64_t head = 0; head < c.params.num_heads; ++head) attend_one(c, token, head);
+      }
+      check_everywhere(c);
+    }
+  }
 }
 
 dw::AttentionParams smollm_params(int64_t num_queries, int64_t num_keys) {
@@ -239,7 +297,7 @@ void test_nan_is_not_hidden() {
     for (dw::Isa isa : available_isas()) {
       dw::set_attention_isa(isa);
       std::vector<float> out(c.expected.size());
-      dw::attention(c.params, c.q.data(), c.k.data(), c.v.data(), out.data());
+      dw::attention(params_of(c), c.q.data(), c.k.data(), c.v.data(), out.data());
       CHECK(std::isnan(out[0]) && !std::isnan(out.back()), "%s", dw::isa_name(isa));
     }
   }
@@ -249,18 +307,19 @@ void test_nan_is_not_hidden() {
 void check_shared_call(const Case& c) {
   std::vector<float> alone(c.expected.size());
   std::vector<float> shared(c.expected.size());
-  dw::attention(c.params, c.q.data(), c.k.data(), c.v.data(), alone.data());
+  dw::attention(params_of(c), c.q.data(), c.k.data(), c.v.data(), alone.data());
   const size_t num_items = dw::attention_num_work_items(c.params);
   std::atomic<size_t> next{0};
   const auto work = [&] {
     for (size_t item = next++; item < num_items; item = next++) {
-      dw::attention_work_item(c.params, c.q.data(), c.k.data(), c.v.data(), shared.data(), item);
+      dw::attention_work_item(params_of(c), c.q.data(), c.k.data(), c.v.data(), shared.data(),
+                              item);
     }
   };
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i) threads.emplace_back(work);
   for (std::thread& thread : threads) thread.join();
-  CHECK(alone == shared, "%s", describe(c.params).c_str());
+  CHECK(alone == shared, "%s", describe(params_of(c)).c_str());
 }
 
 void test_threads() {
@@ -278,7 +337,7 @@ void test_threads() {
         for (size_t i = first; i < cases.size(); i += 4) {
           const Case& c = cases[i];
           outputs[i].resize(c.expected.size());
-          dw::attention(c.params, c.q.data(), c.k.data(), c.v.data(), outputs[i].data());
+          dw::attention(params_of(c), c.q.data(), c.k.data(), c.v.data(), outputs[i].data());
         }
       });
     }
@@ -347,6 +406,8 @@ void test_rotary() {
 int main() {
   test_choosing_an_isa();
   test_random_shapes();
+  test_sinks_slopes_and_blocks();
+  test_sinks_of_any_size();
   test_each_small_shape();
   test_large_scores();
   test_long_context();

@@ -20,7 +20,15 @@ struct AttentionParams {
   float scale;           // a score is scale * dot(q, k)
   int64_t window;        // 0: none; else a query at p sees the keys in (p - window, p]
   float soft_cap;        // 0: none; else a score s becomes soft_cap * tanh(s / soft_cap)
-  bool causal;           // false: every query sees every key, and window is ignored
+  bool causal;           // false: every query sees every key; window and block are ignored
+  // The rest is left out where a model has no such thing.
+  int64_t block = 0;  // 0: none; else a query at p sees no key before p / block * block
+  // [H], or null: a score that each head adds to its queries' keys, for which there is no value, so
+  // that a query may attend to nothing ("attention sinks"). The soft cap leaves it as it is.
+  const float* sinks = nullptr;
+  // [H], or null: slope * (key - p) is added to a score, behind the soft cap (ALiBi: Press et al.,
+  // "Train Short, Test Long", 2021).
+  const float* slopes = nullptr;
 };
 
 // The number of independent pieces: at least one for each kv head. Pieces differ in cost; the
