@@ -18,17 +18,22 @@ from torch import Tensor
 
 _LIBRARY: Any = torch.library.Library("doubleweave", "DEF")  # type: ignore[no-untyped-call]
 
+_ATTENTION = (
+    "Tensor q, Tensor k, Tensor v, int num_heads, int num_kv_heads, float scale, int window, float soft_cap"
+)
 # ExecuTorch calls the `.out` overloads: results are written into memory that is planned, or bound, before the run.
 for _name, _arguments in (
-    (
-        "attention",
-        "Tensor q, Tensor k, Tensor v, int num_heads, int num_kv_heads, float scale, int window, float soft_cap",
-    ),
+    ("attention", _ATTENTION),
+    ("biased_attention", f"{_ATTENTION}, int block, Tensor? sinks, Tensor? slopes"),
     ("rotary", "Tensor x, Tensor cos, Tensor sin, int num_heads"),
 ):
     _LIBRARY.define(f"{_name}({_arguments}) -> Tensor")
     _LIBRARY.define(f"{_name}.out({_arguments}, *, Tensor(a!) out) -> Tensor(a!)")
     torch.library.register_fake(f"doubleweave::{_name}.out", lambda *args, out: out, lib=_LIBRARY)
+_LIBRARY.define(
+    "masked_attention(Tensor q, Tensor k, Tensor v, Tensor mask, int num_heads, int num_kv_heads, float scale, "
+    "int window, float soft_cap, Tensor? sinks) -> Tensor"
+)
 _LIBRARY.define("boundary(Tensor[] inputs, Tensor[] outputs, int call) -> Tensor[]")
 
 
@@ -41,12 +46,19 @@ def attention_reference(
     scale: float,
     window: int,
     soft_cap: float,
+    block: int = 0,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """Causal grouped-query attention in plain ops; query i sits at position S - T + i.
 
     q [B, T, H*D], k [B, S, K*D], v [B, S, K*Dv], float32 -> [B, T, H*Dv]. `window` 0 means none, else a
     query at position p sees keys in (p - window, p]; `soft_cap` 0 means none. The order of operations
     follows transformers' `eager_attention_forward`, so that results are bit-equal to it.
+
+    The rest is `biased_attention`'s. `block` 0 means none, else a query sees no key before its own block of so many
+    positions. `sinks` [H] float32 are scores that take part in the softmax's sum and have no value. `slopes` [H]
+    float32 add slope * (key - query's position) to a score, behind the soft cap (ALiBi).
     """
     num_batches, num_queries, num_keys = q.shape[0], q.shape[1], k.shape[1]
     num_groups = num_heads // num_kv_heads
@@ -64,8 +76,15 @@ def attention_reference(
     visible_TS = key_S <= position_T
     if window > 0:
         visible_TS = visible_TS & (key_S > position_T - window)
+    if block > 0:
+        visible_TS = visible_TS & (key_S >= position_T // block * block)
+    if slopes is not None:
+        scores_BHTS = scores_BHTS + slopes.view(-1, 1, 1) * (key_S - position_T)
     scores_BHTS = scores_BHTS.masked_fill(~visible_TS, torch.finfo(scores_BHTS.dtype).min)
-    weights_BHTS = torch.softmax(scores_BHTS, dim=-1, dtype=torch.float32).to(q.dtype)
+    if sinks is not None:
+        sinks_BHT1 = sinks.view(1, -1, 1, 1).expand(num_batches, -1, num_queries, 1)
+        scores_BHTS = torch.cat((scores_BHTS, sinks_BHT1), dim=-1)
+    weights_BHTS = torch.softmax(scores_BHTS, dim=-1, dtype=torch.float32).to(q.dtype)[..., :num_keys]
     out_BTHD = torch.matmul(weights_BHTS, v_BHSD).transpose(1, 2).contiguous()
     return out_BTHD.view(num_batches, num_queries, -1)
 
@@ -85,15 +104,23 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Ten
     return out.view(x.shape)
 
 
-def _fake_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, num_kv_heads: int, *_: float) -> Tensor:
+def _fake_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, num_kv_heads: int, *_: object) -> Tensor:
     # The heads of V may be narrower or wider than those of Q and K.
     return q.new_empty(q.shape[0], q.shape[1], v.shape[2] // num_kv_heads * num_heads)
 
 
+# `masked_attention` stands in an exported graph for attention under a mask that the model made, until the mask is
+# understood (written_attention.py); it never reaches a program, and nothing computes it.
+torch.library.register_fake(
+    "doubleweave::masked_attention",
+    lambda q, k, v, mask, num_heads, num_kv_heads, *_: _fake_attention(q, k, v, num_heads, num_kv_heads),
+    lib=_LIBRARY,
+)
 # `boundary` marks in an exported graph where a nested module is called (compiler/trace); it never reaches a program.
 # Its results are copies, because an operator that is pure must not return its own inputs.
 for _name, _compute, _fake in (
     ("attention", attention_reference, _fake_attention),
+    ("biased_attention", attention_reference, _fake_attention),
     ("rotary", rotary_reference, lambda x, *_: torch.empty_like(x)),
     (
         "boundary",
@@ -104,3 +131,28 @@ for _name, _compute, _fake in (
     # CompositeExplicitAutograd keeps the operator whole in exported graphs; an implicit one is decomposed.
     _LIBRARY.impl(_name, _compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"doubleweave::{_name}", _fake, lib=_LIBRARY)
+
+# Both take q, k, v and the same parameters first, each at the same place.
+ATTENTIONS = (torch.ops.doubleweave.attention.default, torch.ops.doubleweave.biased_attention.default)
+MASKED = torch.ops.doubleweave.masked_attention.default
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    parameters: tuple[int, int, float, int, float],
+    *,
+    mask: Tensor | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Call the operator that suffices; `parameters` are (num_heads, num_kv_heads, scale, window, soft_cap)."""
+    ops = torch.ops.doubleweave
+    found: Tensor
+    if mask is not None:
+        found = ops.masked_attention(q, k, v, mask, *parameters, sinks)
+    elif sinks is not None:
+        found = ops.biased_attention(q, k, v, *parameters, 0, sinks, None)
+    else:
+        found = ops.attention(q, k, v, *parameters)
+    return found

@@ -9,15 +9,15 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
 from doubleweave.compiler.graph.nodes import STATE, TOGETHER, expression
+from doubleweave.compiler.graph.ops import ATTENTIONS
 from doubleweave.compiler.graph.refusal_causes import place_of_node
 from doubleweave.compiler.split.row_rules import Axis, Follower, MixesRows, UnknownOperator
 from doubleweave.errors import SplitError
 
 # Operators of ours, with how many of their arguments have rows: attention is where rows may meet, and rotary embedding
 # turns each row by its own angles.
-_OURS = {torch.ops.doubleweave.attention.default: 3, torch.ops.doubleweave.rotary.default: 3}
+_OURS = dict.fromkeys(ATTENTIONS, 3) | {torch.ops.doubleweave.rotary.default: 3}
 _ROWS_AXIS = 1  # of token ids, positions and all that attention takes and gives: [1, T, …]
 
 

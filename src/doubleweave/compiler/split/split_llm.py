@@ -18,6 +18,7 @@ from torch.export import Dim
 
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave's operators
 from doubleweave.compiler.graph.nodes import PAST, STATE, TOGETHER, expression, output_node
+from doubleweave.compiler.graph.ops import ATTENTIONS
 from doubleweave.compiler.graph.positions import POSITIONS, from_positions
 from doubleweave.compiler.graph.recurrence import RECURRENCE
 from doubleweave.compiler.graph.refusal_causes import place_of_node
@@ -51,7 +52,8 @@ from doubleweave.ir.split import (
     rows,
 )
 
-ATTENTION = torch.ops.doubleweave.attention.default
+# A policy's rule for it is for every kind of attention.
+ATTENTION = ATTENTIONS[0]
 # Generation reads the logits of a prompt's last row alone, and the head is the widest linear.
 _HEAD = "lm_head"
 
@@ -82,7 +84,7 @@ def split_llm(
     calls: list[Call] = []
     attention_of: dict[str, str] = {}
     for piece, call_name in zip(pieces, names, strict=True):
-        is_attention = piece.nodes[0].target is ATTENTION
+        is_attention = piece.nodes[0].target in ATTENTIONS
         is_recurrence = piece.owner.startswith(RECURRENCE)
         # The run time passes q, k, v to its kernel in this order; a piece lists its reads in the order of the graph.
         reads: list[Any] = list(piece.nodes[0].args[:3]) if is_attention else list(piece.reads)
@@ -93,8 +95,9 @@ def split_llm(
         digest = structure(piece_graph.graph, tensors, inputs)
         name = call_name
         if is_attention:
-            # Attention has no weights: equal parameters are one segment, called once a layer.
-            name = attention_of.setdefault(digest, _attention_name(piece, segments))
+            # Equal attentions are one segment, called once a layer: most have no weights, the others a number a head.
+            numbers = [tensor.tolist() for tensor in tensors]
+            name = attention_of.setdefault(f"{digest} {numbers}", _attention_name(piece, segments))
         if name not in segments:
             on_cpu = is_attention or is_recurrence
             segments[name] = Segment(
@@ -181,7 +184,7 @@ def _num_weights(node: fx.Node) -> int:
 def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:
     if TOGETHER in node.meta:
         return str(node.meta[TOGETHER])
-    if node.target is ATTENTION:
+    if node.target in ATTENTIONS:
         return f"attention/{node.name}"  # each its own piece
     # A module called twice is listed as name@1.
     paths = (re.sub(r"@\d+", "", path) for path, _ in node.meta.get("nn_module_stack", {}).values())
@@ -218,7 +221,8 @@ class _Values:
         for node in graph.nodes:
             if node.op == "placeholder" and node.users and node not in (*pasts, *states):
                 self._add(node, str(node.target), "input")
-        for layer, attention in enumerate(graph.find_nodes(op="call_function", target=ATTENTION)):
+        attentions = [node for node in graph.nodes if node.target in ATTENTIONS]
+        for layer, attention in enumerate(attentions):
             for arg, letter in zip(attention.args[:3], "qkv", strict=True):
                 self._add_once(arg, f"{letter}_{layer}", "chunk" if letter == "q" else "cache")
         for node in pasts:

@@ -16,14 +16,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from doubleweave.compiler.backends.export_segment import export_segment
 from doubleweave.compiler.backends.qnn import BACKEND
 from doubleweave.compiler.backends.qnn import lower as qnn
 from doubleweave.compiler.graph.nodes import constant
-from doubleweave.compiler.graph.ops import attention_reference
+from doubleweave.compiler.graph.ops import ATTENTIONS, attention_reference
 from doubleweave.compiler.quiet import quiet
 from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.pieces import TorchSplit, with_weights
@@ -91,8 +90,7 @@ def observed(torch_split: TorchSplit, segment: Segment, recipe: str, soc: str, s
     exported = export_segment(torch_split.module(segment), segment, None if is_dynamic else size)
     if is_dynamic:
         # Only exported does attention have as many keys as it is given: in the model's graph they are the chunk's.
-        plain = {torch.ops.doubleweave.attention.default: attention_reference}
-        exported = exported.run_decompositions(plain)
+        exported = exported.run_decompositions(dict.fromkeys(ATTENTIONS, attention_reference))
     with _refusals_of(segment.name):
         return prepare_pt2e(exported.module(check_guards=False), quantizer)
 
