@@ -14,14 +14,17 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::attention
+from doubleweave.compiler.graph.broadcasts import drop_expands
 from doubleweave.compiler.graph.experts import experts_as_operators
 from doubleweave.compiler.graph.fresh_tensors import changes_in_place
+from doubleweave.compiler.graph.mask_functions import mask_of
+from doubleweave.compiler.graph.ops import ATTENTIONS, attend
+from doubleweave.compiler.graph.permutes import join_permutes
 from doubleweave.compiler.graph.positions import check_first, count_by_positions
 from doubleweave.compiler.graph.recurrence import mark_recurrences, name_states
-from doubleweave.compiler.graph.refusal_causes import cause_of, place_of, watching, written_out
+from doubleweave.compiler.graph.refusal_causes import cause_of, place_of, watching
 from doubleweave.compiler.graph.rotary_lengths import first_frequencies
-from doubleweave.compiler.graph.simplify import simplify
+from doubleweave.compiler.graph.simplify import drop_no_ops, simplify
 from doubleweave.compiler.graph.states import (
     Key,
     find_states,
@@ -29,12 +32,20 @@ from doubleweave.compiler.graph.states import (
     one_step_a_row,
     takes_cache_as,
 )
+from doubleweave.compiler.graph.written_attention import recognise_attention
 from doubleweave.errors import SplitError
 from doubleweave.sources.positions import first_position
 
 _ATTENTION = "doubleweave"
 # torch.export takes a size of 0 or 1 for a constant; 33 is unlike the other sizes of a model.
 _EXAMPLE_ROWS = 33
+# What models hand to attention beside what `_attention` reads, and what says nothing that changes its numbers here:
+# rotary embedding is done before, sequences are not packed, and there is no cache. Anything else is refused.
+_NO_MATTER = {
+    *("position_ids", "position_embeddings", "cache_position", "past_key_values", "use_cache", "layer_idx"),
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "cu_seqlens", "deterministic"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "logits_to_keep"),
+}
 
 
 def _attention(
@@ -50,12 +61,14 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D]."""
-    if kwargs.get("s_aux") is not None:
+    sinks = kwargs.pop("s_aux", None)
+    is_causal = kwargs.pop("is_causal", None)
+    if unknown := [name for name, value in kwargs.items() if value is not None and name not in _NO_MATTER]:
         raise SplitError(
-            f"{type(module).__name__} has attention sinks (s_aux): expected plain softmax attention; "
-            "models with sinks are not supported yet"
+            f"{type(module).__name__} hands its attention {', '.join(sorted(unknown))}: expected queries, keys, "
+            "values, a mask, a scale, a window, a soft cap or sinks (s_aux); this architecture is not supported"
         )
-    if not getattr(module, "is_causal", True):
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise SplitError(
             f"{type(module).__name__} is not causal: expected a decoder-only language model; "
             "encoders have no cache to grow"
@@ -64,7 +77,7 @@ def _attention(
     scale = head_dim**-0.5 if scaling is None else float(scaling)
     q, k, v = map(_token_major, (query, key, value))
     parameters = (num_heads, num_kv_heads, scale, int(sliding_window or 0), float(softcap or 0.0))
-    out = torch.ops.doubleweave.attention(q, k, v, *parameters)
+    out = attend(q, k, v, parameters, mask=attention_mask, sinks=sinks)
     return out.view(1, query.shape[2], num_heads, -1), None
 
 
@@ -111,14 +124,15 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(_ATTENTION, _attention)
-    # The operator is causal by itself; a mask would be an input of every segment that attends.
-    AttentionMaskInterface.register(_ATTENTION, lambda *args, **kwargs: None)
+    AttentionMaskInterface.register(_ATTENTION, mask_of)
     before = model.config._attn_implementation
     states = find_states(model)
     try:
         first = first_position(model)
         check_first(model, first)
         model.set_attn_implementation(_ATTENTION)
+        if model.config._attn_implementation != _ATTENTION:  # it writes attention itself
+            model.config._attn_implementation = "eager"
         example = torch.zeros(1, _EXAMPLE_ROWS, dtype=torch.long)
         positions = torch.arange(example.shape[1]).unsqueeze(0)
         # Of a range such as 1 to 2 torch.export makes several dims.
@@ -143,21 +157,25 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
         ) from error
     finally:
         model.set_attn_implementation(before)
+        if model.config._attn_implementation != before:
+            model.config._attn_implementation = before
     if states.shapes or changes_in_place(exported.graph):
         # An empty table decomposes nothing: it only turns changes in place into values.
         exported = exported.run_decompositions({})
     graph_module = exported.module()
     assert isinstance(graph_module, fx.GraphModule)
     name_states(graph_module, [key.name for key in states.shapes])
+    drop_no_ops(graph_module)
+    recognise_attention(graph_module, type(model).__name__)
+    join_permutes(graph_module)
+    drop_expands(graph_module)
     simplify(graph_module)
     count_by_positions(graph_module)
     mark_recurrences(graph_module)
-    attention = torch.ops.doubleweave.attention.default
-    if not states.shapes and not any(node.target is attention for node in graph_module.graph.nodes):
+    if not states.shapes and not any(node.target in ATTENTIONS for node in graph_module.graph.nodes):
         raise SplitError(
-            f"{type(model).__name__} has no call of transformers' attention interface: "
-            f"{written_out(graph_module.graph)}; expected a decoder whose attention goes through "
-            "ALL_ATTENTION_FUNCTIONS; this architecture is not supported"
+            f"{type(model).__name__} has no attention, neither by transformers' attention interface nor written in its "
+            "own code: expected a decoder that attends to earlier tokens; this architecture is not supported"
         )
     return graph_module
 

@@ -1,9 +1,8 @@
 """Graph passes that bring an exported language model to the form that the split expects; its numbers stay equal.
 
 In order, the passes drop checks and no-ops, concatenate what is written part by part, compute calls that depend on
-weights alone, leave the expanding of weights to operators that broadcast, cut a linear whose output is sliced into one
-linear a slice, move head transposes down until they cancel, fuse rotary embedding into one operator, and join chains of
-views. A decoder layer is then linears, norms and
+weights alone, cut a linear whose output is sliced into one linear a slice, move head transposes down until they cancel,
+fuse rotary embedding into one operator, and join chains of views. A decoder layer is then linears, norms and
 element-wise operators over [1, T, features]: K and V leave it as rows of the cache, and appending them needs no copy.
 
 Each pass changes a GraphModule in place. This module knows nothing of segments or backends.
@@ -58,7 +57,6 @@ def simplify(graph_module: fx.GraphModule) -> None:
     without_complex(graph_module)
     without_empty(graph_module)
     fold_constants(graph_module)
-    drop_expanded_constants(graph_module)
     split_sliced_linears(graph_module)
     split_sliced_experts(graph_module)
     # The patterns of the next two passes have no views in between; rotary leaves views and transposes to cancel again.
@@ -139,22 +137,6 @@ def fold_constants(graph_module: fx.GraphModule) -> None:
         return weight
 
     replace_nodes(graph_module.graph, folded)
-
-
-def drop_expanded_constants(graph_module: fx.GraphModule) -> None:
-    """Let an operator that broadcasts read a weight itself where the model expands it first (Mamba 2's D)."""
-    graph = graph_module.graph
-    for node in nodes_of(graph):
-        if not is_call(node, aten.expand.default) or node.args[0].op != "get_attr":
-            continue
-        for user in list(node.users):
-            others = [source for source in user.all_input_nodes if source is not node and is_tensor(source)]
-            # Another of its operands has the result's sizes already.
-            if is_call(user, *_ELEMENTWISE) and any(
-                _same_shape(o.meta["val"], user.meta["val"]) for o in others
-            ):
-                user.replace_input_with(node, node.args[0])
-    graph.eliminate_dead_code()
 
 
 def split_sliced_linears(graph_module: fx.GraphModule) -> None:

@@ -16,7 +16,7 @@ from torch._guards import detect_fake_mode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave::expert_linear
-from doubleweave.compiler.graph.nodes import expression
+from doubleweave.compiler.graph.nodes import expression, is_call
 
 aten = torch.ops.aten
 
@@ -267,6 +267,25 @@ def _new_axis(follow: Follower, node: fx.Node) -> Axis:
     return axis + (int(_argument(node, "dim")) % follow.rank(node) <= axis)
 
 
+def _lookup(follow: Follower, node: fx.Node) -> Axis:
+    """table[:, index] and the like: rows of a table looked up, or features picked from rows."""
+    table: Any = node.args[0]
+    places: Any = node.args[1]
+    if is_call(node, aten.index_select.default):
+        places = [None] * (int(places) % follow.rank(table)) + [node.args[2]]
+    (at, index), *others = [(at, index) for at, index in enumerate(places) if index is not None]
+    if others:
+        raise UnknownOperator(_name(node))
+    axis = follow.axis(table)
+    if axis is None:
+        found = follow.axis(index)
+        assert found is not None  # a rule is asked only where some argument has rows
+        return at + found
+    if follow.axis(index) is not None or axis == at:
+        raise MixesRows(f"{_name(node)} looks up in the rows")
+    return axis if axis < at else axis + follow.rank(index) - 1
+
+
 def _embedding(follow: Follower, node: fx.Node) -> Axis:
     if follow.axis(node.args[0]) is not None:
         raise MixesRows(f"{_name(node)} looks up in the rows")
@@ -338,10 +357,11 @@ _OPERATORS: dict[Callable[[Follower, fx.Node], Axis], str] = {
     _pad: "constant_pad_nd.default",
     _within: """
         slice.Tensor cat.default split.Tensor split_with_sizes.default chunk.default glu.default
-        slice_scatter.default gather.default scatter.src scatter.value
+        slice_scatter.default scatter.src scatter.value
     """,
     _select: "select.int",
     _embedding: "embedding.default",
+    _lookup: "index.Tensor index_select.default",
     _gather: "gather.default",
     _batched: """
         conv1d.default conv2d.default conv1d.padding conv2d.padding conv_transpose1d.default

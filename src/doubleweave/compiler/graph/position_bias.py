@@ -1,0 +1,213 @@
+"""Understand by evaluation what is added to attention's scores for where a query and a key stand.
+
+Masks and biases come in as many forms as models: buffers cut to size, comparisons of positions, cumulative sums of
+ones. What they have in common is that their subgraph reads positions, sizes and constants alone, so that it can be
+computed at several sizes, and what comes out compared with what the attention operator knows: a causal mask, perhaps
+with a window or in blocks, and a slope a head (ALiBi). This module knows nothing of segments or transformers.
+
+Shape legend: T tokens, H heads, or 1 where all heads have the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from doubleweave.compiler.graph.nodes import constant, expression, is_call, is_tensor
+
+aten = torch.ops.aten
+
+# Made like another tensor, of which they read the size alone.
+_SIZE_ONLY = (
+    *(aten.ones_like.default, aten.zeros_like.default, aten.full_like.default, aten.empty_like.default),
+    *(aten.new_ones.default, aten.new_zeros.default, aten.new_full.default, aten.new_empty.default),
+)
+# Numbers of tokens that show a pattern, large enough for the positions to leave a small block or window.
+_SIZES = (3, 24, 41)
+# Numbers of scores that are computed at once, at most: 512 MB.
+_MOST_SCORES = 1 << 27
+# A score of less has no weight beside one of ordinary size: models hide keys by -10,000 and by less.
+_HIDDEN = -5000.0
+
+
+class NotUnderstood(Exception):
+    """What was found, in words."""
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What the attention operator can add to scores; `slopes` float32 [H], None for no slopes."""
+
+    window: int
+    block: int
+    slopes: Tensor | None
+
+    def scores(self, num_tokens: int) -> Tensor:
+        """float32 [H, T, T], -inf for keys that are not seen."""
+        query, key = torch.arange(num_tokens).unsqueeze(1), torch.arange(num_tokens)
+        hidden = _hidden(query, key, self.window, self.block)
+        slopes = torch.zeros(1) if self.slopes is None else self.slopes
+        return (slopes.view(-1, 1, 1) * (key - query)).masked_fill(hidden, -torch.inf)
+
+
+def _hidden(query: Tensor, key: Tensor, window: int, block: int) -> Tensor:
+    hidden = key > query
+    if window:
+        hidden = hidden | (key <= query - window)
+    return hidden | (key < query // block * block) if block else hidden
+
+
+class Positions:
+    """The nodes of a graph whose values follow from positions, sizes and constants, and their values."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        self.module = graph_module
+        self.nodes: set[fx.Node] = set()
+        placeholders = graph_module.graph.find_nodes(op="placeholder")
+        self.symbol = expression(
+            next(n for n in placeholders if n.target == "position_ids").meta["val"].shape[1]
+        )
+        for node in graph_module.graph.nodes:
+            if node.op == "placeholder":
+                known = node.target == "position_ids"
+            elif node.op == "call_function":
+                known = is_call(node, *_SIZE_ONLY) or all(n in self.nodes for n in _tensors(node))
+            else:
+                known = node.op == "get_attr"
+            if known:
+                self.nodes.add(node)
+
+    def given_by_rows(self, node: fx.Node) -> list[fx.Node]:
+        """The tensors that a node reads and that do not follow from positions."""
+        return [source for source in _tensors(node) if source not in self.nodes]
+
+    def sizes(self, nodes: Iterable[fx.Node], num_heads: int) -> list[int]:
+        """The numbers of tokens to evaluate `nodes` at, in order: just past each number that they are made with too."""
+        marked: set[int] = set()
+        for node in self._needed(nodes, {}):
+            if node.op == "get_attr":
+                tensor = constant(self.module, node)
+                marked |= {int(size) for size in tensor.shape}
+                if tensor.numel() == 1 and not tensor.is_floating_point():
+                    marked |= {int(tensor) + 3}
+            elif node.op == "call_function":
+                marked |= {int(n) + 3 for n in _numbers((node.args, node.kwargs)) if n == int(n)}
+        most = int((_MOST_SCORES / max(num_heads, 1)) ** 0.5)
+        return sorted({*_SIZES, *(size for size in marked if _SIZES[-1] < size <= most)})
+
+    def values(
+        self, nodes: Iterable[fx.Node], num_tokens: int, given: Mapping[fx.Node, Tensor]
+    ) -> dict[fx.Node, Any]:
+        """The values of `nodes`, and of all they need, at so many tokens at positions 0, 1, …; `given` are known."""
+        found: dict[Any, Any] = dict(given)
+        for node in self._needed(nodes, given):
+            if node in found:
+                continue
+            found[node] = self._value(node, num_tokens, found)
+        return found
+
+    def size(self, value: Any, num_tokens: int) -> int:
+        return int(expression(value).subs(self.symbol, num_tokens))
+
+    def _value(self, node: fx.Node, num_tokens: int, found: Mapping[Any, Any]) -> Any:
+        value = node.meta.get("val")
+        if node.op == "placeholder":
+            return torch.arange(num_tokens).unsqueeze(0)
+        if node.op == "get_attr":
+            return constant(self.module, node)
+        if isinstance(value, (int, torch.SymInt)):
+            return self.size(value, num_tokens)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: found[n])
+        if is_call(node, *_SIZE_ONLY):
+            like: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
+            args = (torch.empty([self.size(s, num_tokens) for s in like.shape], dtype=like.dtype), *args[1:])
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _needed(self, nodes: Iterable[fx.Node], given: Mapping[fx.Node, Any]) -> list[fx.Node]:
+        """`nodes` and what they are computed from, in the order of the graph."""
+        todo, seen = list(nodes), set()
+        while todo:
+            node = todo.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            is_size = not is_tensor(node) and isinstance(node.meta.get("val"), (int, torch.SymInt))
+            if node not in given and not is_size:
+                sources = node.all_input_nodes
+                todo += [s for s in sources if not is_tensor(s)] if is_call(node, *_SIZE_ONLY) else sources
+        return [node for node in self.module.graph.nodes if node in seen]
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    return [source for source in node.all_input_nodes if _has_tensors(source.meta.get("val"))]
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and any(map(_has_tensors, value)))
+
+
+def _numbers(arguments: Any) -> list[float]:
+    if isinstance(arguments, Mapping):
+        arguments = list(arguments.values())
+    if isinstance(arguments, (list, tuple)):
+        return [number for argument in arguments for number in _numbers(argument)]
+    is_number = isinstance(arguments, (int, float)) and not isinstance(arguments, bool)
+    return [arguments] if is_number and abs(arguments) < 1e9 else []
+
+
+def understood(biases: Mapping[int, Tensor]) -> Bias:
+    """The bias that gives the same weights as these, float32 [H, T, T] by T; raises NotUnderstood."""
+    # The largest shows windows and blocks that the others are too small for.
+    num_tokens = max(biases)
+    found = _read(biases[num_tokens], num_tokens)
+    for size, given in biases.items():
+        wanted = found.scores(size)
+        seen = wanted > -torch.inf
+        # The softmax leaves out what all keys of a query have in common, such as slope * its own position.
+        own = torch.arange(size)
+        relative = given - given[:, own, own].unsqueeze(2)
+        off = (relative - wanted).masked_fill(~seen, 0.0).abs() / (1 + wanted.abs()).masked_fill(~seen, 1.0)
+        if (relative[(~seen).expand_as(relative)] > _HIDDEN / 2).any():
+            raise NotUnderstood(f"with {size} tokens a query sees keys that {_in_words(found)} hides")
+        if (relative[seen.expand_as(relative)] < _HIDDEN).any():
+            raise NotUnderstood(f"with {size} tokens keys are hidden that {_in_words(found)} shows")
+        if not float(off.max()) < 1e-4:
+            raise NotUnderstood("scores have a bias by position that is not a slope a head")
+    return found
+
+
+def _read(bias: Tensor, num_tokens: int) -> Bias:
+    seen = bias > _HIDDEN
+    if not (seen == seen[:1]).all():
+        raise NotUnderstood("heads see different keys")
+    first = seen[0].int().argmax(dim=1)  # of the keys that each query sees
+    query = torch.arange(num_tokens)
+    window = block = 0
+    if int(first[-1]):
+        window = int(query[-1] - first[-1]) + 1
+        block = int(first.nonzero()[0])
+        if (first == (query - window + 1).clamp(min=0)).all():
+            block = 0
+        elif (first == query // block * block).all():
+            window = 0
+        else:
+            raise NotUnderstood("queries see keys neither in a window nor in blocks")
+    if not torch.equal(~seen[0], _hidden(query.unsqueeze(1), query, window, block)):
+        raise NotUnderstood("the mask is not causal")
+    # Over the longest distance, where rounding counts least.
+    steps = max(int(query[-1] - first[-1]), 1)
+    if window == 1 or block == 1:
+        return Bias(window, block, None)
+    at = num_tokens - 1 if int(first[-1]) < num_tokens - 1 else num_tokens - 2
+    steps = int(at - first[at])
+    slopes = ((bias[:, at, at] - bias[:, at, int(first[at])]) / steps).float()
+    return Bias(window, block, slopes if float(slopes.abs().max()) > 1e-8 else None)
+
+
+def _in_words(bias: Bias) -> str:
+    more = f" with a window of {bias.window}" if bias.window else ""
+    return f"a causal mask{more or (f' in blocks of {bias.block}' if bias.block else '')}"
