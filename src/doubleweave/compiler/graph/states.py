@@ -70,12 +70,16 @@ def find_states(model: Any) -> States:
         for name in _USES:
             _watch(cache, name, lambda: users.setdefault(running[-1]))
         _watch(cache, "update", lambda: attending.add(running[-1]))
-        with torch.no_grad():
-            model(
-                input_ids=torch.zeros(1, 2, dtype=torch.long),
-                use_cache=True,
-                **{takes_cache_as(model): cache},
-            )
+        ids = torch.zeros(1, 2, dtype=torch.long)
+        try:
+            with torch.no_grad():
+                model(input_ids=ids, use_cache=True, **{takes_cache_as(model): cache})
+        except Exception as error:
+            raise SplitError(
+                f"{type(model).__name__}: does not run over two tokens with transformers' cache "
+                f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}): expected a decoder that keeps "
+                "its states there; this architecture is not supported"
+            ) from error
     if both := next((module for module in users if module in attending), None):
         raise SplitError(
             f"{type(both).__name__} keeps states and attends in one module: expected one module for each; this "
