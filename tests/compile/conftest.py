@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,17 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(saved: Path, tmp_path: Path) -> Path:
     """A copy of `saved`, for one test."""
     return shutil.copytree(saved, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def static_attention_dir(made_once: Callable[..., Path]) -> Path:
+    """The toy in float32 with attention over a cache of 64 tokens, fixed sizes 1 and 8."""
+    import doubleweave
+
+    options: dict[str, Any] = {"quantize": "none", "attention": "static", "max_context": 64, "chunk": (1, 8)}
+    return made_once(
+        "static_attention", lambda folder: doubleweave.compile_llm(toys.model(), folder, **options)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,14 @@ def test_a_float_program_is_held_against_the_source(tmp_path: Path) -> None:
     assert dw.open(tmp_path / "out").manifest.check == check
 
 
+def check_of(folder: Path) -> Any:
+    """What compiling a program wrote of its check."""
+    return dw.open(folder).manifest.check
+
+
 @pytest.mark.parametrize("recipe", ["8da8w", "8da4w"])
-def test_a_quantized_program_is_held_against_its_split(tmp_path: Path, recipe: str) -> None:
-    check = compiled(toys.model(), tmp_path / "out", quantize=recipe).check
+def test_a_quantized_program_is_held_against_its_split(recipe: str, request: pytest.FixtureRequest) -> None:
+    check = check_of(request.getfixturevalue(f"toy_{recipe}_dir"))
     assert check.source_off < 5e-5
     assert check.segment_noise < 0.05
     assert check.logits_noise < 0.35
@@ -62,11 +67,9 @@ def test_a_quantized_program_is_held_against_its_split(tmp_path: Path, recipe: s
     assert 0 < check.top1 <= 1
 
 
-@pytest.mark.parametrize(
-    "options", [{"shape": "static", "chunk": [1, 16]}, {"attention": "static", "max_context": 64}]
-)
-def test_programs_of_fixed_sizes_are_checked_at_each(tmp_path: Path, options: dict[str, Any]) -> None:
-    check = compiled(toys.model(), tmp_path / "out", **options).check
+@pytest.mark.parametrize("program", ["toy_static_dir", "static_attention_dir"])
+def test_programs_of_fixed_sizes_are_checked_at_each(program: str, request: pytest.FixtureRequest) -> None:
+    check = check_of(request.getfixturevalue(program))
     assert check.ran == "program"
     assert check.source_off < 5e-5
 
