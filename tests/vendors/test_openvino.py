@@ -24,23 +24,22 @@ pytestmark = pytest.mark.skipif(
 IDS = [number % 250 for number in range(7, 7 + 45 * 13, 13)]
 
 
-def compiled(factory, recipe):
+def compiled(made_once, recipe):
     import doubleweave as dw
 
-    folder = factory.mktemp("openvino") / recipe
-    dw.compile_llm(toys.model(), folder, backend="openvino", quantize=recipe, chunk=(1, 8, 32))
-    return folder
+    options = {"backend": "openvino", "quantize": recipe, "chunk": (1, 8, 32)}
+    return made_once(f"openvino_{recipe}", lambda folder: dw.compile_llm(toys.model(), folder, **options))
 
 
 @pytest.fixture(scope="module")
-def float32_dir(tmp_path_factory):
-    return compiled(tmp_path_factory, "none")
+def float32_dir(made_once):
+    return compiled(made_once, "none")
 
 
 @pytest.fixture(scope="module")
-def int8_dir(tmp_path_factory):
+def int8_dir(made_once):
     pytest.importorskip("nncf")
-    return compiled(tmp_path_factory, "8w")
+    return compiled(made_once, "8w")
 
 
 def logits(folder, schedule="sequential", **options):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,18 +45,13 @@ def ids_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory, ids_file):
+def programs(made_once, ids_file):
     """The toy with two layers, compiled for a chip or for the emulator, each once."""
     sdk_or_skip()
-    made = {}
 
     def program(**options):
-        key = tuple(sorted(options.items()))
-        if key not in made:
-            folder = tmp_path_factory.mktemp("qnn") / "program"
-            compile_toy(folder, ids_file, **options)
-            made[key] = folder
-        return made[key]
+        name = "qnn_" + re.sub(r"\W+", "_", str(sorted(options.items())))
+        return made_once(name, lambda folder: compile_toy(folder, ids_file, **options))
 
     return program
 
@@ -189,23 +185,13 @@ def test_dynamic_attention_on_the_npu_is_refused_with_qnns_own_reason(tmp_path, 
 def test_a_kept_segment_is_another_recipes_or_the_cpus(programs):
     import doubleweave
 
-    kept = (("block_1", "cpu"), ("lm_head", "8a8w"))
-    program = doubleweave.open(programs(emulate=True, keep=FrozenDict(kept)))
+    kept = {"block_1": "cpu", "lm_head": "8a8w"}
+    program = doubleweave.open(programs(emulate=True, keep=kept))
     segments = {segment.name: segment for segment in program.split.segments}
     assert (segments["block_1"].backend, segments["block_1"].device) == ("xnnpack", "cpu")
     assert (segments["lm_head"].recipe, segments["block_0"].recipe) == ("8a8w", "16a8w")
     assert segments["lm_head"].snr_db < segments["block_0"].snr_db
     assert np.isfinite(program.session("sequential", 1).append([1, 2, 3])).all()
-
-
-class FrozenDict(dict):
-    """Options are keys of what was compiled already."""
-
-    def __hash__(self):
-        return hash(tuple(self.items()))
-
-    def __lt__(self, other):
-        return tuple(self.items()) < tuple(other.items())
 
 
 def refuse(monkeypatch, reason):
