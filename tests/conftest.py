@@ -28,6 +28,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+# Minutes each. They come first: a worker that begins one when the other has nothing left keeps it waiting.
+LONG_FILES = ("test_native_run_sanitized.py", "test_aarch64.py", "test_random_modules.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="rewrite tests/golden instead of comparing")
 
