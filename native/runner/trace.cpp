@@ -20,7 +20,7 @@ constexpr std::array<const char*, 8> kColours{
     "thread_state_runnable", "rail_response",  "cq_build_passed",     "rail_idle"};
 
 // Segments that differ in their number are of one kind: "block_*".
-std::string kind_of(const std::string& name) {
+std::string pattern_of(const std::string& name) {
   const size_t line = name.rfind('_');
   const bool is_numbered = line != std::string::npos && line + 1 < name.size() &&
                            name.find_first_not_of("0123456789", line + 1) == std::string::npos;
@@ -128,7 +128,7 @@ Json trace_of(const RunFile& file, const Prepared& prepared, const Timeline& tim
                       {"pid", 0},
                       {"tid", event.worker},
                       {"name", call.name + "/" + std::to_string(number)},
-                      {"cat", kind_of(segment.name)},
+                      {"cat", pattern_of(segment.name)},
                       {"ts", us(event.start_ns)},
                       {"dur", us(event.end_ns - event.start_ns)},
                       {"cname", kColours[static_cast<size_t>(number) % kColours.size()]},
