@@ -34,6 +34,7 @@ from doubleweave.sources.model import Model
 from doubleweave.sources.positions import first_position
 from doubleweave.sources.quantized_folder import check_readable, method_of, plain_tensors, settings_of
 from doubleweave.sources.tensor_files import TensorFiles
+from doubleweave.sources.text_part import TextTensors, text_part_of
 from doubleweave.sources.weights import check_loaded, is_harmless
 
 _VOCABULARIES = re.compile(r"tokenizer\.json|tekken\.json|.*vocab.*|.*\.(model|tiktoken|spm|bpe)")
@@ -117,11 +118,15 @@ def _load_module(path: Path, described: Mapping[str, Any], trusted: bool) -> tup
     settings = settings_of(described)
     if settings is not None:
         check_readable(path, settings)
-    base = _base_of(config)
+    config, whole = text_part_of(config) or config, config
+    if not (trusted and described.get("auto_map")):
+        _check_causal(path, config)
+    base = _base_of(config) if config is whole else ""
     named = described.get("transformers_weights")
 
-    def saved() -> TensorFiles:
-        return TensorFiles(path, base, named if isinstance(named, str) else None)
+    def saved() -> TensorFiles | TextTensors:
+        files = TensorFiles(path, base, named if isinstance(named, str) else None)
+        return files if config is whole else TextTensors(path, files, config, whole)
 
     tensors = saved()
     given: dict[str, Any] = {}
@@ -193,6 +198,19 @@ def _class_of(path: Path, config: Any, trusted: bool) -> Any:
     if type(config) not in known:
         raise ValueError(f"it has no causal language model of the type {config.model_type!r}")
     return known[type(config)]
+
+
+def _check_causal(path: Path, config: Any) -> None:
+    """Raise SourceError for a model that is no causal language model, and has none inside."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as known
+
+    inner = config.get_text_config(decoder=True)
+    if type(config) not in known:
+        inside = "" if inner is config else f", nor of the text model inside it ({inner.model_type})"
+        raise SourceError(
+            f"{path}: transformers cannot load it: it has no causal language model of the type {config.model_type!r}"
+            f"{inside}; expected one of the types in docs/models.md"
+        )
 
 
 def _generation_config(path: Path, module: Any) -> Any:
