@@ -15,10 +15,11 @@ void bind_times(nb::module_& m) {
                     std::vector<double>>(),
            "threads"_a, "rows"_a, "cached"_a, "us"_a, "repeated"_a);
   nb::class_<EstimatedTimes>(m, "EstimatedTimes")
-      .def(nb::init<double, int, double, double, double, double, double, double,
+      .def(nb::init<double, int, double, double, double, double, double, double, double, double,
                     std::vector<std::pair<double, double>>>(),
            nb::kw_only(), "launch_us"_a, "cores"_a, "row_us"_a, "square_us"_a, "key_us"_a,
-           "call_bytes_us"_a, "row_bytes_us"_a, "cached_bytes_us"_a, "counted_us"_a);
+           "call_bytes_us"_a, "row_bytes_us"_a, "cached_bytes_us"_a, "expert_bytes_us"_a,
+           "expert_share"_a, "counted_us"_a);
   nb::class_<SegmentTimes>(m, "SegmentTimes")
       .def(
           "__init__",

@@ -15,7 +15,8 @@ namespace doubleweave::scheduling {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MeasuredTimes, threads, rows, cached, us, repeated)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EstimatedTimes, launch_us, cores, row_us, square_us, key_us,
-                                   call_bytes_us, row_bytes_us, cached_bytes_us, counted_us)
+                                   call_bytes_us, row_bytes_us, cached_bytes_us, expert_bytes_us,
+                                   expert_share, counted_us)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ContentionTable, workers, shares)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Choice, schedule, workers, threads, chunk, in_flight, abreast)
 
@@ -82,10 +83,13 @@ void check_measured(const std::vector<scheduling::MeasuredTimes>& tables) {
 
 void check_estimated(const scheduling::EstimatedTimes& times) {
   require(times.cores > 0, "a segment's estimate is for no core");
-  for (const double us : {times.launch_us, times.row_us, times.square_us, times.key_us,
-                          times.call_bytes_us, times.row_bytes_us, times.cached_bytes_us}) {
+  for (const double us :
+       {times.launch_us, times.row_us, times.square_us, times.key_us, times.call_bytes_us,
+        times.row_bytes_us, times.cached_bytes_us, times.expert_bytes_us}) {
     require(us >= 0 && us <= kMostUs, "a segment's estimate is out of range");
   }
+  require(times.expert_share >= 0 && times.expert_share <= 1,
+          "a segment's rows choose more experts than there are");
 }
 
 scheduling::SegmentTimes times_of(const Json& item) {

@@ -49,8 +49,9 @@ double estimated_us(const EstimatedTimes& times, double rows, double cached, int
   const double compute_us =
       (times.row_us * rows + times.square_us * rows * rows + times.key_us * rows * keys) /
       std::min(threads, times.cores);
-  double memory_us =
-      times.call_bytes_us + times.row_bytes_us * rows + times.cached_bytes_us * (cached + rows);
+  double memory_us = times.call_bytes_us + times.row_bytes_us * rows +
+                     times.cached_bytes_us * (cached + rows) +
+                     times.expert_bytes_us * (1 - std::pow(1 - times.expert_share, rows));
   for (const auto& [counted_rows, us] : times.counted_us) {
     if (counted_rows == rows) {
       memory_us = us;

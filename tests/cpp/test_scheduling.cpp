@@ -1,6 +1,7 @@
 // Checks the engine that plans runs: chunks, choices, task graphs, costs, schedules, and the
 // planner over a program of two layers whose numbers are small enough to work out by hand.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <string>
@@ -120,6 +121,13 @@ void test_times_of_a_segment() {
   CHECK(dw::time_us(estimated, 5, 0, 1) == 30, "bound by computing");
   CHECK(dw::time_us(estimated, 5, 0, 8) == 25, "then by bytes, on two cores");
   CHECK(dw::time_us(estimated, 7, 0, 8) == 110, "the compiler's count");
+  dw::SegmentTimes experts;
+  experts.estimated.call_bytes_us = 10;
+  experts.estimated.expert_bytes_us = 400;
+  experts.estimated.expert_share = 0.25;
+  CHECK(dw::time_us(experts, 1, 0, 1) == 110, "the experts of one row");
+  CHECK(dw::time_us(experts, 2, 0, 1) == 185, "of two rows that may share them");
+  CHECK(std::abs(dw::time_us(experts, 512, 0, 1) - 410) < 1e-9, "all of them");
 }
 
 dw::Outline outline() {

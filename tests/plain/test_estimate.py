@@ -91,6 +91,17 @@ def test_counted_weights_come_before_bytes():
     assert found[0] == pytest.approx(10 + 2 * 64 * 1000 / 500)
 
 
+def test_a_row_reads_the_experts_that_it_chose():
+    segment = replace(
+        SPLIT.segment("block_1"), linear_weights=1, expert_weights=2000, chosen_weights=500, weight_bytes=4096
+    )
+    fast = replace(DEVICE, peak_gops={"int8": 1e9})
+    found = estimate_us(fast, segment, "int8", np.array([1.0, 2.0]), np.array([8.0, 8.0]), 1)
+    # All but the experts' 2,000 bytes in every call; a quarter of those for a row, and of the rest for the next.
+    expected = [4096 - 2000 + 500 + 96, 4096 - 2000 + 500 + 375 + 192]
+    assert found == pytest.approx([10 + size / 1000 for size in expected])
+
+
 def test_inlined_attention_goes_over_the_whole_cache():
     block = SPLIT.segment("block_1")
     past = Port("past", "float32", (1, 32, 8))

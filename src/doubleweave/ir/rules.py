@@ -108,6 +108,7 @@ def _segment_problem(segment: Segment) -> str | None:
         return f"segment {name} has an input or output of no size or dtype"
     counts = (
         *(segment.contexts, segment.linear_weights, segment.attended_width, segment.weight_bytes),
+        *(segment.chosen_weights, segment.expert_weights - segment.chosen_weights),
         *(segment.num_operators, segment.num_delegated, *(count for row in segment.traffic for count in row)),
     )
     if not all(0 <= count <= 2**62 for count in counts):

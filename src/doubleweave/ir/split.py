@@ -108,13 +108,14 @@ class Segment:
     lowered once. `target` is the chip that its backend compiles it for, "" where that makes no difference. `recipe` is
     its quantization where scales are fixed beforehand, `snr_db` its signal-to-noise ratio against float32 in decibels.
     `contexts` counts QNN's context binaries: fewer than methods where methods of several sizes share a context, and so
-    their weights. `traffic` has the bytes that the method of each size moves, where the backend's compiler counts
-    them. `linear_weights` counts a language model's multiply-adds with weights for each row (0: not counted).
-    `attended_width`, where attention is inlined, is its multiply-adds for each row and each row of the cache: widths
-    of queries and outputs of all layers. `num_delegated` of `num_operators` operators run in the backend's delegate,
-    the others in ExecuTorch's CPU kernels (both are 0 until the segment is lowered). `rows` names the proof that the
-    rows of a segment that runs chunk by chunk are independent. `each_row` means that it takes one row, and that a call
-    runs it for each row of a chunk in order: a recurrence, which reads the states that it writes.
+    their weights. `traffic` has the bytes that the method of each size moves, where the backend's compiler counts them.
+    `linear_weights` counts a language model's multiply-adds with weights for each row (0: not counted).
+    `expert_weights` counts the weights of its experts, of which `chosen_weights` are read for each row.
+    `attended_width`, where attention is inlined, is its multiply-adds for each row and each row of the cache: widths of
+    queries and outputs of all layers. `num_delegated` of `num_operators` operators run in the backend's delegate, the
+    others in ExecuTorch's CPU kernels (both are 0 until the segment is lowered). `rows` names the proof that the rows
+    of a segment that runs chunk by chunk are independent. `each_row` means that it takes one row, and that a call runs
+    it for each row of a chunk in order: a recurrence, which reads the states that it writes.
     """
 
     name: str
@@ -130,6 +131,8 @@ class Segment:
     contexts: int = 0
     traffic: tuple[Traffic, ...] = ()
     linear_weights: int = 0
+    expert_weights: int = 0
+    chosen_weights: int = 0
     attended_width: int = 0
     weight_bytes: int = 0
     num_operators: int = 0

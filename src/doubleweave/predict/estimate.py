@@ -48,9 +48,9 @@ class Estimate(NamedTuple):
 
     Computing takes `row_us` a row, `square_us` a row's square, and `key_us` a row times the keys that it sees, shared
     by at most `cores` cores. Moving takes `call_bytes_us` a call, `row_bytes_us` a row and `cached_bytes_us` a cached
-    token. `counted_us` has (rows, microseconds) pairs from the traffic that the device's compiler counted; they replace
-    the three for those numbers of rows. The native module works times out (EstimatedTimes in
-    doubleweave/scheduling/costs.h).
+    token. Experts' weights take `expert_bytes_us` in all, of which a row reads the share `expert_share`. `counted_us`
+    has (rows, microseconds) pairs from the traffic that the device's compiler counted; they replace all these for those
+    numbers of rows. The native module works times out (EstimatedTimes in doubleweave/scheduling/costs.h).
     """
 
     launch_us: float
@@ -61,6 +61,8 @@ class Estimate(NamedTuple):
     call_bytes_us: float
     row_bytes_us: float
     cached_bytes_us: float
+    expert_bytes_us: float
+    expert_share: float
     counted_us: tuple[tuple[float, float], ...]
 
     def native(self) -> _scheduling.EstimatedTimes:
@@ -98,7 +100,9 @@ def estimate(device: Device, segment: Segment, weights: str) -> Estimate:
             row_bytes += fixed
         else:
             call_bytes += fixed
+    expert_bytes = 0.0
     if segment.num_delegated:
+        expert_bytes = min(segment.expert_weights * WEIGHT_BYTES[weights], float(segment.weight_bytes))
         call_bytes += segment.weight_bytes
     launch_us = device.launch_us
     if segment.each_row:  # a launch, and its weights and states, for each row
@@ -111,8 +115,10 @@ def estimate(device: Device, segment: Segment, weights: str) -> Estimate:
         row_us=row_us,
         square_us=square_us,
         key_us=key_us,
-        call_bytes_us=call_bytes * byte_us,
+        call_bytes_us=(call_bytes - expert_bytes) * byte_us,
         row_bytes_us=row_bytes * byte_us,
         cached_bytes_us=cached_bytes * byte_us,
+        expert_bytes_us=expert_bytes * byte_us,
+        expert_share=segment.chosen_weights / max(1, segment.expert_weights),
         counted_us=tuple((float(t.size), (t.read + t.written) * byte_us) for t in segment.traffic),
     )

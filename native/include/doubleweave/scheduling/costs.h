@@ -30,6 +30,9 @@ struct EstimatedTimes {
   double call_bytes_us = 0;
   double row_bytes_us = 0;
   double cached_bytes_us = 0;
+  /// Of all experts' weights, and the share that a row chooses. Rows choose apart from each other.
+  double expert_bytes_us = 0;
+  double expert_share = 0;
   /// What the device's compiler counted instead, by exact number of rows.
   std::vector<std::pair<double, double>> counted_us;
 };

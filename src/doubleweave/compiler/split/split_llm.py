@@ -110,6 +110,8 @@ def split_llm(
                 outputs=outputs,
                 structure=digest,
                 linear_weights=sum(map(_num_weights, piece.nodes)),
+                expert_weights=sum(expert for expert, _ in map(_num_expert_weights, piece.nodes)),
+                chosen_weights=sum(chosen for _, chosen in map(_num_expert_weights, piece.nodes)),
                 attended_width=sum(node.meta.get(WIDTH, 0) for node in reads),
                 each_row=is_recurrence,
             )
@@ -170,15 +172,18 @@ def _num_rows(graph: fx.Graph) -> Any:
 
 def _num_weights(node: fx.Node) -> int:
     """The multiply-adds that a linear makes for each row, 0 for any other operator."""
-    weight: Any
-    if node.target is torch.ops.aten.linear.default:
-        weight = node.args[1]
-        return int(weight.meta["val"].numel())
-    if node.target is torch.ops.doubleweave.expert_linear.default:
-        index: Any = node.args[1]
-        weight = node.args[2]
-        return int(index.meta["val"].shape[1]) * int(weight.meta["val"][0].numel())
-    return 0
+    if node.target is not torch.ops.aten.linear.default:
+        return _num_expert_weights(node)[1]
+    weight: Any = node.args[1]
+    return int(weight.meta["val"].numel())
+
+
+def _num_expert_weights(node: fx.Node) -> tuple[int, int]:
+    """(the weights of all experts, those that a row chooses) of an experts' linear, zeros for any other operator."""
+    if node.target is not torch.ops.doubleweave.expert_linear.default:
+        return 0, 0
+    index, weight = (arg.meta["val"] for arg in node.args[1:3])  # type: ignore[union-attr]
+    return int(weight.numel()), int(index.shape[1]) * int(weight[0].numel())
 
 
 def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:
