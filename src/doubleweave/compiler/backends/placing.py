@@ -12,13 +12,14 @@ from doubleweave.ir.split import FixedSizes, Segment, most_rows, rows
 
 
 def fits(segment: Segment) -> bool:
-    """Whether a segment is meant for the NPU and can go there: float32 in and out.
+    """Whether a segment is meant for the NPU and can go there: float32 in and out, and no experts to choose from.
 
     Lookups by token or position (int64 inputs) stay on the CPU: they compute next to nothing, and a table in an NPU's
-    memory is read from the system's all the same.
+    memory is read from the system's all the same. So do experts: an NPU, whose every shape is fixed, would compute all.
     """
     ports = (*segment.inputs, *segment.outputs)
-    return segment.device == "npu" and all(port.dtype == "float32" for port in ports)
+    is_float = all(port.dtype == "float32" for port in ports)
+    return segment.device == "npu" and is_float and not segment.expert_weights
 
 
 def placed(
