@@ -162,7 +162,7 @@ def page(rows: dict[str, str]) -> str:
         f"knows, compiled in float32 and held against transformers: the logits of {TOKENS} tokens as one prompt and in",
         f"chunks of {CHUNK}, of {SINGLES} tokens one by one, and {ANSWER} greedy tokens behind {PROMPT} as",
         "transformers' own `generate` gives them with its own cache. Written by",
-        "`ARCHITECTURES=all pytest tests/compile/test_architectures.py --regenerate`; with names in place of `all`, their",
+        "`ARCHITECTURES=all pytest tests/compile/test_architectures.py --regenerate`; with names for `all`, their",
         "rows alone are written anew.",
         "",
         "| | all | " + " | ".join(kinds) + " |",
