@@ -23,7 +23,7 @@ import pytest
 import architectures
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-CHOSEN = ("bart", "gemma2", "lfm2", "mamba", "mixtral", "olmo2", "qwen3", "roberta")
+CHOSEN = ("bart", "bloom", "gemma2", "lfm2", "mamba", "mixtral", "olmo2", "qwen3", "qwen3_5_text", "roberta")
 NAMED = os.environ.get("ARCHITECTURES", "")
 TYPES = tuple(architectures.NAMES) if NAMED == "all" else tuple(filter(None, NAMED.split(","))) or CHOSEN
 SECONDS = 240  # for one architecture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -9,9 +10,20 @@ import pytest
 import torch
 from test_split_llm import FAMILIES, make_model
 
+import architectures
 import toys
 from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
-from doubleweave.compiler.graph.static_attention import MASK, inline_attention
+from doubleweave.compiler.graph.ops import attention_reference
+from doubleweave.compiler.graph.static_attention import (
+    MASK,
+    for_groups,
+    inline_attention,
+    mask_of_chunk,
+    mask_of_past,
+    offsets_in_block,
+    offsets_in_chunk,
+    static_attention,
+)
 from doubleweave.compiler.split.eager import run_eager
 from doubleweave.compiler.split.split_llm import default_policy, split_llm
 from doubleweave.errors import PolicyError
@@ -43,6 +55,38 @@ def test_the_numbers_are_those_of_a_growing_cache(family):
     for chunk in (8, 5, 1):
         found = run_eager(static, ids, chunk)
         assert (found - expected).abs().max() / expected.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["bloom", "granite_swa"])
+def test_slopes_and_sinks_are_part_of_it(name):
+    module = architectures.tiny_model(name)
+    with torch.no_grad():
+        for parameter_name, parameter in module.named_parameters():
+            if parameter_name.endswith("sinks"):
+                parameter.normal_()
+    dynamic, static = split_of(module, "dynamic"), split_of(module, "static")
+    ids = torch.randint(3, 128, (1, 37))
+    expected = run_eager(dynamic, ids, 8)
+    for chunk in (8, 5, 1):
+        found = run_eager(static, ids, chunk)
+        assert (found - expected).abs().max() / expected.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("block", [5, 8, 20])
+def test_blocks_are_part_of_the_masks(block):
+    generator = torch.Generator().manual_seed(block)
+    q, k, v = (torch.randn(1, CONTEXT, width, generator=generator) for width in (32, 16, 16))
+    expected = attention_reference(q, k, v, 4, 2, 0.3, 0, 0.0, block)
+    past_k, past_v = torch.zeros(1, CONTEXT, 16), torch.zeros(1, CONTEXT, 16)
+    for start, end in itertools.pairwise((0, 8, 13, 14, 22)):
+        positions = torch.arange(start, end)[None]
+        past = mask_of_past(positions, torch.arange(CONTEXT).float(), 0, block, -1e9)
+        starts = offsets_in_block(positions, block)
+        chunk = mask_of_chunk(offsets_in_chunk(positions), starts, 0, -1e9, 2)
+        rows = [x[:, start:end] for x in (q, k, v)]
+        found = static_attention(*rows, past_k, past_v, for_groups(past, 2), chunk, 4, 2, 0.3, 0.0)
+        assert torch.allclose(found, expected[:, start:end], atol=1e-5)
+        past_k[:, start:end], past_v[:, start:end] = rows[1:]
 
 
 def test_there_is_one_block_and_it_reads_the_whole_cache():

@@ -86,8 +86,12 @@ class Positions:
         return [source for source in _tensors(node) if source not in self.nodes]
 
     def sizes(self, nodes: Iterable[fx.Node], num_heads: int) -> list[int]:
-        """The numbers of tokens to evaluate `nodes` at, in order: just past each number that they are made with too."""
+        """The numbers of tokens to evaluate `nodes` at, in order: just past each number that they are made with too.
+
+        Raises NotUnderstood for a number that is too large for that, which may be a window.
+        """
         marked: set[int] = set()
+        most = int((_MOST_SCORES / max(num_heads, 1)) ** 0.5)
         for node in self._needed(nodes, {}):
             if node.op == "get_attr":
                 tensor = constant(self.module, node)
@@ -95,8 +99,12 @@ class Positions:
                 if tensor.numel() == 1 and not tensor.is_floating_point():
                     marked |= {int(tensor) + 3}
             elif node.op == "call_function":
-                marked |= {int(n) + 3 for n in _numbers((node.args, node.kwargs)) if n == int(n)}
-        most = int((_MOST_SCORES / max(num_heads, 1)) ** 0.5)
+                numbers = _numbers((node.args, node.kwargs))
+                marked |= {int(n) + 3 for n in numbers if n == int(n)}
+                if large := [n for n in numbers if isinstance(n, int) and n > most]:
+                    raise NotUnderstood(
+                        f"positions are compared with {large[0]}, and at most {most} can be tried"
+                    )
         return sorted({*_SIZES, *(size for size in marked if _SIZES[-1] < size <= most)})
 
     def values(
@@ -196,8 +204,11 @@ def _read(bias: Tensor, num_tokens: int) -> Bias:
             window = 0
         else:
             raise NotUnderstood("queries see keys neither in a window nor in blocks")
-    if not torch.equal(~seen[0], _hidden(query.unsqueeze(1), query, window, block)):
-        raise NotUnderstood("the mask is not causal")
+    hidden = _hidden(query.unsqueeze(1), query, window, block)
+    if not torch.equal(~seen[0], hidden):
+        is_causal = not (seen[0] & (query > query.unsqueeze(1))).any()
+        more = "keys neither in a window nor in blocks" if is_causal else "later keys: the mask is not causal"
+        raise NotUnderstood(f"queries see {more}")
     # Over the longest distance, where rounding counts least.
     steps = max(int(query[-1] - first[-1]), 1)
     if window == 1 or block == 1:
