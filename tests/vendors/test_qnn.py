@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import toys
-from doubleweave.errors import BackendError, LowerError, PolicyError, ProgramError
+from doubleweave.errors import BackendError, CheckError, LowerError, PolicyError, ProgramError
 from doubleweave.ir import manifest
 from doubleweave.ir.seal import sealed
 from doubleweave.ir.split import FixedSizes
@@ -61,6 +61,43 @@ def compile_toy(folder, ids_file, **options):
 
     options = {"soc": "SM8650", "quantize": "16a8w", "chunk": SIZES, "calibrate": ids_file} | options
     return doubleweave.compile_llm(toys.model(num_layers=2), folder, backend="qnn", **options)
+
+
+def test_the_emulator_is_held_against_the_quantized_split(programs):
+    check = manifest.read(programs(emulate=True)).check
+    assert (check.ran, check.reason, check.num_tokens) == ("program", "", SIZES[1])
+    assert check.source_off < 5e-5
+    assert 0 < check.segment_noise < 0.01
+    assert 0 < check.logits_noise < 0.01
+    assert 0 < check.top1 <= 1
+
+
+def test_a_chips_build_is_checked_as_a_split(programs):
+    check = manifest.read(programs()).check
+    assert check.ran == "split"
+    assert "which the emulator on this machine cannot run" in check.reason
+    assert check.segment_noise is check.logits_noise is None
+
+
+def test_wrong_weights_are_found_on_the_emulator(tmp_path, ids_file, monkeypatch):
+    from dataclasses import replace
+
+    from doubleweave.compiler.lower import lower as lower_module
+
+    sdk_or_skip()
+    right = lower_module.lower
+
+    def lower(torch_split, *given):
+        weights = dict(torch_split.weights)
+        weights["lm_head"] = tuple(
+            tensor.flip(0) if tensor.ndim == 2 else tensor for tensor in weights["lm_head"]
+        )
+        return right(replace(torch_split, weights=weights), *given)
+
+    monkeypatch.setattr(lower_module, "lower", lower)
+    with pytest.raises(CheckError, match="segment lm_head of the program gives other numbers"):
+        compile_toy(tmp_path / "out", ids_file, emulate=True)
+    assert not (tmp_path / "out").exists()
 
 
 def contexts_of(folder):

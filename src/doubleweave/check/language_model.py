@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from doubleweave.check.differences import agreement, difference, first_row_over, noise
+from doubleweave.check.own_process import program_apart
 from doubleweave.check.places import SINGLES, Place, far_places, first_place, lengths_of, marked_rows
+from doubleweave.check.program_run import ProgramHere, Run, Runner
 from doubleweave.check.quick_weights import quick_modules
 from doubleweave.check.segments import Comparison, Noise, meeting_rows, noisiest
 from doubleweave.check.source_run import source_logits
@@ -25,11 +26,10 @@ from doubleweave.compiler.program_folder import Progress
 from doubleweave.compiler.quantize.calibration import text_tokens
 from doubleweave.compiler.split.eager import OnCall, run_chunks
 from doubleweave.compiler.split.pieces import TorchSplit
-from doubleweave.errors import CheckError
+from doubleweave.errors import CheckError, RunError
 from doubleweave.ir.check import Check
 from doubleweave.ir.manifest import TOKENIZER_FILE
 from doubleweave.ir.split import FixedSizes, Split, most_rows
-from doubleweave.runtime.llm.program import Program
 from doubleweave.runtime.open import open_llm
 from doubleweave.schedule.choice import chunk_shape
 from doubleweave.vendors.library import emulator_of, libraries_of
@@ -37,9 +37,6 @@ from doubleweave.vendors.library import emulator_of, libraries_of
 # Of the largest logit. float32 kernels that add up in another order are off by some 1e-6 of it (SmolLM2: 3e-6), by 5e-5
 # where random weights let one number outweigh all others. What is wrong is off by more than 1e-3 as a rule.
 FLOAT_BOUND = 2e-4
-# Noise of a quantized segment against eager torch on the same inputs, where a number between two steps of the
-# activations' scale was rounded the other way. Wrong weights give about 1.
-SEGMENT_BOUND = 0.05
 # Noise of a quantized program's logits against its split, where such steps went through all layers (SmolLM2, 8da8w and
 # 8da4w: 0.08).
 LOGITS_BOUND = 0.35
@@ -88,7 +85,9 @@ def check_llm(compiled: Compiled, report: Progress) -> Check:
     report("checking: the program", 2, 3)
     if reason:
         return subject.judged(ran, subject.eager(compiled.lowered, short))
-    program = open_llm(compiled.folder)
+    if emulator_of(split):
+        return _hold_emulated(subject, ran, first, far)
+    program = ProgramHere(open_llm(compiled.folder))
     if compiled.is_float:
         return replace(ran, source_off=max(subject.hold_program(program, place) for place in (first, *far)))
     segment_noise, logits_noise, logits = subject.hold_quantized(program, first, far)
@@ -113,26 +112,21 @@ class _Subject:
         chunks = run_chunks(torch_split, self.chunks(place), modules, cached=cached, on_call=on_call)
         return torch.cat(list(chunks), 1)[0]
 
-    def program(self, program: Program, place: Place) -> Tensor:
+    def program(self, program: Runner, place: Place) -> Tensor:
         """The logits of the program, [T, vocab]: chunks as prompts and single tokens as decoding run them."""
-        session = program.session()
-        if place.start:
-            cached = marked_rows(self.compiled.lowered.split, place.start)
-            session.fill({name: tensor[0].numpy() for name, tensor in cached.items()}, place.start)
+        cached = marked_rows(self.compiled.lowered.split, place.start)
         chunks = place.chunks
         singles = next((n for n, size in enumerate(reversed(chunks)) if size > 1), len(chunks))
-        prompt = place.num_tokens - singles
         ids = self.token_ids[0, : place.num_tokens].numpy()
-        rows = [session.score(ids[:prompt])] if prompt else []
-        rows += [session.append(ids[at : at + 1])[None] for at in range(prompt, place.num_tokens)]
-        return torch.from_numpy(np.concatenate(rows))
+        rows = {name: tensor[0].numpy() for name, tensor in cached.items()}
+        return torch.from_numpy(program.logits(Run(ids, singles, rows, place.start)))
 
     def hold_split(self, place: Place) -> float:
         return self._hold(
             self.eager(self.compiled.reference, place), place, "the model's segments give", self._meeting
         )
 
-    def hold_program(self, program: Program, place: Place) -> float:
+    def hold_program(self, program: Runner, place: Place) -> float:
         def where() -> str:
             self.hold_split(place)  # says more where the fault is older
             worst = self._noisiest(program)
@@ -153,29 +147,30 @@ class _Subject:
         return off
 
     def hold_segments(self, worst: Noise) -> float:
-        if not worst.size <= SEGMENT_BOUND:
+        if not worst.size <= worst.bound:
             raise self._refusal(
                 f"segment {worst.segment} of the program gives other numbers than in eager torch on the same inputs: "
-                f"noise {worst.size:.2g}, expected at most {SEGMENT_BOUND}"
+                f"noise {worst.size:.2g}, expected at most {worst.bound:.2g}"
             )
         return worst.size
 
-    def _noisiest(self, program: Program) -> Noise:
+    def _noisiest(self, program: Runner) -> Noise:
         """The segment that is furthest from eager torch, over a chunk of each size that it is compiled for."""
         # Each by itself: together they may be more than the context.
         runs = [
             noisiest(self.compiled.lowered, program.methods, [self.token_ids[:, :size]])
-            for size in self._sizes
+            for size in self.sizes
         ]
-        return max(runs, key=lambda worst: worst.size)
+        return max(runs, key=lambda worst: worst.excess)
 
     @property
-    def _sizes(self) -> tuple[int, ...]:
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of rows that each segment is tried with."""
         shape = chunk_shape(self.compiled.lowered.split)
         return shape.sizes if isinstance(shape, FixedSizes) else (1, min(most_rows(shape), 23))
 
     def hold_quantized(
-        self, program: Program, first: Place, far: Sequence[Place]
+        self, program: Runner, first: Place, far: Sequence[Place]
     ) -> tuple[float, float, Tensor]:
         """The noise of segments and of logits against the quantized split, and the first place's logits."""
         is_fixed = isinstance(chunk_shape(self.compiled.lowered.split), FixedSizes)
@@ -184,7 +179,7 @@ class _Subject:
             segment_noise = self.hold_segments(self._noisiest(program))
             wanted = self.eager(self.compiled.lowered, first)
         else:
-            compared = Comparison(self.compiled.lowered, program.methods, self._sizes)
+            compared = Comparison(self.compiled.lowered, program.methods, self.sizes)
             wanted = self.eager(self.compiled.lowered, Place(0, (first.num_tokens,)), compared)
             segment_noise = self.hold_segments(compared.worst)
         found = self.program(program, first)
@@ -229,12 +224,27 @@ class _Subject:
 def _cannot_run(split: Split) -> str:
     """Why the program is not run here, "" where it is."""
     missing = (library.missing(split.segments_of(name)) for name, library in libraries_of(split).items())
-    if found := next(filter(None, missing), ""):
-        return found
-    # An emulator takes seconds a segment, and once it is loaded this process cannot compile for the chip again: what it
-    # loads does not survive the forks of forked.py.
-    emulator = emulator_of(split)
-    return f"{emulator} stands in for the chip here, and needs a process of its own" if emulator else ""
+    return next(filter(None, missing), "")
+
+
+def _hold_emulated(subject: _Subject, ran: Check, first: Place, far: Sequence[Place]) -> Check:
+    """Run few tokens, as an emulator takes tenths of a second a segment: each segment at each size, a padded chunk, a
+    single token, and a chunk at each far place.
+
+    It runs in a process of its own: once it is loaded a process cannot compile for the chip again, as what it loads
+    does not survive the forks of forked.py.
+    """
+    compiled = subject.compiled
+    sizes = [size for size in subject.sizes if size > 1]
+    few = first.cut((max(1, min(sizes, default=1) - 1), 1))
+    in_chunks = [place for place in far if place.chunks[0] > 1]
+    try:
+        with program_apart(compiled.folder) as program:
+            segment_noise, logits_noise, _ = subject.hold_quantized(program, few, in_chunks)
+    except RunError as error:
+        raise CheckError(f"{compiled.name}: {error}; nothing was written. {_REPORT}") from error
+    ran = replace(ran, num_tokens=few.end, segment_noise=segment_noise, logits_noise=logits_noise)
+    return subject.judged(ran, subject.eager(compiled.lowered, first.cut(_SPLIT_CHUNKS)))
 
 
 def _source(compiled: Compiled, token_ids: Tensor, places: Sequence[Place]) -> dict[int, Tensor]:
