@@ -30,6 +30,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     """Export, split and quantize; writes the tokenizer into `folder`. Raises SplitError, PolicyError, LowerError or,
     for a calibration text, InputError."""
     from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+    from doubleweave.compiler.graph.order_by_use import order_by_use
     from doubleweave.compiler.graph.rotary_lengths import check_rotary
     from doubleweave.compiler.graph.static_attention import MASK, inline_attention
     from doubleweave.compiler.quantize.calibration import calibration_chunks
@@ -41,6 +42,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     most = most_rows(options.sizes)
     graph = export_llm(model.module, most)
     check_rows(graph, type(model.module).__name__)
+    order_by_use(graph.graph)
     owners = owned_modules(model.module)
     if options.attention == "static":
         inline_attention(graph, options.max_context, options.backend.hidden_score)
