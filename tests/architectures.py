@@ -73,6 +73,7 @@ _SIZES = {
         "n_embd",
         "embedding_size",
         "dim",
+        "emb_dim",
         "adapter_in_dim",
         "adapter_input_size",
         "adapter_out_dim",

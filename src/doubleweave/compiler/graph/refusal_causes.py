@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 # Names under which transformers' caches hold what a layer hands from token to token.
-_STATES = ("conv_states", "recurrent_states", "ssm_states", "update_conv_state", "update_recurrent_state")
+_STATES = re.compile(r"(update_)?(conv|recurrent|ssm)_states?|[gs]et_linear_cache")
 _TRIED = (1, 2, 7, 64)  # numbers of tokens that a rule is tried at, besides the most
 
 
@@ -130,8 +130,8 @@ def place_of_node(node: fx.Node) -> str:
 def _does(module: nn.Module) -> str:
     """What a module does that cannot be exported, as far as its code shows it: "" where it does not."""
     methods = (getattr(method, "__wrapped__", method) for method in vars(type(module)).values())
-    names = {name for method in methods if hasattr(method, "__code__") for name in method.__code__.co_names}
-    found = [name for name in _STATES if name in names]
+    names = [name for method in methods if hasattr(method, "__code__") for name in method.__code__.co_names]
+    found = [name for name in names if _STATES.fullmatch(name)]
     return f"carries a state from token to token ({found[0]}), besides keys and values" if found else ""
 
 
