@@ -109,6 +109,7 @@ int64_t scale_bytes(const ExpertWeights& w, int64_t num_blocks) {
 
 // Blocks of one work item: their weights stay in the second cache while an expert's rows go by.
 constexpr int64_t kItemBlocks = 4;
+constexpr int64_t kMostAhead = int64_t{1} << 17;  // bytes
 
 }  // namespace
 
@@ -168,6 +169,16 @@ void expert_linear(const ExpertWeights& weights, const ExpertRows& rows, float* 
     tile.x = rows.x;
     tile.packed = packed;
     tile.out = out;
+    // Few rows wait for memory alone, and processors fetch ahead by themselves; a large tile would
+    // drive out the one that is multiplied.
+    const int64_t block_bytes = weight_bytes / num_blocks;
+    if (item + 1 < num_items && tile.num_rows >= 4 && kItemBlocks * block_bytes <= kMostAhead) {
+      const int64_t next_block = (i + 1) % items_each * kItemBlocks;
+      tile.next = static_cast<const uint8_t*>(weights.weights) +
+                  sorted.used[static_cast<size_t>((i + 1) / items_each)] * weight_bytes +
+                  next_block * block_bytes;
+      tile.next_bytes = std::min(kItemBlocks, num_blocks - next_block) * block_bytes;
+    }
     kernel.run(tile);
   });
 }

@@ -28,6 +28,8 @@ struct ExpertTile {
   const uint8_t* scales;
   const float* sums;
   const float* bias;
+  const uint8_t* next;  // next_bytes that are likely to be read after this tile
+  int64_t next_bytes;
   int64_t first_block;
   int64_t end_block;
   int64_t num_rows;

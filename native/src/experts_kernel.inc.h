@@ -329,17 +329,38 @@ __attribute__((noinline)) void multiply(const ExpertTile& t, int64_t first_row, 
   }
 }
 
+// Asks for the lines of the next tile's weights, a few between products, so that memory and
+// arithmetic work at the same time.
+class Ahead {
+ public:
+  Ahead(const ExpertTile& t, int64_t num_steps)
+      : at_(t.next), end_(t.next + t.next_bytes), step_(t.next_bytes / num_steps + kLineBytes) {}
+
+  void step() {
+    for (const uint8_t* to = at_ + step_; at_ < to && at_ < end_; at_ += kLineBytes) {
+      __builtin_prefetch(at_, 0, 2);
+    }
+  }
+
+ private:
+  static constexpr int64_t kLineBytes = 64;
+  const uint8_t* at_;
+  const uint8_t* end_;
+  int64_t step_;
+};
+
 template <ExpertFormat kFormat, int kRows>
-void multiply_rows(const ExpertTile& t, int64_t first_row, int64_t num_rows) {
+void multiply_rows(const ExpertTile& t, int64_t first_row, int64_t num_rows, Ahead& ahead) {
   if (num_rows == kRows) {
     constexpr int kTogether = kRows == 1 ? kBlocksOfOneRow : kBlocks;
     int64_t block = t.first_block;
     for (; block + kTogether <= t.end_block; block += kTogether) {
       multiply<kFormat, kRows, kTogether>(t, first_row, block);
+      ahead.step();
     }
     for (; block < t.end_block; ++block) multiply<kFormat, kRows, 1>(t, first_row, block);
   } else if constexpr (kRows > 1) {
-    multiply_rows<kFormat, kRows - 1>(t, first_row, num_rows);
+    multiply_rows<kFormat, kRows - 1>(t, first_row, num_rows, ahead);
   }
 }
 
@@ -348,10 +369,11 @@ void run_format(const ExpertTile& t) {
   // Some rows stay in the nearest cache while the blocks go by, which the next one holds. As many
   // each time: a last few would use the registers badly.
   const int64_t num_parts = (t.num_rows + kMost - 1) / kMost;
+  Ahead ahead(t, num_parts * ((t.end_block - t.first_block + kBlocks - 1) / kBlocks));
   for (int64_t part = 0; part < num_parts; ++part) {
     const int64_t first = part * t.num_rows / num_parts;
     const int64_t end = (part + 1) * t.num_rows / num_parts;
-    multiply_rows<kFormat, kMost>(t, first, end - first);
+    multiply_rows<kFormat, kMost>(t, first, end - first, ahead);
   }
 }
 
