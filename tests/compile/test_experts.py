@@ -123,6 +123,55 @@ def test_a_router_keeps_its_weights():
     assert segment.linear_weights == 64 * 4 + of_experts + attention
 
 
+class Rows(torch.nn.Module):
+    """A function of x and of experts' weights [8, 6, 8]."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.weight = function, torch.nn.Parameter(rows(8, 6, 8))
+
+    def forward(self, x):
+        return self.function(x, self.weight)
+
+
+def axis_of_rows(function):
+    """The axis of the rows in the result for x [T, 8]."""
+    from doubleweave.compiler.graph.nodes import expression, output_node
+    from doubleweave.compiler.split.row_rules import Follower
+
+    dims = {"x": {0: torch.export.Dim("T", min=2, max=64)}}
+    graph = torch.export.export(Rows(function), (rows(5, 8),), dynamic_shapes=dims).module().graph
+    (x,) = graph.find_nodes(op="placeholder")
+    follow = Follower({x: 0}, expression(x.meta["val"].shape[0]))
+    follow.rows |= dict.fromkeys(graph.find_nodes(op="get_attr"))
+    for node in graph.nodes:
+        if node.op == "call_function":
+            follow.node(node)
+    (result,) = output_node(graph).args[0]
+    return follow.axis(result)
+
+
+def test_rows_stay_apart_in_routers_and_experts():
+    from doubleweave.compiler.split.row_rules import MixesRows
+
+    ours = torch.ops.doubleweave
+
+    def routed(x, weight):
+        scores, index = x.topk(2)
+        kept = torch.full_like(x, 0.0).scatter(1, index, 1.0)
+        found = ours.expert_linear(x, (x * kept).topk(2)[1], weight)
+        return ours.expert_sum(found, x.gather(1, index) + scores)
+
+    assert axis_of_rows(routed) == 0
+    for function, reason in (
+        (lambda x, w: x.gather(0, x.topk(2)[1]), "gather is along the rows"),
+        (lambda x, w: x.scatter(0, x.topk(2)[1], 1.0), "scatter.value is along the rows"),
+        (lambda x, w: ours.expert_linear(x, x.topk(1)[1], x.unsqueeze(0)), "uses rows as weights"),
+    ):
+        with pytest.raises(MixesRows, match=reason):
+            axis_of_rows(function)
+
+
 @pytest.fixture(scope="module", params=["bounded none", "bounded 8da8w", "static 8da4w"])
 def compiled(request, tmp_path_factory):
     """(source, program folder, recipe): routers by softmax with a shared expert, and by groups."""
