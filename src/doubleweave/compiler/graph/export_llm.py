@@ -20,11 +20,12 @@ from doubleweave.compiler.graph.fresh_tensors import changes_in_place
 from doubleweave.compiler.graph.mask_functions import mask_of
 from doubleweave.compiler.graph.ops import ATTENTIONS, attend
 from doubleweave.compiler.graph.permutes import join_permutes
-from doubleweave.compiler.graph.positions import check_first, count_by_positions
+from doubleweave.compiler.graph.positions import check_first, count_by_positions, share_computed
 from doubleweave.compiler.graph.recurrence import mark_recurrences, name_states
 from doubleweave.compiler.graph.refusal_causes import cause_of, place_of, watching
 from doubleweave.compiler.graph.rotary_lengths import first_frequencies
 from doubleweave.compiler.graph.shared_attention import join_shared
+from doubleweave.compiler.graph.shared_caches import share_caches
 from doubleweave.compiler.graph.simplify import drop_no_ops, simplify
 from doubleweave.compiler.graph.states import (
     Key,
@@ -172,7 +173,9 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     drop_expands(graph_module)
     simplify(graph_module)
     count_by_positions(graph_module)
+    share_computed(graph_module)
     join_shared(graph_module)
+    share_caches(graph_module)
     mark_recurrences(graph_module)
     if not states.shapes and not any(node.target in ATTENTIONS for node in graph_module.graph.nodes):
         raise SplitError(

@@ -18,25 +18,12 @@ from torch import Tensor, fx
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::rotary
 from doubleweave.compiler.graph.nodes import constant, expression, insert, is_call, is_tensor, nodes_of
-from doubleweave.compiler.graph.positions import POSITIONS, from_positions
+from doubleweave.compiler.graph.positions import MOVES, POSITIONS, from_positions
 from doubleweave.compiler.graph.rotary_matrix import Column, Turn, inverse, natural, turn_of
 
 aten = torch.ops.aten
 _ATTENTION = torch.ops.doubleweave.attention.default
 
-# What moves features of x, or of a table, and computes nothing.
-_MOVES = {
-    *(
-        aten.view.default,
-        aten.reshape.default,
-        aten.unsqueeze.default,
-        aten.squeeze.dim,
-        aten.flatten.using_ints,
-    ),
-    *(aten.slice.Tensor, aten.select.int, aten.cat.default, aten.stack.default, aten.neg.default),
-    *(aten.transpose.int, aten.permute.default, aten.expand.default, aten.repeat_interleave.self_int),
-    *(aten.clone.default, aten.contiguous.default),
-}
 _KEEPS_FEATURES = (aten.view.default, aten.reshape.default, aten.transpose.int, aten.clone.default)
 _MOST_NODES = 48  # of a piece that is tried
 _MOST_SLICES = 8  # of an order of features
@@ -104,7 +91,7 @@ class _Evaluator:
 def _match(data: Any, of_positions: Set[Any], evaluator: _Evaluator) -> _Found | None:
     """The smallest piece behind the furthest x from which `data` is moved features."""
     sources = [data]
-    while is_call(sources[-1], *_MOVES):
+    while is_call(sources[-1], *MOVES):
         tensors = {node for node in sources[-1].all_input_nodes if is_tensor(node)}
         if len(tensors) != 1:
             break
@@ -193,7 +180,7 @@ def _tables(y: Any, inside: frozenset[Any], of_positions: Set[Any]) -> tuple[Any
 
 def _table_behind(node: Any) -> Any:
     """The table [1, T, R] whose numbers `node` has: before they are unsqueezed, repeated and sliced."""
-    while is_call(node, *_MOVES):
+    while is_call(node, *MOVES):
         tensors = set(filter(is_tensor, node.all_input_nodes))
         if len(tensors) != 1 or (len(node.meta["val"].shape) == 3 and not is_call(node, aten.slice.Tensor)):
             break

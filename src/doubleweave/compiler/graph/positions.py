@@ -8,12 +8,25 @@ from typing import Any
 import torch
 from torch import fx
 
-from doubleweave.compiler.graph.nodes import expression, insert, is_call, replace_nodes
+from doubleweave.compiler.graph.nodes import expression, insert, is_call, is_tensor, nodes_of, replace_nodes
 from doubleweave.errors import SplitError
 
 aten = torch.ops.aten
 
 POSITIONS = "position_ids"  # the placeholder, int64 [1, T]
+# What moves numbers and computes nothing.
+MOVES = {
+    *(
+        aten.view.default,
+        aten.reshape.default,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.flatten.using_ints,
+    ),
+    *(aten.slice.Tensor, aten.select.int, aten.cat.default, aten.stack.default, aten.neg.default),
+    *(aten.transpose.int, aten.permute.default, aten.expand.default, aten.repeat_interleave.self_int),
+    *(aten.clone.default, aten.contiguous.default),
+}
 _TOKENS = 3
 
 
@@ -38,14 +51,43 @@ def check_first(model: Any, first: int) -> None:
 def from_positions(graph: fx.Graph) -> set[fx.Node]:
     """The calls whose results follow from the positions, and weights, alone."""
     found: set[fx.Node] = set()
+    constants: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" and node.target == POSITIONS:
             found.add(node)
-        elif node.op == "call_function":
-            inputs = [source for source in node.all_input_nodes if source.op != "get_attr"]
-            if inputs and all(source in found for source in inputs):
-                found.add(node)
+        elif node.op == "get_attr" or (
+            node.op == "call_function" and constants.issuperset(node.all_input_nodes)
+        ):
+            constants.add(node)
+        elif node.op == "call_function" and all(n in found or n in constants for n in node.all_input_nodes):
+            found.add(node)
     return {node for node in found if node.op == "call_function"}
+
+
+def moved_tables(graph: fx.Graph) -> set[fx.Node]:
+    """The calls of `from_positions` that move float numbers: each layer unsqueezes the tables that all share."""
+    return {
+        node
+        for node in from_positions(graph)
+        if node.target in MOVES and all(source.meta["val"].is_floating_point() for source in _tensors(node))
+    }
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    return [source for source in node.all_input_nodes if is_tensor(source)]
+
+
+def share_computed(graph_module: fx.GraphModule) -> None:
+    """Compute once what layers compute alike from the positions, such as the scale of queries."""
+    graph = graph_module.graph
+    found = from_positions(graph) - moved_tables(graph)
+    first: dict[str, Any] = {}
+    for node in nodes_of(graph):
+        if node in found and not node.kwargs:
+            same = first.setdefault(f"{node.target} {node.args}", node)
+            if same is not node:
+                node.replace_all_uses_with(same)
+    graph.eliminate_dead_code()
 
 
 def count_by_positions(graph_module: fx.GraphModule) -> None:

@@ -19,7 +19,7 @@ from torch.export import Dim
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave's operators
 from doubleweave.compiler.graph.nodes import PAST, STATE, TOGETHER, expression, output_node
 from doubleweave.compiler.graph.ops import ATTENTIONS
-from doubleweave.compiler.graph.positions import POSITIONS, from_positions
+from doubleweave.compiler.graph.positions import POSITIONS, moved_tables
 from doubleweave.compiler.graph.recurrence import RECURRENCE
 from doubleweave.compiler.graph.refusal_causes import place_of_node
 from doubleweave.compiler.graph.static_attention import WIDTH
@@ -74,9 +74,7 @@ def split_llm(
     if missing := set(owners.values()) - found - {"rotary"}:
         raise SplitError(f"no operator of the exported graph belongs to {sorted(missing)}")
     edges = Edges(_num_rows(graph))
-    # A lookup stays apart: its table would be a part of the first layer.
-    late = {node for node in from_positions(graph) if node.target is not torch.ops.aten.embedding.default}
-    pieces = cut_pieces(graph, lambda node: _owner(node, owners), frozenset({_HEAD}), late)
+    pieces = cut_pieces(graph, lambda node: _owner(node, owners), frozenset({_HEAD}), moved_tables(graph))
     names = _names(pieces)
     values = _Values(graph, pieces, names, edges)
     segments: dict[str, Segment] = {}
