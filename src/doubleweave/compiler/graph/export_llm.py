@@ -174,8 +174,8 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     simplify(graph_module)
     count_by_positions(graph_module)
     share_computed(graph_module)
-    join_shared(graph_module)
     share_caches(graph_module)
+    join_shared(graph_module)
     mark_recurrences(graph_module)
     if not states.shapes and not any(node.target in ATTENTIONS for node in graph_module.graph.nodes):
         raise SplitError(

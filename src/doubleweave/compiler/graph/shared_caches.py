@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
 from doubleweave.compiler.graph.nodes import is_call, is_tensor
+from doubleweave.compiler.graph.ops import ATTENTIONS
 from doubleweave.compiler.graph.positions import MOVES
 
 
@@ -18,7 +18,7 @@ def share_caches(graph_module: fx.GraphModule) -> None:
     """Let every attention read the first of equal views as its keys or values."""
     graph = graph_module.graph
     first: dict[Any, Any] = {}
-    for node in graph.find_nodes(op="call_function", target=torch.ops.doubleweave.attention.default):
+    for node in [node for node in graph.nodes if node.target in ATTENTIONS]:
         q, *rows = node.args[:3]
         node.args = (q, *(first.setdefault(_form(found), found) for found in rows), *node.args[3:])
     graph.eliminate_dead_code()
