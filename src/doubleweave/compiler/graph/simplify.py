@@ -122,16 +122,19 @@ def fold_constants(graph_module: fx.GraphModule) -> None:
     """Compute calls that depend on weights alone (Gemma's `1 + weight`), where the result is no larger than they."""
 
     def folded(node: Any) -> Any:
-        inputs = node.all_input_nodes
+        # One of several results is computed with the call that it is of.
+        call = node.args[0] if is_call(node, operator.getitem) else node
+        inputs = call.all_input_nodes
         if node.op != "call_function" or not is_tensor(node) or not inputs:
             return None
         if any(n.op != "get_attr" for n in inputs):
             return None
         if node.meta["val"].numel() > max(n.meta["val"].numel() for n in inputs):
             return None
-        args = fx.map_arg(node.args, lambda n: constant(graph_module, n))
+        args, kwargs = fx.map_arg((call.args, call.kwargs), lambda n: constant(graph_module, n))
+        result = call.target(*args, **kwargs)
         name = f"_folded_{node.name}"
-        graph_module.register_buffer(name, node.target(*args, **node.kwargs))
+        graph_module.register_buffer(name, result if call is node else result[node.args[1]])
         weight = graph_module.graph.get_attr(name)
         weight.meta["val"] = node.meta["val"]
         return weight
