@@ -8,7 +8,7 @@ program against the quantized split. How far the program is from float32 is repo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from doubleweave.check.differences import agreement, difference, first_row_over, noise
+from doubleweave.check.near_ties import settled_rows
 from doubleweave.check.own_process import program_apart
 from doubleweave.check.places import SINGLES, Place, far_places, first_place, lengths_of, marked_rows
 from doubleweave.check.program_run import ProgramHere, Run, Runner
@@ -40,6 +41,7 @@ FLOAT_BOUND = 2e-4
 # Noise of a quantized program's logits against its split, where such steps went through all layers (SmolLM2, 8da8w and
 # 8da4w: 0.08).
 LOGITS_BOUND = 0.35
+_MOST_UNSETTLED = 0.05  # of the tokens: with more, too few are left to say that a program is right
 _REPORT = "Compile with --no-check to have the program all the same, and please report the model"
 # The split in eager torch gives the same in chunks of any size, so it is held against the source in few tokens.
 _SPLIT_CHUNKS = (32, 32, 11, *[1] * SINGLES)
@@ -76,6 +78,12 @@ def check_llm(compiled: Compiled, report: Progress) -> Check:
     if found := compiled.audit():
         raise CheckError(f"{compiled.name}: {found}; nothing was written. {_REPORT}")
     subject = _Subject(compiled, token_ids, _source(compiled, token_ids, (first, *far)))
+    ran = _hold_all(subject, first, far, report)
+    return replace(ran, unsettled=sum(subject.unsettled.values()))
+
+
+def _hold_all(subject: _Subject, first: Place, far: Sequence[Place], report: Progress) -> Check:
+    compiled, split = subject.compiled, subject.compiled.lowered.split
     reason = _cannot_run(split)
     ran = Check("split" if reason else "program", reason, first.end, tuple({place.start: 0 for place in far}))
     report("checking: the split", 1, 3)
@@ -101,6 +109,7 @@ class _Subject:
     compiled: Compiled
     token_ids: Tensor
     source: dict[int, Tensor]
+    unsettled: dict[int, int] = field(default_factory=dict)  # by the first position, rows that were left out
 
     def chunks(self, place: Place) -> tuple[Tensor, ...]:
         return torch.split(self.token_ids[:, : place.num_tokens], list(place.chunks), dim=1)
@@ -139,12 +148,27 @@ class _Subject:
         wanted = self.source[place.start][: place.num_tokens]
         off = difference(found, wanted)
         if not off <= FLOAT_BOUND:
-            position = place.start + first_row_over(found, wanted, FLOAT_BOUND)
+            settled = self._settled(place)
+            off = difference(found[settled], wanted[settled])
+        if not off <= FLOAT_BOUND:
+            row = first_row_over(found[settled], wanted[settled], FLOAT_BOUND)
+            position = place.start + int(settled.nonzero()[row])
             raise self._refusal(
                 f"{what} other logits than the source from position {position} on: off by {off:.2g} of the largest, "
                 f"expected at most {FLOAT_BOUND:.0e}; {where()}"
             )
         return off
+
+    def _settled(self, place: Place) -> Tensor:
+        """bool [T]: the rows that are held to the source's; all where rounding decides many."""
+        cached = marked_rows(self.compiled.reference.split, place.start)
+        ids, wanted = self.token_ids[:, : place.num_tokens], self.source[place.start][: place.num_tokens]
+        settled = settled_rows(self.compiled.module, ids, cached, wanted, FLOAT_BOUND)
+        left_out = int((~settled).sum())
+        if left_out > max(1, _MOST_UNSETTLED * len(settled)):
+            return torch.ones_like(settled)
+        self.unsettled[place.start] = max(left_out, self.unsettled.get(place.start, 0))
+        return settled
 
     def hold_segments(self, worst: Noise) -> float:
         if not worst.size <= worst.bound:

@@ -70,6 +70,8 @@ def check_lines(manifest: Manifest) -> list[str]:
     lines = [
         f"check: {what} against the source{tokens}{far}: off by {check.source_off:.1e} of the largest number"
     ]
+    if check.unsettled:
+        lines.append(f"  without {check.unsettled} tokens that rounding decides in the source itself")
     if check.segment_noise is not None:
         lines.append(f"  noise of segments {check.segment_noise:.1e} against the quantized split")
     if check.logits_noise is not None:

@@ -16,7 +16,8 @@ class Check:
     where it is quantized, of the float32 split. segment_noise, logits_noise: of the quantized program against the
     quantized split in eager torch, root of the mean square over that of the numbers. top1, kl: the quantized model
     against float32, the part of equal next tokens and the mean Kullback-Leibler divergence in nats. None for what was
-    not run.
+    not run. unsettled: tokens whose logits rounding decides in the source itself (between two experts that are equally
+    good), which were left out.
     """
 
     ran: Literal["program", "split"]
@@ -28,3 +29,4 @@ class Check:
     logits_noise: float | None = None
     top1: float | None = None
     kl: float | None = None
+    unsettled: int = 0
