@@ -77,7 +77,8 @@ void test_a_caches_refusals() {
   CHECK_REFUSED(dw::KvCache({8}, 0), "room for at least one token");
   dw::KvCache counting({}, 3);
   counting.note_length(3);
-  CHECK(counting.length() == 3 && counting.committed_bytes() == 0);
+  CHECK(counting.length() == 3, "%lld", static_cast<long long>(counting.length()));
+  CHECK(counting.committed_bytes() == 0, "%zu", counting.committed_bytes());
   CHECK_REFUSED(counting.note_length(4), "4");
   CHECK_REFUSED(dw::KvCache({8}, 1, -1), "-1 of slack");
   CHECK_REFUSED(dw::KvCache({8, 0}, 1), "of 0 bytes cannot be reserved: the size is out of range");

@@ -28,31 +28,17 @@ from doubleweave.compiler.graph.nodes import (
 aten = torch.ops.aten
 
 # Operators that lay a tensor out anew and compute nothing.
-_LAYOUT = frozenset(
-    {
-        *(
-            aten.view.default,
-            aten.reshape.default,
-            aten._unsafe_view.default,
-            aten.transpose.int,
-            aten.t.default,
-        ),
-        *(
-            aten.permute.default,
-            aten.unsqueeze.default,
-            aten.squeeze.dim,
-            aten.squeeze.dims,
-            aten.expand.default,
-        ),
-        *(
-            aten.slice.Tensor,
-            aten.select.int,
-            aten.split.Tensor,
-            aten.split_with_sizes.default,
-            aten.chunk.default,
-        ),
-        *(aten.clone.default, aten.alias.default, aten.contiguous.default, operator.getitem),
-    }
+_LAYOUT = (
+    *(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.transpose.int, aten.t.default),
+    *(aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default),
+    *(
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.split.Tensor,
+        aten.split_with_sizes.default,
+        aten.chunk.default,
+    ),
+    *(aten.clone.default, aten.alias.default, aten.contiguous.default, operator.getitem),
 )
 RECURRENCE = "recurrence"
 
@@ -76,10 +62,10 @@ def mark_recurrences(graph_module: fx.GraphModule) -> None:
     bodies: list[set[Any]] = []
     for placeholder, following in zip(states, output_node(graph).args[0][1:], strict=True):
         placeholder.meta[STATE], following.meta[NEXT] = following, True
-        body = _body(graph, placeholder, following)
+        body = _body(placeholder, following)
         for other in [other for other in bodies if other & body]:
             bodies.remove(other)
-            body = _convex(graph, body | other)
+            body = _convex(body | other)
         bodies.append(body)
     for number, body in enumerate(bodies):
         _with_own_layouts(graph, body)
@@ -109,7 +95,7 @@ def _row_elements(node: Any) -> int:
     return math.prod(int(size.subs(dict.fromkeys(size.free_symbols, 1))) for size in sizes)
 
 
-def _body(graph: fx.Graph, state: Any, following: Any) -> set[Any]:
+def _body(state: Any, following: Any) -> set[Any]:
     after, before = _reached([state], "users"), _reached([following], "all_input_nodes")
     body = {node for node in after & before if _is_tensor_call(node)} or {following}
     size = _row_elements(state)
@@ -127,7 +113,7 @@ def _body(graph: fx.Graph, state: Any, following: Any) -> set[Any]:
         body |= new
         todo += new
     body |= {user for user in state.users if _is_tensor_call(user)}
-    return _convex(graph, body)
+    return _convex(body)
 
 
 def _is_tensor_call(node: Any) -> bool:
@@ -135,7 +121,7 @@ def _is_tensor_call(node: Any) -> bool:
     return node.op == "call_function" and isinstance(value, (Tensor, tuple, list))
 
 
-def _convex(graph: fx.Graph, body: set[Any]) -> set[Any]:
+def _convex(body: set[Any]) -> set[Any]:
     """With all that lies between two nodes of the body."""
     between = _reached(body, "users") & _reached(body, "all_input_nodes")
     return body | {node for node in between if _is_tensor_call(node)}

@@ -61,7 +61,10 @@ def find_states(model: Any) -> States:
     from transformers import DynamicCache
     from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-    cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
+    try:
+        cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
+    except Exception:  # a config of which transformers makes no cache: the model keeps nothing there
+        return States({}, ())
     if not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
         return States({}, ())
     users: dict[nn.Module, None] = {}
