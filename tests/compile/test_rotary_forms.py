@@ -156,7 +156,7 @@ def test_first_position() -> None:
         ("neighbours_of_a_part", {"quantize": "none", "shape": "static", "chunk": [16, 1]}),
         ("scaled_queries", {"quantize": "none", "attention": "static", "chunk": [16]}),
         ("streams_and_shared_caches", {"quantize": "none"}),
-        ("streams_and_shared_caches", {"quantize": "8da8w", "shape": "static", "chunk": [16, 1]}),
+        ("streams_and_shared_caches", {"quantize": "8da8w", "shape": "static", "chunk": [16]}),
         ("counts_from_the_padding", {"quantize": "none"}),
     ],
 )
