@@ -28,7 +28,7 @@ struct DecodeRow {
   float* query;   // [Nd, W]
   float* scores;  // [kDecodeBlock]
   float* output;  // [Nv, W]
-  KeyRange seen;
+  KeyRange seen{};
   int64_t position;
   float slope;  // used where there are slopes
   float running_max;
