@@ -101,7 +101,8 @@ def _generated(module: Any, prompt: Any) -> list[int]:
     """transformers' own answer, with the cache that it gives the model."""
     import torch
 
-    module.generation_config.eos_token_id = None  # no token ends the answer
+    config = module.generation_config
+    config.eos_token_id = config.forced_eos_token_id = None  # no token ends the answer
     ids = torch.tensor(prompt)[None]
     whole = module.generate(
         ids,
