@@ -98,12 +98,24 @@ def _greedy(program: Any, prompt: Any) -> list[int]:
 
 
 def _generated(module: Any, prompt: Any) -> list[int]:
-    """transformers' own answer, with the cache that it gives the model."""
+    """transformers' own answer, with the cache that it gives the model.
+
+    Where positions begin behind the padding's row, `generate` counts them from 0 all the same; there the answer is that
+    of the module itself, which counts them as it was trained.
+    """
     import torch
 
+    from doubleweave.sources.positions import first_position
+
+    ids = torch.tensor(prompt)[None]
+    if first_position(module):
+        for _ in range(ANSWER):
+            with torch.no_grad():
+                following = module(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)
+            ids = torch.cat((ids, following), 1)
+        return [int(token) for token in ids[0, PROMPT:]]
     config = module.generation_config
     config.eos_token_id = config.forced_eos_token_id = None  # no token ends the answer
-    ids = torch.tensor(prompt)[None]
     whole = module.generate(
         ids,
         attention_mask=torch.ones_like(ids),

@@ -29,6 +29,7 @@ from doubleweave.compiler.graph.shared_caches import share_caches
 from doubleweave.compiler.graph.simplify import drop_no_ops, simplify
 from doubleweave.compiler.graph.states import (
     Key,
+    States,
     find_states,
     make_cache,
     one_step_a_row,
@@ -127,40 +128,8 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
 
     AttentionInterface.register(_ATTENTION, _attention)
     AttentionMaskInterface.register(_ATTENTION, mask_of)
-    before = model.config._attn_implementation
     states = find_states(model)
-    try:
-        first = first_position(model)
-        check_first(model, first)
-        model.set_attn_implementation(_ATTENTION)
-        if model.config._attn_implementation != _ATTENTION:  # it writes attention itself
-            model.config._attn_implementation = "eager"
-        example = torch.zeros(1, _EXAMPLE_ROWS, dtype=torch.long)
-        positions = torch.arange(example.shape[1]).unsqueeze(0)
-        # Of a range such as 1 to 2 torch.export makes several dims.
-        rows = torch.export.Dim("T", min=1, max=max(_EXAMPLE_ROWS, max_rows))
-        # One number stands for all of a state: nothing is computed with it.
-        before_rows = tuple(torch.zeros(1).expand(_EXAMPLE_ROWS, *shape) for shape in states.shapes.values())
-        modules, experts = one_step_a_row(states.users), experts_as_operators(model)
-        with torch.no_grad(), first_frequencies(model), modules, experts, watching(model) as watch:
-            # Not strict: only the operators are traced, so a model may use any Python on the way.
-            exported = torch.export.export(
-                _Chunk(model, first, tuple(states.shapes)),
-                (example, positions, before_rows),
-                dynamic_shapes=({1: rows}, {1: rows}, tuple({0: rows} for _ in before_rows)),
-                strict=False,
-            )
-    except SplitError as error:
-        raise SplitError(f"{type(model).__name__}: in {place_of(watch.running, model)}: {error}") from error
-    except Exception as error:
-        raise SplitError(
-            f"{type(model).__name__}: {cause_of(error, watch, max_rows)}: expected a decoder that runs any 1 to "
-            f"{max_rows} tokens alike; this architecture is not supported"
-        ) from error
-    finally:
-        model.set_attn_implementation(before)
-        if model.config._attn_implementation != before:
-            model.config._attn_implementation = before
+    exported = _exported(model, states, max_rows)
     if states.shapes or changes_in_place(exported.graph):
         # An empty table decomposes nothing: it only turns changes in place into values.
         exported = exported.run_decompositions({})
@@ -183,6 +152,49 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
             "own code: expected a decoder that attends to earlier tokens; this architecture is not supported"
         )
     return graph_module
+
+
+def _exported(model: Any, states: States, max_rows: int) -> torch.export.ExportedProgram:
+    """torch.export of the model with our attention; raises SplitError that names the module which it fails in."""
+    before = model.config._attn_implementation
+    with watching(model) as watch:
+        try:
+            first = first_position(model)
+            check_first(model, first)
+            model.set_attn_implementation(_ATTENTION)
+            if model.config._attn_implementation != _ATTENTION:  # it writes attention itself
+                model.config._attn_implementation = "eager"
+            example = torch.zeros(1, _EXAMPLE_ROWS, dtype=torch.long)
+            positions = torch.arange(example.shape[1]).unsqueeze(0)
+            # Of a range such as 1 to 2 torch.export makes several dims.
+            rows = torch.export.Dim("T", min=1, max=max(_EXAMPLE_ROWS, max_rows))
+            # One number stands for all of a state: nothing is computed with it.
+            before_rows = tuple(
+                torch.zeros(1).expand(_EXAMPLE_ROWS, *shape) for shape in states.shapes.values()
+            )
+            modules, experts = one_step_a_row(states.users), experts_as_operators(model)
+            with torch.no_grad(), first_frequencies(model), modules, experts:
+                # Not strict: only the operators are traced, so a model may use any Python on the way.
+                exported = torch.export.export(
+                    _Chunk(model, first, tuple(states.shapes)),
+                    (example, positions, before_rows),
+                    dynamic_shapes=({1: rows}, {1: rows}, tuple({0: rows} for _ in before_rows)),
+                    strict=False,
+                )
+        except SplitError as error:
+            raise SplitError(
+                f"{type(model).__name__}: in {place_of(watch.running, model)}: {error}"
+            ) from error
+        except Exception as error:
+            raise SplitError(
+                f"{type(model).__name__}: {cause_of(error, watch, max_rows)}: expected a decoder that runs any 1 to "
+                f"{max_rows} tokens alike; this architecture is not supported"
+            ) from error
+        finally:
+            model.set_attn_implementation(before)
+            if model.config._attn_implementation != before:
+                model.config._attn_implementation = before
+    return exported
 
 
 def owned_modules(model: Any) -> dict[str, str]:

@@ -35,7 +35,7 @@ def check_first(model: Any, first: int) -> None:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return
     ids = torch.ones(1, _TOKENS, dtype=torch.long)
-    if model.config.get_text_config(decoder=True).pad_token_id == 1:
+    if getattr(model.config.get_text_config(decoder=True), "pad_token_id", None) == 1:
         ids += 1  # RoBERTa counts no padding
     positions = torch.arange(first, first + _TOKENS)[None]
     with torch.no_grad():
