@@ -61,6 +61,22 @@ def without_empty(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
+def drop_whole_writes(graph_module: fx.GraphModule) -> None:
+    """What is written to all of a tensor is the tensor: the step of an axis that has one place (Kimi's output)."""
+
+    def written(node: Any) -> Any:
+        if (
+            not is_call(node, aten.select_scatter.default)
+            or node.args[0].meta["val"].shape[node.args[2]] != 1
+        ):
+            return None
+        if node.args[0].meta["val"].dtype != node.args[1].meta["val"].dtype:
+            return None
+        return insert(graph_module.graph, aten.unsqueeze.default, node.args[1], node.args[2], like=node)
+
+    replace_nodes(graph_module.graph, written)
+
+
 def _parts(node: Any) -> tuple[list[_Part], int] | None:
     """The parts of a tensor that was empty and then written to along one axis, in order, and the axis."""
     parts: list[_Part] = []

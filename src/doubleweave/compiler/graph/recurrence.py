@@ -45,10 +45,15 @@ RECURRENCE = "recurrence"
 
 def name_states(graph_module: fx.GraphModule, names: Sequence[str]) -> None:
     """Mark the placeholders of the states, the last ones (STATE), and give them names of their own."""
-    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    graph = graph_module.graph
+    placeholders = graph.find_nodes(op="placeholder")
     for placeholder, name in zip(placeholders[len(placeholders) - len(names) :], names, strict=True):
         placeholder.target = placeholder.name = name
         placeholder.meta[STATE] = None
+        # How many rows there are is asked of the token ids: nothing but its recurrence may read a state.
+        for user in list(placeholder.users):
+            if is_call(user, aten.sym_size.int):
+                user.args = (placeholders[0], 1)
 
 
 def mark_recurrences(graph_module: fx.GraphModule) -> None:

@@ -20,7 +20,7 @@ from torch import fx
 from doubleweave.compiler.graph.complex_numbers import without_complex
 from doubleweave.compiler.graph.experts import split_sliced_experts
 from doubleweave.compiler.graph.find_rotary import find_rotary
-from doubleweave.compiler.graph.fresh_tensors import without_empty
+from doubleweave.compiler.graph.fresh_tensors import drop_whole_writes, without_empty
 from doubleweave.compiler.graph.nodes import constant, insert, is_call, is_tensor, nodes_of, replace_nodes
 
 aten = torch.ops.aten
@@ -56,6 +56,7 @@ def simplify(graph_module: fx.GraphModule) -> None:
     drop_no_ops(graph_module)
     without_complex(graph_module)
     without_empty(graph_module)
+    drop_whole_writes(graph_module)
     fold_constants(graph_module)
     split_sliced_linears(graph_module)
     split_sliced_experts(graph_module)

@@ -20,6 +20,12 @@ from doubleweave.compiler.graph.nodes import expression, is_call
 
 aten = torch.ops.aten
 
+# Every number of their results is the same, so that rows of them are alike however many there are.
+_FILLING = (
+    *(aten.zeros.default, aten.ones.default, aten.full.default),
+    *(aten.new_zeros.default, aten.new_ones.default, aten.new_full.default),
+)
+
 Axis = int | None  # the axis of the rows; None: a tensor without rows
 
 
@@ -48,7 +54,11 @@ class Follower:
         tensors = [source for source in node.all_input_nodes if source in self.rows]
         if all(self.rows[source] is None for source in tensors):
             first = value if isinstance(value, Tensor) else value[0]
-            if any(self.has_rows(size) for size in first.shape):
+            axes = [axis for axis, size in enumerate(first.shape) if self.has_rows(size)]
+            if len(axes) == 1 and node.target in _FILLING:
+                self.rows[node] = axes[0]
+                return
+            if axes:
                 raise MixesRows(f"{_name(node)} is made from the number of rows")
             self.rows[node] = None
             return
