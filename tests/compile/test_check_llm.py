@@ -14,6 +14,7 @@ import doubleweave as dw
 import toys
 from doubleweave.check import places
 from doubleweave.compiler.graph import export_llm, rotary_lengths
+from doubleweave.compiler.graph.states import States
 from doubleweave.compiler.lower import lower as lower_module
 from doubleweave.compiler.split import llm_rows
 from doubleweave.sources.hugging_face import from_module
@@ -95,6 +96,7 @@ def refused(model: Any, out: Path, **options: Any) -> str:
 
 def test_rows_that_meet_in_a_convolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = ["conv", "full_attention"]
+    monkeypatch.setattr(export_llm, "find_states", lambda model: States({}, ()))  # as if it kept none
     model = model_of(transformers.Lfm2Config(**SIZES, layer_types=layers, block_auto_adjust_ff_dim=False))
     with pytest.raises(
         dw.SplitError, match=r"in model\.layers\.0\.conv \(Lfm2ShortConv\) aten\.conv1d is over the rows"
@@ -133,12 +135,12 @@ def test_a_window_that_is_far_away(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     check = compiled(model_of(config), tmp_path / "out").check
     assert check.num_tokens < window
     assert check.positions == (window - 2,)
-    attention = export_llm._attention
-    monkeypatch.setattr(
-        export_llm,
-        "_attention",
-        lambda *given, **named: attention(*given, **{**named, "sliding_window": None}),
-    )
+    attend = export_llm.attend
+
+    def without_window(q, k, v, parameters, **named):
+        return attend(q, k, v, (*parameters[:3], 0, *parameters[4:]), **{**named, "mask": None})
+
+    monkeypatch.setattr(export_llm, "attend", without_window)
     message = refused(model_of(config), tmp_path / "wrong")
     assert f"from position {window} on" in message
 

@@ -86,7 +86,10 @@ def test_a_cause_names_the_module(layer: nn.Module, cause: str) -> None:
 @pytest.mark.parametrize(
     ("model_type", "said"),
     [
-        ("blt", "model.patcher (BltPatcher) decides in Python by numbers that it computed from the tokens"),
+        (
+            "blt",
+            "in model.local_encoder.cross_attn_layers.0 (BltCrossAttention): BltCrossAttention is not causal",
+        ),
         (
             "xlnet",
             "transformer.layer.0.rel_attn (XLNetRelativeAttention) asks of the number of tokens T that",

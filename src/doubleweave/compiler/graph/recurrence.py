@@ -63,7 +63,7 @@ def mark_recurrences(graph_module: fx.GraphModule) -> None:
     """
     graph = graph_module.graph
     states = [node for node in graph.nodes if STATE in node.meta]
-    _drop_copies(graph)
+    _drop_clones(graph)
     bodies: list[set[Any]] = []
     for placeholder, following in zip(states, output_node(graph).args[0][1:], strict=True):
         placeholder.meta[STATE], following.meta[NEXT] = following, True
@@ -79,14 +79,10 @@ def mark_recurrences(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def _drop_copies(graph: fx.Graph) -> None:
-    """copy(target, value) is the value where nothing is cast or expanded; clones of a state are the state."""
+def _drop_clones(graph: fx.Graph) -> None:
+    """Clones of a state are the state: nothing writes to it."""
     for node in nodes_of(graph):
-        if is_call(node, aten.copy.default):
-            target, value = (arg.meta["val"] for arg in node.args[:2])
-            if target.dtype == value.dtype and list(map(str, target.shape)) == list(map(str, value.shape)):
-                node.replace_all_uses_with(node.args[1])
-        elif is_call(node, aten.clone.default) and node.args[0].op == "placeholder":
+        if is_call(node, aten.clone.default) and STATE in node.args[0].meta:
             node.replace_all_uses_with(node.args[0])
     graph.eliminate_dead_code()
 

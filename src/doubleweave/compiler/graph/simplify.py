@@ -54,6 +54,7 @@ _ELEMENTWISE = {
 def simplify(graph_module: fx.GraphModule) -> None:
     """Run every pass."""
     drop_no_ops(graph_module)
+    drop_whole_copies(graph_module)
     without_complex(graph_module)
     without_empty(graph_module)
     drop_whole_writes(graph_module)
@@ -78,8 +79,6 @@ def drop_no_ops(graph_module: fx.GraphModule) -> None:
     ):
         graph.erase_node(check)
     replace_nodes(graph, lambda node: node.args[0] if _is_no_op(node) else None)
-    replace_nodes(graph, lambda node: node.args[1] if _is_whole_copy(node) else None)
-    replace_nodes(graph, _only_part)
 
 
 def _is_no_op(node: Any) -> bool:
@@ -96,6 +95,13 @@ def _is_no_op(node: Any) -> bool:
     if node.target in (aten.mul.Tensor, aten.div.Tensor):
         return isinstance(node.args[1], float) and node.args[1] == 1.0 and before.dtype == after.dtype
     return False
+
+
+def drop_whole_copies(graph_module: fx.GraphModule) -> None:
+    """Drop copies to all of a tensor, and concatenations with nothing: a language model's values need no copies."""
+    graph = graph_module.graph
+    replace_nodes(graph, lambda node: node.args[1] if _is_whole_copy(node) else None)
+    replace_nodes(graph, _only_part)
 
 
 def _is_whole_copy(node: Any) -> bool:
