@@ -26,7 +26,7 @@ from doubleweave.compiler.graph.refusal_causes import cause_of, place_of, watchi
 from doubleweave.compiler.graph.rotary_lengths import first_frequencies
 from doubleweave.compiler.graph.shared_attention import join_shared
 from doubleweave.compiler.graph.shared_caches import share_caches
-from doubleweave.compiler.graph.simplify import drop_no_ops, simplify
+from doubleweave.compiler.graph.simplify import drop_no_ops, drop_whole_copies, simplify
 from doubleweave.compiler.graph.states import (
     Key,
     States,
@@ -137,6 +137,7 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     assert isinstance(graph_module, fx.GraphModule)
     name_states(graph_module, [key.name for key in states.shapes])
     drop_no_ops(graph_module)
+    drop_whole_copies(graph_module)
     recognise_attention(graph_module, type(model).__name__)
     join_permutes(graph_module)
     drop_expands(graph_module)

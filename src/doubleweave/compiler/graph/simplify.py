@@ -54,7 +54,6 @@ _ELEMENTWISE = {
 def simplify(graph_module: fx.GraphModule) -> None:
     """Run every pass."""
     drop_no_ops(graph_module)
-    drop_whole_copies(graph_module)
     without_complex(graph_module)
     without_empty(graph_module)
     drop_whole_writes(graph_module)
