@@ -9,9 +9,11 @@ Without ARCHITECTURES the few that CHOSEN names are tried and held against the p
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -127,25 +129,25 @@ def _generated(module: Any, prompt: Any) -> list[int]:
     return [int(token) for token in whole[0, PROMPT:]]
 
 
-def _put(queue: Any, model_type: str) -> None:
-    queue.put(outcome(model_type))
-
-
 def in_a_process(model_type: str) -> Outcome:
-    """`outcome` where a crash or a hang ends that one alone."""
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    process = context.Process(target=_put, args=(queue, model_type), daemon=False)
-    process.start()
+    """`outcome` in a process of its own, where a crash or a hang ends that one alone."""
+    code = "import sys, json, test_architectures as t; print(json.dumps(t.outcome(sys.argv[1])))"
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    command = [sys.executable, "-c", code, model_type]
     try:
-        return queue.get(timeout=SECONDS)  # type: ignore[no-any-return]
-    except Exception:
-        if process.is_alive():
-            return Outcome("hangs", f"no outcome within {SECONDS} s")
-        return Outcome("crashes", f"exit code {process.exitcode}")
-    finally:
-        process.kill()
-        process.join()
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            env=os.environ | {"PYTHONPATH": paths},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome("hangs", f"no outcome within {SECONDS} s")
+    if done.returncode:
+        return Outcome("crashes", f"exit code {done.returncode}: {done.stderr[-300:]}")
+    return Outcome(*json.loads(done.stdout.splitlines()[-1]))
 
 
 def row(model_type: str, found: Outcome) -> str:
