@@ -129,7 +129,7 @@ def test_batch_is_refused() -> None:
 
 def test_model_without_the_interface_is_refused() -> None:
     """RWKV neither attends nor keeps its states in transformers' cache."""
-    config = transformers.RwkvConfig(hidden_size=32, num_hidden_layers=1, vocab_size=64, context_length=64)
+    config = transformers.RwkvConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, context_length=64)
     with pytest.raises(SplitError, match=r"rwkv\.blocks\.0\.attention"):
         export_llm(transformers.AutoModelForCausalLM.from_config(config).eval(), 32)
 
