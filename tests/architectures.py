@@ -226,3 +226,12 @@ def _layers(default: Any, known: set[str]) -> dict[str, Any]:
         values = [layer[index] for layer in kinds]
         found[key] = [_BY_NAME[key]] * len(values) if key in _BY_NAME else values
     return {key: value for key, value in found.items() if key in known}
+
+
+def with_random_sinks(module: Any) -> Any:
+    """The module with attention sinks that are not zero, as they are made."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("sinks"):
+                parameter.normal_()
+    return module

@@ -3,31 +3,12 @@
 //       Tensor? sums, Tensor? bias, int in_features, int out_features, *, Tensor(a!) out)
 //       -> Tensor(a!)
 //   doubleweave::expert_sum.out(Tensor x, Tensor scores, *, Tensor(a!) out) -> Tensor(a!)
-#include <executorch/runtime/core/exec_aten/util/tensor_util.h>
-#include <executorch/runtime/kernel/kernel_runtime_context.h>
-#include <executorch/runtime/kernel/operator_registry.h>
-
-#include <array>
-
 #include "doubleweave/experts.h"
+#include "kernel_helpers.h"
 #include "operators.h"
 
 namespace doubleweave {
 namespace {
-
-namespace et = executorch::runtime;
-using executorch::aten::ScalarType;
-using executorch::aten::Tensor;
-using Stack = et::Span<et::EValue*>;
-
-#define DOUBLEWEAVE_CHECK(context, condition, message)                      \
-  do {                                                                      \
-    if (!(condition)) {                                                     \
-      ET_LOG(Error, "doubleweave: %s does not hold: " message, #condition); \
-      (context).fail(et::Error::InvalidArgument);                           \
-      return;                                                               \
-    }                                                                       \
-  } while (false)
 
 bool is_tensor(const et::EValue& value, ScalarType type) {
   return value.isTensor() && value.toTensor().scalar_type() == type &&
@@ -36,13 +17,6 @@ bool is_tensor(const et::EValue& value, ScalarType type) {
 
 bool is_floats(const et::EValue& value, int64_t numel) {
   return is_tensor(value, ScalarType::Float) && value.toTensor().numel() == numel;
-}
-
-bool resize(Tensor& out, std::initializer_list<int64_t> lengths) {
-  std::array<int32_t, 3> sizes{};
-  size_t rank = 0;
-  for (const int64_t length : lengths) sizes[rank++] = static_cast<int32_t>(length);
-  return et::resize_tensor(out, {sizes.data(), rank}) == et::Error::Ok;
 }
 
 // The format of a weight by its dtype and that of its scales.
@@ -54,13 +28,6 @@ bool format_of(const et::EValue& weight, const et::EValue& scales, ExpertFormat&
   format = is_tensor(scales, ScalarType::BFloat16) ? ExpertFormat::kInt4 : ExpertFormat::kInt8;
   return is_tensor(weight, ScalarType::Char) &&
          (format == ExpertFormat::kInt4 || is_tensor(scales, ScalarType::Float));
-}
-
-// Elements of a packed weight for each block, and of its scales.
-int64_t block_size(ExpertFormat format, int64_t in_features) {
-  if (format == ExpertFormat::kFloat32) return in_features * kExpertBlock;
-  const int64_t quads = format == ExpertFormat::kInt8 ? (in_features + 3) / 4 : in_features / 8;
-  return quads * 4 * kExpertBlock;
 }
 
 void linear_kernel(et::KernelRuntimeContext& context, Stack stack) {
@@ -90,8 +57,8 @@ void linear_kernel(et::KernelRuntimeContext& context, Stack stack) {
       "input features are whole groups");
   const int64_t blocks =
       weights.num_experts * ((weights.out_features + kExpertBlock - 1) / kExpertBlock);
-  DOUBLEWEAVE_CHECK(context,
-                    weight.numel() == blocks * block_size(weights.format, weights.in_features),
+  const int64_t block_bytes = expert_block_bytes(weights.format, weights.in_features);
+  DOUBLEWEAVE_CHECK(context, static_cast<int64_t>(weight.nbytes()) == blocks * block_bytes,
                     "weights have the features");
   weights.weights = weight.const_data_ptr();
   if (weights.format != ExpertFormat::kFloat32) {
@@ -148,14 +115,8 @@ void sum_kernel(et::KernelRuntimeContext& context, Stack stack) {
 }  // namespace
 
 void register_expert_operators() {
-  for (const et::Kernel& kernel :
-       {et::Kernel("doubleweave::expert_linear_packed.out", linear_kernel),
-        et::Kernel("doubleweave::expert_sum.out", sum_kernel)}) {
-    // Registering a name twice ends the process; another copy of this library may have been first.
-    if (!et::registry_has_op_function(kernel.name_)) {
-      (void)et::register_kernel(kernel);
-    }
-  }
+  register_kernels({et::Kernel("doubleweave::expert_linear_packed.out", linear_kernel),
+                    et::Kernel("doubleweave::expert_sum.out", sum_kernel)});
 }
 
 }  // namespace doubleweave

@@ -88,19 +88,7 @@ PackedRows pack_rows(const ExpertKernel& kernel, ExpertFormat format, int64_t in
   return packed;
 }
 
-// Bytes of one expert's weights, and of their scales.
-int64_t expert_bytes(const ExpertWeights& w, int64_t num_blocks) {
-  switch (w.format) {
-    case ExpertFormat::kFloat32:
-      return num_blocks * w.in_features * kExpertBlock * 4;
-    case ExpertFormat::kInt8:
-      return num_blocks * ((w.in_features + 3) / 4) * kExpertBlock * 4;
-    case ExpertFormat::kInt4:
-      return num_blocks * (w.in_features / 8) * kExpertBlock * 4;
-  }
-  return 0;
-}
-
+// Bytes of the scales of one expert's weights.
 int64_t scale_bytes(const ExpertWeights& w, int64_t num_blocks) {
   return w.format == ExpertFormat::kInt4
              ? num_blocks * (w.in_features / kExpertGroup) * kExpertBlock * 2
@@ -120,6 +108,18 @@ const ExpertKernel* const* expert_kernels() {
 
 void use_expert_kernel(const ExpertKernel* kernel) {
   current_kernel().store(kernel == nullptr ? expert_kernels()[0] : kernel);
+}
+
+int64_t expert_block_bytes(ExpertFormat format, int64_t in_features) {
+  switch (format) {
+    case ExpertFormat::kFloat32:
+      return in_features * kExpertBlock * 4;
+    case ExpertFormat::kInt8:
+      return (in_features + 3) / 4 * kExpertBlock * 4;
+    case ExpertFormat::kInt4:
+      return in_features / 8 * kExpertBlock * 4;
+  }
+  return 0;
 }
 
 int64_t expert_row_sums(ExpertFormat format, int64_t in_features) {
@@ -142,7 +142,8 @@ void expert_linear(const ExpertWeights& weights, const ExpertRows& rows, float* 
     packed = pack_rows(kernel, weights.format, weights.in_features, rows, s);
   }
   const Scratch& sorted = s;  // a thread_local's name is another thread's own inside the items
-  const int64_t weight_bytes = expert_bytes(weights, num_blocks);
+  const int64_t block_bytes = expert_block_bytes(weights.format, weights.in_features);
+  const int64_t weight_bytes = num_blocks * block_bytes;
   const int64_t bytes_of_scales = scale_bytes(weights, num_blocks);
   const int64_t items_each = (num_blocks + kItemBlocks - 1) / kItemBlocks;
   const auto num_items = static_cast<size_t>(items_each) * sorted.used.size();
@@ -171,7 +172,6 @@ void expert_linear(const ExpertWeights& weights, const ExpertRows& rows, float* 
     tile.out = out;
     // Few rows wait for memory alone, and processors fetch ahead by themselves; a large tile would
     // drive out the one that is multiplied.
-    const int64_t block_bytes = weight_bytes / num_blocks;
     if (item + 1 < num_items && tile.num_rows >= 4 && kItemBlocks * block_bytes <= kMostAhead) {
       const int64_t next_block = (i + 1) % items_each * kItemBlocks;
       tile.next = static_cast<const uint8_t*>(weights.weights) +

@@ -2,42 +2,21 @@
 //   doubleweave::attention.out(Tensor q, Tensor k, Tensor v, int num_heads, int num_kv_heads,
 //       float scale, int window, float soft_cap, *, Tensor(a!) out) -> Tensor(a!)
 //   doubleweave::biased_attention.out(… as attention's, int block, Tensor? sinks, Tensor? slopes,
-//   *,
-//       Tensor(a!) out) -> Tensor(a!)
+//       *, Tensor(a!) out) -> Tensor(a!)
 //   doubleweave::rotary.out(Tensor x, Tensor cos, Tensor sin, int num_heads, *, Tensor(a!) out)
 //       -> Tensor(a!)
 #include "operators.h"
 
-#include <executorch/runtime/core/exec_aten/util/tensor_util.h>
-#include <executorch/runtime/kernel/kernel_runtime_context.h>
-#include <executorch/runtime/kernel/operator_registry.h>
-
 #include <algorithm>
-#include <array>
 #include <mutex>
 
 #include "doubleweave/attention.h"
 #include "doubleweave/rotary.h"
 #include "doubleweave/threads.h"
+#include "kernel_helpers.h"
 
 namespace doubleweave {
 namespace {
-
-namespace et = executorch::runtime;
-using executorch::aten::ScalarType;
-using executorch::aten::Tensor;
-using Stack = et::Span<et::EValue*>;
-
-// Logs the condition that does not hold and fails the kernel; ExecuTorch's own macro with our
-// operator's name.
-#define DOUBLEWEAVE_CHECK(context, condition, message)                      \
-  do {                                                                      \
-    if (!(condition)) {                                                     \
-      ET_LOG(Error, "doubleweave: %s does not hold: " message, #condition); \
-      (context).fail(et::Error::InvalidArgument);                           \
-      return;                                                               \
-    }                                                                       \
-  } while (false)
 
 // A float32 [1, rows, columns] tensor.
 bool is_matrix(const et::EValue& value) {
@@ -56,12 +35,6 @@ double number(const et::EValue& value) {
 bool all_numbers(Stack stack, size_t begin, size_t end) {
   return std::all_of(stack.begin() + begin, stack.begin() + end,
                      [](const et::EValue* value) { return value->isInt() || value->isDouble(); });
-}
-
-bool resize(Tensor& out, int64_t rows, int64_t columns) {
-  const std::array<int32_t, 3> sizes = {1, static_cast<int32_t>(rows),
-                                        static_cast<int32_t>(columns)};
-  return et::resize_tensor(out, {sizes.data(), sizes.size()}) == et::Error::Ok;
 }
 
 // None, or a float32 tensor with a number for each head.
@@ -114,7 +87,8 @@ void attend(et::KernelRuntimeContext& context, Stack stack, AttentionParams para
   params.head_dim = q.size(2) / params.num_heads;
   params.value_dim = v.size(2) / params.num_kv_heads;
   DOUBLEWEAVE_CHECK(context, params.head_dim >= 1 && params.value_dim >= 1, "heads are not empty");
-  DOUBLEWEAVE_CHECK(context, resize(out, params.num_queries, params.num_heads * params.value_dim),
+  DOUBLEWEAVE_CHECK(context,
+                    resize(out, {1, params.num_queries, params.num_heads * params.value_dim}),
                     "out has room for the result");
   const float* q_data = q.const_data_ptr<float>();
   const float* k_data = k.const_data_ptr<float>();
@@ -171,7 +145,7 @@ void rotary_kernel(et::KernelRuntimeContext& context, Stack stack) {
                     "cos and sin have a row for each row of x");
   DOUBLEWEAVE_CHECK(context, rotary_dim % 2 == 0 && rotary_dim <= head_dim,
                     "an even part of each head turns");
-  DOUBLEWEAVE_CHECK(context, resize(out, num_rows, x.size(2)), "out has room for the result");
+  DOUBLEWEAVE_CHECK(context, resize(out, {1, num_rows, x.size(2)}), "out has room for the result");
   DOUBLEWEAVE_CHECK(context,
                     x.const_data_ptr() != nullptr && cos.const_data_ptr() != nullptr &&
                         sin.const_data_ptr() != nullptr && out.const_data_ptr() != nullptr,
@@ -185,16 +159,9 @@ void rotary_kernel(et::KernelRuntimeContext& context, Stack stack) {
 void register_operators() {
   static std::once_flag once;
   std::call_once(once, [] {
-    for (const et::Kernel& kernel :
-         {et::Kernel("doubleweave::attention.out", attention_kernel),
-          et::Kernel("doubleweave::biased_attention.out", biased_attention_kernel),
-          et::Kernel("doubleweave::rotary.out", rotary_kernel)}) {
-      // Registering a name twice ends the process; another copy of this library may have been
-      // first.
-      if (!et::registry_has_op_function(kernel.name_)) {
-        (void)et::register_kernel(kernel);
-      }
-    }
+    register_kernels({et::Kernel("doubleweave::attention.out", attention_kernel),
+                      et::Kernel("doubleweave::biased_attention.out", biased_attention_kernel),
+                      et::Kernel("doubleweave::rotary.out", rotary_kernel)});
     register_expert_operators();
   });
 }

@@ -12,6 +12,7 @@ import architectures
 import doubleweave as dw
 from doubleweave.compiler.graph import experts
 from doubleweave.compiler.graph.simplify import fold_constants
+from doubleweave.compiler.graph.sliced_products import split_sliced_products
 from doubleweave.errors import SplitError
 from native_runner import needs_runner, report
 
@@ -45,7 +46,7 @@ def test_experts_are_those_of_transformers(name):
         assert module.config._experts_implementation_internal == "eager"
         targets = [str(node.target) for node in exported.graph.nodes if "doubleweave" in str(node.target)]
         fold_constants(exported)  # a transposed weight is one
-        experts.split_sliced_experts(exported)
+        split_sliced_products(exported)
         exported.recompile()
         found = exported(x, index, scores)
     assert targets.count("doubleweave.expert_linear.default") == 2

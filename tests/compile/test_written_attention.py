@@ -79,11 +79,7 @@ def test_scaled_dot_product_attention_is_written_out():
 
 @pytest.mark.parametrize("name", ["flint", "granite_swa"])
 def test_sinks_are_inputs_of_the_operator(name):
-    module = architectures.tiny_model(name)
-    with torch.no_grad():
-        for parameter_name, parameter in module.named_parameters():
-            if parameter_name.endswith("sinks"):
-                parameter.normal_()
+    module = architectures.with_random_sinks(architectures.tiny_model(name))
     graph = exported(module, name)
     sinks = [constant(graph, node.args[9]) for node in attentions(graph)]
     assert len(sinks) == 2

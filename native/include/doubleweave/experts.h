@@ -22,6 +22,9 @@ enum class ExpertFormat {
 constexpr int64_t kExpertBlock = 16;  // output features
 constexpr int64_t kExpertGroup = 32;  // input features of one scale (kInt4)
 
+// Bytes of a block's weights.
+int64_t expert_block_bytes(ExpertFormat format, int64_t in_features);
+
 struct ExpertWeights {
   ExpertFormat format;
   int64_t num_experts;

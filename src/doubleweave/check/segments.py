@@ -18,8 +18,6 @@ from doubleweave.ir.split import CACHED, ROWS, Call, FixedSizes, Port, Segment
 
 # Kernels that add up in another order make less noise.
 _BY_ROUNDING = 1e-4
-
-
 # Noise of a quantized segment against eager torch on the same inputs, where a number between two steps of the
 # activations' scale was rounded the other way. Wrong weights give about 1.
 SEGMENT_BOUND, MOST_BOUND = 0.05, 0.2

@@ -14,7 +14,6 @@ from doubleweave.ir.split import (
     CACHED,
     ITEM_BYTES,
     ROWS,
-    Call,
     FixedSizes,
     Function,
     Range,
@@ -148,11 +147,13 @@ def _order_problem(function: Function) -> str | None:
     """Each value has one writer, which comes before its readers; a cache may be read by the call that appends."""
     ready = {value.name for value in function.values if value.kind in ("input", "state")}
     cached = {value.name for value in function.values if value.kind == "cache"}
+    states = {value.name for value in function.values if value.kind == "state"}
     changed: set[str] = set()
     for call in function.calls:
         if missing := set(call.reads) - ready - (cached & set(call.writes)):
             return f"call {call.name} reads {sorted(missing)[0]!r} before it is written"
-        own = _states_of(function, call)
+        # A language model's are read and written by one call; a module's keep their names.
+        own = states & set(call.reads) & set(call.writes) if function.interface is None else set()
         if own & changed:
             return f"call {call.name} changes a state that another changes"
         changed |= own
@@ -162,12 +163,6 @@ def _order_problem(function: Function) -> str | None:
     if len(ready) != len(function.values):
         return "a value has no writer"
     return None
-
-
-def _states_of(function: Function, call: Call) -> set[str]:
-    """The states that a call of a language model reads and writes."""
-    states = {value.name for value in function.values if value.kind == "state"}
-    return states & set(call.reads) & set(call.writes) if function.interface is None else set()
 
 
 def _interface_problem(function: Function) -> str | None:

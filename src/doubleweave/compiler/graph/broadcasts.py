@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from doubleweave.compiler.graph.nodes import insert, is_call, is_tensor, nodes_of, replace_nodes
+from doubleweave.compiler.graph.nodes import insert, is_call, is_tensor, nodes_of, replace_nodes, same_shape
 
 aten = torch.ops.aten
 
@@ -61,5 +61,4 @@ def _number_everywhere(node: Any) -> int | None:
 
 def _keeps_its_shape(user: Any, expanded: Any) -> bool:
     others = [arg for arg in user.args[:2] if is_tensor(arg) and arg is not expanded]
-    # By their texts: comparing symbolic sizes with == would add a guard to the exported program.
-    return any(list(map(str, n.meta["val"].shape)) == list(map(str, user.meta["val"].shape)) for n in others)
+    return any(same_shape(other.meta["val"], user.meta["val"]) for other in others)

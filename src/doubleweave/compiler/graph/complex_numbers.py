@@ -7,22 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from doubleweave.compiler.graph.nodes import constant, insert, is_call, is_tensor, nodes_of
+from doubleweave.compiler.graph.nodes import LAYOUT, constant, insert, is_call, is_tensor, nodes_of
 from doubleweave.errors import SplitError
 
 aten = torch.ops.aten
 
-_FOR_EACH = {  # what moves numbers does the same to both
-    *(
-        aten.view.default,
-        aten.reshape.default,
-        aten.unsqueeze.default,
-        aten.squeeze.dim,
-        aten.flatten.using_ints,
-    ),
-    *(aten.slice.Tensor, aten.select.int, aten.transpose.int, aten.permute.default, aten.expand.default),
-    *(aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default),
-}
+_FOR_EACH = LAYOUT | {aten.alias.default, aten.detach.default}  # what moves numbers does the same to both
 
 
 class _Pair(NamedTuple):

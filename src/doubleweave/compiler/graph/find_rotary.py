@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::rotary
+from doubleweave.compiler.graph.evaluate import Evaluator
 from doubleweave.compiler.graph.nodes import constant, expression, insert, is_call, is_tensor, nodes_of
-from doubleweave.compiler.graph.positions import MOVES, POSITIONS, from_positions
+from doubleweave.compiler.graph.ops import ATTENTIONS
+from doubleweave.compiler.graph.positions import MOVES, from_positions
 from doubleweave.compiler.graph.rotary_matrix import Column, Turn, inverse, natural, turn_of
 
 aten = torch.ops.aten
-_ATTENTION = torch.ops.doubleweave.attention.default
 
 _KEEPS_FEATURES = (aten.view.default, aten.reshape.default, aten.transpose.int, aten.clone.default)
 _MOST_NODES = 48  # of a piece that is tried
@@ -45,8 +45,7 @@ def find_rotary(graph_module: fx.GraphModule) -> None:
     """Put doubleweave.rotary in the place of every rotary embedding that is found."""
     graph = graph_module.graph
     of_positions = from_positions(graph)
-    positions = next(node for node in graph.find_nodes(op="placeholder") if node.target == POSITIONS)
-    evaluator = _Evaluator(graph_module, expression(positions.meta["val"].shape[1]))
+    evaluator = Evaluator(graph_module)
     found: list[_Found] = []
     done: set[Any] = set()
     for node in nodes_of(graph):
@@ -66,29 +65,7 @@ def find_rotary(graph_module: fx.GraphModule) -> None:
     graph.eliminate_dead_code()
 
 
-class _Evaluator:
-    """Computes nodes from given ones, with so many rows."""
-
-    def __init__(self, graph_module: fx.GraphModule, symbol: Any) -> None:
-        self.graph_module = graph_module
-        self.symbol = symbol
-
-    def sizes(self, node: Any, rows: int) -> tuple[int, ...]:
-        return tuple(int(expression(size).subs(self.symbol, rows)) for size in node.meta["val"].shape)
-
-    def value(self, node: Any, known: dict[Any, Any], rows: int) -> Any:
-        if node not in known:
-            if node.op == "get_attr":
-                known[node] = constant(self.graph_module, node)
-            elif not is_tensor(node):
-                known[node] = int(expression(node.meta["val"]).subs(self.symbol, rows))
-            else:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.value(n, known, rows))
-                known[node] = node.target(*args, **kwargs)
-        return known[node]
-
-
-def _match(data: Any, of_positions: Set[Any], evaluator: _Evaluator) -> _Found | None:
+def _match(data: Any, of_positions: Set[Any], evaluator: Evaluator) -> _Found | None:
     """The smallest piece behind the furthest x from which `data` is moved features."""
     sources = [data]
     while is_call(sources[-1], *MOVES):
@@ -115,7 +92,7 @@ def _results(x: Any, of_positions: Set[Any]) -> Iterator[tuple[Any, frozenset[An
         for user in sorted(set(users), key=order.__getitem__):
             tensors = [node for node in user.all_input_nodes if is_tensor(node) and node.op != "get_attr"]
             known = all(node in inside or node in of_positions for node in tensors)
-            if user.op != "call_function" or user.target is _ATTENTION or not is_tensor(user) or not known:
+            if user.op != "call_function" or user.target in ATTENTIONS or not is_tensor(user) or not known:
                 continue
             inside[user] = frozenset({user}).union(*(inside[node] for node in tensors if node in inside))
             todo.append(user)
@@ -131,7 +108,7 @@ def _count(node: Any) -> Any:
 
 
 def _matches(
-    x: Any, y: Any, inside: frozenset[Any], of_positions: Set[Any], evaluator: _Evaluator
+    x: Any, y: Any, inside: frozenset[Any], of_positions: Set[Any], evaluator: Evaluator
 ) -> _Found | None:
     if {node.meta["val"].dtype for node in (x, y)} != {torch.float32}:
         return None
@@ -198,7 +175,7 @@ class _Probe:
     num_heads: int
     width: int
     is_head_major: bool
-    evaluator: _Evaluator
+    evaluator: Evaluator
 
     def turn(self) -> Turn | None:
         """The turn that the piece is, None where it is none."""
@@ -224,11 +201,11 @@ class _Probe:
     def result(self, x_BTHD: Tensor, tables: Sequence[Tensor]) -> Tensor:
         """y as [1, T, H, D]."""
         rows = x_BTHD.shape[1]
-        sizes = self.evaluator.sizes(self.x, rows)
+        sizes = [self.evaluator.size(size, rows) for size in self.x.meta["val"].shape]
         is_head_major = _rows_axis(self.x, self.evaluator.symbol) == 2
         x = x_BTHD.transpose(1, 2) if is_head_major else x_BTHD.reshape(sizes)
         known = {self.x: x, **dict(zip(self.tables, tables, strict=True))}
-        y: Tensor = self.evaluator.value(self.y, known, rows)
+        y: Tensor = self.evaluator.values([self.y], rows, known)[self.y]
         return y.transpose(1, 2) if self.is_head_major else y
 
 
@@ -265,7 +242,8 @@ def _orders_that_stay(found: Sequence[_Found]) -> set[Any]:
     graph = found[0].y.graph if found else fx.Graph()
     meetings = [
         tuple(_behind(node.args[at], by_y) for at in (0, 1))
-        for node in graph.find_nodes(op="call_function", target=_ATTENTION)
+        for node in graph.nodes
+        if node.target in ATTENTIONS
     ]
     kept = {
         y
@@ -311,7 +289,7 @@ def _reaches_scores(node: Any, width: int) -> bool:
     if node.meta["val"].shape[-1] % width:
         return False
     for user in filter(is_tensor, node.users):
-        if is_call(user, _ATTENTION):
+        if is_call(user, *ATTENTIONS):
             q, k, v, num_heads, num_kv_heads = user.args[:5]
             widths = q.meta["val"].shape[2] // num_heads, k.meta["val"].shape[2] // num_kv_heads
             if widths != (width, width) or v is node:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of, replace_nodes
+from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of, replace_nodes, same_shape
 
 aten = torch.ops.aten
 
@@ -65,14 +65,13 @@ def drop_whole_writes(graph_module: fx.GraphModule) -> None:
     """What is written to all of a tensor is the tensor: the step of an axis that has one place (Kimi's output)."""
 
     def written(node: Any) -> Any:
-        if (
-            not is_call(node, aten.select_scatter.default)
-            or node.args[0].meta["val"].shape[node.args[2]] != 1
-        ):
+        if not is_call(node, aten.select_scatter.default):
             return None
-        if node.args[0].meta["val"].dtype != node.args[1].meta["val"].dtype:
+        target, source, axis = node.args[:3]
+        whole: torch.Tensor = target.meta["val"]
+        if whole.shape[axis] != 1 or whole.dtype != source.meta["val"].dtype:
             return None
-        return insert(graph_module.graph, aten.unsqueeze.default, node.args[1], node.args[2], like=node)
+        return insert(graph_module.graph, aten.unsqueeze.default, source, axis, like=node)
 
     replace_nodes(graph_module.graph, written)
 
@@ -116,7 +115,7 @@ def _source(graph: fx.Graph, source: Any, like: Any) -> Any:
     given: torch.Tensor = value.meta["val"]
     if given.dtype != wanted.dtype:
         value = insert(graph, aten.to.dtype, value, wanted.dtype, like=like)
-    if [str(size) for size in given.shape] == [str(size) for size in wanted.shape]:
+    if same_shape(given, wanted):
         return value
     sizes = [
         size if isinstance(size, int) else insert(graph, aten.sym_size.int, target, axis, like=like)

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import sympy
+import torch
 from torch import Tensor, fx
+
+aten = torch.ops.aten
 
 # In a node's meta:
 IN_ORDER = "in_order"  # the node runs after earlier nodes with this mark: they share a state
@@ -18,6 +21,17 @@ TOGETHER = "together"  # the piece that this node and others of the mark become;
 STATE = "state"  # of a placeholder, one for each row: the node that computes its next value
 NEXT = "next"  # of that node: it is a state's next value
 PAST = "past"  # of a placeholder: the node whose rows of earlier chunks it stands for, and to whose piece it belongs
+
+
+# Operators that lay the numbers of one tensor out anew and compute nothing.
+LAYOUT = frozenset(
+    {
+        *(aten.view.default, aten.reshape.default, aten.flatten.using_ints),
+        *(aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default),
+        *(aten.transpose.int, aten.permute.default, aten.slice.Tensor, aten.select.int),
+        *(aten.clone.default, aten.contiguous.default),
+    }
+)
 
 
 def nodes_of(graph: fx.Graph) -> list[Any]:
@@ -62,6 +76,11 @@ def is_tensor(node: Any) -> bool:
 def expression(size: Any) -> Any:
     """A size of a fake tensor, an int or a SymInt, as a sympy expression."""
     return sympy.Integer(size) if isinstance(size, int) else size.node.expr
+
+
+def same_shape(a: Tensor, b: Tensor) -> bool:
+    """Whether the sizes are equal by their texts: comparing symbolic ones with == would add a guard to the export."""
+    return list(map(str, a.shape)) == list(map(str, b.shape))
 
 
 def output_node(graph: fx.Graph) -> Any:

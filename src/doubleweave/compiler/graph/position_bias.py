@@ -17,15 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from doubleweave.compiler.graph.nodes import constant, expression, is_call, is_tensor
+from doubleweave.compiler.graph.evaluate import SIZE_ONLY, Evaluator
+from doubleweave.compiler.graph.nodes import constant, is_call
+from doubleweave.compiler.graph.positions import POSITIONS
 
-aten = torch.ops.aten
-
-# Made like another tensor, of which they read the size alone.
-_SIZE_ONLY = (
-    *(aten.ones_like.default, aten.zeros_like.default, aten.full_like.default, aten.empty_like.default),
-    *(aten.new_ones.default, aten.new_zeros.default, aten.new_full.default, aten.new_empty.default),
-)
 # Numbers of tokens that show a pattern, large enough for the positions to leave a small block or window.
 _SIZES = (3, 24, 41)
 # Numbers of scores that are computed at once, at most: 512 MB.
@@ -61,21 +56,17 @@ def _hidden(query: Tensor, key: Tensor, window: int, block: int) -> Tensor:
     return hidden | (key < query // block * block) if block else hidden
 
 
-class Positions:
+class Positions(Evaluator):
     """The nodes of a graph whose values follow from positions, sizes and constants, and their values."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
-        self.module = graph_module
+        super().__init__(graph_module)
         self.nodes: set[fx.Node] = set()
-        placeholders = graph_module.graph.find_nodes(op="placeholder")
-        self.symbol = expression(
-            next(n for n in placeholders if n.target == "position_ids").meta["val"].shape[1]
-        )
         for node in graph_module.graph.nodes:
             if node.op == "placeholder":
-                known = node.target == "position_ids"
+                known = node.target == POSITIONS
             elif node.op == "call_function":
-                known = is_call(node, *_SIZE_ONLY) or all(n in self.nodes for n in _tensors(node))
+                known = is_call(node, *SIZE_ONLY) or all(n in self.nodes for n in _tensors(node))
             else:
                 known = node.op == "get_attr"
             if known:
@@ -92,7 +83,7 @@ class Positions:
         """
         marked: set[int] = set()
         most = int((_MOST_SCORES / max(num_heads, 1)) ** 0.5)
-        for node in self._needed(nodes, {}):
+        for node in self.needed(nodes, {}):
             if node.op == "get_attr":
                 tensor = constant(self.module, node)
                 marked |= {int(size) for size in tensor.shape}
@@ -106,48 +97,6 @@ class Positions:
                         f"positions are compared with {large[0]}, and at most {most} can be tried"
                     )
         return sorted({*_SIZES, *(size for size in marked if _SIZES[-1] < size <= most)})
-
-    def values(
-        self, nodes: Iterable[fx.Node], num_tokens: int, given: Mapping[fx.Node, Tensor]
-    ) -> dict[fx.Node, Any]:
-        """The values of `nodes`, and of all they need, at so many tokens at positions 0, 1, …; `given` are known."""
-        found: dict[Any, Any] = dict(given)
-        for node in self._needed(nodes, given):
-            if node in found:
-                continue
-            found[node] = self._value(node, num_tokens, found)
-        return found
-
-    def size(self, value: Any, num_tokens: int) -> int:
-        return int(expression(value).subs(self.symbol, num_tokens))
-
-    def _value(self, node: fx.Node, num_tokens: int, found: Mapping[Any, Any]) -> Any:
-        value = node.meta.get("val")
-        if node.op == "placeholder":
-            return torch.arange(num_tokens).unsqueeze(0)
-        if node.op == "get_attr":
-            return constant(self.module, node)
-        if isinstance(value, (int, torch.SymInt)):
-            return self.size(value, num_tokens)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: found[n])
-        if is_call(node, *_SIZE_ONLY):
-            like: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
-            args = (torch.empty([self.size(s, num_tokens) for s in like.shape], dtype=like.dtype), *args[1:])
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    def _needed(self, nodes: Iterable[fx.Node], given: Mapping[fx.Node, Any]) -> list[fx.Node]:
-        """`nodes` and what they are computed from, in the order of the graph."""
-        todo, seen = list(nodes), set()
-        while todo:
-            node = todo.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            is_size = not is_tensor(node) and isinstance(node.meta.get("val"), (int, torch.SymInt))
-            if node not in given and not is_size:
-                sources = node.all_input_nodes
-                todo += [s for s in sources if not is_tensor(s)] if is_call(node, *_SIZE_ONLY) else sources
-        return [node for node in self.module.graph.nodes if node in seen]
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:
@@ -209,10 +158,9 @@ def _read(bias: Tensor, num_tokens: int) -> Bias:
         is_causal = not (seen[0] & (query > query.unsqueeze(1))).any()
         more = "keys neither in a window nor in blocks" if is_causal else "later keys: the mask is not causal"
         raise NotUnderstood(f"queries see {more}")
-    # Over the longest distance, where rounding counts least.
-    steps = max(int(query[-1] - first[-1]), 1)
     if window == 1 or block == 1:
         return Bias(window, block, None)
+    # Over the longest distance, where rounding counts least.
     at = num_tokens - 1 if int(first[-1]) < num_tokens - 1 else num_tokens - 2
     steps = int(at - first[at])
     slopes = ((bias[:, at, at] - bias[:, at, int(first[at])]) / steps).float()

@@ -8,31 +8,40 @@ from typing import Any
 import torch
 from torch import fx
 
-from doubleweave.compiler.graph.nodes import expression, insert, is_call, is_tensor, nodes_of, replace_nodes
+from doubleweave.compiler.graph.nodes import (
+    LAYOUT,
+    expression,
+    insert,
+    is_call,
+    is_tensor,
+    nodes_of,
+    replace_nodes,
+)
 from doubleweave.errors import SplitError
 
 aten = torch.ops.aten
 
 POSITIONS = "position_ids"  # the placeholder, int64 [1, T]
-# What moves numbers and computes nothing.
-MOVES = {
-    *(
-        aten.view.default,
-        aten.reshape.default,
-        aten.unsqueeze.default,
-        aten.squeeze.dim,
-        aten.flatten.using_ints,
-    ),
-    *(aten.slice.Tensor, aten.select.int, aten.cat.default, aten.stack.default, aten.neg.default),
-    *(aten.transpose.int, aten.permute.default, aten.expand.default, aten.repeat_interleave.self_int),
-    *(aten.clone.default, aten.contiguous.default),
+# What moves numbers, or joins them, and computes nothing.
+MOVES = LAYOUT | {
+    *(aten.cat.default, aten.stack.default, aten.neg.default, aten.repeat_interleave.self_int),
 }
 _TOKENS = 3
 
 
+def placeholder_of(graph: fx.Graph) -> Any:
+    """The positions, int64 [1, T]."""
+    return next(node for node in graph.find_nodes(op="placeholder") if node.target == POSITIONS)
+
+
+def num_rows(graph: fx.Graph) -> Any:
+    """How many rows there are, T, as an expression."""
+    return expression(placeholder_of(graph).meta["val"].shape[1])
+
+
 def check_first(model: Any, first: int) -> None:
     """Raises SplitError where the model, given no positions, does not count them from `first`."""
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    if POSITIONS not in inspect.signature(model.forward).parameters:
         return
     ids = torch.ones(1, _TOKENS, dtype=torch.long)
     if getattr(model.config.get_text_config(decoder=True), "pad_token_id", None) == 1:
@@ -97,9 +106,7 @@ def count_by_positions(graph_module: fx.GraphModule) -> None:
     chunk it has to be what it is in the whole prompt.
     """
     graph = graph_module.graph
-    placeholders = graph.find_nodes(op="placeholder")
-    positions = next(node for node in placeholders if node.target == POSITIONS)
-    rows = expression(positions.meta["val"].shape[1])
+    positions, rows = placeholder_of(graph), num_rows(graph)
 
     def counted(node: Any) -> Any:
         if not is_call(node, aten.arange.default, aten.arange.start, aten.arange.start_step):

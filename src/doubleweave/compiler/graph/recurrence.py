@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from doubleweave.compiler.graph.nodes import (
+    LAYOUT,
     NEXT,
     STATE,
     TOGETHER,
@@ -27,19 +28,10 @@ from doubleweave.compiler.graph.nodes import (
 
 aten = torch.ops.aten
 
-# Operators that lay a tensor out anew and compute nothing.
-_LAYOUT = (
-    *(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.transpose.int, aten.t.default),
-    *(aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default),
-    *(
-        aten.slice.Tensor,
-        aten.select.int,
-        aten.split.Tensor,
-        aten.split_with_sizes.default,
-        aten.chunk.default,
-    ),
-    *(aten.clone.default, aten.alias.default, aten.contiguous.default, operator.getitem),
-)
+_LAYOUT = LAYOUT | {
+    *(aten._unsafe_view.default, aten.t.default, aten.squeeze.dims, aten.alias.default),
+    *(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, operator.getitem),
+}
 RECURRENCE = "recurrence"
 
 

@@ -150,12 +150,3 @@ def _innermost(trace: TracebackType | None, watch: Watch) -> tuple[nn.Module, st
             (summary,) = traceback.StackSummary.extract(iter([(frame, number)]))
             found = module, (summary.line or "").strip()
     return found
-
-
-def written_out(graph: fx.Graph) -> str:
-    """Where a graph without our operator has its attention."""
-    softmax = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)
-    node = next((node for node in graph.nodes if node.target in softmax), None)
-    if node is None:
-        return "it has no attention at all"
-    return f"{place_of_node(node)} writes its attention out, with a softmax of its own"

@@ -1,8 +1,8 @@
 """Graph passes that bring an exported language model to the form that the split expects; its numbers stay equal.
 
 In order, the passes drop checks and no-ops, concatenate what is written part by part, compute calls that depend on
-weights alone, cut a linear whose output is sliced into one linear a slice, move head transposes down until they cancel,
-fuse rotary embedding into one operator, and join chains of views. A decoder layer is then linears, norms and
+weights alone, cut a product whose output is sliced into one product a slice, move head transposes down until they
+cancel, make rotary embedding one operator, and join chains of views. A decoder layer is then linears, norms and
 element-wise operators over [1, T, features]: K and V leave it as rows of the cache, and appending them needs no copy.
 
 Each pass changes a GraphModule in place. This module knows nothing of segments or backends.
@@ -10,7 +10,6 @@ Each pass changes a GraphModule in place. This module knows nothing of segments 
 
 from __future__ import annotations
 
-import itertools
 import operator
 from typing import Any
 
@@ -18,10 +17,18 @@ import torch
 from torch import fx
 
 from doubleweave.compiler.graph.complex_numbers import without_complex
-from doubleweave.compiler.graph.experts import split_sliced_experts
 from doubleweave.compiler.graph.find_rotary import find_rotary
 from doubleweave.compiler.graph.fresh_tensors import drop_whole_writes, without_empty
-from doubleweave.compiler.graph.nodes import constant, insert, is_call, is_tensor, nodes_of, replace_nodes
+from doubleweave.compiler.graph.nodes import (
+    constant,
+    insert,
+    is_call,
+    is_tensor,
+    nodes_of,
+    replace_nodes,
+    same_shape,
+)
+from doubleweave.compiler.graph.sliced_products import split_sliced_products
 
 aten = torch.ops.aten
 
@@ -58,8 +65,7 @@ def simplify(graph_module: fx.GraphModule) -> None:
     without_empty(graph_module)
     drop_whole_writes(graph_module)
     fold_constants(graph_module)
-    split_sliced_linears(graph_module)
-    split_sliced_experts(graph_module)
+    split_sliced_products(graph_module)
     # The patterns of the next two passes have no views in between; rotary leaves views and transposes to cancel again.
     cancel_views(graph_module)
     sink_transposes(graph_module)
@@ -90,7 +96,7 @@ def _is_no_op(node: Any) -> bool:
     if node.target in _CAST:
         return before.dtype == after.dtype and before.device == after.device
     if node.target in (aten.expand.default, aten.slice.Tensor):
-        return _same_shape(before, after)
+        return same_shape(before, after)
     if node.target in (aten.mul.Tensor, aten.div.Tensor):
         return isinstance(node.args[1], float) and node.args[1] == 1.0 and before.dtype == after.dtype
     return False
@@ -108,7 +114,7 @@ def _is_whole_copy(node: Any) -> bool:
     if not is_call(node, aten.copy.default):
         return False
     before, written = (source.meta["val"] for source in node.args[:2])
-    return before.dtype == written.dtype and _same_shape(before, written)
+    return before.dtype == written.dtype and same_shape(before, written)
 
 
 def _only_part(node: Any) -> Any:
@@ -117,11 +123,6 @@ def _only_part(node: Any) -> Any:
         return None
     parts = [part for part in node.args[0] if "0" not in map(str, part.meta["val"].shape)]
     return parts[0] if len(parts) == 1 < len(node.args[0]) else None
-
-
-def _same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
-    # By their texts: comparing symbolic sizes with == would add a guard to the exported program.
-    return [str(size) for size in a.shape] == [str(size) for size in b.shape]
 
 
 def fold_constants(graph_module: fx.GraphModule) -> None:
@@ -146,53 +147,6 @@ def fold_constants(graph_module: fx.GraphModule) -> None:
         return weight
 
     replace_nodes(graph_module.graph, folded)
-
-
-def split_sliced_linears(graph_module: fx.GraphModule) -> None:
-    """linear, then slices or a split of its features (Phi-3's qkv_proj) -> one linear a slice.
-
-    K and V would otherwise be columns of a wider tensor, and appending them to the cache would need a copy.
-    """
-    graph = graph_module.graph
-    for node in nodes_of(graph):
-        if not is_call(node, aten.linear.default):
-            continue
-        width = int(node.meta["val"].shape[-1])
-        pieces = [piece for user in node.users if (piece := _feature_slice(user, width)) is not None]
-        if not pieces or len(pieces) < len(node.users):
-            continue
-        for replaced, start, end in itertools.chain(*pieces):
-            constants = []
-            for source, kind in zip(node.args[1:], ("weight", "bias"), strict=False):
-                if source is None:
-                    continue
-                name = f"_{replaced.name}_{kind}"
-                graph_module.register_buffer(name, constant(graph_module, source)[start:end].clone())
-                with graph.inserting_before(node):
-                    constants.append(graph.get_attr(name))
-                constants[-1].meta["val"] = source.meta["val"][start:end]
-            with graph.inserting_before(node):
-                linear = insert(graph, aten.linear.default, node.args[0], *constants, like=node)
-            replaced.replace_all_uses_with(linear)
-        graph.eliminate_dead_code()
-
-
-def _feature_slice(user: Any, width: int) -> list[tuple[Any, int, int]] | None:
-    """(node to replace, first feature, end feature) of each part, None where `user` cuts no features."""
-    rank = len(user.meta["val"].shape) if is_tensor(user) else 3
-    if is_call(user, aten.slice.Tensor) and user.args[1] in (-1, rank - 1) and len(user.args) == 4:
-        start, end, _ = slice(*map(int, user.args[2:4])).indices(width)
-        return [(user, start, end)]
-    if is_call(user, aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default):
-        values = user.meta["val"]
-        dim = user.args[2] if len(user.args) > 2 else 0
-        if dim not in (-1, len(values[0].shape) - 1):
-            return None
-        if not all(is_call(item, operator.getitem) for item in user.users):
-            return None
-        edges = list(itertools.accumulate((int(value.shape[-1]) for value in values), initial=0))
-        return [(item, *edges[item.args[1] :][:2]) for item in user.users]
-    return None
 
 
 def _is_head_transpose(node: Any) -> bool:
@@ -245,7 +199,7 @@ def cancel_views(graph_module: fx.GraphModule) -> None:
                     node.replace_all_uses_with(source.args[0])
                     changed = True
             elif is_call(node, *_VIEW) and isinstance(source, fx.Node):
-                if _same_shape(node.meta["val"], source.meta["val"]):
+                if same_shape(node.meta["val"], source.meta["val"]):
                     node.replace_all_uses_with(source)
                     changed = True
                 elif is_call(node, aten.view.default, aten.reshape.default) and is_call(source, *_VIEW):

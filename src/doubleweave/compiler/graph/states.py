@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from doubleweave.compiler.graph.refusal_causes import watching
 from doubleweave.errors import SplitError
 
 _KINDS = ("conv", "recurrent")
@@ -69,10 +70,10 @@ def find_states(model: Any) -> States:
         return States({}, ())
     users: dict[nn.Module, None] = {}
     attending: set[nn.Module] = set()
-    with _modules_running(model) as running:
+    with watching(model) as watch:
         for name in _USES:
-            _watch(cache, name, lambda: users.setdefault(running[-1]))
-        _watch(cache, "update", lambda: attending.add(running[-1]))
+            _note_calls(cache, name, lambda: users.setdefault(watch.running))
+        _note_calls(cache, "update", lambda: attending.add(watch.running))
         ids = torch.zeros(1, 2, dtype=torch.long)
         try:
             with torch.no_grad():
@@ -101,7 +102,7 @@ def states_in(cache: Any) -> Iterator[tuple[Key, Tensor]]:
                     yield Key(number, kind, index), state
 
 
-def _watch(cache: Any, name: str, note: Any) -> None:
+def _note_calls(cache: Any, name: str, note: Any) -> None:
     method = getattr(cache, name)
 
     def noting(*args: Any, **kwargs: Any) -> Any:
@@ -109,25 +110,6 @@ def _watch(cache: Any, name: str, note: Any) -> None:
         return method(*args, **kwargs)
 
     setattr(cache, name, noting)
-
-
-@contextmanager
-def _modules_running(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """The modules whose forward runs, the innermost last."""
-    running: list[nn.Module] = []
-    hooks = []
-    for module in model.modules():
-        hooks.append(module.register_forward_pre_hook(lambda module, _: running.append(module)))
-        hooks.append(module.register_forward_hook(lambda *_: _drop(running), always_call=True))
-    try:
-        yield running
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _drop(running: list[nn.Module]) -> None:
-    running.pop()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from doubleweave.compiler.graph.nodes import PAST, constant, output_node
 from doubleweave.compiler.graph.ops import ATTENTIONS
+from doubleweave.compiler.graph.positions import placeholder_of
 
 # In the meta of a placeholder of earlier rows: multiply-adds for each query and each such row.
 WIDTH = "width"
@@ -38,7 +39,7 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
     """
     graph = graph_module.graph
     inline, mask_stack = partial(_inline, graph), {MASK: (MASK, MASK)}
-    position_ids = next(n for n in graph.nodes if n.op == "placeholder" and n.target == "position_ids")
+    position_ids = placeholder_of(graph)
     attentions = [node for node in graph.nodes if node.target in ATTENTIONS]
     graph_module.register_buffer("cache_rows", torch.arange(max_context).float())
     with graph.inserting_before(next(n for n in graph.nodes if n.op not in ("placeholder", "get_attr"))):

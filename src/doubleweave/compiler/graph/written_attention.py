@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from doubleweave.compiler.graph.nodes import constant, expression, insert, is_call, is_tensor, nodes_of
 from doubleweave.compiler.graph.ops import MASKED
 from doubleweave.compiler.graph.position_bias import Bias, NotUnderstood, Positions, understood
+from doubleweave.compiler.graph.refusal_causes import place_of_node
 from doubleweave.errors import SplitError
 
 aten = torch.ops.aten
@@ -53,17 +54,12 @@ def recognise_attention(graph_module: fx.GraphModule, model: str) -> None:
                 _replace_written(graph_module, node, positions, known)
         except NotUnderstood as found:
             raise SplitError(
-                f"{model}: the attention of {_place(node)} is not understood: {found}; expected softmax(scale * q kT + "
-                "bias) v, where the bias hides later keys and perhaps those outside of a window or a block, or is a "
-                "slope a head (ALiBi); this architecture is not supported"
+                f"{model}: the attention of {place_of_node(node)} is not understood: {found}; expected "
+                "softmax(scale * q kT + bias) v, where the bias hides later keys and perhaps those outside of a window "
+                "or a block, or is a slope a head (ALiBi); this architecture is not supported"
             ) from None
     graph.eliminate_dead_code()
     graph_module.recompile()
-
-
-def _place(node: fx.Node) -> str:
-    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {"": ("", "")}
-    return list(stack.values())[-1][0].removeprefix("model.") or "the model"
 
 
 def _is_over_keys(node: Any, positions: Positions) -> bool:

@@ -56,13 +56,13 @@ def run_chunks(
     start = next((rows.shape[1] for rows in cache.values()), 0)
     for input_ids in chunks:
         end = start + input_ids.shape[1]
-        env = {"input_ids": input_ids, "position_ids": torch.arange(start, end)[None]}
+        env = {"input_ids": input_ids, "position_ids": torch.arange(start, end)[None], **states}
         start = end
         for call in torch_split.split.calls:
             segment = torch_split.split.segment(call.segment)
             ports = segment.inputs
             read = [
-                _cached(cache.get(name), port) if kinds[name] == "cache" else (env | states)[name]
+                _cached(cache.get(name), port) if kinds[name] == "cache" else env[name]
                 for name, port in zip(call.reads, ports, strict=True)
             ]
             with torch.no_grad():

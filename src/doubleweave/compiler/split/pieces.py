@@ -149,10 +149,8 @@ def _keys(
         owner = owner_of(node)
         if not owner and inputs and len({name for _, name in inputs}) == 1 and inputs[0][1] in absorbing:
             owner = inputs[0][1]
-        floor = least.get(node.meta.get(TOGETHER, ""), 0)
-        keys[node] = max((level + (name not in ("", owner)) for level, name in inputs), default=0), owner
-        if floor > keys[node][0]:
-            keys[node] = floor, owner
+        level = max((level + (name not in ("", owner)) for level, name in inputs), default=0)
+        keys[node] = max(level, least.get(node.meta.get(TOGETHER, ""), 0)), owner
     return keys
 
 

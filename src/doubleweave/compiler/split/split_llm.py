@@ -17,9 +17,9 @@ from torch import Tensor, fx
 from torch.export import Dim
 
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave's operators
-from doubleweave.compiler.graph.nodes import PAST, STATE, TOGETHER, expression, output_node
+from doubleweave.compiler.graph.nodes import PAST, STATE, TOGETHER, output_node
 from doubleweave.compiler.graph.ops import ATTENTIONS
-from doubleweave.compiler.graph.positions import POSITIONS, moved_tables
+from doubleweave.compiler.graph.positions import moved_tables, num_rows
 from doubleweave.compiler.graph.recurrence import RECURRENCE
 from doubleweave.compiler.graph.refusal_causes import place_of_node
 from doubleweave.compiler.graph.static_attention import WIDTH
@@ -73,7 +73,7 @@ def split_llm(
     # No layer reads a rotary table where positions come in otherwise (Flint without windows).
     if missing := set(owners.values()) - found - {"rotary"}:
         raise SplitError(f"no operator of the exported graph belongs to {sorted(missing)}")
-    edges = Edges(_num_rows(graph))
+    edges = Edges(num_rows(graph))
     pieces = cut_pieces(graph, lambda node: _owner(node, owners), frozenset({_HEAD}), moved_tables(graph))
     names = _names(pieces)
     values = _Values(graph, pieces, names, edges)
@@ -161,12 +161,6 @@ def _attention_name(piece: Piece, segments: Mapping[str, Segment]) -> str:
     name = f"attention_window{window}" if window else "attention"
     taken = sum(existing == name or existing.startswith(f"{name}.") for existing in segments)
     return f"{name}.{taken}" if taken else name
-
-
-def _num_rows(graph: fx.Graph) -> Any:
-    """The size of the rows' axis, as an expression."""
-    positions = next(node for node in graph.find_nodes(op="placeholder") if node.target == POSITIONS)
-    return expression(positions.meta["val"].shape[1])
 
 
 def _num_weights(node: fx.Node) -> int:

@@ -1,0 +1,46 @@
+// What our ExecuTorch kernels share: names, checks of their arguments, and how they become known.
+#pragma once
+
+#include <executorch/runtime/core/exec_aten/util/tensor_util.h>
+#include <executorch/runtime/kernel/kernel_runtime_context.h>
+#include <executorch/runtime/kernel/operator_registry.h>
+
+#include <array>
+#include <initializer_list>
+
+// Logs the condition that does not hold and fails the kernel; ExecuTorch's own macro with our
+// operator's name.
+#define DOUBLEWEAVE_CHECK(context, condition, message)                      \
+  do {                                                                      \
+    if (!(condition)) {                                                     \
+      ET_LOG(Error, "doubleweave: %s does not hold: " message, #condition); \
+      (context).fail(et::Error::InvalidArgument);                           \
+      return;                                                               \
+    }                                                                       \
+  } while (false)
+
+namespace doubleweave {
+
+namespace et = executorch::runtime;
+using executorch::aten::ScalarType;
+using executorch::aten::Tensor;
+using Stack = et::Span<et::EValue*>;
+
+/// Gives a result its sizes, at most 3; false where it has no room for them.
+inline bool resize(Tensor& out, std::initializer_list<int64_t> lengths) {
+  std::array<int32_t, 3> sizes{};
+  size_t rank = 0;
+  for (const int64_t length : lengths) sizes[rank++] = static_cast<int32_t>(length);
+  return et::resize_tensor(out, {sizes.data(), rank}) == et::Error::Ok;
+}
+
+inline void register_kernels(std::initializer_list<et::Kernel> kernels) {
+  for (const et::Kernel& kernel : kernels) {
+    // Registering a name twice ends the process; another copy of this library may have been first.
+    if (!et::registry_has_op_function(kernel.name_)) {
+      (void)et::register_kernel(kernel);
+    }
+  }
+}
+
+}  // namespace doubleweave
