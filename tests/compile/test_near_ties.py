@@ -10,7 +10,8 @@ import torch
 import architectures
 import doubleweave as dw
 from doubleweave.check import language_model
-from doubleweave.check.near_ties import settled_rows
+from doubleweave.check.language_model import FLOAT_BOUND, SENSITIVE_BOUND
+from doubleweave.check.near_ties import moved_rows
 from doubleweave.check.source_run import source_logits
 from doubleweave.errors import CheckError
 from doubleweave.sources.hugging_face import from_module
@@ -20,7 +21,7 @@ def test_a_token_between_two_experts_is_not_settled():
     module = architectures.tiny_model("mixtral")
     ids = torch.arange(3, 43)[None]
     logits = source_logits(module, ids, {})
-    assert settled_rows(module, ids, {}, logits, 2e-4).all()
+    assert (moved_rows(module, ids, {}, logits) <= FLOAT_BOUND).all()
     # The last token's second and third expert are equally good.
     router = module.model.layers[-1].mlp.gate
     taken = {}
@@ -32,21 +33,22 @@ def test_a_token_between_two_experts_is_not_settled():
     second, third = scores.topk(3).indices[1:]
     router.weight.data[third] += (scores[second] - scores[third]) * row / row.square().sum()
     logits = source_logits(module, ids, {})
-    settled = settled_rows(module, ids, {}, logits, 2e-4)
-    assert not settled[-1]
-    assert settled[:-1].all()
+    moved = moved_rows(module, ids, {}, logits)
+    assert moved[-1] > SENSITIVE_BOUND
+    assert (moved[:-1] <= FLOAT_BOUND).all()
 
 
 @dataclass
 class Few:
-    """As many unsettled rows as a test says, whatever the model does."""
+    """Rows move as a test says, whatever the model does: those of `rows` by `far`, the others not at all."""
 
     rows: list[int]
+    far: float = 1.0
 
-    def __call__(self, module, token_ids, cached, logits, bound):
-        settled = torch.ones(len(logits), dtype=torch.bool)
-        settled[self.rows] = False
-        return settled
+    def __call__(self, module, token_ids, cached, logits):
+        moved = torch.zeros(len(logits))
+        moved[self.rows] = self.far
+        return moved
 
 
 def test_rows_that_are_settled_must_be_right(monkeypatch, tmp_path):
@@ -63,7 +65,7 @@ def test_rows_that_are_settled_must_be_right(monkeypatch, tmp_path):
     source = from_module(architectures.tiny_model("qwen3"), "toy", None)
 
     def compiled(rows):
-        monkeypatch.setattr(language_model, "settled_rows", Few(rows))
+        monkeypatch.setattr(language_model, "moved_rows", Few(rows))
         return dw.compile_llm(source, tmp_path / f"{len(rows)}", quantize="none", max_context=128)
 
     assert compiled([5, 6, 7]).check.unsettled == 3
@@ -71,3 +73,24 @@ def test_rows_that_are_settled_must_be_right(monkeypatch, tmp_path):
         compiled([5, 6])
     with pytest.raises(CheckError, match="from position 5 on"):
         compiled(list(range(0, 128, 2)))  # too many to say anything
+
+
+def test_rows_may_be_as_far_off_as_the_source_moves(monkeypatch, tmp_path):
+    hold = language_model._Subject.program
+
+    def slightly_wrong(self, program, place):
+        found = hold(self, program, place)
+        found[5] += 5e-4 * found.abs().max()
+        return found
+
+    monkeypatch.setattr(language_model._Subject, "program", slightly_wrong)
+    source = from_module(architectures.tiny_model("qwen3"), "toy", None)
+
+    def compiled(rows, far):
+        monkeypatch.setattr(language_model, "moved_rows", Few(rows, far))
+        return dw.compile_llm(source, tmp_path / f"{far}", quantize="none", max_context=128)
+
+    assert compiled([5], 8e-4).check.unsettled == 0
+    for rows, far in (([5], 3e-4), ([4, 6], 8e-4)):
+        with pytest.raises(CheckError, match="from position 5 on"):
+            compiled(rows, far)

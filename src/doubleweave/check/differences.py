@@ -21,15 +21,15 @@ def difference(found: Tensor, wanted: Tensor) -> float:
     return off / max(_largest(wanted), 1e-30)
 
 
-def first_row_over(found: Tensor, wanted: Tensor, bound: float) -> int:
-    """The first row that is further off than the bound; there is one."""
-    room, at = bound * _largest(wanted), 0
+def first_row_over(found: Tensor, wanted: Tensor, bounds: Tensor) -> int | None:
+    """The first row that is further off than its bound, float [rows], a part of the largest wanted number."""
+    largest, at = _largest(wanted), 0
     for a, b in _pieces(found, wanted):
-        over = ~((a - b).abs().reshape(len(a), -1).amax(1) <= room)
+        over = ~((a - b).abs().reshape(len(a), -1).amax(1) <= bounds[at : at + len(a)] * largest)
         if bool(over.any()):
             return at + int(over.double().argmax())
         at += len(a)
-    return 0
+    return None
 
 
 def noise(found: Tensor, wanted: Tensor) -> float:
