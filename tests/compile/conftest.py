@@ -45,9 +45,12 @@ def static_attention_dir(made_once: Callable[..., Path]) -> Path:
     )
 
 
+_templates: dict[Any, Any] = {}
+
+
 @pytest.fixture(scope="module")
 def lowered_once() -> Iterator[None]:
-    """Compile in this process, and lower a structure once for all programs of a module's tests.
+    """Compile in this process, and lower a structure once for all programs of the tests that ask for this.
 
     What was lowered over made-up weights serves any: here not only in one program, as in the product.
     """
@@ -56,14 +59,16 @@ def lowered_once() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setattr(os, "sched_getaffinity", lambda pid: {0})
     lower_graph = lower.lower_graph
-    templates: dict[Any, Any] = {}
 
     def lower_once(graph: Any, weights: Any, segment: Any, methods: Any, *, is_shared: bool = False) -> Any:
-        key = (segment.structure, segment.shape, segment.inputs, segment.outputs, tuple(methods.values()))
-        if key not in templates:
-            templates[key] = lower_graph(graph, weights, segment, methods, is_shared=True)
-        if all(template.is_complete for template in templates[key].values()):
-            return templates[key]
+        ports, placed = (segment.inputs, segment.outputs), (segment.backend, segment.target, segment.recipe)
+        # Recipes rewrite a structure's graph and keep its name.
+        nodes = tuple(f"{node.format_node()} {node.kwargs}" for node in graph.graph.nodes)
+        key = (segment.structure, nodes, segment.shape, ports, placed, tuple(methods.values()))
+        if key not in _templates:
+            _templates[key] = lower_graph(graph, weights, segment, methods, is_shared=True)
+        if all(template.is_complete for template in _templates[key].values()):
+            return _templates[key]
         return lower_graph(graph, weights, segment, methods, is_shared=is_shared)
 
     patch.setattr(lower, "lower_graph", lower_once)

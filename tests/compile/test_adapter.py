@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 import toys
 from doubleweave.errors import PolicyError, SourceError
 
+pytestmark = pytest.mark.usefixtures("lowered_once")
+
 pytest.importorskip("peft")
 PREFIX = "base_model.model.model.layers"
 

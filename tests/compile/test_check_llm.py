@@ -19,6 +19,8 @@ from doubleweave.compiler.lower import lower as lower_module
 from doubleweave.compiler.split import llm_rows
 from doubleweave.sources.hugging_face import from_module
 
+pytestmark = pytest.mark.usefixtures("lowered_once")
+
 SIZES = {
     "vocab_size": 264,
     "hidden_size": 64,

@@ -14,6 +14,8 @@ import toys
 from doubleweave.sources import gguf_rotary, hugging_face
 from gguf_files import HEADS, HIDDEN, module_of, write
 
+pytestmark = pytest.mark.usefixtures("lowered_once")
+
 DOWN = "model.layers.1.mlp.down_proj.weight"
 FACTORS = {"rope_freqs.weight": np.linspace(1, 8, HIDDEN // HEADS // 2, dtype=np.float32)}
 

@@ -16,6 +16,8 @@ import pytest
 import toys
 from doubleweave.errors import LowerError
 
+pytestmark = pytest.mark.usefixtures("lowered_once")
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):

@@ -16,6 +16,8 @@ from doubleweave.compiler.graph.sliced_products import split_sliced_products
 from doubleweave.errors import SplitError
 from native_runner import needs_runner, report
 
+pytestmark = pytest.mark.usefixtures("lowered_once")
+
 TOKENS = np.random.default_rng(0).integers(3, 260, 150)
 
 

@@ -12,6 +12,8 @@ import meta_llama
 from doubleweave.errors import PolicyError, SourceError
 from meta_llama import PARAMS
 
+pytestmark = pytest.mark.usefixtures("lowered_once")
+
 TEXTS = (
     "plain words",
     "ends in a line\n",

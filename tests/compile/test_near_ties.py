@@ -16,6 +16,8 @@ from doubleweave.check.source_run import source_logits
 from doubleweave.errors import CheckError
 from doubleweave.sources.hugging_face import from_module
 
+pytestmark = pytest.mark.usefixtures("lowered_once")
+
 
 def test_a_token_between_two_experts_is_not_settled():
     module = architectures.tiny_model("mixtral")

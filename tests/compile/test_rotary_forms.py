@@ -23,6 +23,8 @@ from doubleweave.ir.split import rows
 from doubleweave.sources.hugging_face import from_module
 from doubleweave.sources.positions import first_position
 
+pytestmark = pytest.mark.usefixtures("lowered_once")
+
 ROTARY = torch.ops.doubleweave.rotary.default
 COMMON = {
     "hidden_size": 32,

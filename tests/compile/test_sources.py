@@ -11,6 +11,8 @@ import torch
 import toys
 from doubleweave.errors import SourceError
 
+pytestmark = pytest.mark.usefixtures("lowered_once")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

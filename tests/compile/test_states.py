@@ -21,6 +21,8 @@ from doubleweave.schedule.makers import MAKERS
 from doubleweave.sources.hugging_face import from_module
 from native_runner import needs_runner, report
 
+pytestmark = pytest.mark.usefixtures("lowered_once")
+
 TOKENS = np.random.default_rng(0).integers(3, 260, 90)
 
 

@@ -29,6 +29,8 @@ from doubleweave.compiler.split.split_llm import default_policy, split_llm
 from doubleweave.errors import PolicyError
 from doubleweave.ir.split import FixedSizes, whole_cache
 
+pytestmark = pytest.mark.usefixtures("lowered_once")
+
 CONTEXT = 64
 
 

@@ -12,6 +12,8 @@ import toys
 from doubleweave.errors import PolicyError
 from doubleweave.ir.split import rows
 
+pytestmark = pytest.mark.usefixtures("lowered_once")
+
 TOKENS = np.random.default_rng(3).integers(0, toys.VOCAB_SIZE, 60)
 
 

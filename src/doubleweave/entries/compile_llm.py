@@ -91,8 +91,11 @@ def compile_llm(
             f"{name}: is an option of a source that is loaded here; leave it out for a loaded Model"
         )
     report("loading the model", 0, 1)
-    model = source if isinstance(source, Model) else load(source, **of_source)
-    give_back_free_memory()
+    if isinstance(source, Model):
+        model = source
+    else:
+        model = load(source, **of_source)
+        give_back_free_memory()
     context = _context(model, max_context)
     with made_beside(folder) as temporary:
         return _compile(
