@@ -33,6 +33,16 @@ FULL = Profile(
 )
 LEAST = {"name": "x", "kind": "estimate"}
 DEVICE = {"launch_us": 1, "hand_over_us": 0, "bandwidth_gb_s": 10, "peak_gops": {"int8": 5}}
+DECISION = {
+    "tokens": 8,
+    "schedule": "sequential",
+    "workers": ["any"],
+    "threads": 1,
+    "chunk": 8,
+    "in_flight": 1,
+    "abreast": 1,
+    "makespan_s": 0.1,
+}
 TABLE = {"rows": [1, 8], "cached": [0], "us": [[1.0], [2.0]]}
 
 
@@ -56,7 +66,7 @@ def test_the_least_there_can_be():
             "here: found key 'speed', expected one of contention, decision, device, hand_over_us, kind",
         ),
         ({"same_worker_us": -1}, "here, same_worker_us: found -1, expected a number, 0 or more"),
-        ({"threads": "two"}, "here, threads: found 'two', expected a number"),
+        ({"threads": "two"}, "here, threads: found 'two', expected a whole number, 0 or more"),
         ({"device": 3}, "here, device: found 3, expected a table"),
         ({"device": {"npu": 3}}, "here, device npu: found 3, expected a table"),
         (
@@ -78,7 +88,7 @@ def test_the_least_there_can_be():
         ),
         (
             {"device": {"npu": {**DEVICE, "workers": 1.5}}},
-            "workers: found 1.5, expected a whole number above 0",
+            "workers: found 1.5, expected a whole number, 1 or more",
         ),
         ({"device": {"npu": {**DEVICE, "workers": 0}}}, "workers: found 0, expected a number above 0"),
         ({"hand_over_us": {"npu": 5}}, "here, hand_over_us.npu: found 5, expected a table"),
@@ -122,6 +132,37 @@ def test_the_least_there_can_be():
             "rows: found 3, expected a list of numbers",
         ),
         ({"decision": [{"tokens": 3}]}, "here, decision: key 'abreast' is missing"),
+        ({"decision": 3}, "here, decision: found 3, expected a list"),
+        (
+            {"decision": [{**DECISION, "tokens": "many"}]},
+            "tokens: found 'many', expected a whole number, 1 or",
+        ),
+        ({"decision": [{**DECISION, "chunk": 2**31}]}, "chunk: found 2147483648, expected a whole number"),
+        (
+            {"decision": [{**DECISION, "schedule": "auto"}]},
+            "schedule: found 'auto', expected one of sequential",
+        ),
+        ({"decision": [{**DECISION, "workers": "any"}]}, "workers: found 'any', expected a list of devices"),
+        ({"decision": [{**DECISION, "makespan_s": None}]}, "makespan_s: found None, expected a number"),
+        ({"sources": "here"}, "here, sources: found 'here', expected a list"),
+        ({"machine": "two\nlines"}, r"here, machine: found 'two\\nlines', expected a text of one line"),
+        ({"device": {"a\nb": DEVICE}}, r"here: found name 'a\\nb', expected printable letters"),
+        (
+            {"hand_over_us": {"npu": {"cpu": 1e10}}},
+            "found 10000000000.0, expected a number, 0 or more, 1000000000",
+        ),
+        (
+            {"contention": {"workers_2": {"a": {"b": 200}}}},
+            "found 200, expected a number, 0 or more, 100 at most",
+        ),
+        (
+            {"contention": {"workers_99999999999": {}}},
+            "found table 'workers_99999999999', expected workers_1",
+        ),
+        (
+            {"machine": "x" * 10**6, "name": list(range(10**6))},
+            r"name: found \[0, 1, .{0,120}…, expected a text",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(change, message):

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from doubleweave.errors import InputError
 from doubleweave.ir.manifest import Manifest
-from doubleweave.ir.sizes import evaluate, shape_of
+from doubleweave.ir.sizes import evaluate
 from doubleweave.schedule import module_plan
+from doubleweave.schedule.choice import chunk_shape
 from doubleweave.schedule.chunks import cut
 from doubleweave.schedule.module_steps import Plan, most_at_once
+from doubleweave.schedule.symbols import sizes_of
 from doubleweave.schedule.task_graph import TaskGraph, build
 from doubleweave.tables import format_table
 
@@ -50,11 +52,11 @@ def memory_of(manifest: Manifest, num_tokens: int | None, sizes: dict[str, int])
     if manifest.model is not None:
         if sizes:
             raise InputError("size: this is a language model; give --prompt-len")
-        tokens = _PROMPT_TOKENS if num_tokens is None else num_tokens
-        if not 1 <= tokens <= manifest.model.max_context:
-            raise InputError(f"prompt-len: found {tokens}, expected 1 to {manifest.model.max_context}")
-        shape = next(s.shape for s in manifest.split.segments if s.name.startswith("block"))
-        return of_tasks(build(manifest.split, cut(tokens, shape), "last"))
+        most = manifest.model.max_context
+        tokens = min(_PROMPT_TOKENS, most) if num_tokens is None else num_tokens
+        if not 1 <= tokens <= most:
+            raise InputError(f"prompt-len: found {tokens}, expected 1 to {most}")
+        return of_tasks(build(manifest.split, cut(tokens, chunk_shape(manifest.split)), "last"))
     main = manifest.split.main
     if num_tokens is not None:
         raise InputError("prompt-len: this is no language model; give --size SYMBOL=N")
@@ -67,7 +69,7 @@ def memory_of(manifest: Manifest, num_tokens: int | None, sizes: dict[str, int])
         if not evaluate(found.low, known) <= number <= found.high:
             raise InputError(f"size: found {symbol} = {number}, expected {found.low} to {found.high}")
         known[symbol] = number
-    inputs = [(value.dtype, shape_of(value.shape, known)) for value in main.inputs]
+    inputs = [(value.dtype, sizes_of(value, known, manifest.name)) for value in main.inputs]
     return of_plan(module_plan.make(manifest.split, main, manifest.name, inputs))
 
 

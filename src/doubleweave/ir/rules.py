@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from doubleweave.ir.module_rules import module_problem
 from doubleweave.ir.sizes import Shape, symbols
 from doubleweave.ir.split import (
     CACHED,
@@ -51,6 +52,8 @@ def language_model_problem(split: Split, vocab_size: int, max_context: int) -> s
         return "a language model has one function and no states"
     if not split.appending:
         return "no call appends to a cache or changes a state"
+    if all(split.segment(call.segment).each_row for call in main.calls):
+        return "no call takes whole chunks"
     outputs = [value for value in main.values if value.kind == "output"]
     if [(v.dtype, v.row_bytes) for v in outputs] != [("float32", 4 * vocab_size)]:
         return "its output is not the vocabulary's"
@@ -140,7 +143,7 @@ def _function_problem(split: Split, place: int) -> str | None:
             return f"call {call.name} reads or writes another number of values than {call.segment} does"
     if not all(_is_shape(value.shape, value.dtype) for value in values.values()):
         return "a value has an unknown dtype or no size"
-    return _first(_order_problem(function), _interface_problem(function))
+    return _first(_order_problem(function), module_problem(function, segments, functions))
 
 
 def _order_problem(function: Function) -> str | None:
@@ -162,23 +165,6 @@ def _order_problem(function: Function) -> str | None:
         ready |= set(call.writes)
     if len(ready) != len(function.values):
         return "a value has no writer"
-    return None
-
-
-def _interface_problem(function: Function) -> str | None:
-    interface, values = function.interface, function.values
-    if interface is None:
-        return None
-    interface.signature()  # ValueError for names that no parameters have
-    counts = (len(interface.input_names), interface.returns.num_tensors)
-    if counts != (len(function.inputs), len(function.outputs)):
-        return f"function {function.name!r} has another number of inputs or outputs than its interface"
-    known = {found.symbol for found in function.ranges}
-    for value in values:
-        if not all(symbols(size) <= known for size in value.shape):
-            return f"value {value.name} has a size that nothing gives"
-        if value.kind == "state" and not all(isinstance(size, int) for size in value.shape):
-            return f"state {value.name} has no fixed size"
     return None
 
 

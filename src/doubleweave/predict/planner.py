@@ -101,7 +101,7 @@ def forecast(run: Run) -> Forecast:
         chunks=tuple((c.start, c.num_tokens, c.compiled_size) for c in graph.chunks),
         makespan_s=makespan_ns / 1e9,
         lower_bound_s=bound_ns / 1e9,
-        overlap_efficiency=bound_ns / makespan_ns,
+        overlap_efficiency=bound_ns / makespan_ns if makespan_ns else 1.0,
         bound=bound,
         bottleneck=max(shares, key=lambda device: shares[device]),
         busy_s=tuple(float(took[[t for t in tasks if t >= 0]].sum()) / 1e9 for tasks in schedule.workers),

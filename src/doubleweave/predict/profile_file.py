@@ -1,6 +1,7 @@
 """Profiles as TOML files and as plain data, and back: `doubleweave profile` writes them, and people do.
 
-So every key is checked: a misspelt one would be a figure that counts for nothing.
+So every key is checked: a misspelt one would be a figure that counts for nothing. And every number is in a range in
+which nothing that is planned by it overflows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from doubleweave.ir.manifest import to_plain
 from doubleweave.predict.estimate import WEIGHT_BYTES, Device
 from doubleweave.predict.profile import Decision, Measured, Profile
 from doubleweave.schedule.choice import Choice
+from doubleweave.schedule.makers import MAKERS
+
+_MOST = 1e9  # of a number: microseconds, or 1e9 operations or bytes a second
+_MOST_COUNT = 2**31 - 1
+_MOST_CONTENTION = 100.0
+_MOST_SHOWN = 100  # characters of what was found
+_COUNTS = ("tokens", "threads", "chunk", "in_flight", "abreast")  # of a decision
 
 
 def profile_dict(profile: Profile) -> dict[str, Any]:
@@ -51,6 +59,7 @@ def _by_device(pairs: Mapping[tuple[str, str], float]) -> dict[str, dict[str, fl
 
 def parse_profile(data: Mapping[str, Any], where: str) -> Profile:
     """Parse the data of `profile_dict`; raises InputError that names the key that is wrong, missing or unknown."""
+    _check_names(data, where)
     known = {
         f.removesuffix("s") if f in ("devices", "segments", "decisions") else f
         for f in Profile.__annotations__
@@ -58,8 +67,8 @@ def parse_profile(data: Mapping[str, Any], where: str) -> Profile:
     _check_keys(data, known - {"weights"}, {"name", "kind"}, where)
     contention = _subtable(data, "contention", where)
     return Profile(
-        name=str(data["name"]),
-        kind=str(data["kind"]),
+        name=_text(data["name"], f"{where}, name"),
+        kind=_text(data["kind"], f"{where}, kind"),
         devices={
             name: parse_device(table, f"{where}, device {name}")
             for name, table in _subtable(data, "device", where).items()
@@ -70,15 +79,17 @@ def parse_profile(data: Mapping[str, Any], where: str) -> Profile:
         },
         hand_over_us=_pairs(data, "hand_over_us", where),
         contention={
-            _count(key, "workers_", f"{where}, contention"): _pairs(contention, key, f"{where}, contention")
+            _count(key, "workers_", f"{where}, contention"): _pairs(
+                contention, key, f"{where}, contention", _MOST_CONTENTION
+            )
             for key in contention
         },
         same_worker_us=_number(data.get("same_worker_us", 0.0), f"{where}, same_worker_us"),
-        sources=tuple(map(str, data.get("sources", ()))),
-        machine=str(data.get("machine", "")),
-        program=str(data.get("program", "")),
-        threads=int(_number(data.get("threads", 0), f"{where}, threads")),
-        decisions=tuple(_decision(item, f"{where}, decision") for item in data.get("decision", ())),
+        sources=tuple(_text(item, f"{where}, sources") for item in _list(data, "sources", where)),
+        machine=_text(data.get("machine", ""), f"{where}, machine"),
+        program=_text(data.get("program", ""), f"{where}, program"),
+        threads=_whole(data.get("threads", 0), f"{where}, threads", 0),
+        decisions=tuple(_decision(item, f"{where}, decision") for item in _list(data, "decision", where)),
     )
 
 
@@ -90,21 +101,51 @@ def parse_device(data: Any, where: str) -> Device:
     peak = table["peak_gops"]
     if not isinstance(peak, Mapping) or not peak or not set(peak) <= set(WEIGHT_BYTES):
         raise InputError(
-            f"{where}, peak_gops: found {peak!r}, expected numbers for some of {', '.join(WEIGHT_BYTES)}"
+            f"{where}, peak_gops: found {_shown(peak)}, expected numbers for some of {', '.join(WEIGHT_BYTES)}"
         )
     numbers = [(key, table[key]) for key in names - {"peak_gops"} if key in table]
     for key, value in [*numbers, *((f"peak_gops.{k}", v) for k, v in peak.items())]:
         least = 0 if key in ("launch_us", "hand_over_us") else 1e-9  # the model divides by the others
         if not _is_number(value, least):
-            raise InputError(f"{where}, {key}: found {value!r}, expected a number above 0")
-    if not isinstance(table.get("workers", 1), int):
-        raise InputError(f"{where}, workers: found {table['workers']!r}, expected a whole number above 0")
+            raise InputError(f"{where}, {key}: found {_shown(value)}, expected a number above 0")
+    _whole(table.get("workers", 1), f"{where}, workers", 1)
     return Device(**table)
+
+
+def _shown(value: Any) -> str:
+    """A value for an error: in one line, and not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
+def _check_names(data: Mapping[str, Any], where: str) -> None:
+    """Refuse names of devices, segments and keys that do not stand in one line: errors and tables show them."""
+    for key, value in data.items():
+        if not key.isprintable() or len(key) > _MOST_SHOWN:
+            raise InputError(
+                f"{where}: found name {_shown(key)}, expected printable letters, {_MOST_SHOWN} at most"
+            )
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Mapping):
+                _check_names(item, where)
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise InputError(f"{where}: found {_shown(value)}, expected a text of one line")
+    return value
+
+
+def _list(data: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    value = data.get(key, [])
+    if not isinstance(value, list):
+        raise InputError(f"{where}, {key}: found {_shown(value)}, expected a list")
+    return value
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{where}: found {value!r}, expected a table")
+        raise InputError(f"{where}: found {_shown(value)}, expected a table")
     return value
 
 
@@ -121,26 +162,35 @@ def _check_keys(data: Mapping[str, Any], known: set[str], needed: set[str], wher
 
 def _is_number(value: Any, least: float) -> bool:
     # TOML has infinity and NaN, and True is an int.
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < 1e18
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= _MOST
 
 
-def _number(value: Any, where: str) -> float:
-    if not _is_number(value, 0):
-        raise InputError(f"{where}: found {value!r}, expected a number, 0 or more")
+def _number(value: Any, where: str, most: float = _MOST) -> float:
+    if not _is_number(value, 0) or value > most:
+        raise InputError(f"{where}: found {_shown(value)}, expected a number, 0 or more, {most:.0f} at most")
     return float(value)
+
+
+def _whole(value: Any, where: str, least: int) -> int:
+    if type(value) is not int or not least <= value <= _MOST_COUNT:
+        raise InputError(f"{where}: found {_shown(value)}, expected a whole number, {least} or more")
+    return value
 
 
 def _count(key: str, prefix: str, where: str) -> int:
     """The number at the end of a table's name, such as threads_2."""
     digits = key.removeprefix(prefix)
-    if digits == key or not digits.isascii() or not digits.isdigit() or int(digits) < 1:
+    is_number = digits != key and digits.isascii() and digits.isdigit() and len(digits) < 10
+    if not is_number or int(digits) < 1:
         raise InputError(f"{where}: found table {key!r}, expected {prefix}1, {prefix}2, …")
     return int(digits)
 
 
-def _pairs(data: Mapping[str, Any], key: str, where: str) -> dict[tuple[str, str], float]:
+def _pairs(
+    data: Mapping[str, Any], key: str, where: str, most: float = _MOST
+) -> dict[tuple[str, str], float]:
     return {
-        (a, b): _number(value, f"{where}, {key}.{a}.{b}")
+        (a, b): _number(value, f"{where}, {key}.{a}.{b}", most)
         for a, row in _subtable(data, key, where).items()
         for b, value in _table(row, f"{where}, {key}.{a}").items()
     }
@@ -159,7 +209,7 @@ def _measured(data: Any, where: str) -> Measured:
     for key, points, least in (("rows", rows, 1), ("cached", cached, 0)):
         if not points or list(points) != sorted(set(points)) or points[0] < least:
             raise InputError(
-                f"{where}, {key}: found {list(points)}, expected numbers that rise from {least} or more"
+                f"{where}, {key}: found {_shown(list(points))}, expected numbers that rise from {least} or more"
             )
     us = table["us"]
     if not isinstance(us, list) or len(us) != len(rows):
@@ -180,7 +230,7 @@ def _check_length(values: tuple[float, ...], allowed: set[int], where: str) -> N
 
 def _numbers(values: Any, where: str) -> tuple[float, ...]:
     if not isinstance(values, list):
-        raise InputError(f"{where}: found {values!r}, expected a list of numbers")
+        raise InputError(f"{where}: found {_shown(values)}, expected a list of numbers")
     return tuple(_number(value, where) for value in values)
 
 
@@ -188,8 +238,15 @@ def _decision(data: Any, where: str) -> Decision:
     table = _table(data, where)
     keys = {"tokens", "makespan_s", *Choice._fields}
     _check_keys(table, keys, keys, where)
-    choice = {key: table[key] for key in Choice._fields} | {"workers": tuple(table["workers"])}
-    return Decision(int(table["tokens"]), Choice(**choice), float(table["makespan_s"]))
+    schedule, workers = table["schedule"], table["workers"]
+    if schedule not in MAKERS:
+        raise InputError(f"{where}, schedule: found {_shown(schedule)}, expected one of {', '.join(MAKERS)}")
+    if not isinstance(workers, list) or not workers or not all(isinstance(name, str) for name in workers):
+        raise InputError(f"{where}, workers: found {_shown(workers)}, expected a list of devices")
+    counts = {key: _whole(table[key], f"{where}, {key}", 1) for key in _COUNTS}
+    tokens = counts.pop("tokens")
+    choice = Choice(schedule=schedule, workers=tuple(workers), **counts)
+    return Decision(tokens, choice, _number(table["makespan_s"], f"{where}, makespan_s"))
 
 
 def read_profile(path: Path) -> Profile:

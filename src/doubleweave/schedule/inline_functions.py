@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from doubleweave.ir.sizes import Shape, shape_of
+from doubleweave.ir.sizes import Shape
 from doubleweave.ir.split import ROWS, Call, FixedSizes, Function, Segment, Split, Value
 from doubleweave.schedule.chunks import Chunk, cut
 from doubleweave.schedule.module_steps import Tensor
-from doubleweave.schedule.symbols import symbols_of
+from doubleweave.schedule.symbols import sizes_of, symbols_of
 
 
 class FlatCall(NamedTuple):
@@ -79,7 +79,7 @@ class _Layout:
         key = (value.name, which)
         if key not in self.states:
             self.states[key] = self.add(
-                Tensor(value.name, value.dtype, shape_of(value.shape, {}), "state", which)
+                Tensor(value.name, value.dtype, sizes_of(value, {}, "states"), "state", which)
             )
         return self.states[key]
 
@@ -99,7 +99,7 @@ def _lay_out(layout: _Layout, function: Function, inputs: Sequence[int], where: 
     state_of = {state.next: values[state.value] for state in reversed(function.states)}
     # States that were updated chunk by chunk: their versions are counted already, and may end in either buffer.
     chunked: set[str] = set()
-    sizes_of: dict[Shape, tuple[int, ...]] = {}  # evaluating is slow, and most values have one of few shapes
+    numbers: dict[Shape, tuple[int, ...]] = {}  # evaluating is slow, and most values have one of few shapes
     for call in function.calls:
         if call.callee == "function":
             inner = f"{path}{call.name}/"
@@ -112,9 +112,9 @@ def _lay_out(layout: _Layout, function: Function, inputs: Sequence[int], where: 
                 names[name] = layout.state(state_of[name], 1)
             else:
                 value = values[name]
-                if value.shape not in sizes_of:
-                    sizes_of[value.shape] = shape_of(value.shape, known)
-                tensor = Tensor(_named(path, function, name), value.dtype, sizes_of[value.shape])
+                if value.shape not in numbers:
+                    numbers[value.shape] = sizes_of(value, known, where.rstrip("/"))
+                tensor = Tensor(_named(path, function, name), value.dtype, numbers[value.shape])
                 names[name] = layout.add(tensor)
         flat = _flat_call(layout, function, call, names, path)
         layout.calls.append(flat)
