@@ -109,6 +109,21 @@ def toy_8da4w_dir(made_once: Callable[..., Path]) -> Path:
     return _compile(made_once, "8da4w", quantize="8da4w", chunk=(32,))
 
 
+@pytest.fixture(scope="session")
+def hybrid_dir(made_once: Callable[..., Path]) -> Path:
+    """A tiny Qwen3-Next in float32: layers that attend and layers with states. It has no tokenizer."""
+
+    def make(folder: Path) -> None:
+        import architectures
+        import doubleweave
+        from doubleweave.sources.hugging_face import from_module
+
+        model = from_module(architectures.tiny_model("qwen3_next"), "hybrid", None)
+        doubleweave.compile_llm(model, folder, quantize="none", max_context=256, chunk=(32,))
+
+    return made_once("hybrid", make)
+
+
 @pytest.fixture
 def toy_copy(toy_program_dir: Path, tmp_path: Path) -> Path:
     """A copy of the toy program to damage."""

@@ -3,8 +3,9 @@ ends nothing but this.
 
     python damage_batch.py DAMAGE USE FOLDER FIRST COUNT SEED
 
-Each damage follows from the seed and its number alone. The number is printed before the damage is tried, so the last
-number printed is that of a crash or a hang (which ends the process after a minute, with the place where it hangs).
+The copy lies in the working folder. Each damage follows from the seed and its number alone. The number is printed
+before the damage is tried, so the last number printed is that of a crash, or of a hang, which ends the process after a
+minute with the place where it hangs.
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ def _restore(folder: Path, whole: Whole) -> None:
 def run(damage: str, use: str, source: Path, first: int, count: int, seed: int) -> int:
     """Try `count` damages from number `first` on; returns how many of them went wrong."""
     whole = {path.name: path.read_bytes() for path in sorted(source.iterdir())}
-    folder = source.with_name(f"{source.name}-{damage}-{use}-{first}")
+    folder = Path(f"{damage}-{use}-{source.name}-{first}-{seed}")
     _restore(folder, whole)
     wanted = USES[use](folder)
     faults = refused = 0

@@ -76,11 +76,9 @@ def source():
     return architectures.tiny_model("qwen3_next")
 
 
-@pytest.fixture(scope="module")
-def folder(source, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("states") / "program"
-    dw.compile_llm(from_module(source, "hybrid", None), folder, quantize="none", max_context=256, chunk=(32,))
-    return folder
+@pytest.fixture
+def folder(hybrid_dir):
+    return hybrid_dir
 
 
 @pytest.mark.parametrize("schedule", list(MAKERS))
