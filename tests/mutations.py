@@ -58,12 +58,21 @@ def _places(data: Any) -> Iterator[tuple[Any, Any]]:
         yield from _places(item)
 
 
+def _like(value: int | str, places: list[tuple[Any, Any]], dice: random.Random) -> int | str:
+    """Another number near this one, or a text that stands elsewhere: what agrees with itself gets past more checks."""
+    if isinstance(value, int):
+        return dice.choice((value + 1, value - 1, 2 * value, value // 2, 8 * value, value + 64))
+    texts = [held[key] for held, key in places if type(held[key]) is str]
+    return str(dice.choice((*_TEXTS, *texts)))
+
+
 def other_json(data: Any, dice: random.Random) -> Any:
-    """The data of a JSON file with one value or key deleted, doubled, swapped with another, or made another."""
+    """The data of a JSON file with a value or key deleted, doubled, swapped with another, or made another, in one place
+    or wherever the value stands."""
     changed = copy.deepcopy(data)
     places = list(_places(changed))
     held, key = dice.choice(places)
-    match dice.randrange(8):
+    match dice.randrange(11):
         case 0:
             del held[key]
         case 1:
@@ -80,6 +89,11 @@ def other_json(data: Any, dice: random.Random) -> Any:
         case 6:
             for _ in range(dice.choice((5, 200))):
                 held[key] = [held[key]]
+        case 7 | 8 | 9 if type(held[key]) in (int, str):
+            old, new = held[key], _like(held[key], places, dice)
+            for other, place in places:
+                if type(other[place]) is type(old) and other[place] == old:
+                    other[place] = new
         case _:
             held[key] = dice.choice(_JUNK)
     return changed
