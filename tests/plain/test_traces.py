@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
 
 import numpy as np
@@ -16,9 +18,11 @@ from doubleweave.schedule.makers import make
 from doubleweave.schedule.simulate import times
 from doubleweave.schedule.task_graph import build
 from doubleweave.timeline.chrome_format import from_chrome, to_chrome
+from doubleweave.timeline.compare import compare, comparison_text
 from doubleweave.timeline.from_tasks import timeline_of
 from doubleweave.timeline.timeline import Timeline
 from doubleweave.timeline.trace_file import check_path, read_trace, write_trace
+from mutations import other_json
 
 
 def run(
@@ -99,6 +103,18 @@ def test_chrome_traces_have_tracks_colours_arrows_and_counters():
         (lambda data: data.pop("traceEvents"), "is a damaged trace"),
         (lambda data: data["otherData"].pop("links"), "is a damaged trace"),
         (lambda data: data["traceEvents"][3].pop("args"), "is a damaged trace"),
+        (
+            lambda data: data["traceEvents"][3].update(ts=float("inf")),
+            "is a damaged trace .OverflowError: cannot",
+        ),
+        (
+            lambda data: data["otherData"].update(num_workers=1),
+            "is a damaged trace .ValueError: 1 workers are",
+        ),
+        (
+            lambda data: data["otherData"].update(num_workers=10**9),
+            "is a damaged trace .ValueError: 1000000000 w",
+        ),
     ],
 )
 def test_what_is_no_trace(damage, message):
@@ -106,6 +122,18 @@ def test_what_is_no_trace(damage, message):
     damage(data)
     with pytest.raises(InputError, match=f"here: {message}"):
         from_chrome(data, "here")
+
+
+def test_damaged_data_is_refused_in_one_line_or_compared():
+    whole = to_chrome(run())
+    dice, refusals = random.Random(int(os.environ.get("DAMAGE_SEED", "0"))), []
+    for _ in range(int(os.environ.get("NUM_DAMAGES", "300"))):
+        try:
+            comparison_text(compare(from_chrome(whole, "a"), from_chrome(other_json(whole, dice), "b")))
+        except InputError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert not any("\n" in refusal for refusal in refusals)
 
 
 @pytest.mark.parametrize("extension", ["json", "svg", "png"])

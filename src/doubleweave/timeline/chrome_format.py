@@ -24,6 +24,7 @@ _COLOURS = (
     "rail_idle",
 )
 _FORMAT = "doubleweave timeline 1"
+_MOST_WORKERS = 2**16
 
 
 def to_chrome(timeline: Timeline) -> dict[str, Any]:
@@ -83,10 +84,13 @@ def from_chrome(data: Any, where: str) -> Timeline:
     if not isinstance(about, Mapping) or about.get("format") != _FORMAT:
         raise InputError(f"{where}: is no trace of doubleweave; expected a file that --trace FILE.json wrote")
     try:
-        slices = [event for event in data["traceEvents"] if event["ph"] == "X"]
+        events = tuple(_event(event) for event in data["traceEvents"] if event["ph"] == "X")
+        num_workers = int(about["num_workers"])
+        if not 0 <= max((event.worker for event in events), default=0) < num_workers <= _MOST_WORKERS:
+            raise ValueError(f"{num_workers} workers are not those of its tasks")
         return Timeline(
-            events=tuple(map(_event, slices)),
-            num_workers=int(about["num_workers"]),
+            events=events,
+            num_workers=num_workers,
             devices=tuple(map(str, about["devices"])),
             chunks=tuple(Chunk(*map(int, chunk)) for chunk in about["chunks"]),
             links=tuple((int(a), int(b)) for a, b in about["links"]),
@@ -96,12 +100,13 @@ def from_chrome(data: Any, where: str) -> Timeline:
             ),
             title=str(about["title"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: is a damaged trace ({type(error).__name__}: {error})") from None
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # JSON gives whatever the file has
+        reason = ascii(str(error))[1:-1][:300]
+        raise InputError(f"{where}: is a damaged trace ({type(error).__name__}: {reason})") from None
 
 
 def _event(item: Mapping[str, Any]) -> Event:
-    call, _, _ = item["name"].rpartition("/")
+    call, _, _ = str(item["name"]).rpartition("/")
     arguments, start = item["args"], round(item["ts"] * 1e3)
     segment, device, chunk = str(arguments["segment"]), str(arguments["device"]), int(arguments["chunk"])
     return Event(call, segment, device, chunk, int(item["tid"]), start, start + round(item["dur"] * 1e3))
