@@ -1,20 +1,16 @@
-"""Mixtures of experts: the operators against transformers' own modules, and compiled models against transformers."""
+"""Mixtures of experts: the operators against transformers' own modules."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
 import torch
 
 import architectures
-import doubleweave as dw
 from doubleweave.compiler.graph import experts
 from doubleweave.compiler.graph.simplify import fold_constants
 from doubleweave.compiler.graph.sliced_products import split_sliced_products
 from doubleweave.errors import SplitError
-from native_runner import needs_runner, report
 
 pytestmark = pytest.mark.usefixtures("lowered_once")
 
@@ -172,46 +168,6 @@ def test_rows_stay_apart_in_routers_and_experts():
     ):
         with pytest.raises(MixesRows, match=reason):
             axis_of_rows(function)
-
-
-@pytest.fixture(scope="module", params=["bounded none", "bounded 8da8w", "static 8da4w"])
-def compiled(request, tmp_path_factory):
-    """(source, program folder, recipe): routers by softmax with a shared expert, and by groups."""
-    shape, recipe = request.param.split()
-    name = "glm4_moe" if shape == "static" else "qwen2_moe"
-    module = architectures.tiny_model(name)
-    from doubleweave.sources.hugging_face import from_module
-
-    folder = tmp_path_factory.mktemp("experts") / "program"
-    chunk = (1, 32) if shape == "static" else ()
-    source = from_module(module, name, None)
-    dw.compile_llm(source, folder, shape=shape, quantize=recipe, max_context=256, chunk=chunk)
-    return module, folder, recipe
-
-
-def test_a_program_gives_the_logits_of_its_source(compiled):
-    module, folder, recipe = compiled
-    program = dw.open(folder)
-    found = program.session().score(TOKENS)
-    session = program.session()
-    session.append(TOKENS[:21])
-    assert np.abs(session.append(TOKENS[21:22]) - found[21]).max() <= 1e-4 * np.abs(found).max()
-    if recipe == "none":
-        with torch.no_grad():
-            wanted = module(input_ids=torch.tensor(TOKENS)[None], use_cache=False).logits[0].numpy()
-        assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
-    else:
-        check = json.loads((folder / "manifest.json").read_text())["check"]
-        assert check["segment_noise"] < 1e-2
-
-
-@needs_runner
-def test_the_runner_gives_the_same_tokens(compiled, tmp_path):
-    _, folder, _ = compiled
-    (tmp_path / "ids.json").write_text(json.dumps(TOKENS[:60].tolist()))
-    expected = dw.open(folder).generate(TOKENS[:60].tolist(), max_new_tokens=12)
-    found = report(folder, "--token-ids", tmp_path / "ids.json", "-n", 12)
-    assert tuple(found["token_ids"]) == expected.token_ids
 
 
 def test_experts_on_several_devices_are_refused():

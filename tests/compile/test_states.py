@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -17,9 +15,7 @@ from doubleweave.compiler.split.llm_rows import check_rows
 from doubleweave.compiler.split.split_llm import default_policy, split_llm
 from doubleweave.errors import CheckError, InputError, RunError
 from doubleweave.ir.split import rows
-from doubleweave.schedule.makers import MAKERS
 from doubleweave.sources.hugging_face import from_module
-from native_runner import needs_runner, report
 
 pytestmark = pytest.mark.usefixtures("lowered_once")
 
@@ -81,14 +77,6 @@ def folder(hybrid_dir):
     return hybrid_dir
 
 
-@pytest.mark.parametrize("schedule", list(MAKERS))
-def test_every_schedule_gives_the_numbers_of_the_source(source, folder, schedule):
-    wanted = logits_of(source, TOKENS)
-    session = dw.open(folder).session(schedule=schedule)
-    found = [session.score(TOKENS[:80]), *(session.append([token])[None] for token in TOKENS[80:])]
-    assert off(np.concatenate(found), wanted) < 1e-4
-
-
 def test_a_session_goes_back_to_snapshots_alone(source, folder):
     wanted = logits_of(source, TOKENS)
     session = dw.open(folder).session()
@@ -134,34 +122,6 @@ def test_a_run_that_ends_early_leaves_states_as_they_were(source, folder, monkey
     monkeypatch.undo()
     assert session.length == 20
     assert off(session.append(TOKENS[20:50]), wanted[49]) < 1e-4
-
-
-@needs_runner
-def test_the_runner_gives_the_same_tokens(folder, tmp_path):
-    (tmp_path / "ids.json").write_text(json.dumps(TOKENS[:60].tolist()))
-    expected = dw.open(folder).generate(TOKENS[:60].tolist(), max_new_tokens=12)
-    for schedule in ("sequential", "wavefront"):
-        found = report(folder, "--token-ids", tmp_path / "ids.json", "-n", 12, "--schedule", schedule)
-        assert tuple(found["token_ids"]) == expected.token_ids
-
-
-@pytest.mark.parametrize(("shape", "recipe"), [("bounded", "8da8w"), ("static", "8da4w")])
-def test_quantized_and_static_programs_hold_to_their_splits(source, tmp_path, shape, recipe):
-    chunk = (1, 16) if shape == "static" else ()
-    manifest = dw.compile_llm(
-        from_module(source, "hybrid", None),
-        tmp_path / "out",
-        shape=shape,
-        quantize=recipe,
-        max_context=128,
-        chunk=chunk,
-    )
-    assert manifest.check.segment_noise < 1e-2
-    program = dw.open(tmp_path / "out")
-    found = program.session().score(TOKENS)
-    session = program.session()
-    session.append(TOKENS[:21])
-    assert off(session.append(TOKENS[21:22]), found[21]) < 1e-3
 
 
 def test_a_recurrence_that_forgets_is_found_by_the_check(source, tmp_path, monkeypatch):
