@@ -110,8 +110,8 @@ class Binder:
             return _native.Binding(region, sizes, 0, 0, port.shape.index("S"))
         if "T" not in port.shape:  # the whole cache
             return _native.Binding(region, sizes)
-        # Token ids are this run's own; positions and cache rows go on behind the cached tokens.
-        moves = 0 if name == "input_ids" else value.row_bytes
+        # Token ids, or rows in their place, are this run's own; positions and cache rows go on behind cached tokens.
+        moves = value.row_bytes if value.kind == "cache" or name == "position_ids" else 0
         offset = (chunk.start + first) * value.row_bytes
         return _native.Binding(region, sizes, offset, moves, offset_per_row=per_row)
 

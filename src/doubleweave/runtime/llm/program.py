@@ -103,22 +103,32 @@ class Program:
 
     def generate(
         self,
-        prompt: str | TokenIds,
+        prompt: str | TokenIds | None = None,
         max_new_tokens: int = 128,
         *,
+        inputs_embeds: Any = None,
         session: Session | None = None,
         raw: bool = False,
         stop: tuple[str, ...] = (),
         **sampling: Any,
     ) -> Generation:
-        """Generate from a text or from token ids and return the Generation (text, token_ids, rates).
+        """Generate from a text, from token ids, or from rows of embeddings (`inputs_embeds`, which
+        `Session.append_embeddings` describes), and return the Generation (text, token_ids, rates).
 
         `raw` leaves the chat template out; `sampling` takes temperature, top_p and seed (greedy without).
         """
         chosen = _sampling("generate", sampling)
+        if (prompt is None) == (inputs_embeds is None):
+            found = "neither" if prompt is None else "both"
+            raise InputError(
+                f"generate: found {found} of a prompt and inputs_embeds, expected one; append what comes before it to "
+                "a session, and give that"
+            )
         session = session or self.session()
         ids = self.text.encode(prompt, raw=raw) if isinstance(prompt, str) else prompt
-        return run(session, ids, max_new_tokens, chosen, self.text_for(stop), stop)
+        return run(
+            session, ids, max_new_tokens, chosen, self.text_for(stop), stop, inputs_embeds=inputs_embeds
+        )
 
 
 def _sampling(where: str, given: dict[str, Any]) -> Sampling:

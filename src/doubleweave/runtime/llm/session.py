@@ -8,20 +8,23 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from doubleweave import _native
 from doubleweave.errors import InputError
+from doubleweave.ir.embeddings import behind_lookup, why_no_rows
 from doubleweave.ir.manifest import ModelInfo
-from doubleweave.ir.split import Split, most_rows, whole_cache
+from doubleweave.ir.split import ITEM_BYTES, Split, Value, most_rows, whole_cache
 from doubleweave.predict.plan_run import RunPlanner
 from doubleweave.predict.profile import Profile
 from doubleweave.runtime.instances import Instances
 from doubleweave.runtime.llm.bind import bind
 from doubleweave.runtime.llm.chunk_progress import OnChunk, watching
+from doubleweave.runtime.llm.rows import checked_rows
 from doubleweave.runtime.llm.states import States
 from doubleweave.runtime.native_errors import as_run_errors
 from doubleweave.runtime.threads import settled_threads
@@ -47,7 +50,14 @@ class _Prepared:
     verified: Verified
     execution: _native.Execution
     buffers: _native.Buffers
-    input_ids: npt.NDArray[np.int64]
+    given: npt.NDArray[Any]  # the ids or rows of its tokens, and padding
+
+
+class _Entry(NamedTuple):
+    """Where tokens come into the model: the value that they are written to, and the plans of runs from there on."""
+
+    value: Value
+    planner: RunPlanner
 
 
 class Recorded(NamedTuple):
@@ -82,7 +92,9 @@ class Session:
         self.model = model
         self.max_context = model.max_context
         self._instances = instances
+        self._split = split
         self.planner = RunPlanner(split, profile, self.max_context)
+        self._ids = _Entry(split.main.value("input_ids"), self.planner)
         self.planner.check(wish)
         self.schedule = wish.schedule
         self.threads = settled_threads(self.planner, wish.threads)
@@ -105,7 +117,7 @@ class Session:
         self._output = next(value.name for value in split.values if value.kind == "output")
         self._positions = np.arange(self.max_context + self._most_rows, dtype=np.int64)
         self._makers: dict[str, Maker] = {}
-        self._prepared: OrderedDict[tuple[int, Want, Choice], _Prepared] = OrderedDict()
+        self._prepared: OrderedDict[tuple[str, int, Want, Choice], _Prepared] = OrderedDict()
 
     @property
     def length(self) -> int:
@@ -142,10 +154,19 @@ class Session:
         With `record` the run's `timeline` is kept. Raises InputError for no tokens, ids out of range, more
         than one sequence, or more tokens than the context has room for; then nothing was appended.
         """
-        ids = self._checked(token_ids)
-        prepared = self._run(ids, "last", record)
-        last = self._logits(prepared, len(prepared.verified.graph.chunks) - 1, 1)
-        return last.reshape(-1).copy()
+        return self._last(self._run(self._ids, self._checked(token_ids), "last", record))
+
+    def append_embeddings(self, rows: Any, *, record: bool = False) -> FloatArray:
+        """Append rows in the place of tokens' embeddings, float32 [T, width], and return the logits of the last one,
+        float32 [vocab].
+
+        A row is what the model's input embeddings give for a token (transformers' `inputs_embeds`): such as what an
+        encoder makes of an image. It is one token of the sequence: `append`, `truncate` and `record` go on as ever.
+        Raises InputError for rows of another width or dtype, numbers that are none, more rows than the context has room
+        for, and a model that reads token ids elsewhere; then nothing was appended.
+        """
+        entry = self._rows
+        return self._last(self._run(entry, self._checked_rows(rows, entry.value), "last", record))
 
     def append_recorded(self, token_ids: TokenIds) -> Recorded:
         """Append tokens as `append` does, and return the run with its times."""
@@ -158,7 +179,7 @@ class Session:
         ids = self._checked(token_ids)
         parts = []
         for start in range(0, len(ids), self.score_rows):
-            prepared = self._run(ids[start : start + self.score_rows], "all", False)
+            prepared = self._run(self._ids, ids[start : start + self.score_rows], "all", False)
             parts += [
                 self._logits(prepared, index, chunk.num_tokens).copy()
                 for index, chunk in enumerate(prepared.verified.graph.chunks)
@@ -239,35 +260,53 @@ class Session:
         wrong = ids[(ids < 0) | (ids >= vocab)]
         if len(wrong):
             raise InputError(f"token ids: found {int(wrong[0])}, expected 0 to {vocab - 1} (the vocabulary)")
-        if self.length + len(ids) > self.max_context:
-            raise InputError(
-                f"context: {self.length} tokens in the cache and {len(ids)} more make {self.length + len(ids)}, "
-                f"expected at most {self.max_context}: shorten the prompt, or truncate or reset the session"
-            )
+        self._check_room(len(ids))
         return ids.astype(np.int64)
 
-    def _run(self, ids: npt.NDArray[np.int64], want: Want, record: bool) -> _Prepared:
-        prepared = self._prepare(len(ids), want)
-        prepared.input_ids[: len(ids)] = ids
+    def _checked_rows(self, rows: Any, value: Value) -> FloatArray:
+        found = checked_rows(rows, value.row_bytes // ITEM_BYTES[value.dtype])
+        self._check_room(len(found))
+        return found
+
+    def _check_room(self, more: int) -> None:
+        if self.length + more > self.max_context:
+            raise InputError(
+                f"context: {self.length} tokens in the cache and {more} more make {self.length + more}, "
+                f"expected at most {self.max_context}: shorten the prompt, or truncate or reset the session"
+            )
+
+    @cached_property
+    def _rows(self) -> _Entry:
+        """Where rows come in; InputError for a model that takes none."""
+        if why := why_no_rows(self._split):
+            raise InputError(f"embeddings: {why}; append token ids")
+        split, value = behind_lookup(self._split)
+        return _Entry(value, RunPlanner(split, self.planner.profile, self.max_context))
+
+    def _run(self, entry: _Entry, given: npt.NDArray[Any], want: Want, record: bool) -> _Prepared:
+        """Run `given`, a row a token: their ids, int64 [T], or what the entry takes in their place."""
+        num_tokens = len(given)
+        prepared = self._prepare(entry, num_tokens, want)
+        prepared.given[:num_tokens] = given
         base = self.length
-        if self._states and len(ids) > 1:
+        if self._states and num_tokens > 1:
             self._keep_way_back(base)
         try:
             with as_run_errors(), watching(prepared.execution, prepared.verified, self.on_chunk):
                 events = prepared.execution.run(base, record)
         except BaseException:
             # Rows behind the cached tokens count for nothing, but states are changed in place, but for one token's.
-            if self._states and len(ids) > 1:
+            if self._states and num_tokens > 1:
                 self._states.go_back(base)
             raise
         last = prepared.verified.graph.chunks[-1]
-        self._cache.note_length(base + len(ids), last.compiled_size - last.num_tokens)
-        if len(ids) > 1:  # a decode step touches one row of the embedding table, and runs too often
+        self._cache.note_length(base + num_tokens, last.compiled_size - last.num_tokens)
+        if num_tokens > 1:  # a decode step touches one row of the embedding table, and runs too often
             self._instances.trim()
         if events is not None:
             start_ns, end_ns = np.zeros((2, len(prepared.verified.graph)), np.int64)
             start_ns[events[:, 0]], end_ns[events[:, 0]] = events[:, 2], events[:, 3]
-            self.recorded = Recorded(prepared.choice, prepared.verified, start_ns, end_ns, len(ids), base)
+            self.recorded = Recorded(prepared.choice, prepared.verified, start_ns, end_ns, num_tokens, base)
         return prepared
 
     def _keep_way_back(self, base: int) -> None:
@@ -287,30 +326,32 @@ class Session:
         title = f"{verified.schedule.name}, {num_tokens:,} tokens, measured"
         return timeline_of(verified.graph, verified.schedule, start_ns, end_ns, title, cached)
 
-    def _prepare(self, num_tokens: int, want: Want) -> _Prepared:
+    def _prepare(self, entry: _Entry, num_tokens: int, want: Want) -> _Prepared:
         if isinstance(self._wish, Choice):
-            choice = self.planner.settled(self._wish, self.threads, num_tokens)
+            choice = entry.planner.settled(self._wish, self.threads, num_tokens)
         else:
-            choice = self.planner.choose(self._wish, num_tokens)
-        key = (num_tokens, want, choice)
+            choice = entry.planner.choose(self._wish, num_tokens)
+        key = (entry.value.name, num_tokens, want, choice)
         if key in self._prepared:
             self._prepared.move_to_end(key)
             return self._prepared[key]
         maker = self._makers.get(choice.schedule)
-        verified = self.planner.plan_run(choice, num_tokens, want, maker).verified
+        verified = entry.planner.plan_run(choice, num_tokens, want, maker).verified
         graph = verified.graph
         with as_run_errors():
             buffers = _native.Buffers(list(graph.buffer_bytes))
         last = graph.chunks[-1]
-        input_ids = np.zeros(last.start + last.compiled_size, dtype=np.int64)
+        # Of rows as of ids: [tokens, …].
+        sizes = (last.start + last.compiled_size, *map(int, entry.value.shape[2:]))
+        given = np.zeros(sizes, entry.value.dtype)
         regions = [buffers.region(i) for i in range(len(graph.buffer_bytes))]
         inputs = {
-            "input_ids": _native.Region.of(input_ids),
+            entry.value.name: _native.Region.of(given),
             "position_ids": _native.Region.of(self._positions),
         }
         named = inputs | self._cache_regions | self._states.regions()
         execution = bind(verified, regions, named, self._instances, all_rows=want == "all")
-        prepared = _Prepared(choice, verified, execution, buffers, input_ids)
+        prepared = _Prepared(choice, verified, execution, buffers, given)
         self._prepared[key] = prepared
         while len(self._prepared) > _KEPT_EXECUTIONS:
             self._prepared.popitem(last=False)
@@ -325,6 +366,10 @@ class Session:
         self.schedule = choice.schedule
         if maker is not None:
             self._makers[choice.schedule] = maker
+
+    def _last(self, prepared: _Prepared) -> FloatArray:
+        last = self._logits(prepared, len(prepared.verified.graph.chunks) - 1, 1)
+        return last.reshape(-1).copy()
 
     def _logits(self, prepared: _Prepared, chunk: int, rows: int) -> FloatArray:
         buffer = prepared.verified.graph.buffer(self._output, chunk)

@@ -1,0 +1,60 @@
+"""A split entered behind its lookup: the same calls, or the reason why it takes no rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import toys
+from doubleweave.ir.embeddings import behind_lookup, lookup_of, why_no_rows
+from doubleweave.ir.rules import language_model_problem, split_problem
+from doubleweave.ir.split import FixedSizes, Split, rows
+from doubleweave.schedule.choice import default_choice, devices_of
+from doubleweave.schedule.scratch_groups import groups
+
+
+@pytest.mark.parametrize("shape", [rows(1, 32), FixedSizes((1, 8))])
+def test_only_the_lookup_is_left_out(shape):
+    split = toys.split(3, shape)
+    entered, value = behind_lookup(split)
+    assert why_no_rows(split) == ""
+    assert value.type_text == "float32[1, T, 8]"
+    assert entered.main.inputs == (value,)
+    assert entered.calls == tuple(call for call in split.calls if call != lookup_of(split))
+    assert split_problem(entered) is None
+    # A session has one choice and one set of loaded methods for both.
+    assert devices_of(entered) == devices_of(split)
+    assert groups(entered) == groups(split)
+    assert default_choice(entered, "wavefront", 2) == default_choice(split, "wavefront", 2)
+    assert language_model_problem(split, 16, 64) is None
+
+
+def changed(split: Split, **of_calls) -> Split:
+    calls = tuple(of_calls.get(call.name, call) for call in split.calls)
+    return replace(split, functions=(replace(split.main, calls=calls),))
+
+
+def test_a_model_that_reads_ids_elsewhere_takes_no_rows():
+    split = toys.split(1, rows(1, 32))
+    block = next(call for call in split.calls if call.name == "block_1")
+    more = changed(split, block_1=replace(block, reads=(*block.reads, "input_ids")))
+    assert why_no_rows(more) == (
+        "the model reads token ids in block_1 as well as where it looks up embeddings, and rows have no ids"
+    )
+
+
+def test_a_lookup_of_more_than_ids_takes_no_rows():
+    split = toys.split(1, rows(1, 32))
+    lookup = lookup_of(split)
+    both = changed(split, embed_tokens=replace(lookup, reads=("input_ids", "position_ids")))
+    assert "does not look its tokens up in one table" in why_no_rows(both)
+
+
+def test_rows_of_another_dtype_are_none():
+    split = toys.split(1, rows(1, 32))
+    values = tuple(replace(v, dtype="float16") if v.name == "embedded" else v for v in split.values)
+    half = replace(split, functions=(replace(split.main, values=values),))
+    assert why_no_rows(half).startswith(
+        "what the model looks up is float16[1, T, 8] (chunk), expected float32"
+    )
