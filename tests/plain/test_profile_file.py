@@ -66,7 +66,7 @@ def test_the_least_there_can_be():
             "here: found key 'speed', expected one of contention, decision, device, hand_over_us, kind",
         ),
         ({"same_worker_us": -1}, "here, same_worker_us: found -1, expected a number, 0 or more"),
-        ({"threads": "two"}, "here, threads: found 'two', expected a whole number, 0 or more"),
+        ({"threads": "two"}, "here, threads: found 'two', expected a whole number, 0 to 1024"),
         ({"device": 3}, "here, device: found 3, expected a table"),
         ({"device": {"npu": 3}}, "here, device npu: found 3, expected a table"),
         (
@@ -88,7 +88,7 @@ def test_the_least_there_can_be():
         ),
         (
             {"device": {"npu": {**DEVICE, "workers": 1.5}}},
-            "workers: found 1.5, expected a whole number, 1 or more",
+            "workers: found 1.5, expected a whole number, 1 to 1024",
         ),
         ({"device": {"npu": {**DEVICE, "workers": 0}}}, "workers: found 0, expected a number above 0"),
         ({"hand_over_us": {"npu": 5}}, "here, hand_over_us.npu: found 5, expected a table"),
@@ -135,9 +135,12 @@ def test_the_least_there_can_be():
         ({"decision": 3}, "here, decision: found 3, expected a list"),
         (
             {"decision": [{**DECISION, "tokens": "many"}]},
-            "tokens: found 'many', expected a whole number, 1 or",
+            "tokens: found 'many', expected a whole number, 1 to 16777216",
         ),
-        ({"decision": [{**DECISION, "chunk": 2**31}]}, "chunk: found 2147483648, expected a whole number"),
+        (
+            {"decision": [{**DECISION, "chunk": 2**31}]},
+            "chunk: found 2147483648, expected a whole number, 1 to 65536",
+        ),
         (
             {"decision": [{**DECISION, "schedule": "auto"}]},
             "schedule: found 'auto', expected one of sequential",

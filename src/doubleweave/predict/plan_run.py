@@ -13,7 +13,7 @@ from doubleweave import _scheduling
 from doubleweave.errors import InputError
 from doubleweave.ir.split import FixedSizes, Split, most_rows
 from doubleweave.predict.find_profile import num_cores
-from doubleweave.predict.profile import Profile, call_costs, costs_of
+from doubleweave.predict.profile import MOST_THREADS, Profile, call_costs, costs_of
 from doubleweave.schedule import scratch_groups
 from doubleweave.schedule.choice import (
     Choice,
@@ -32,8 +32,6 @@ from doubleweave.schedule.schedule import Schedule
 from doubleweave.schedule.task_graph import TaskGraph
 from doubleweave.schedule.verify import Verified, verify
 from doubleweave.vendors.library import libraries_of
-
-_ANY_THREADS = 2**31 - 1  # a prediction may be of a machine with more threads than this one
 
 
 def overlapping_schedule(split: Split) -> str:
@@ -80,17 +78,17 @@ class RunPlanner:
         )
         self._native = _scheduling.Planner(_outline(split, max_tokens), machine)
 
-    def threads(self, asked: int | None, cores: int | None = None, most: int = _ANY_THREADS) -> int:
+    def threads(self, asked: int | None, cores: int | None = None, most: int = MOST_THREADS) -> int:
         """The number of threads in all: `asked`; else that which the profile's decisions were made with; else that of
         the CPU of a chip that the profile describes; else `cores`, by default this machine's. A run here can have
-        `most`.
+        `most`; a prediction may be of a machine with more.
 
-        Raises InputError for less than one.
+        Raises InputError for less than one, or more than a machine has.
         """
         if asked is None:
             return self._native.default_threads(cores or num_cores(), most)
-        if asked < 1:
-            raise InputError(f"threads: found {asked}, expected at least 1")
+        if not 1 <= asked <= MOST_THREADS:
+            raise InputError(f"threads: found {asked}, expected 1 to {MOST_THREADS}")
         return asked
 
     def check(self, wish: Wish) -> None:

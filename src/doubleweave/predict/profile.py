@@ -19,6 +19,10 @@ from doubleweave.schedule.choice import Choice, devices_of
 from doubleweave.schedule.costs import Costs, FloatArray
 from doubleweave.schedule.task_graph import TaskGraph
 
+MOST_THREADS = (
+    1024  # of a machine that is described: each may become a worker, whose tasks are planned one by one
+)
+
 
 @dataclass(frozen=True)
 class Measured:

@@ -14,16 +14,23 @@ from typing import Any
 from doubleweave.errors import InputError
 from doubleweave.files import written_whole
 from doubleweave.ir.manifest import to_plain
+from doubleweave.ir.rules import MOST_ROWS, MOST_TOKENS
 from doubleweave.predict.estimate import WEIGHT_BYTES, Device
-from doubleweave.predict.profile import Decision, Measured, Profile
+from doubleweave.predict.profile import MOST_THREADS, Decision, Measured, Profile
 from doubleweave.schedule.choice import Choice
 from doubleweave.schedule.makers import MAKERS
 
 _MOST = 1e9  # of a number: microseconds, or 1e9 operations or bytes a second
-_MOST_COUNT = 2**31 - 1
 _MOST_CONTENTION = 100.0
 _MOST_SHOWN = 100  # characters of what was found
-_COUNTS = ("tokens", "threads", "chunk", "in_flight", "abreast")  # of a decision
+# Of a decision, with the most that each may be.
+_COUNTS = {
+    "tokens": MOST_TOKENS,
+    "threads": MOST_THREADS,
+    "chunk": MOST_ROWS,
+    "in_flight": MOST_ROWS,
+    "abreast": MOST_THREADS,
+}
 
 
 def profile_dict(profile: Profile) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def parse_profile(data: Mapping[str, Any], where: str) -> Profile:
         sources=tuple(_text(item, f"{where}, sources") for item in _list(data, "sources", where)),
         machine=_text(data.get("machine", ""), f"{where}, machine"),
         program=_text(data.get("program", ""), f"{where}, program"),
-        threads=_whole(data.get("threads", 0), f"{where}, threads", 0),
+        threads=_whole(data.get("threads", 0), f"{where}, threads", 0, MOST_THREADS),
         decisions=tuple(_decision(item, f"{where}, decision") for item in _list(data, "decision", where)),
     )
 
@@ -108,7 +115,7 @@ def parse_device(data: Any, where: str) -> Device:
         least = 0 if key in ("launch_us", "hand_over_us") else 1e-9  # the model divides by the others
         if not _is_number(value, least):
             raise InputError(f"{where}, {key}: found {_shown(value)}, expected a number above 0")
-    _whole(table.get("workers", 1), f"{where}, workers", 1)
+    _whole(table.get("workers", 1), f"{where}, workers", 1, MOST_THREADS)
     return Device(**table)
 
 
@@ -171,17 +178,17 @@ def _number(value: Any, where: str, most: float = _MOST) -> float:
     return float(value)
 
 
-def _whole(value: Any, where: str, least: int) -> int:
-    if type(value) is not int or not least <= value <= _MOST_COUNT:
-        raise InputError(f"{where}: found {_shown(value)}, expected a whole number, {least} or more")
+def _whole(value: Any, where: str, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise InputError(f"{where}: found {_shown(value)}, expected a whole number, {least} to {most}")
     return value
 
 
 def _count(key: str, prefix: str, where: str) -> int:
     """The number at the end of a table's name, such as threads_2."""
     digits = key.removeprefix(prefix)
-    is_number = digits != key and digits.isascii() and digits.isdigit() and len(digits) < 10
-    if not is_number or int(digits) < 1:
+    is_number = digits != key and digits.isascii() and digits.isdigit() and len(digits) < 9
+    if not is_number or not 1 <= int(digits) <= MOST_THREADS:
         raise InputError(f"{where}: found table {key!r}, expected {prefix}1, {prefix}2, …")
     return int(digits)
 
@@ -241,9 +248,10 @@ def _decision(data: Any, where: str) -> Decision:
     schedule, workers = table["schedule"], table["workers"]
     if schedule not in MAKERS:
         raise InputError(f"{where}, schedule: found {_shown(schedule)}, expected one of {', '.join(MAKERS)}")
-    if not isinstance(workers, list) or not workers or not all(isinstance(name, str) for name in workers):
+    is_list = isinstance(workers, list) and 1 <= len(workers) <= MOST_THREADS
+    if not is_list or not all(isinstance(name, str) for name in workers):
         raise InputError(f"{where}, workers: found {_shown(workers)}, expected a list of devices")
-    counts = {key: _whole(table[key], f"{where}, {key}", 1) for key in _COUNTS}
+    counts = {key: _whole(table[key], f"{where}, {key}", 1, most) for key, most in _COUNTS.items()}
     tokens = counts.pop("tokens")
     choice = Choice(schedule=schedule, workers=tuple(workers), **counts)
     return Decision(tokens, choice, _number(table["makespan_s"], f"{where}, makespan_s"))
