@@ -25,6 +25,7 @@ from doubleweave.errors import ProgramError
 from doubleweave.ir import manifest
 from doubleweave.ir.manifest import MANIFEST_FILE, PROGRAM_FILE, RUN_FILE, TOKENIZER_FILE
 from doubleweave.ir.seal import chunk_digests, sealed
+from doubleweave.predict.estimate import Device
 from doubleweave.predict.find_profile import PROFILE_FILE, program_id, this_machine
 from doubleweave.predict.plan_run import RunPlanner
 from doubleweave.predict.planner import decisions
@@ -100,7 +101,7 @@ def called_dir(made_once):
 
 @pytest.fixture(scope="session")
 def profiled_dir(toy_program_dir, made_once):
-    """The toy with a profile of this machine, as `doubleweave profile` writes it."""
+    """The toy with a profile of this machine: measured but for attention, which is estimated by its device."""
 
     def make(folder):
         shutil.copytree(toy_program_dir, folder)
@@ -110,7 +111,8 @@ def profiled_dir(toy_program_dir, made_once):
         profile = Profile(
             name="made up",
             kind="measured",
-            segments={segment.name: {1: table, 2: table} for segment in split.segments},
+            devices={"cpu": Device(5.0, 5.0, 40.0, {"float32": 50.0}, 0.9, 2)},
+            segments={s.name: {1: table, 2: table} for s in split.segments if s.name != "attention"},
             hand_over_us={("cpu", "cpu"): 1.5},
             contention={2: {("cpu", "cpu"): 0.2}},
             same_worker_us=0.5,
