@@ -166,7 +166,7 @@ void check_ranges(const RunFile& file) {
     const scheduling::Choice& choice = decision.choice;
     require(scheduling::is_schedule(choice.schedule) && !choice.workers.empty() &&
                 choice.threads > 0 && choice.chunk > 0 && choice.in_flight > 0 &&
-                choice.abreast > 0,
+                choice.abreast > 0 && choice.abreast <= kMostRows,
             "a decision is out of range");
   }
 }
