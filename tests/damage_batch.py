@@ -31,6 +31,7 @@ from doubleweave.errors import DoubleweaveError
 from doubleweave.ir.manifest import MANIFEST_FILE, TOKENIZER_FILE
 from doubleweave.ir.seal import digest_of, sealed
 from doubleweave.predict.find_profile import PROFILE_FILE
+from doubleweave.predict.profile_file import profile_dict, read_profile
 from mutations import damaged, other_json, with_double_keys
 
 _MOST_SECONDS = 60
@@ -90,10 +91,9 @@ def damage_tokenizer(folder: Path, whole: Whole, dice: random.Random) -> None:
 def damage_profile(folder: Path, whole: Whole, dice: random.Random) -> None:
     """A profile that says something else: people write these, so they have no seal."""
     import tomli_w
-    import tomllib
 
     path = folder / PROFILE_FILE
-    data = tomllib.loads(whole[PROFILE_FILE].decode())
+    data = profile_dict(read_profile(path))
     while dice.randrange(4):
         with contextlib.suppress(TypeError, ValueError, RecursionError):  # what TOML cannot say
             path.write_text(tomli_w.dumps(other_json(data, dice)))
