@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+import toys
+from doubleweave.errors import InputError
 from doubleweave.ir.interface import Interface, Parameter
-from doubleweave.ir.rules import split_problem
+from doubleweave.ir.rules import language_model_problem, split_problem
 from doubleweave.ir.split import (
     Call,
     FixedSizes,
@@ -19,8 +21,10 @@ from doubleweave.ir.split import (
     Split,
     State,
     Value,
+    rows,
 )
 from doubleweave.ir.trees import Tree
+from doubleweave.schedule.symbols import sizes_of, symbols_of
 
 TENSOR = Tree("tensor")
 ROWS_OF_4 = ("float32", ("T", 4))
@@ -144,3 +148,48 @@ def test_a_rule_that_is_broken(main, inner, segment, problem):
 def test_sizes_that_are_solved_from_expressions_are_no_fault():
     main = with_value(MAIN, "both", shape=("2*k + T",))
     assert split_problem(Split((SEGMENT,), (main, INNER))) is None
+
+
+RANGES = (Range("T", 1, 64), Range("k", 0, 8))
+
+
+def function(*inputs: Value, result: Any = ("T",), ranges: Any = RANGES) -> Function:
+    values = (*inputs, Value("y", "float32", result, "output"))
+    return Function("f", (), values, ("y",), ranges)
+
+
+def an_input(name: str, *shape: Any) -> Value:
+    return Value(name, "float32", shape, "input")
+
+
+def found(*shapes: Any) -> Any:
+    return [("float32", shape) for shape in shapes]
+
+
+def test_a_range_may_begin_with_a_symbol_that_a_later_input_gives():
+    ranges = (Range("T", 1, 64), Range("S", "T", 64))
+    cached_first = function(an_input("k", "S"), an_input("q", "T"), ranges=ranges)
+    assert symbols_of(cached_first, "f", found((9,), (3,))) == {"S": 9, "T": 3}
+    with pytest.raises(InputError, match=r"f, q: found shape \[12\], expected \[T\] with T in 1..64: S is 9"):
+        symbols_of(cached_first, "f", found((9,), (12,)))
+
+
+def test_sizes_that_one_input_alone_does_not_give():
+    with pytest.raises(
+        InputError, match=r"expected \[T \+ k\] .*, from which T \+ k cannot be solved; call the"
+    ):
+        symbols_of(function(an_input("x", "T + k")), "f", found((9,)))
+
+
+@pytest.mark.parametrize("size", ["T//0", "T % (k - 2)", "T - 70", "T**8", "m"])
+def test_a_size_that_no_tensor_can_have(size):
+    value = function(result=(size,)).value("y")
+    with pytest.raises(InputError, match=r"f, y: found shape \[.*\], which is no shape for T = 64, k = 2"):
+        sizes_of(value, {"T": 64, "k": 2}, "f")
+
+
+def test_a_language_model_that_runs_row_by_row_alone():
+    split = toys.split(2, rows(1, 8))
+    each_row = replace(split, segments=tuple(replace(s, each_row=True) for s in split.segments))
+    assert language_model_problem(split, 16, 64) is None
+    assert language_model_problem(each_row, 16, 64) == "no call takes whole chunks"

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import test_module_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
+import toys
 from doubleweave.cli.show_memory import memory_of, of_plan, table
 from doubleweave.errors import InputError
 from doubleweave.ir.interface import Interface, Parameter
 from doubleweave.ir.manifest import Manifest, ModelInfo
-from doubleweave.ir.split import Call, FixedSizes, Function, Port, Range, Segment, SizeRanges, Split, Value
+from doubleweave.ir.split import (
+    Call,
+    FixedSizes,
+    Function,
+    Port,
+    Range,
+    Segment,
+    SizeRanges,
+    Split,
+    Value,
+    rows,
+)
 from doubleweave.ir.trees import Tree
 
 TENSOR = Tree("tensor")
@@ -140,3 +154,20 @@ def test_a_language_model_takes_a_prompts_length():
     for tokens in (0, 65):
         with pytest.raises(InputError, match=f"prompt-len: found {tokens}, expected 1 to 64"):
             memory_of(manifest(split, model), tokens, {})
+
+
+def test_a_language_model_of_a_short_context_and_segments_of_any_name():
+    split = toys.split(2, rows(1, 8))
+    text = repr(memory_of(manifest(split, toys.model_info(max_context=16)), None, {}))
+    names = {segment.name: f"part_{place}" for place, segment in enumerate(split.segments)}
+    renamed = replace(
+        split,
+        segments=tuple(replace(segment, name=names[segment.name]) for segment in split.segments),
+        functions=(
+            replace(
+                split.main,
+                calls=tuple(replace(call, segment=names[call.segment]) for call in split.calls),
+            ),
+        ),
+    )
+    assert repr(memory_of(manifest(renamed, toys.model_info(max_context=16)), None, {})) == text
