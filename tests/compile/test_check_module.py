@@ -171,6 +171,28 @@ def test_nothing_of_the_module_changes():
     assert torch.equal(x, X)
 
 
+def test_hooks_that_a_first_call_adds_are_there_once():
+    """transformers' models record hidden states that way. Hooks of a trace that stayed behind would add them twice."""
+
+    class Records(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x):
+            if not hasattr(self, "has_hooks"):
+                self.layer.register_forward_hook(lambda module, args, output: output + 1)
+                self.has_hooks = True
+            return self.layer(x)
+
+    module = Records()
+    program = dw.compile(module, (X,))
+    assert not module.layer._forward_hooks
+    with torch.no_grad():
+        assert torch.allclose(program(X), module(X), atol=1e-6)
+        assert torch.allclose(program(X), module(X), atol=1e-6)
+
+
 def test_a_module_in_training_mode_stays_in_it():
     module = nn.Sequential(nn.Linear(16, 4), nn.ReLU()).train()
     dw.compile(module, (X,))

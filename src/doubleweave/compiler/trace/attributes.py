@@ -12,6 +12,7 @@ from doubleweave.errors import SplitError
 
 # Where nn.Module keeps parameters, buffers, modules, hooks and its mode; and what a trace sets itself.
 _NOT_STATE = frozenset([*vars(nn.Module()), "forward"])
+_HOOKS = [name for name, value in vars(nn.Module()).items() if "hooks" in name and isinstance(value, dict)]
 _KEPT = (bool, int, float, str, tuple, list, dict, set)
 Kept = dict[tuple[int, str], tuple[nn.Module, Any, Any]]  # by module and name: (module, value, its contents)
 
@@ -89,13 +90,20 @@ def changed(before: Snapshot) -> list[tuple[nn.Module, str, dict[str, Any]]]:
 
 @contextlib.contextmanager
 def attributes_restored(module: nn.Module) -> Iterator[None]:
-    """Restore on exit every attribute that was set within the context, and the items of containers."""
+    """Restore on exit every attribute that was set within the context, the items of containers, and hooks."""
     before = snapshot(module)
     found: dict[int, Any] = {}
     for _, attributes in before:
         for name, value in attributes.items():
             if name not in _NOT_STATE:
                 _containers(value, found)
+    # A module that adds hooks when it is first called notes in an attribute that they are there: both go, or neither.
+    found |= {
+        id(attributes[name]): attributes[name]
+        for _, attributes in before
+        for name in _HOOKS
+        if name in attributes
+    }
     containers = [(value, value.copy()) for value in found.values() if not isinstance(value, tuple)]
     try:
         yield
