@@ -31,6 +31,7 @@ struct DecodeRow {
   KeyRange seen{};
   int64_t position;
   float slope;  // used where there are slopes
+  const float* distances;
   float running_max;
   float correction;
   Vec total;
@@ -54,6 +55,7 @@ void start_row(const AttentionParams& params, const float* q, int64_t kv_head, i
   const Row at = row_at(params, index);
   row.position = params.num_keys - params.num_queries + at.token;
   row.slope = params.slopes == nullptr ? 0.0f : slope_of(params, kv_head, at);
+  row.distances = distances_of(params, kv_head, at);
   row.running_max = first_max(params, kv_head, at);
   row.total = Vec{};
   row.total[0] = first_total(params);
@@ -113,6 +115,12 @@ void score_lanes(const AttentionParams& params, const float* k, int64_t num_keys
 void add_slope(DecodeRow& row, KeyRange keys) {
   for (int64_t key = keys.begin; key < keys.end; ++key) {
     row.scores[key - keys.begin] += row.slope * static_cast<float>(key - row.position);
+  }
+}
+
+void add_distances(const AttentionParams& params, DecodeRow& row, KeyRange keys) {
+  for (int64_t key = keys.begin; key < keys.end; ++key) {
+    row.scores[key - keys.begin] += at_distance(params, row.distances, row.position - key);
   }
 }
 
@@ -187,6 +195,7 @@ void decode_keys(const AttentionParams& params, const float* k, const float* v, 
   DOUBLEWEAVE_UNROLL
   for (int r = 0; r < kRows; ++r) {
     if (params.slopes != nullptr) add_slope(rows[r], keys);
+    if (params.distances != nullptr) add_distances(params, rows[r], keys);
     exponentiate_row(rows[r], keys);
   }
   const float* values = v + keys.begin * value_stride;

@@ -99,6 +99,17 @@ float slope_of(const AttentionParams& params, int64_t kv_head, Row row) {
   return params.slopes[kv_head * group_size(params) + row.member] * kLog2E;
 }
 
+// The numbers that a row's keys have by their distance, of the row's head.
+const float* distances_of(const AttentionParams& params, int64_t kv_head, Row row) {
+  if (params.distances == nullptr) return nullptr;
+  return params.distances + (kv_head * group_size(params) + row.member) * params.num_distances;
+}
+
+// What is added to the score of a key that lies so far behind its query; keys ahead are masked.
+float at_distance(const AttentionParams& params, const float* distances, int64_t distance) {
+  return distances[min(distance < 0 ? 0 : distance, params.num_distances - 1)] * kLog2E;
+}
+
 DOUBLEWEAVE_INLINE Vec apply_soft_cap(const AttentionParams& params, Vec score) {
   return splat(params.soft_cap * kLog2E) * tanh(score);
 }
@@ -126,6 +137,7 @@ struct RowBlock {
   Vec correction[kVectors]{};  // what the previous blocks' sums are multiplied with
   Vec total[kVectors]{};
   Vec slope[kVectors]{};
+  const float* distances[kRows]{};  // used where there are distances
 };
 
 // acc[m][j] = sum over i < depth of a[m * row_stride + i * depth_stride] * b[i][j]
@@ -174,6 +186,18 @@ __attribute__((noinline)) void score_tile(RowBlock<kVectors>& block, const float
       DOUBLEWEAVE_UNROLL
       for (int j = 0; j < kVectors; ++j) {
         acc[m][j] += block.slope[j] * __builtin_convertvector(index - block.position[j], Vec);
+      }
+    }
+  }
+  if (params.distances != nullptr) {
+    for (int m = 0; m < kCount; ++m) {
+      for (int j = 0; j < kVectors; ++j) {
+        float added[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) {
+          added[lane] = at_distance(params, block.distances[j * kLanes + lane],
+                                    block.position[j][lane] - (key + m));
+        }
+        acc[m][j] += load(added);
       }
     }
   }
@@ -331,6 +355,7 @@ void set_rows(RowBlock<kVectors>& block, int64_t first_row, int64_t num_rows) {
     if (block.params.slopes != nullptr) {
       block.slope[lane / kLanes][lane % kLanes] = slope_of(block.params, block.kv_head, row);
     }
+    block.distances[lane] = distances_of(block.params, block.kv_head, row);
     if (lane + 1 < num_rows) advance(block.params, row);
   }
   const KeyRange first = keys_seen_by(block.params, block.rows[0].token);

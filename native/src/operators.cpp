@@ -2,7 +2,8 @@
 //   doubleweave::attention.out(Tensor q, Tensor k, Tensor v, int num_heads, int num_kv_heads,
 //       float scale, int window, float soft_cap, *, Tensor(a!) out) -> Tensor(a!)
 //   doubleweave::biased_attention.out(… as attention's, int block, Tensor? sinks, Tensor? slopes,
-//       *, Tensor(a!) out) -> Tensor(a!)
+//       Tensor? distances, *, Tensor(a!) out) -> Tensor(a!)
+//   doubleweave::cross_attention.out(… as attention's, *, Tensor(a!) out) -> Tensor(a!)
 //   doubleweave::rotary.out(Tensor x, Tensor cos, Tensor sin, int num_heads, *, Tensor(a!) out)
 //       -> Tensor(a!)
 #include "operators.h"
@@ -46,12 +47,21 @@ bool is_per_head(const et::EValue& value, int64_t num_heads) {
          tensor.scalar_type() == ScalarType::Float && tensor.const_data_ptr() != nullptr;
 }
 
+// None, or a float32 tensor with at least one number for each head.
+bool is_table_per_head(const et::EValue& value, int64_t num_heads) {
+  if (value.isNone()) return true;
+  if (!value.isTensor()) return false;
+  const Tensor& tensor = value.toTensor();
+  return tensor.dim() == 2 && tensor.size(0) == num_heads && tensor.size(1) >= 1 &&
+         tensor.scalar_type() == ScalarType::Float && tensor.const_data_ptr() != nullptr;
+}
+
 const float* per_head(const et::EValue& value) {
   return value.isNone() ? nullptr : value.toTensor().const_data_ptr<float>();
 }
 
 // Attention with what `params` already says; q, k, v and the parameters that follow them are the
-// first arguments of both operators.
+// first arguments of every operator.
 void attend(et::KernelRuntimeContext& context, Stack stack, AttentionParams params,
             et::EValue& result) {
   DOUBLEWEAVE_CHECK(context, all_numbers(stack, 3, 8), "attention's parameters are numbers");
@@ -70,14 +80,15 @@ void attend(et::KernelRuntimeContext& context, Stack stack, AttentionParams para
   params.scale = static_cast<float>(number(*stack[5]));
   params.window = static_cast<int64_t>(number(*stack[6]));
   params.soft_cap = static_cast<float>(number(*stack[7]));
-  params.causal = true;
   DOUBLEWEAVE_CHECK(context,
                     params.num_kv_heads >= 1 && params.num_heads >= 1 &&
                         params.num_heads % params.num_kv_heads == 0,
                     "num_kv_heads divides num_heads");
   DOUBLEWEAVE_CHECK(context, params.window >= 0 && params.soft_cap >= 0,
                     "window and soft_cap are not negative");
-  DOUBLEWEAVE_CHECK(context, params.num_queries >= 1 && params.num_keys >= params.num_queries,
+  DOUBLEWEAVE_CHECK(context,
+                    params.num_queries >= 1 && params.num_keys >= 1 &&
+                        (!params.causal || params.num_keys >= params.num_queries),
                     "there are at least as many keys as queries");
   DOUBLEWEAVE_CHECK(context, v.size(1) == k.size(1), "k and v have as many rows");
   DOUBLEWEAVE_CHECK(context,
@@ -104,23 +115,39 @@ void attend(et::KernelRuntimeContext& context, Stack stack, AttentionParams para
 
 void attention_kernel(et::KernelRuntimeContext& context, Stack stack) {
   DOUBLEWEAVE_CHECK(context, stack.size() >= 9, "attention takes 9 arguments");
-  attend(context, stack, {}, *stack[8]);
+  AttentionParams params{};
+  params.causal = true;
+  attend(context, stack, params, *stack[8]);
+}
+
+void cross_attention_kernel(et::KernelRuntimeContext& context, Stack stack) {
+  DOUBLEWEAVE_CHECK(context, stack.size() >= 9, "cross_attention takes 9 arguments");
+  AttentionParams params{};
+  params.causal = false;
+  attend(context, stack, params, *stack[8]);
 }
 
 void biased_attention_kernel(et::KernelRuntimeContext& context, Stack stack) {
-  DOUBLEWEAVE_CHECK(context, stack.size() >= 12, "biased_attention takes 12 arguments");
+  DOUBLEWEAVE_CHECK(context, stack.size() >= 13, "biased_attention takes 13 arguments");
   DOUBLEWEAVE_CHECK(context, all_numbers(stack, 3, 4) && all_numbers(stack, 8, 9),
                     "num_heads and block are numbers");
   const auto num_heads = static_cast<int64_t>(number(*stack[3]));
   AttentionParams params{};
+  params.causal = true;
   params.block = static_cast<int64_t>(number(*stack[8]));
   DOUBLEWEAVE_CHECK(context, params.block >= 0, "block is not negative");
   DOUBLEWEAVE_CHECK(context,
                     is_per_head(*stack[9], num_heads) && is_per_head(*stack[10], num_heads),
                     "sinks and slopes have a float32 number for each head");
+  DOUBLEWEAVE_CHECK(context, is_table_per_head(*stack[11], num_heads),
+                    "distances have float32 numbers for each head");
   params.sinks = per_head(*stack[9]);
   params.slopes = per_head(*stack[10]);
-  attend(context, stack, params, *stack[11]);
+  if (!stack[11]->isNone()) {
+    params.distances = per_head(*stack[11]);
+    params.num_distances = stack[11]->toTensor().size(1);
+  }
+  attend(context, stack, params, *stack[12]);
 }
 
 void rotary_kernel(et::KernelRuntimeContext& context, Stack stack) {
@@ -161,6 +188,7 @@ void register_operators() {
   std::call_once(once, [] {
     register_kernels({et::Kernel("doubleweave::attention.out", attention_kernel),
                       et::Kernel("doubleweave::biased_attention.out", biased_attention_kernel),
+                      et::Kernel("doubleweave::cross_attention.out", cross_attention_kernel),
                       et::Kernel("doubleweave::rotary.out", rotary_kernel)});
     register_expert_operators();
   });

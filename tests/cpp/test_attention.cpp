@@ -18,11 +18,13 @@ namespace dw = doubleweave;
 namespace {
 
 constexpr float kGuard = 12345.5f;
+constexpr int64_t kNumDistances = 21;
 
 struct Case {
   dw::AttentionParams params;
   std::vector<float> q, k, v;
   std::vector<float> sinks, slopes;  // empty, or one a head
+  std::vector<float> distances;      // empty, or kNumDistances a head
   std::vector<double> expected;
   double largest_score = 0;
   double largest_output = 0;
@@ -37,7 +39,10 @@ std::string describe(const dw::AttentionParams& p) {
                 static_cast<long long>(p.head_dim), static_cast<long long>(p.value_dim),
                 static_cast<long long>(p.window), static_cast<long long>(p.block),
                 static_cast<double>(p.soft_cap), p.causal ? "causal" : "full",
-                p.sinks == nullptr ? "" : " sinks", p.slopes == nullptr ? "" : " slopes");
+                p.sinks == nullptr ? "" : " sinks",
+                p.slopes != nullptr      ? " slopes"
+                : p.distances != nullptr ? " distances"
+                                         : "");
   return text;
 }
 
@@ -51,7 +56,12 @@ double score(const Case& c, int64_t token, int64_t head, int64_t key) {
   dot *= p.scale;
   if (p.soft_cap > 0) dot = p.soft_cap * std::tanh(dot / p.soft_cap);
   const int64_t position = p.num_keys - p.num_queries + token;
-  return c.slopes.empty() ? dot : dot + static_cast<double>(c.slopes[head]) * (key - position);
+  if (!c.slopes.empty()) dot += static_cast<double>(c.slopes[head]) * (key - position);
+  if (!c.distances.empty()) {
+    const int64_t distance = std::clamp<int64_t>(position - key, 0, kNumDistances - 1);
+    dot += c.distances[head * kNumDistances + distance];
+  }
+  return dot;
 }
 
 void attend_one(Case& c, int64_t token, int64_t head) {
@@ -94,10 +104,12 @@ dw::AttentionParams params_of(const Case& c) {
   dw::AttentionParams params = c.params;
   params.sinks = c.sinks.empty() ? nullptr : c.sinks.data();
   params.slopes = c.slopes.empty() ? nullptr : c.slopes.data();
+  params.distances = c.distances.empty() ? nullptr : c.distances.data();
+  params.num_distances = kNumDistances;
   return params;
 }
 
-enum Extra { kPlain = 0, kSinks = 1, kSlopes = 2 };
+enum Extra { kPlain = 0, kSinks = 1, kSlopes = 2, kDistances = 4 };
 
 Case make_case(const dw::AttentionParams& params, float query_size, std::mt19937& random,
                int extra = kPlain) {
@@ -107,6 +119,9 @@ Case make_case(const dw::AttentionParams& params, float query_size, std::mt19937
   for (int64_t head = 0; head < params.num_heads; ++head) {
     if (extra & kSinks) c.sinks.push_back(normal(random) * 2);
     if (extra & kSlopes) c.slopes.push_back(1.0f / static_cast<float>(int64_t{2} << head));
+    for (int64_t i = 0; extra & kDistances && i < kNumDistances; ++i) {
+      c.distances.push_back(normal(random) * 2);
+    }
   }
   c.q.resize(params.num_queries * params.num_heads * params.head_dim);
   c.k.resize(params.num_keys * params.num_kv_heads * params.head_dim);
@@ -202,10 +217,22 @@ void test_sinks_slopes_and_blocks() {
   std::mt19937 random(9);
   for (int i = 0; i < 300; ++i) {
     dw::AttentionParams params = random_params(random);
-    const int extra = 1 + i % 3;
+    const int extra = 1 + i % 5;
     // Slopes are those of causal attention; a full one has positions as well, which tests both.
     params.block = params.causal ? pick<int64_t>({0, 0, 1, 7, 64, 100, 1000}, random) : 0;
     check_everywhere(make_case(params, 1.0f, random, extra));
+  }
+}
+
+// What an encoder gave may be fewer rows than there are queries.
+void test_fewer_keys_than_queries() {
+  std::mt19937 random(11);
+  for (int i = 0; i < 60; ++i) {
+    dw::AttentionParams params = random_params(random);
+    params.causal = false;
+    params.num_keys = pick<int64_t>({1, 2, 5, 40}, random);
+    params.num_queries = params.num_keys + pick<int64_t>({1, 3, 50}, random);
+    check_everywhere(make_case(params, 1.0f, random));
   }
 }
 
@@ -407,6 +434,7 @@ int main() {
   test_choosing_an_isa();
   test_random_shapes();
   test_sinks_slopes_and_blocks();
+  test_fewer_keys_than_queries();
   test_sinks_of_any_size();
   test_each_small_shape();
   test_large_scores();

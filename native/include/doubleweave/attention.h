@@ -12,7 +12,7 @@ namespace doubleweave {
 
 struct AttentionParams {
   int64_t num_queries;   // T: rows of q and out
-  int64_t num_keys;      // S >= T; query i sits at absolute position S - T + i
+  int64_t num_keys;      // S; causal: S >= T, and query i sits at absolute position S - T + i
   int64_t num_heads;     // H
   int64_t num_kv_heads;  // Hkv divides H; head h reads kv head h / (H / Hkv)
   int64_t head_dim;      // D, of q and k
@@ -29,6 +29,10 @@ struct AttentionParams {
   // [H], or null: slope * (key - p) is added to a score, behind the soft cap (ALiBi: Press et al.,
   // "Train Short, Test Long", 2021).
   const float* slopes = nullptr;
+  // [H, num_distances], or null: what is added to the score of a key so many tokens behind p,
+  // behind the soft cap; keys that are further away have the last number (T5's relative positions).
+  const float* distances = nullptr;
+  int64_t num_distances = 0;
 };
 
 // The number of independent pieces: at least one for each kv head. Pieces differ in cost; the

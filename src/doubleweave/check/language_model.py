@@ -30,9 +30,10 @@ from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.errors import CheckError, RunError
 from doubleweave.ir.check import Check
 from doubleweave.ir.manifest import TOKENIZER_FILE
-from doubleweave.ir.split import FixedSizes, Split, most_rows
+from doubleweave.ir.split import ENCODER, FixedSizes, Split, most_rows
 from doubleweave.runtime.open import open_llm
 from doubleweave.schedule.choice import chunk_shape
+from doubleweave.sources.encoder_decoder import Decoder
 from doubleweave.vendors.library import emulator_of, libraries_of
 
 # Of the largest logit. float32 kernels that add up in another order are off by some 1e-6 of it (SmolLM2: 3e-6), by 5e-5
@@ -53,7 +54,8 @@ _SPLIT_CHUNKS = (32, 32, 11, *[1] * SINGLES)
 class Compiled:
     """What is checked: the source's module, its split in float32, the split that was lowered, and the program's folder.
 
-    `is_float`: the recipe leaves float32 as it is. `audit` says in a sentence how the module differs from its files.
+    `is_float`: the recipe leaves float32 as it is. `audit` says in a sentence how the module differs from its files. `encode`
+    makes the keys and values of an encoder's rows.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Compiled:
     folder: Path
     is_float: bool
     audit: Callable[[], str]
+    encode: Callable[[Tensor], Sequence[Tensor]] = lambda rows: ()
 
 
 def check_llm(compiled: Compiled, report: Progress) -> Check:
@@ -97,7 +100,9 @@ def _hold_all(subject: _Subject, first: Place, far: Sequence[Place], report: Pro
         return subject.judged(ran, subject.eager(compiled.lowered, short))
     if emulator_of(split):
         return _hold_emulated(subject, ran, first, far)
-    program = ProgramHere(open_llm(compiled.folder))
+    program = ProgramHere(open_llm(compiled.folder), _encoder_input(compiled.module))
+    if isinstance(compiled.module, Decoder):
+        subject.hold_encoder(program)
     if compiled.is_float:
         return replace(ran, source_off=max(subject.hold_program(program, place) for place in (first, *far)))
     segment_noise, logits_noise, logits = subject.hold_quantized(program, first, far)
@@ -174,6 +179,26 @@ class _Subject:
             return bounds, torch.ones_like(settled)
         self.unsettled[place.start] = max(left_out, self.unsettled.get(place.start, 0))
         return bounds, settled
+
+    def hold_encoder(self, program: ProgramHere) -> None:
+        """CheckError where the program's encoder gives other keys and values than the source's rows make, for the
+        example and for as few and as many rows as it takes."""
+        decoder, split = self.compiled.module, program.program.split
+        names = [value.name for value in split.values if value.kind == "encoded"]
+        most = max(program.program.manifest.split.function(ENCODER).ranges, default=None)
+        examples = [decoder.encoder_input]
+        for rows in (1, most.high) if most else ():
+            examples.append(decoder.encoder_input.repeat(1, rows)[:, :rows])
+        for example in examples:
+            found = program.methods[ENCODER](example)
+            wanted = self.compiled.encode(decoder.encode(example))
+            for name, one, other in zip(names, found, wanted, strict=True):
+                off = difference(one, other)
+                if not off <= FLOAT_BOUND:
+                    raise self._refusal(
+                        f"the encoder gives other numbers for {name} than the source from an input of shape "
+                        f"{list(example.shape)}: off by {off:.2g} of the largest, expected at most {FLOAT_BOUND:.0e}"
+                    )
 
     def hold_segments(self, worst: Noise) -> float:
         if not worst.size <= worst.bound:
@@ -274,6 +299,11 @@ def _hold_emulated(subject: _Subject, ran: Check, first: Place, far: Sequence[Pl
         raise CheckError(f"{compiled.name}: {error}; nothing was written. {_REPORT}") from error
     ran = replace(ran, num_tokens=few.end, segment_noise=segment_noise, logits_noise=logits_noise)
     return subject.judged(ran, subject.eager(compiled.lowered, first.cut(_SPLIT_CHUNKS)))
+
+
+def _encoder_input(module: Any) -> Any:
+    """An example of what the encoder takes, None for a model without one."""
+    return module.encoder_input.numpy() if isinstance(module, Decoder) else None
 
 
 def _source(compiled: Compiled, token_ids: Tensor, places: Sequence[Place]) -> dict[int, Tensor]:

@@ -34,9 +34,10 @@ class Runner(Protocol):
 
 
 class ProgramHere(NamedTuple):
-    """A program that runs in this process."""
+    """A program that runs in this process; `encoder_input` is what a model with an encoder reads."""
 
     program: Program
+    encoder_input: Array | None = None
 
     @property
     def methods(self) -> Mapping[str, Callable[..., Any]]:
@@ -44,6 +45,8 @@ class ProgramHere(NamedTuple):
 
     def logits(self, run: Run) -> Array:
         session = self.program.session()
+        if self.encoder_input is not None:
+            session.encode(self.encoder_input)
         if run.cached:
             session.fill(run.cached, run.start)
         prompt = len(run.token_ids) - run.num_singles

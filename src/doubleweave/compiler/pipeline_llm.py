@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,34 +21,49 @@ if TYPE_CHECKING:
 
 
 class Splits(NamedTuple):
-    """The split in float32, and as it is lowered: placed on its backends and quantized."""
+    """The split in float32, and as it is lowered: placed on its backends and quantized. `encode` makes the keys and
+    values of an encoder's rows."""
 
     reference: TorchSplit
     lowered: TorchSplit
+    encode: Callable[[Tensor], Sequence[Tensor]]
 
 
 def splits_of(model: Model, options: Options, folder: Path, report: Progress) -> Splits:
     """Export, split and quantize; writes the tokenizer into `folder`. Raises SplitError, PolicyError, LowerError or,
     for a calibration text, InputError."""
+    from doubleweave.compiler.graph.encoded_rows import cut_encoded
     from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
     from doubleweave.compiler.graph.order_by_use import order_by_use
     from doubleweave.compiler.graph.rotary_lengths import check_rotary
     from doubleweave.compiler.graph.static_attention import MASK, inline_attention
     from doubleweave.compiler.quantize.calibration import calibration_chunks
     from doubleweave.compiler.split.llm_rows import check_rows
+    from doubleweave.compiler.split.split_encoder import encoded_example, split_encoder, with_encoder
     from doubleweave.compiler.split.split_llm import default_policy, split_llm
+    from doubleweave.sources.encoder_decoder import Decoder
 
     check_rotary(model.module.config, options.max_context)
     report("exporting the graph", 0, 1)
     most = most_rows(options.sizes)
     graph = export_llm(model.module, most)
+    decoder = model.module if isinstance(model.module, Decoder) else None
+    project = cut_encoded(graph) if decoder else None
     check_rows(graph, type(model.module).__name__)
     order_by_use(graph.graph)
     owners = owned_modules(model.module)
     if options.attention == "static":
         inline_attention(graph, options.max_context, options.backend.hidden_score)
         owners |= {MASK: MASK}
-    torch_split = split_llm(graph, owners, default_policy(options.sizes), max_context=options.max_context)
+    encoded = decoder.most_rows(options.max_context) if decoder else 0
+    policy = default_policy(options.sizes)
+    torch_split = split_llm(
+        graph, owners, policy, max_context=options.max_context, max_encoded=encoded
+    )
+    if decoder and project:
+        report("exporting the encoder", 0, 1)
+        encoder = split_encoder(decoder, project, encoded)
+        torch_split = replace(torch_split, encoded=encoded_example(decoder, project, torch_split.split))
     report(f"quantizing ({options.recipe})", 0, 1)
     # Before quantizing: the calibration text is read with the saved tokenizer.
     if model.save_tokenizer is not None:
@@ -57,7 +73,10 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
         return calibration_chunks(text, folder / TOKENIZER_FILE, most, model.vocab_size)
 
     assert options.backend.place is not None
-    return Splits(torch_split, options.backend.place(torch_split, options, chunks_of, report))
+    lowered = options.backend.place(torch_split, options, chunks_of, report)
+    if decoder and project:
+        lowered = with_encoder(lowered, encoder)
+    return Splits(torch_split, lowered, project or (lambda rows: ()))
 
 
 def _save_tokenizer(save: Callable[[Path], None], folder: Path) -> None:

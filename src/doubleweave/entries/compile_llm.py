@@ -96,6 +96,7 @@ def compile_llm(
     else:
         model = load(source, **of_source)
         give_back_free_memory()
+    model = _as_decoder(model, backend, attention)
     context = _context(model, max_context)
     with made_beside(folder) as temporary:
         return _compile(
@@ -156,6 +157,20 @@ def _context(model: Model, max_context: int | None) -> int:
     return context
 
 
+def _as_decoder(model: Model, backend: str, attention: str) -> Model:
+    """The model, or the decoder of one with an encoder; PolicyError where that does not go with the options."""
+    from doubleweave.sources.encoder_decoder import Decoder, is_encoder_decoder
+
+    if not is_encoder_decoder(model.module):
+        return model
+    if backend != DEFAULT_BACKEND or attention != "dynamic":
+        raise PolicyError(
+            f"{model.name} has an encoder, whose rows its decoder attends to: expected backend {DEFAULT_BACKEND} and "
+            "dynamic attention"
+        )
+    return replace(model, module=Decoder(model.module, model.name))
+
+
 def _check_installed() -> None:
     try:
         import torch  # noqa: F401
@@ -204,6 +219,7 @@ def _compile(model: Model, folder: Path, options: Options, check: bool, report: 
             folder,
             is_float=options.recipe == "none",
             audit=model.audit,
+            encode=splits.encode,
         )
         manifest = replace(manifest, check=check_llm(compiled, report))
         manifest.write(folder)

@@ -13,6 +13,8 @@ from doubleweave.ir.module_rules import module_problem
 from doubleweave.ir.sizes import Shape, symbols
 from doubleweave.ir.split import (
     CACHED,
+    ENCODED,
+    ENCODER,
     ITEM_BYTES,
     ROWS,
     FixedSizes,
@@ -48,8 +50,12 @@ def language_model_problem(split: Split, vocab_size: int, max_context: int) -> s
     if not (1 <= max_context <= MOST_TOKENS and 1 <= vocab_size <= MOST_TOKENS):
         return f"the context or the vocabulary is not 1 to {MOST_TOKENS}"
     main = split.main
-    if len(split.functions) > 1 or main.states:
-        return "a language model has one function and no states"
+    if main.states:
+        return "a language model's function has no states"
+    if any(function.interface is None for function in split.functions[1:]):
+        return "a function beside a language model has no interface"
+    if problem := _encoder_problem(split):
+        return problem
     if not split.appending:
         return "no call appends to a cache or changes a state"
     if all(split.segment(call.segment).each_row for call in main.calls):
@@ -61,9 +67,22 @@ def language_model_problem(split: Split, vocab_size: int, max_context: int) -> s
         return f"its inputs are not {' and '.join(_INPUTS)}"
     return _first(
         *(_rows_problem(value) for value in main.values),
-        *(_chunk_problem(segment) for segment in split.segments),
+        *(_chunk_problem(segment) for segment in split.main_part.segments),
         *(_binding_problem(split, place, max_context) for place in range(len(main.calls))),
     )
+
+
+def _encoder_problem(split: Split) -> str | None:
+    """The values that an encoder gives are the results of its function, in their order."""
+    wanted = [(value.dtype, value.shape[2:]) for value in split.values if value.kind == "encoded"]
+    if not wanted:
+        return None
+    found = [function.results for function in split.functions[1:] if function.name == ENCODER]
+    if not found or [(value.dtype, value.shape[2:]) for value in found[0]] != wanted:
+        return f"no function {ENCODER!r} gives what the decoder reads"
+    if any(len(value.shape) != 3 or value.shape[0] != 1 for value in found[0]):
+        return f"the function {ENCODER!r} gives no rows of one sequence"
+    return None
 
 
 def _first(*problems: str | None) -> str | None:
@@ -148,7 +167,7 @@ def _function_problem(split: Split, place: int) -> str | None:
 
 def _order_problem(function: Function) -> str | None:
     """Each value has one writer, which comes before its readers; a cache may be read by the call that appends."""
-    ready = {value.name for value in function.values if value.kind in ("input", "state")}
+    ready = {value.name for value in function.values if value.kind in ("input", "state", "encoded")}
     cached = {value.name for value in function.values if value.kind == "cache"}
     states = {value.name for value in function.values if value.kind == "state"}
     changed: set[str] = set()
@@ -172,7 +191,8 @@ def _rows_problem(value: Value) -> str | None:
     if value.kind == "state":
         is_fixed = value.shape[:1] == (1,) and all(isinstance(size, int) for size in value.shape)
         return None if is_fixed else f"state {value.name} has no fixed size"
-    is_rows = [size for size in value.shape if isinstance(size, str)] == [ROWS]
+    rows = ENCODED if value.kind == "encoded" else ROWS
+    is_rows = [size for size in value.shape if isinstance(size, str)] == [rows]
     return None if is_rows else f"value {value.name} has no rows"
 
 
@@ -198,7 +218,9 @@ def _binding_problem(split: Split, place: int, max_context: int) -> str | None:
     for name, port in zip((*call.reads, *call.writes), ports, strict=True):
         value = values[name]
         sizes: Sequence[int | str] = [size for size in port.shape if isinstance(size, str)]
-        if len(sizes) > 1 or not set(sizes) <= {ROWS, CACHED}:
+        if (ENCODED in sizes) != (value.kind == "encoded"):
+            return f"call {call.name} takes {name} for another kind of tensor"
+        if len(sizes) > 1 or not set(sizes) <= {ROWS, CACHED, ENCODED}:
             return f"segment {segment.name} has a size that is neither {ROWS} nor {CACHED}"
         fixed = ITEM_BYTES[port.dtype]
         for size in port.shape:

@@ -4,7 +4,8 @@ Plain data that prints and diffs; manifest.py writes and reads it by its annotat
 time, so it knows nothing of torch or ExecuTorch.
 
 Sizes in shapes are numbers, symbols or expressions of symbols (sizes.py). In a language model "T" is the rows of
-the chunk at hand and "S" the rows of the cache up to and including that chunk; in any other module the symbols
+the chunk at hand, "S" the rows of the cache up to and including that chunk and "E" the rows that an encoder gave; in
+any other module the symbols
 are those of its function, and "T" is the dim along which a chunked segment is cut.
 """
 
@@ -19,7 +20,10 @@ from doubleweave.ir.interface import Interface
 from doubleweave.ir.sizes import Shape as Shape
 from doubleweave.ir.sizes import Size, text
 
-ROWS, CACHED = "T", "S"
+ROWS, CACHED, ENCODED = "T", "S", "E"
+
+# The function of a language model's program that computes its "encoded" values, in their order, once a sequence.
+ENCODER = "encoder"
 
 ITEM_BYTES = {
     "float32": 4,
@@ -64,10 +68,12 @@ class SizeRanges:
         return {found.symbol: found for found in self.ranges}[symbol]
 
 
-def rows(low: int, high: int, max_cached: int = 0) -> SizeRanges:
-    """The shape of a language model's segments: `low` to `high` rows, a cache of up to `max_cached`."""
+def rows(low: int, high: int, max_cached: int = 0, max_encoded: int = 0) -> SizeRanges:
+    """The shape of a language model's segments: `low` to `high` rows, a cache of up to `max_cached`, or up to
+    `max_encoded` rows of an encoder."""
     cached = (Range(CACHED, ROWS, max_cached),) if max_cached else ()
-    return SizeRanges((Range(ROWS, low, high), *cached))
+    encoded = (Range(ENCODED, 1, max_encoded),) if max_encoded else ()
+    return SizeRanges((Range(ROWS, low, high), *cached, *encoded))
 
 
 def whole_cache(port: Port) -> int:
@@ -154,13 +160,14 @@ class Value:
     kind "input" comes from outside, "chunk" lives for one chunk (for one run, in a module that is not cut into
     chunks as a whole), "cache" gets the rows of every chunk (its readers see all rows up to their own chunk),
     "output" is read from outside, "state" belongs to the session and has the value that the run before left. In a
-    language model one call reads a state and writes it, and every chunk goes on from what the chunk before left.
+    language model one call reads a state and writes it, and every chunk goes on from what the chunk before left;
+    "encoded" is what the function ENCODER gave for the whole sequence, which every chunk reads.
     """
 
     name: str
     dtype: str
     shape: Shape
-    kind: Literal["input", "chunk", "cache", "output", "state"]
+    kind: Literal["input", "chunk", "cache", "output", "state", "encoded"]
 
     @property
     def type_text(self) -> str:
@@ -236,7 +243,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Split:
-    """Segments and functions; the first function is the whole model."""
+    """Segments and functions; the first function is the whole model, or a language model without its encoder."""
 
     segments: tuple[Segment, ...]
     functions: tuple[Function, ...]
@@ -244,6 +251,15 @@ class Split:
     @property
     def main(self) -> Function:
         return self.functions[0]
+
+    @cached_property
+    def main_part(self) -> Split:
+        """The first function and the segments that it calls, without other functions: what a language model's session
+        plans and runs chunk by chunk."""
+        if len(self.functions) == 1:
+            return self
+        used = {call.segment for call in self.main.calls}
+        return Split(tuple(s for s in self.segments if s.name in used), (self.main,))
 
     @property
     def calls(self) -> tuple[Call, ...]:

@@ -14,6 +14,7 @@ from doubleweave.errors import SourceError
 
 # The names under which configs say how many tokens a model was trained for.
 _CONTEXTS = (
+    "max_target_positions",
     "max_position_embeddings",
     "n_positions",
     "max_seq_len",

@@ -24,6 +24,9 @@ SIZE_ONLY = (
 )
 
 
+OTHER_ROWS = 7  # of another sequence than the graph's, such as an encoder's
+
+
 class Evaluator:
     """Computes nodes of one graph; `symbol` is the number of its rows, an expression."""
 
@@ -32,7 +35,8 @@ class Evaluator:
         self.symbol = num_rows(graph_module.graph)
 
     def size(self, value: Any, rows: int) -> int:
-        return int(expression(value).subs(self.symbol, rows))
+        found = expression(value).subs(self.symbol, rows)
+        return int(found.subs(dict.fromkeys(found.free_symbols, OTHER_ROWS)))
 
     def values(
         self, nodes: Iterable[fx.Node], rows: int, given: Mapping[fx.Node, Tensor]
@@ -52,8 +56,8 @@ class Evaluator:
             return constant(self.module, node)
         if isinstance(value, (int, torch.SymInt)):
             return self.size(value, rows)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: found[n])
-        if is_call(node, *SIZE_ONLY):
+        args, kwargs = fx.map_arg((node.args, node.kwargs), found.get)
+        if is_call(node, *SIZE_ONLY):  # of a tensor that need not be known
             like: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
             args = (torch.empty([self.size(s, rows) for s in like.shape], dtype=like.dtype), *args[1:])
         return node.target(*args, **kwargs)  # type: ignore[operator]

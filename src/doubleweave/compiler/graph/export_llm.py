@@ -15,6 +15,12 @@ import torch
 from torch import fx, nn
 
 from doubleweave.compiler.graph.broadcasts import drop_expands
+from doubleweave.compiler.graph.cross_attention import (
+    MOST_ENCODED,
+    attend_across,
+    example_rows,
+    with_causal_bias,
+)
 from doubleweave.compiler.graph.experts import experts_as_operators
 from doubleweave.compiler.graph.fresh_tensors import changes_in_place
 from doubleweave.compiler.graph.mask_functions import mask_of
@@ -65,21 +71,27 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D]."""
     sinks = kwargs.pop("s_aux", None)
+    position_bias = kwargs.pop("position_bias", None)
     is_causal = kwargs.pop("is_causal", None)
     if unknown := [name for name, value in kwargs.items() if value is not None and name not in _NO_MATTER]:
         raise SplitError(
             f"{type(module).__name__} hands its attention {', '.join(sorted(unknown))}: expected queries, keys, "
             "values, a mask, a scale, a window, a soft cap or sinks (s_aux); this architecture is not supported"
         )
+    num_heads, num_kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]
+    scale = head_dim**-0.5 if scaling is None else float(scaling)
+    q, k, v = map(_token_major, (query, key, value))
+    parameters = (num_heads, num_kv_heads, scale, int(sliding_window or 0), float(softcap or 0.0))
+    if str(query.shape[2]) != str(key.shape[2]):
+        out = attend_across(q, k, v, parameters, attention_mask, position_bias, sinks)
+        return out.view(1, query.shape[2], num_heads, -1), None
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise SplitError(
             f"{type(module).__name__} is not causal: expected a decoder-only language model; "
             "encoders have no cache to grow"
         )
-    num_heads, num_kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]
-    scale = head_dim**-0.5 if scaling is None else float(scaling)
-    q, k, v = map(_token_major, (query, key, value))
-    parameters = (num_heads, num_kv_heads, scale, int(sliding_window or 0), float(softcap or 0.0))
+    if position_bias is not None:
+        attention_mask = with_causal_bias(position_bias, attention_mask)
     out = attend(q, k, v, parameters, mask=attention_mask, sinks=sinks)
     return out.view(1, query.shape[2], num_heads, -1), None
 
@@ -89,9 +101,11 @@ def _token_major(x_BHTD: torch.Tensor) -> torch.Tensor:
 
 
 class _Chunk(nn.Module):
-    """A causal language model as a function of (input_ids [1, T], position_ids [1, T], states) -> logits, next states.
+    """A causal language model as a function of (input_ids [1, T], position_ids [1, T], states, encoder_rows [1, E, …])
+    -> logits, next states.
 
-    Each state is [T, …], one for each token: the modules that use them see single tokens (states.py).
+    Each state is [T, …], one for each token: the modules that use them see single tokens (states.py). `encoder_rows` are
+    None for a model without an encoder.
     """
 
     def __init__(self, model: nn.Module, first: int, keys: Sequence[Key]) -> None:
@@ -101,9 +115,15 @@ class _Chunk(nn.Module):
         self.keys = keys
 
     def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, states: tuple[torch.Tensor, ...]
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        states: tuple[torch.Tensor, ...],
+        encoder_rows: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
         given: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+        if encoder_rows is not None:
+            given["encoder_rows"] = encoder_rows
         model: Any = self.model
         if "position_ids" in inspect.signature(model.forward).parameters:
             given["position_ids"] = position_ids + self.first if self.first else position_ids
@@ -167,19 +187,24 @@ def _exported(model: Any, states: States, max_rows: int) -> torch.export.Exporte
                 model.config._attn_implementation = "eager"
             example = torch.zeros(1, _EXAMPLE_ROWS, dtype=torch.long)
             positions = torch.arange(example.shape[1]).unsqueeze(0)
+            encoder_rows = example_rows(model)
             # Of a range such as 1 to 2 torch.export makes several dims.
             rows = torch.export.Dim("T", min=1, max=max(_EXAMPLE_ROWS, max_rows))
             # One number stands for all of a state: nothing is computed with it.
             before_rows = tuple(
                 torch.zeros(1).expand(_EXAMPLE_ROWS, *shape) for shape in states.shapes.values()
             )
+            encoded = {1: torch.export.Dim("E", min=1, max=MOST_ENCODED)}
             modules, experts = one_step_a_row(states.users), experts_as_operators(model)
             with torch.no_grad(), first_frequencies(model), modules, experts:
                 # Not strict: only the operators are traced, so a model may use any Python on the way.
                 exported = torch.export.export(
                     _Chunk(model, first, tuple(states.shapes)),
-                    (example, positions, before_rows),
-                    dynamic_shapes=({1: rows}, {1: rows}, tuple({0: rows} for _ in before_rows)),
+                    (example, positions, before_rows, encoder_rows),
+                    dynamic_shapes=(
+                        *({1: rows}, {1: rows}, tuple({0: rows} for _ in before_rows)),
+                        None if encoder_rows is None else encoded,
+                    ),
                     strict=False,
                 )
         except SplitError as error:

@@ -20,10 +20,14 @@ _Mask = Callable[[Any, Any, Any, Any], Any]
 def mask_of(*args: Any, mask_function: _Mask, local_size: int | None = None, **given: Any) -> Tensor | None:
     """transformers' interface for masks: None for a causal mask, all or within a window, else a float32 mask.
 
-    `local_size` is the window, or the block of chunked attention.
+    `local_size` is the window, or the block of chunked attention. None for attention to all rows of an encoder, too,
+    which are another number than the queries.
     """
-    from transformers.masking_utils import causal_mask_function, eager_mask
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, eager_mask
 
+    lengths = {str(given.get(name)) for name in ("q_length", "kv_length")}
+    if mask_function is bidirectional_mask_function and len(lengths) == 2:
+        return None
     if mask_function is causal_mask_function:
         return None
     if local_size is not None:

@@ -20,6 +20,7 @@ IN_ORDER = "in_order"  # the node runs after earlier nodes with this mark: they 
 TOGETHER = "together"  # the piece that this node and others of the mark become; it is their owner
 STATE = "state"  # of a placeholder, one for each row: the node that computes its next value
 NEXT = "next"  # of that node: it is a state's next value
+ENCODED = "encoded"  # of a placeholder: keys or values that the encoder gave, the same for every chunk
 PAST = "past"  # of a placeholder: the node whose rows of earlier chunks it stands for, and to whose piece it belongs
 
 

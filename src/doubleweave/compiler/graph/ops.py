@@ -24,7 +24,8 @@ _ATTENTION = (
 # ExecuTorch calls the `.out` overloads: results are written into memory that is planned, or bound, before the run.
 for _name, _arguments in (
     ("attention", _ATTENTION),
-    ("biased_attention", f"{_ATTENTION}, int block, Tensor? sinks, Tensor? slopes"),
+    ("biased_attention", f"{_ATTENTION}, int block, Tensor? sinks, Tensor? slopes, Tensor? distances"),
+    ("cross_attention", _ATTENTION),
     ("rotary", "Tensor x, Tensor cos, Tensor sin, int num_heads"),
 ):
     _LIBRARY.define(f"{_name}({_arguments}) -> Tensor")
@@ -49,6 +50,9 @@ def attention_reference(
     block: int = 0,
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
+    distances: Tensor | None = None,
+    *,
+    is_causal: bool = True,
 ) -> Tensor:
     """Causal grouped-query attention in plain ops; query i sits at position S - T + i.
 
@@ -58,7 +62,10 @@ def attention_reference(
 
     The rest is `biased_attention`'s. `block` 0 means none, else a query sees no key before its own block of so many
     positions. `sinks` [H] float32 are scores that take part in the softmax's sum and have no value. `slopes` [H]
-    float32 add slope * (key - query's position) to a score, behind the soft cap (ALiBi).
+    float32 add slope * (key - query's position) to a score, behind the soft cap (ALiBi). `distances` [H, L] float32 are
+    added to the scores of keys 0, 1, … tokens behind the query, the last number to those of all further ones (T5).
+
+    Not `is_causal`, every query sees every key: `cross_attention`'s.
     """
     num_batches, num_queries, num_keys = q.shape[0], q.shape[1], k.shape[1]
     num_groups = num_heads // num_kv_heads
@@ -73,13 +80,16 @@ def attention_reference(
         scores_BHTS = torch.tanh(scores_BHTS / soft_cap) * soft_cap
     position_T = torch.arange(num_queries, device=q.device).unsqueeze(1) + (num_keys - num_queries)
     key_S = torch.arange(num_keys, device=q.device).unsqueeze(0)
-    visible_TS = key_S <= position_T
+    visible_TS = (key_S <= position_T) | (not is_causal)
     if window > 0:
         visible_TS = visible_TS & (key_S > position_T - window)
     if block > 0:
         visible_TS = visible_TS & (key_S >= position_T // block * block)
     if slopes is not None:
         scores_BHTS = scores_BHTS + slopes.view(-1, 1, 1) * (key_S - position_T)
+    if distances is not None:
+        behind_TS = (position_T - key_S).clamp(0, distances.shape[1] - 1)
+        scores_BHTS = scores_BHTS + distances[:, behind_TS]
     scores_BHTS = scores_BHTS.masked_fill(~visible_TS, torch.finfo(scores_BHTS.dtype).min)
     if sinks is not None:
         sinks_BHT1 = sinks.view(1, -1, 1, 1).expand(num_batches, -1, num_queries, 1)
@@ -87,6 +97,24 @@ def attention_reference(
     weights_BHTS = torch.softmax(scores_BHTS, dim=-1, dtype=torch.float32).to(q.dtype)[..., :num_keys]
     out_BTHD = torch.matmul(weights_BHTS, v_BHSD).transpose(1, 2).contiguous()
     return out_BTHD.view(num_batches, num_queries, -1)
+
+
+def cross_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+    window: int,
+    soft_cap: float,
+) -> Tensor:
+    """Attention of a decoder to all rows of an encoder: q [B, T, H*D], k [B, E, K*D], v [B, E, K*Dv], float32.
+
+    The parameters are `attention`'s, so that both have each at the same place; `window` is 0.
+    """
+    parameters = (num_heads, num_kv_heads, scale, window, soft_cap)
+    return attention_reference(q, k, v, *parameters, is_causal=False)
 
 
 def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
@@ -121,6 +149,7 @@ torch.library.register_fake(
 for _name, _compute, _fake in (
     ("attention", attention_reference, _fake_attention),
     ("biased_attention", attention_reference, _fake_attention),
+    ("cross_attention", cross_attention_reference, _fake_attention),
     ("rotary", rotary_reference, lambda x, *_: torch.empty_like(x)),
     (
         "boundary",
@@ -132,8 +161,13 @@ for _name, _compute, _fake in (
     _LIBRARY.impl(_name, _compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"doubleweave::{_name}", _fake, lib=_LIBRARY)
 
-# Both take q, k, v and the same parameters first, each at the same place.
-ATTENTIONS = (torch.ops.doubleweave.attention.default, torch.ops.doubleweave.biased_attention.default)
+# All take q, k, v and the same parameters first, each at the same place.
+CROSS = torch.ops.doubleweave.cross_attention.default  # to an encoder's rows: no cache that grows
+ATTENTIONS = (
+    torch.ops.doubleweave.attention.default,
+    torch.ops.doubleweave.biased_attention.default,
+    CROSS,
+)
 MASKED = torch.ops.doubleweave.masked_attention.default
 
 
@@ -152,7 +186,7 @@ def attend(
     if mask is not None:
         found = ops.masked_attention(q, k, v, mask, *parameters, sinks)
     elif sinks is not None:
-        found = ops.biased_attention(q, k, v, *parameters, 0, sinks, None)
+        found = ops.biased_attention(q, k, v, *parameters, 0, sinks, None, None)
     else:
         found = ops.attention(q, k, v, *parameters)
     return found

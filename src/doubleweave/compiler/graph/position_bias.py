@@ -3,15 +3,15 @@
 Masks and biases come in as many forms as models: buffers cut to size, comparisons of positions, cumulative sums of
 ones. What they have in common is that their subgraph reads positions, sizes and constants alone, so that it can be
 computed at several sizes, and what comes out compared with what the attention operator knows: a causal mask, perhaps
-with a window or in blocks, and a slope a head (ALiBi). This module knows nothing of segments or transformers.
+with a window or in blocks, and a slope a head (ALiBi) or a number for each head and distance (T5). This module knows nothing of segments or transformers.
 
 Shape legend: T tokens, H heads, or 1 where all heads have the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,26 +27,36 @@ _SIZES = (3, 24, 41)
 _MOST_SCORES = 1 << 27
 # A score of less has no weight beside one of ordinary size: models hide keys by -10,000 and by less.
 _HIDDEN = -5000.0
+# Numbers of tokens that show from which distance on a bias stays the same.
+_LONG = (300, 1200)
 
 
 class NotUnderstood(Exception):
     """What was found, in words."""
 
 
+class _NoSlope(NotUnderstood):
+    """Scores have another bias than slopes."""
+
+
 @dataclass(frozen=True)
 class Bias:
-    """What the attention operator can add to scores; `slopes` float32 [H], None for no slopes."""
+    """What the attention operator can add to scores; `slopes` float32 [H] and `distances` [H, L], None for none."""
 
     window: int
     block: int
     slopes: Tensor | None
+    distances: Tensor | None = None
 
     def scores(self, num_tokens: int) -> Tensor:
         """float32 [H, T, T], -inf for keys that are not seen."""
         query, key = torch.arange(num_tokens).unsqueeze(1), torch.arange(num_tokens)
         hidden = _hidden(query, key, self.window, self.block)
         slopes = torch.zeros(1) if self.slopes is None else self.slopes
-        return (slopes.view(-1, 1, 1) * (key - query)).masked_fill(hidden, -torch.inf)
+        scores = slopes.view(-1, 1, 1) * (key - query)
+        if self.distances is not None:
+            scores = scores + self.distances[:, (query - key).clamp(0, self.distances.shape[1] - 1)]
+        return scores.masked_fill(hidden, -torch.inf)
 
 
 def _hidden(query: Tensor, key: Tensor, window: int, block: int) -> Tensor:
@@ -116,11 +126,39 @@ def _numbers(arguments: Any) -> list[float]:
     return [arguments] if is_number and abs(arguments) < 1e9 else []
 
 
-def understood(biases: Mapping[int, Tensor]) -> Bias:
-    """The bias that gives the same weights as these, float32 [H, T, T] by T; raises NotUnderstood."""
+def understood(biases: Mapping[int, Tensor], at_size: Callable[[int], Tensor]) -> Bias:
+    """The bias that gives the same weights as these, float32 [H, T, T] by T; raises NotUnderstood.
+
+    `at_size` gives it for other numbers of tokens.
+    """
     # The largest shows windows and blocks that the others are too small for.
     num_tokens = max(biases)
     found = _read(biases[num_tokens], num_tokens)
+    try:
+        _check(found, biases)
+    except _NoSlope:
+        num_heads = len(biases[num_tokens])
+        for size in (size for size in _LONG if num_heads * size * size <= _MOST_SCORES):
+            long = at_size(size)
+            if (distances := _distances(long)) is not None:
+                found = replace(found, slopes=None, distances=distances)
+                _check(found, {**biases, size: long})
+                return found
+        raise
+    return found
+
+
+def _distances(bias: Tensor) -> Tensor | None:
+    """What keys have by their distance, float32 [H, L], less what a query's own has; None where the second half of all
+    distances does not have the same."""
+    by_distance = bias[:, -1].flip(-1)
+    by_distance = by_distance - by_distance[:, :1]
+    moves = (by_distance != by_distance[:, -1:]).any(dim=0).nonzero()
+    length = int(moves.max()) + 2 if len(moves) else 1
+    return by_distance[:, :length].contiguous() if 2 * length <= by_distance.shape[1] else None
+
+
+def _check(found: Bias, biases: Mapping[int, Tensor]) -> None:
     for size, given in biases.items():
         wanted = found.scores(size)
         seen = wanted > -torch.inf
@@ -133,8 +171,9 @@ def understood(biases: Mapping[int, Tensor]) -> Bias:
         if (relative[seen.expand_as(relative)] < _HIDDEN).any():
             raise NotUnderstood(f"with {size} tokens keys are hidden that {_in_words(found)} shows")
         if not float(off.max()) < 1e-4:
-            raise NotUnderstood("scores have a bias by position that is not a slope a head")
-    return found
+            raise _NoSlope(
+                "scores have a bias by position that is neither a slope a head nor a number for each distance"
+            )
 
 
 def _read(bias: Tensor, num_tokens: int) -> Bias:

@@ -22,8 +22,10 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from doubleweave.compiler.graph.nodes import PAST, constant, output_node
-from doubleweave.compiler.graph.ops import ATTENTIONS
+from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS
 from doubleweave.compiler.graph.positions import placeholder_of
+from doubleweave.compiler.graph.refusal_causes import place_of_node
+from doubleweave.errors import SplitError
 
 # In the meta of a placeholder of earlier rows: multiply-adds for each query and each such row.
 WIDTH = "width"
@@ -52,7 +54,12 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
     appended = []
     for layer, node in enumerate(attentions):
         q, k, v, num_heads, num_kv_heads, scale, window, soft_cap = node.args[:8]
-        block, sinks, slopes = node.args[8:] or (0, None, None)
+        block, sinks, slopes, distances = node.args[8:] or (0, None, None, None)
+        if node.target is CROSS or distances is not None:
+            what = "attends to an encoder's rows" if node.target is CROSS else "adds to scores by distance"
+            raise SplitError(
+                f"{place_of_node(node)} {what}, which static attention does not; use dynamic attention"
+            )
         stack = node.meta.get("nn_module_stack", {})
         group = num_heads // num_kv_heads
         # Layers with one window share a mask: Gemma 3 has two windows, most models one.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from doubleweave.compiler.graph.nodes import constant, expression, insert, is_call, is_tensor, nodes_of
-from doubleweave.compiler.graph.ops import MASKED
+from doubleweave.compiler.graph.ops import CROSS, MASKED
 from doubleweave.compiler.graph.position_bias import Bias, NotUnderstood, Positions, understood
 from doubleweave.compiler.graph.refusal_causes import place_of_node
 from doubleweave.errors import SplitError
@@ -56,7 +56,7 @@ def recognise_attention(graph_module: fx.GraphModule, model: str) -> None:
             raise SplitError(
                 f"{model}: the attention of {place_of_node(node)} is not understood: {found}; expected "
                 "softmax(scale * q kT + bias) v, where the bias hides later keys and perhaps those outside of a window "
-                "or a block, or is a slope a head (ALiBi); this architecture is not supported"
+                "or a block, or is a slope a head (ALiBi) or a number for each distance; this architecture is not supported"
             ) from None
     graph.eliminate_dead_code()
     graph_module.recompile()
@@ -109,20 +109,46 @@ def _replace_masked(graph_module: fx.GraphModule, node: Any, positions: Position
     q, k, v, mask, *parameters, sinks = node.args
     if mask not in positions.nodes:
         raise NotUnderstood("its mask follows from what the tokens are, not from where they stand")
+    if _is_across(k, positions):
+        _replace_across(graph_module, node, positions)
+        return
+
+    def at_size(size: int) -> Tensor:
+        return _additive(positions.values([mask], size, {})[mask], size)
+
     biases = {}
     for size in positions.sizes([mask], 1):
         try:
-            biases[size] = _additive(positions.values([mask], size, {})[mask], size)
+            biases[size] = at_size(size)
         except Exception:
             if size in positions.sizes([], 1):
                 raise NotUnderstood(f"its mask cannot be computed for {size} tokens") from None
-    bias = understood(biases)
+    bias = understood(biases, at_size)
     num_heads, num_kv_heads, scale, window, soft_cap = parameters
     if window and window != bias.window:
         raise NotUnderstood(f"it has a window of {window}, its mask one of {bias.window}")
     given = (num_heads, num_kv_heads, scale, bias.window, soft_cap)
     with graph_module.graph.inserting_before(node):
         result = _attend(graph_module, (q, k, v), given, bias, sinks, node)
+    node.replace_all_uses_with(result)
+    graph_module.graph.erase_node(node)
+
+
+def _is_across(k: Any, positions: Positions) -> bool:
+    """Whether keys [1, E, …] are those of an encoder's rows."""
+    return positions.symbol not in expression(k.meta["val"].shape[1]).free_symbols
+
+
+def _replace_across(graph_module: fx.GraphModule, node: Any, positions: Positions) -> None:
+    """attention to an encoder's rows under a mask that hides none -> attention without a mask."""
+    q, k, v, mask, *parameters, _ = node.args
+    for size in positions.sizes([], 1):
+        added = positions.values([mask], size, {})[mask]
+        added = (~added if added.dtype == torch.bool else added).float()
+        if not float((added - added[..., :1]).abs().max()) < 1e-6:
+            raise NotUnderstood("it adds to the scores of an encoder's rows by where they stand")
+    with graph_module.graph.inserting_before(node):
+        result = insert(graph_module.graph, CROSS, q, k, v, *parameters, like=node)
     node.replace_all_uses_with(result)
     graph_module.graph.erase_node(node)
 
@@ -144,17 +170,22 @@ def _attend(
 ) -> Any:
     """Insert the attention operator at the insertion point: token-major q, k and v nodes -> [1, T, H*Dv]."""
     graph = graph_module.graph
-    slopes = None
-    if bias.slopes is not None:
-        name = f"_slopes_{like.name}"
-        graph_module.register_buffer(name, bias.slopes.expand(parameters[0]).contiguous())
-        slopes = graph.get_attr(name)
+
+    def held(what: str, numbers: Tensor | None) -> Any:
+        if numbers is None:
+            return None
+        name = f"_{what}_{like.name}"
+        graph_module.register_buffer(name, numbers.expand(parameters[0], *numbers.shape[1:]).contiguous())
+        node = graph.get_attr(name)
         fake_mode = qkv[0].meta["val"].fake_mode
-        slopes.meta["val"] = fake_mode.from_tensor(getattr(graph_module, name), static_shapes=True)
+        node.meta["val"] = fake_mode.from_tensor(getattr(graph_module, name), static_shapes=True)
+        return node
+
+    slopes, distances = held("slopes", bias.slopes), held("distances", bias.distances)
     ops = torch.ops.doubleweave
-    if bias.block == 0 and sinks is None and slopes is None:
+    if bias.block == 0 and sinks is None and slopes is None and distances is None:
         return insert(graph, ops.attention.default, *qkv, *parameters, like=like)
-    more = (bias.block, sinks, slopes)
+    more = (bias.block, sinks, slopes, distances)
     return insert(graph, ops.biased_attention.default, *qkv, *parameters, *more, like=like)
 
 
@@ -281,7 +312,7 @@ def _understand(found: _Written, positions: Positions, num_heads: int) -> _Score
             # Past what the model's own buffers allow there is nothing to know.
             if size == sizes[0]:
                 raise NotUnderstood(f"its scores cannot be computed for {size} tokens ({error})") from None
-    bias = understood(biases)
+    bias = understood(biases, lambda size: compute(scores, torch.zeros(num_heads, size, size)))
     generator = torch.Generator().manual_seed(_GENERATOR_SEED)
     small = [size for size in biases if size <= 41]
     own = compute(scores, torch.ones(num_heads, small[-1], small[-1])) - biases[small[-1]]

@@ -57,6 +57,7 @@ def run_chunks(
     for input_ids in chunks:
         end = start + input_ids.shape[1]
         env = {"input_ids": input_ids, "position_ids": torch.arange(start, end)[None], **states}
+        env |= torch_split.encoded
         start = end
         for call in torch_split.split.calls:
             segment = torch_split.split.segment(call.segment)

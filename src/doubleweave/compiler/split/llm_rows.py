@@ -9,15 +9,16 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from doubleweave.compiler.graph.nodes import STATE, TOGETHER, expression
-from doubleweave.compiler.graph.ops import ATTENTIONS
+from doubleweave.compiler.graph.nodes import ENCODED, STATE, TOGETHER, expression
+from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS
+from doubleweave.compiler.graph.positions import num_rows
 from doubleweave.compiler.graph.refusal_causes import place_of_node
 from doubleweave.compiler.split.row_rules import Axis, Follower, MixesRows, UnknownOperator
 from doubleweave.errors import SplitError
 
 # Operators of ours, with how many of their arguments have rows: attention is where rows may meet, and rotary embedding
-# turns each row by its own angles.
-_OURS = dict.fromkeys(ATTENTIONS, 3) | {torch.ops.doubleweave.rotary.default: 3}
+# turns each row by its own angles. An encoder's rows are the same for every chunk.
+_OURS = dict.fromkeys(ATTENTIONS, 3) | {torch.ops.doubleweave.rotary.default: 3, CROSS: 1}
 _ROWS_AXIS = 1  # of token ids, positions and all that attention takes and gives: [1, T, …]
 
 
@@ -26,7 +27,8 @@ def check_rows(graph_module: fx.GraphModule, model: str) -> None:
     placeholders = graph_module.graph.find_nodes(op="placeholder")
     # A state is there once for each row.
     rows: dict[fx.Node, Axis] = {node: 0 if STATE in node.meta else _ROWS_AXIS for node in placeholders}
-    follow = Follower(rows, expression(placeholders[0].meta["val"].shape[_ROWS_AXIS]))
+    rows.update(dict.fromkeys((node for node in placeholders if ENCODED in node.meta), None))
+    follow = Follower(rows, num_rows(graph_module.graph))
     for node in graph_module.graph.nodes:
         if node.op == "get_attr":
             rows[node] = None

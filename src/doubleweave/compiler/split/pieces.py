@@ -13,7 +13,7 @@ import hashlib
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
@@ -32,12 +32,14 @@ class TorchSplit:
     """A Split with a graph per structure and weights per segment, which compiling it needs.
 
     A structure's GraphModule takes the segment's inputs and reads its weights from buffers "w0", "w1", …;
-    `weights[segment]` holds that segment's own tensors in this order.
+    `weights[segment]` holds that segment's own tensors in this order. `encoded` has what the encoder of a language model
+    gave for an example, [1, E, …] for each "encoded" value: what the split is run over in eager torch.
     """
 
     split: Split
     graphs: dict[str, fx.GraphModule]
     weights: dict[str, tuple[Tensor, ...]]
+    encoded: Mapping[str, Tensor] = field(default_factory=dict)
 
     def module(self, segment: Segment | str) -> fx.GraphModule:
         """The segment as a module with its own weights (structures are shared, so this is a copy)."""

@@ -17,8 +17,9 @@ from torch import Tensor, fx
 from torch.export import Dim
 
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave's operators
+from doubleweave.compiler.graph.nodes import ENCODED as GIVEN
 from doubleweave.compiler.graph.nodes import PAST, STATE, TOGETHER, output_node
-from doubleweave.compiler.graph.ops import ATTENTIONS
+from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS
 from doubleweave.compiler.graph.positions import moved_tables, num_rows
 from doubleweave.compiler.graph.recurrence import RECURRENCE
 from doubleweave.compiler.graph.refusal_causes import place_of_node
@@ -38,6 +39,7 @@ from doubleweave.compiler.split.pieces import Piece, TorchSplit, cut_pieces, ext
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import (
     CACHED,
+    ENCODED,
     ROWS,
     Call,
     FixedSizes,
@@ -59,11 +61,16 @@ _HEAD = "lm_head"
 
 
 def split_llm(
-    graph_module: fx.GraphModule, owners: Mapping[str, str], policy: Policy, *, max_context: int
+    graph_module: fx.GraphModule,
+    owners: Mapping[str, str],
+    policy: Policy,
+    *,
+    max_context: int,
+    max_encoded: int = 0,
 ) -> TorchSplit:
     """Split a simplified graph by a policy with a rule for everything ("") and a rule for the attention operator.
 
-    `owners` maps qualified module names to segment names. Raises SplitError for a value at a segment's edge that is not
+    `owners` maps qualified module names to segment names; `max_encoded` is the most rows of an encoder. Raises SplitError for a value at a segment's edge that is not
     [1, T, …].
     """
     graph = graph_module.graph
@@ -84,12 +91,14 @@ def split_llm(
     attention_of: dict[str, str] = {}
     for piece, call_name in zip(pieces, names, strict=True):
         is_attention = piece.nodes[0].target in ATTENTIONS
+        is_cross = piece.nodes[0].target is CROSS
         is_recurrence = piece.owner.startswith(RECURRENCE)
         # The run time passes q, k, v to its kernel in this order; a piece lists its reads in the order of the graph.
         reads: list[Any] = list(piece.nodes[0].args[:3]) if is_attention else list(piece.reads)
         piece_graph, tensors = extract(piece, reads, graph_module, edges)
         # Attention reads K and V with the rows of all chunks so far, and q with those of this chunk.
-        inputs = tuple(values.port(node, f"in{i}", is_attention and i > 0) for i, node in enumerate(reads))
+        is_cached = is_attention and not is_cross
+        inputs = tuple(values.port(node, f"in{i}", is_cached and i > 0) for i, node in enumerate(reads))
         outputs = tuple(values.port(node, f"out{i}", False) for i, node in enumerate(piece.writes))
         digest = structure(piece_graph.graph, tensors, inputs)
         name = call_name
@@ -104,7 +113,11 @@ def split_llm(
                 device=attention_rule.device if on_cpu else rule.device,
                 backend=KERNELS_BACKEND if is_attention else DEFAULT_BACKEND,
                 # A recurrence is compiled for one row, and run for each.
-                shape=FixedSizes((1,)) if is_recurrence else _shape(name, is_attention, shape, max_context),
+                shape=FixedSizes((1,))
+                if is_recurrence
+                else rows(1, most_rows(shape), max_encoded=max_encoded)
+                if is_cross
+                else _shape(name, is_attention, shape, max_context),
                 inputs=inputs,
                 outputs=outputs,
                 structure=digest,
@@ -159,6 +172,7 @@ def _shape(
 def _attention_name(piece: Piece, segments: Mapping[str, Segment]) -> str:
     window = piece.nodes[0].args[6]
     name = f"attention_window{window}" if window else "attention"
+    name = "cross_attention" if piece.nodes[0].target is CROSS else name
     taken = sum(existing == name or existing.startswith(f"{name}.") for existing in segments)
     return f"{name}.{taken}" if taken else name
 
@@ -211,16 +225,21 @@ class _Values:
         outputs = output_node(graph).all_input_nodes
         pasts = [node for node in graph.nodes if PAST in node.meta]
         states = [node for node in graph.nodes if STATE in node.meta]
+        given = [node for node in graph.nodes if GIVEN in node.meta]
+        for node in given:
+            self._add(node, str(node.target), "encoded")
         for node in states:
             # The next value has the name of the one before, which nothing behind the recurrence reads.
             name = str(node.target)
             self._add(node, name, "state")
             self.name_of[node.meta[STATE]] = name
         for node in graph.nodes:
-            if node.op == "placeholder" and node.users and node not in (*pasts, *states):
+            if node.op == "placeholder" and node.users and node not in (*pasts, *states, *given):
                 self._add(node, str(node.target), "input")
         attentions = [node for node in graph.nodes if node.target in ATTENTIONS]
-        for layer, attention in enumerate(attentions):
+        for layer, attention in enumerate(node for node in attentions if node.target is CROSS):
+            self._add_once(attention.args[0], f"cross_q_{layer}", "chunk")
+        for layer, attention in enumerate(node for node in attentions if node.target is not CROSS):
             for arg, letter in zip(attention.args[:3], "qkv", strict=True):
                 self._add_once(arg, f"{letter}_{layer}", "chunk" if letter == "q" else "cache")
         for node in pasts:
@@ -247,7 +266,13 @@ class _Values:
     def _add(self, node: fx.Node, name: str, kind: Any) -> None:
         tensor = node.meta["val"]
         # A state is there once, not once a row.
-        shape = (1, *map(int, tensor.shape[1:])) if kind == "state" else self._shape(node)
+        shape: Shape
+        if kind == "state":
+            shape = (1, *map(int, tensor.shape[1:]))
+        elif kind == "encoded":
+            shape = (1, ENCODED, *map(int, tensor.shape[2:]))
+        else:
+            shape = self._shape(node)
         self.values[name] = Value(name, str(tensor.dtype).removeprefix("torch."), shape, kind)
         self.name_of[node] = name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -32,7 +33,7 @@ def transform_segments(
         if key not in convert:
             graphs[key], convert[key] = transform(torch_split.graphs[key])
         weights[segment.name] = convert[key](torch_split.weights[segment.name])
-    return TorchSplit(torch_split.split, graphs, weights)
+    return replace(torch_split, graphs=graphs, weights=weights)
 
 
 def copy_graph(graph_module: fx.GraphModule) -> fx.Graph:

@@ -24,8 +24,15 @@ class Binder:
     """Builds one native Execution from a verified schedule, memory and instances."""
 
     def __init__(
-        self, verified: Verified, buffers: Regions, named: NamedRegions, instances: Instances, all_rows: bool
+        self,
+        verified: Verified,
+        buffers: Regions,
+        named: NamedRegions,
+        instances: Instances,
+        all_rows: bool,
+        encoded_rows: int,
     ) -> None:
+        self.encoded_rows = encoded_rows
         self.verified = verified
         self.graph = verified.graph
         self.all_rows = all_rows
@@ -91,6 +98,9 @@ class Binder:
     ) -> _native.Binding:
         value, chunk = self.values[name], self.graph.chunks[chunk_index]
         cached = chunk.start + chunk.num_tokens
+        if value.kind == "encoded":
+            sizes = [self.encoded_rows if s == "E" else int(s) for s in port.shape]
+            return _native.Binding(self.region_of[name], sizes)
         sizes = [rows if s == "T" else cached if s == "S" else int(s) for s in port.shape]
         per_row = value.row_bytes if each_row else 0
         if value.kind == "state":
@@ -117,10 +127,16 @@ class Binder:
 
 
 def bind(
-    verified: Verified, buffers: Regions, named: NamedRegions, instances: Instances, *, all_rows: bool
+    verified: Verified,
+    buffers: Regions,
+    named: NamedRegions,
+    instances: Instances,
+    *,
+    all_rows: bool,
+    encoded_rows: int = 0,
 ) -> _native.Execution:
     """Build the native execution over the buffers of the graph and the regions of inputs and cache entries by name.
-    `all_rows`: the head computes every row, not just the last one.
+    `all_rows`: the head computes every row, not just the last one. `encoded_rows` are those that an encoder gave.
 
     Raises ScheduleError for a schedule that did not go through `verify`, RunError where it does not fit the methods.
     """
@@ -128,4 +144,4 @@ def bind(
         raise ScheduleError(
             f"schedule: found a {type(verified).__name__}, expected what verify gives; verify it first"
         )
-    return Binder(verified, buffers, named, instances, all_rows).build()
+    return Binder(verified, buffers, named, instances, all_rows, encoded_rows).build()

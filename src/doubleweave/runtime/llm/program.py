@@ -10,6 +10,7 @@ from typing import Any
 
 from doubleweave.errors import InputError
 from doubleweave.ir import manifest
+from doubleweave.ir.split import ENCODER, Function
 from doubleweave.predict.find_profile import find_profile
 from doubleweave.runtime.instances import open_instances
 from doubleweave.runtime.llm.generate import Generation, generate, run
@@ -29,7 +30,7 @@ class Program:
     def __init__(self, folder: Path, found: manifest.Manifest) -> None:
         self.folder = folder
         self.manifest = found
-        self.split = found.split
+        self.split = found.split.main_part
         assert found.model is not None
         self.model = found.model
         self.instances = open_instances(folder, found.split)
@@ -37,8 +38,14 @@ class Program:
         runner = Runner(found.split, self.instances, States(found.split, folder / manifest.STATE_FILE))
         self.methods = {
             name: Method(name, function, runner, workers)
-            for name, function in segment_functions(found.split.segments).items()
+            for name, function in self._functions().items()
         }
+
+    def _functions(self) -> dict[str, Function]:
+        """The methods of segments, and the functions beside the language model, such as its encoder."""
+        split = self.manifest.split
+        more = {function.name: function for function in split.functions[1:]}
+        return segment_functions(split.segments) | more
 
     @cached_property
     def text(self) -> Text:
@@ -71,7 +78,7 @@ class Program:
         """
         found = find_profile(self.folder, self.manifest, profile)
         wish = Wish(schedule, threads, None if workers is None else tuple(workers), chunk)
-        return Session(self.model, self.split, self.instances, found, wish)
+        return Session(self.model, self.split, self.instances, found, wish, self.methods.get(ENCODER))
 
     def stream(
         self, session: Session, token_ids: TokenIds, max_new_tokens: int, sampling: Sampling | None = None
@@ -108,6 +115,7 @@ class Program:
         *,
         inputs_embeds: Any = None,
         session: Session | None = None,
+        encoder_input: Any = None,
         raw: bool = False,
         stop: tuple[str, ...] = (),
         **sampling: Any,
@@ -115,7 +123,9 @@ class Program:
         """Generate from a text, from token ids, or from rows of embeddings (`inputs_embeds`, which
         `Session.append_embeddings` describes), and return the Generation (text, token_ids, rates).
 
-        `raw` leaves the chat template out; `sampling` takes temperature, top_p and seed (greedy without).
+        `encoder_input` is what a model with an encoder generates from, as `Session.encode` takes it; the prompt is then
+        the beginning of the decoder's text. `raw` leaves the chat template out; `sampling` takes temperature, top_p and
+        seed (greedy without).
         """
         chosen = _sampling("generate", sampling)
         if (prompt is None) == (inputs_embeds is None):
@@ -125,6 +135,8 @@ class Program:
                 "a session, and give that"
             )
         session = session or self.session()
+        if encoder_input is not None:
+            session.encode(encoder_input)
         ids = self.text.encode(prompt, raw=raw) if isinstance(prompt, str) else prompt
         return run(
             session, ids, max_new_tokens, chosen, self.text_for(stop), stop, inputs_embeds=inputs_embeds

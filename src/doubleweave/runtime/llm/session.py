@@ -24,8 +24,10 @@ from doubleweave.predict.profile import Profile
 from doubleweave.runtime.instances import Instances
 from doubleweave.runtime.llm.bind import bind
 from doubleweave.runtime.llm.chunk_progress import OnChunk, watching
+from doubleweave.runtime.llm.encoded import Encoded
 from doubleweave.runtime.llm.rows import checked_rows
 from doubleweave.runtime.llm.states import States
+from doubleweave.runtime.module.method import Method
 from doubleweave.runtime.native_errors import as_run_errors
 from doubleweave.runtime.threads import settled_threads
 from doubleweave.schedule.choice import Choice, Wish, chunk_shape
@@ -87,7 +89,13 @@ class Session:
     """
 
     def __init__(
-        self, model: ModelInfo, split: Split, instances: Instances, profile: Profile, wish: Wish
+        self,
+        model: ModelInfo,
+        split: Split,
+        instances: Instances,
+        profile: Profile,
+        wish: Wish,
+        encoder: Method | None = None,
     ) -> None:
         self.model = model
         self.max_context = model.max_context
@@ -110,6 +118,7 @@ class Session:
             )
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
         self._states = States([value for value in split.values if value.kind == "state"])
+        self._encoded = Encoded(split, encoder)
         self._before: int | None = None  # the length at which the last prompt began, which has a snapshot
         whole = (segment for segment in split.segments if not segment.each_row)
         is_whole = any(whole_cache(port) for segment in whole for port in segment.inputs)
@@ -117,7 +126,7 @@ class Session:
         self._output = next(value.name for value in split.values if value.kind == "output")
         self._positions = np.arange(self.max_context + self._most_rows, dtype=np.int64)
         self._makers: dict[str, Maker] = {}
-        self._prepared: OrderedDict[tuple[str, int, Want, Choice], _Prepared] = OrderedDict()
+        self._prepared: OrderedDict[tuple[str, int, int, Want, Choice], _Prepared] = OrderedDict()
 
     @property
     def length(self) -> int:
@@ -139,6 +148,11 @@ class Session:
         return self._states.num_bytes
 
     @property
+    def encoded_bytes(self) -> int:
+        """Bytes of the keys and values that an encoder gave."""
+        return self._encoded.num_bytes
+
+    @property
     def buffer_bytes(self) -> int:
         """Bytes of the buffers for values between calls, of all runs that are kept prepared."""
         return sum(prepared.buffers.total_bytes for prepared in self._prepared.values())
@@ -147,6 +161,16 @@ class Session:
     def score_rows(self) -> int:
         """Tokens that one run of `score` takes."""
         return self._most_rows * _SCORE_CHUNKS
+
+    def encode(self, encoder_input: Any) -> None:
+        """Begin a new sequence, of a model with an encoder: what `encoder_input` says is what all its tokens read.
+
+        `encoder_input` is an array or tensor of the model's own: token ids int64 [1, E], or features such as Whisper's,
+        float32 [1, bins, frames]. Tokens that were appended are forgotten; `truncate` and `reset` keep what was encoded.
+        Raises InputError for another shape or dtype, and for a model without an encoder.
+        """
+        self._encoded.encode(encoder_input)
+        self.reset()
 
     def append(self, token_ids: TokenIds, *, record: bool = False) -> FloatArray:
         """Append tokens (ids, 1-D) and return the logits of the last one, float32 [vocab].
@@ -239,6 +263,7 @@ class Session:
         self._states.reset()
 
     def _checked(self, token_ids: TokenIds) -> npt.NDArray[np.int64]:
+        self._encoded.check()
         try:
             ids = np.asarray(token_ids)
         except ValueError:
@@ -331,7 +356,7 @@ class Session:
             choice = entry.planner.settled(self._wish, self.threads, num_tokens)
         else:
             choice = entry.planner.choose(self._wish, num_tokens)
-        key = (entry.value.name, num_tokens, want, choice)
+        key = (entry.value.name, num_tokens, self._encoded.num_rows, want, choice)
         if key in self._prepared:
             self._prepared.move_to_end(key)
             return self._prepared[key]
@@ -349,8 +374,9 @@ class Session:
             entry.value.name: _native.Region.of(given),
             "position_ids": _native.Region.of(self._positions),
         }
-        named = inputs | self._cache_regions | self._states.regions()
-        execution = bind(verified, regions, named, self._instances, all_rows=want == "all")
+        named = inputs | self._cache_regions | self._states.regions() | self._encoded.regions()
+        rows, all_rows = self._encoded.num_rows, want == "all"
+        execution = bind(verified, regions, named, self._instances, all_rows=all_rows, encoded_rows=rows)
         prepared = _Prepared(choice, verified, execution, buffers, given)
         self._prepared[key] = prepared
         while len(self._prepared) > _KEPT_EXECUTIONS:
