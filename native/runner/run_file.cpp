@@ -125,8 +125,12 @@ scheduling::Pattern pattern_of(const Json& data, size_t calls) {
   return pattern;
 }
 
+// The model's decoder reads what an encoder gives: the file is right, and is not run.
+struct HasEncoder {};
+
 Kind kind_of(const std::string& name) {
-  constexpr std::array kNames{"input", "chunk", "cache", "state", "output"};  // as in Kind
+  // As in Kind.
+  constexpr std::array kNames{"input", "chunk", "cache", "state", "output", "encoded"};
   const auto* found = std::ranges::find(kNames, name);
   require(found != kNames.end(), "a value is of an unknown kind");
   return static_cast<Kind>(found - kNames.begin());
@@ -273,6 +277,9 @@ RunFile parse(const Json& data) {
   }
   Names values;
   for (const Json& row : list_in(data, "values")) {
+    if (kind_of(row.at(1)) == Kind::kEncoded) {
+      throw HasEncoder();
+    }
     values[row.at(0)] = static_cast<int>(file.values.size());
     file.values.push_back({row.at(0), kind_of(row.at(1)), row.at(2)});
   }
@@ -337,6 +344,11 @@ RunFile read_run_file(const std::filesystem::path& folder) {
     const std::string text(std::istreambuf_iterator<char>(stream), {});
     check_seal(text);
     return parse(Json::parse(text));
+  } catch (const HasEncoder&) {
+    throw Error(
+        folder.string() +
+        ": its model has an encoder, which doubleweave-run does not run; run it from Python "
+        "with doubleweave.open");
   } catch (const std::exception& error) {
     std::string reason = error.what();
     reason = reason.substr(0, std::min(reason.find('\n'), size_t{200}));

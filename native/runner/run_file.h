@@ -13,7 +13,7 @@ namespace doubleweave::runner {
 /// In a port's shape, in the place of a number: the rows of the chunk; the cached rows with them.
 constexpr int32_t kRows = -1;
 constexpr int32_t kCached = -2;
-enum class Kind { kInput, kChunk, kCache, kState, kOutput };
+enum class Kind { kInput, kChunk, kCache, kState, kOutput, kEncoded };
 
 struct Value {
   std::string name;

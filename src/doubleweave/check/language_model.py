@@ -54,8 +54,8 @@ _SPLIT_CHUNKS = (32, 32, 11, *[1] * SINGLES)
 class Compiled:
     """What is checked: the source's module, its split in float32, the split that was lowered, and the program's folder.
 
-    `is_float`: the recipe leaves float32 as it is. `audit` says in a sentence how the module differs from its files. `encode`
-    makes the keys and values of an encoder's rows.
+    `is_float`: the recipe leaves float32 as it is. `audit` says in a sentence how the module differs from its files.
+    `encode` makes the keys and values of an encoder's rows.
     """
 
     name: str

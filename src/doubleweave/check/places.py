@@ -17,7 +17,9 @@ from doubleweave.ir.split import Split
 SINGLES = 3  # tokens one by one behind a prompt
 # Names of settings whose number is a length at which a model changes what it does: a window's rows, a block of chunked
 # attention, the length that a scaled rotary embedding begins at, the positions between two steps of a temperature.
-_LENGTHS = re.compile(r"window|chunk_size|original_max|max_position|floor_scale|max_seq|max_distance|log_scaling")
+_LENGTHS = re.compile(
+    r"window|chunk_size|original_max|max_position|floor_scale|max_seq|max_distance|log_scaling"
+)
 
 
 class Place(NamedTuple):

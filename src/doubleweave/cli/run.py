@@ -63,6 +63,9 @@ def _run(args: argparse.Namespace) -> None:
     else:
         prompt = _read_stdin() if args.prompt == "-" else args.prompt
         ids = program.text.encode(prompt, raw=args.raw)
+    if session.encodes_tokens:  # the prompt is what the encoder reads
+        session.encode([ids])
+        ids = list(program.model.start_token_ids)
 
     def show(piece: str) -> None:
         print(piece, end="", flush=True)

@@ -57,9 +57,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
         owners |= {MASK: MASK}
     encoded = decoder.most_rows(options.max_context) if decoder else 0
     policy = default_policy(options.sizes)
-    torch_split = split_llm(
-        graph, owners, policy, max_context=options.max_context, max_encoded=encoded
-    )
+    torch_split = split_llm(graph, owners, policy, max_context=options.max_context, max_encoded=encoded)
     if decoder and project:
         report("exporting the encoder", 0, 1)
         encoder = split_encoder(decoder, project, encoded)

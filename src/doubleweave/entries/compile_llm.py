@@ -182,6 +182,7 @@ def _check_installed() -> None:
 
 def _compile(model: Model, folder: Path, options: Options, check: bool, report: Progress) -> Manifest:
     from doubleweave.compiler.lower.lower import lower
+    from doubleweave.sources.encoder_decoder import Decoder
 
     splits = splits_of(model, options, folder, report)
     split, digest = lower(splits.lowered, folder / PROGRAM_FILE, report)
@@ -194,6 +195,7 @@ def _compile(model: Model, folder: Path, options: Options, check: bool, report: 
             model.chat_template,
             model.special_tokens,
             options.recipe,
+            model.module.start_token_ids if isinstance(model.module, Decoder) else (),
         ),
         split=split,
         program_sha256=digest,

@@ -22,7 +22,7 @@ from doubleweave.ir.split import FixedSizes, Range, SizeRanges, Split
 from doubleweave.ir.trees import Tree
 
 FORMAT = "doubleweave-program"
-VERSION = 4  # programs of another version are refused, not converted: they can be compiled again
+VERSION = 5  # programs of another version are refused, not converted: they can be compiled again
 PROGRAM_FILE = "program.pte"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -34,7 +34,8 @@ RUN_FILE = "run.json"  # predict/run_file.py
 class ModelInfo:
     """The facts about a language model that generating text needs; `max_context` is in tokens.
 
-    `chat_template` is a Jinja template, several by name, or None."""
+    `chat_template` is a Jinja template, several by name, or None. `start_token_ids` are what the text of a decoder with
+    an encoder begins with."""
 
     vocab_size: int
     max_context: int
@@ -42,6 +43,7 @@ class ModelInfo:
     chat_template: ChatTemplate
     special_tokens: dict[str, str]
     quantize: str
+    start_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,8 +202,8 @@ def _problem(manifest: Manifest) -> str | None:
     if model is None:
         has_none = any(function.interface is None for function in split.functions)
         return "a function has no interface" if has_none else None
-    if not all(0 <= token < model.vocab_size for token in model.eos_token_ids):
-        return "an end token is not in the vocabulary"
+    if not all(0 <= token < model.vocab_size for token in (*model.eos_token_ids, *model.start_token_ids)):
+        return "a start or end token is not in the vocabulary"
     return language_model_problem(split, model.vocab_size, model.max_context)
 
 

@@ -25,6 +25,16 @@ def is_encoder_decoder(module: Any) -> bool:
     return bool(getattr(module.config, "is_encoder_decoder", False)) and hasattr(module, "get_encoder")
 
 
+def auto_class_of(config: Any) -> Any | None:
+    """transformers' auto class of models with an encoder that has this config; None for any other config."""
+    from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+
+    if not getattr(config, "is_encoder_decoder", False):
+        return None
+    autos: tuple[Any, ...] = (AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq)
+    return next((auto for auto in autos if type(config) in auto._model_mapping), None)
+
+
 class Decoder(nn.Module):
     """The decoder of a transformers model, with the calling convention of a causal language model.
 
@@ -84,7 +94,7 @@ class Decoder(nn.Module):
         if past_key_values is not None:
             # The encoder's keys and values are worked out anew.
             given["past_key_values"] = EncoderDecoderCache(past_key_values, DynamicCache())
-        encoded = BaseModelOutput(last_hidden_state=rows)  # type: ignore[arg-type]
+        encoded = BaseModelOutput(last_hidden_state=rows)
         return self.model(decoder_input_ids=input_ids, encoder_outputs=encoded, **given)
 
     def get_input_embeddings(self) -> Any:

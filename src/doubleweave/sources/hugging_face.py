@@ -22,6 +22,7 @@ import torch
 from doubleweave.errors import SourceError, first_line
 from doubleweave.sources import adapter as adapters
 from doubleweave.sources.audit import audit
+from doubleweave.sources.encoder_decoder import auto_class_of
 from doubleweave.sources.folder_config import (
     check_code,
     code_of_tokenizer,
@@ -161,7 +162,7 @@ def _from_pretrained(
     """The module, in float32 and eval mode, and transformers' account of its weights; `path` is what errors name."""
     from transformers import AutoModelForCausalLM
 
-    auto: Any = AutoModelForCausalLM
+    auto: Any = auto_class_of(kwargs["config"]) or AutoModelForCausalLM
     try:
         if folder is None:
             auto = _class_of(path, kwargs["config"], trusted)
@@ -190,8 +191,10 @@ def _from_pretrained(
 def _class_of(path: Path, config: Any, trusted: bool) -> Any:
     """The class of the model: the one that the folder's own code defines, where it may run, or transformers'."""
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as known
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    auto = auto_class_of(config)
+    known = MODEL_FOR_CAUSAL_LM_MAPPING if auto is None else auto._model_mapping
     own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if trusted and own:
         return get_class_from_dynamic_module(own, path, local_files_only=True)
@@ -205,7 +208,7 @@ def _check_causal(path: Path, config: Any) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as known
 
     inner = config.get_text_config(decoder=True)
-    if type(config) not in known:
+    if type(config) not in known and auto_class_of(config) is None:
         inside = "" if inner is config else f", nor of the text model inside it ({inner.model_type})"
         raise SourceError(
             f"{path}: transformers cannot load it: it has no causal language model of the type {config.model_type!r}"
@@ -233,8 +236,10 @@ def _load_config(path: Path, trusted: bool) -> Any:
 
 def _base_of(config: Any) -> str:
     """The name that the body of a model has in its weights' names, "" where transformers does not know it."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as known
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    auto = auto_class_of(config)
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING if auto is None else auto._model_mapping
     return getattr(known[type(config)], "base_model_prefix", "") if type(config) in known else ""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doubleweave.compiler.graph.ops import CROSS
+from doubleweave.compiler.graph.ops import CROSS, MASKED
 from doubleweave.errors import SplitError
 from doubleweave.sources.encoder_decoder import Decoder
 
@@ -44,7 +44,8 @@ def attend_across(
         found: Tensor = CROSS(q, k, v, *parameters)
         return found
     # What it adds is understood from the graph (written_attention.py).
-    return torch.ops.doubleweave.masked_attention(q, k, v, sum(added[1:], added[0]), *parameters, None)
+    masked: Tensor = MASKED(q, k, v, sum(added[1:], added[0]), *parameters, None)
+    return masked
 
 
 def with_causal_bias(position_bias: Tensor, mask: Tensor | None) -> Tensor:

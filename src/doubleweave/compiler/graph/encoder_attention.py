@@ -1,4 +1,4 @@
-"""The attention of an encoder, traced as our operator: every row sees every row, and no product of rows by rows is kept.
+"""The attention of an encoder as our operator: every row sees every row, and no product of rows by rows is kept.
 
 This module knows nothing of segments.
 """
@@ -57,7 +57,8 @@ def _mask(*args: Any, mask_function: Any, **given: Any) -> Tensor | None:
 
     if mask_function is bidirectional_mask_function:
         return None
-    made: Tensor | None = eager_mask(*args, mask_function=mask_function, **given)
+    make: Any = eager_mask
+    made: Tensor | None = make(*args, mask_function=mask_function, **given)
     return made
 
 

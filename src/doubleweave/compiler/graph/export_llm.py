@@ -104,8 +104,8 @@ class _Chunk(nn.Module):
     """A causal language model as a function of (input_ids [1, T], position_ids [1, T], states, encoder_rows [1, E, …])
     -> logits, next states.
 
-    Each state is [T, …], one for each token: the modules that use them see single tokens (states.py). `encoder_rows` are
-    None for a model without an encoder.
+    Each state is [T, …], one for each token: the modules that use them see single tokens (states.py). `encoder_rows`
+    are None for a model without an encoder.
     """
 
     def __init__(self, model: nn.Module, first: int, keys: Sequence[Key]) -> None:

@@ -3,7 +3,8 @@
 Masks and biases come in as many forms as models: buffers cut to size, comparisons of positions, cumulative sums of
 ones. What they have in common is that their subgraph reads positions, sizes and constants alone, so that it can be
 computed at several sizes, and what comes out compared with what the attention operator knows: a causal mask, perhaps
-with a window or in blocks, and a slope a head (ALiBi) or a number for each head and distance (T5). This module knows nothing of segments or transformers.
+with a window or in blocks, and a slope a head (ALiBi) or a number for each head and distance (T5). This module knows
+nothing of segments or transformers.
 
 Shape legend: T tokens, H heads, or 1 where all heads have the same.
 """

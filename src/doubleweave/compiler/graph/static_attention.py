@@ -51,10 +51,11 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
         offsets = inline(offsets_in_chunk, [position_ids], (), mask_stack)
     masks: dict[tuple[int, int, int], tuple[fx.Node, ...]] = {}
     distances: list[fx.Node] = []
-    appended = []
+    appended: list[Any] = []
     for layer, node in enumerate(attentions):
         q, k, v, num_heads, num_kv_heads, scale, window, soft_cap = node.args[:8]
-        block, sinks, slopes, distances = node.args[8:] or (0, None, None, None)
+        more: Any = node.args[8:] or (0, None, None, None)
+        block, sinks, slopes, distances = more
         if node.target is CROSS or distances is not None:
             what = "attends to an encoder's rows" if node.target is CROSS else "adds to scores by distance"
             raise SplitError(

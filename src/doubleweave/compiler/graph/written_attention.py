@@ -56,7 +56,8 @@ def recognise_attention(graph_module: fx.GraphModule, model: str) -> None:
             raise SplitError(
                 f"{model}: the attention of {place_of_node(node)} is not understood: {found}; expected "
                 "softmax(scale * q kT + bias) v, where the bias hides later keys and perhaps those outside of a window "
-                "or a block, or is a slope a head (ALiBi) or a number for each distance; this architecture is not supported"
+                "or a block, or is a slope a head (ALiBi) or a number for each distance (T5); this architecture is not "
+                "supported"
             ) from None
     graph.eliminate_dead_code()
     graph_module.recompile()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from doubleweave.compiler.graph.nodes import ENCODED, STATE, TOGETHER, expression
+from doubleweave.compiler.graph.nodes import ENCODED, STATE, TOGETHER
 from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS
 from doubleweave.compiler.graph.positions import num_rows
 from doubleweave.compiler.graph.refusal_causes import place_of_node

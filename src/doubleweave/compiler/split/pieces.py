@@ -32,7 +32,7 @@ class TorchSplit:
     """A Split with a graph per structure and weights per segment, which compiling it needs.
 
     A structure's GraphModule takes the segment's inputs and reads its weights from buffers "w0", "w1", …;
-    `weights[segment]` holds that segment's own tensors in this order. `encoded` has what the encoder of a language model
+    `weights[segment]` holds that segment's own tensors in this order. `encoded` has what a language model's encoder
     gave for an example, [1, E, …] for each "encoded" value: what the split is run over in eager torch.
     """
 

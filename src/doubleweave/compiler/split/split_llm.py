@@ -70,8 +70,8 @@ def split_llm(
 ) -> TorchSplit:
     """Split a simplified graph by a policy with a rule for everything ("") and a rule for the attention operator.
 
-    `owners` maps qualified module names to segment names; `max_encoded` is the most rows of an encoder. Raises SplitError for a value at a segment's edge that is not
-    [1, T, …].
+    `owners` maps qualified module names to segment names; `max_encoded` is the most rows of an encoder.
+    Raises SplitError for a value at a segment's edge that is not [1, T, …].
     """
     graph = graph_module.graph
     rule, attention_rule = policy[""], operator_rules(policy)[ATTENTION]

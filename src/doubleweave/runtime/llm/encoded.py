@@ -18,7 +18,7 @@ from doubleweave.runtime.native_errors import as_run_errors
 
 
 class Encoded:
-    """Memory for the rows of one sequence, which each call of `encode` writes anew; `num_rows` is 0 before the first."""
+    """Memory for the rows of one sequence: each call of `encode` writes them anew, `num_rows` is 0 before the first."""
 
     def __init__(self, split: Split, encoder: Method | None) -> None:
         self._values = [value for value in split.values if value.kind == "encoded"]
@@ -33,6 +33,11 @@ class Encoded:
         return bool(self._values)
 
     @property
+    def takes_tokens(self) -> bool:
+        """Whether the encoder takes token ids."""
+        return self._encoder is not None and self._encoder.function.inputs[0].dtype == "int64"
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the rows."""
         return self.num_rows * sum(value.row_bytes for value in self._values)
@@ -44,6 +49,8 @@ class Encoded:
         """Run the encoder; InputError for what it does not take, and for a model without one."""
         if not self._values or self._encoder is None:
             raise InputError("encode: this model has no encoder; append a prompt")
+        if isinstance(encoder_input, (list, tuple)):
+            encoder_input = np.asarray(encoder_input)
         found = self._encoder(encoder_input)
         results: Sequence[Any] = found if isinstance(found, (tuple, list)) else (found,)
         self.num_rows = int(results[0].shape[1])

@@ -37,8 +37,7 @@ class Program:
         workers = Workers()
         runner = Runner(found.split, self.instances, States(found.split, folder / manifest.STATE_FILE))
         self.methods = {
-            name: Method(name, function, runner, workers)
-            for name, function in self._functions().items()
+            name: Method(name, function, runner, workers) for name, function in self._functions().items()
         }
 
     def _functions(self) -> dict[str, Function]:
@@ -123,9 +122,9 @@ class Program:
         """Generate from a text, from token ids, or from rows of embeddings (`inputs_embeds`, which
         `Session.append_embeddings` describes), and return the Generation (text, token_ids, rates).
 
-        `encoder_input` is what a model with an encoder generates from, as `Session.encode` takes it; the prompt is then
-        the beginning of the decoder's text. `raw` leaves the chat template out; `sampling` takes temperature, top_p and
-        seed (greedy without).
+        `encoder_input` is what a model with an encoder generates from, as `Session.encode` takes it, or a text where it
+        takes token ids. The prompt is then the beginning of the decoder's text, by default the model's own. `raw`
+        leaves the chat template out; `sampling` takes temperature, top_p and seed (greedy without).
         """
         chosen = _sampling("generate", sampling)
         if (prompt is None) == (inputs_embeds is None):
@@ -136,7 +135,11 @@ class Program:
             )
         session = session or self.session()
         if encoder_input is not None:
-            session.encode(encoder_input)
+            prompt = self.model.start_token_ids if prompt is None else prompt
+            is_text = isinstance(encoder_input, str)
+            session.encode([self.text.encode(encoder_input, raw=True)] if is_text else encoder_input)
+        if prompt is None:
+            raise InputError("generate: found no prompt, expected a text or token ids")
         ids = self.text.encode(prompt, raw=raw) if isinstance(prompt, str) else prompt
         return run(
             session, ids, max_new_tokens, chosen, self.text_for(stop), stop, inputs_embeds=inputs_embeds

@@ -166,11 +166,16 @@ class Session:
         """Begin a new sequence, of a model with an encoder: what `encoder_input` says is what all its tokens read.
 
         `encoder_input` is an array or tensor of the model's own: token ids int64 [1, E], or features such as Whisper's,
-        float32 [1, bins, frames]. Tokens that were appended are forgotten; `truncate` and `reset` keep what was encoded.
-        Raises InputError for another shape or dtype, and for a model without an encoder.
+        float32 [1, bins, frames]. Tokens that were appended are forgotten; `truncate` and `reset` keep what was
+        encoded. Raises InputError for another shape or dtype, and for a model without an encoder.
         """
         self._encoded.encode(encoder_input)
         self.reset()
+
+    @property
+    def encodes_tokens(self) -> bool:
+        """Whether the model has an encoder, and it takes token ids."""
+        return self._encoded.takes_tokens
 
     def append(self, token_ids: TokenIds, *, record: bool = False) -> FloatArray:
         """Append tokens (ids, 1-D) and return the logits of the last one, float32 [vocab].
