@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import transformers
 
 import doubleweave as dw
+import toys
 from doubleweave.compiler.graph.ops import attention_reference, cross_attention_reference
 from doubleweave.sources.hugging_face import from_module
+from native_runner import needs_runner, sentence
 
 VOCAB, LAYERS, NEW_TOKENS = 300, 2, 16
 MELS, HOP, RATE = 16, 160, 16000
@@ -220,9 +224,11 @@ def test_static_attention_is_refused(tmp_path):
         dw.compile_llm(model, tmp_path / "out", attention="static", max_context=64)
 
 
-def test_a_folder_in_eight_bits_and_fixed_sizes(tmp_path):
-    """The folder's decoder is compiled with its encoder, and its linears take a recipe."""
+def test_a_folder_in_eight_bits_and_fixed_sizes(tmp_path, cli):
+    """The folder's decoder is compiled with its encoder, its linears take a recipe, and a text is what is encoded."""
     _module("bart").save_pretrained(tmp_path / "bart")
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=toys.tokenizer(), eos_token=toys.END)
+    wrapped.save_pretrained(tmp_path / "bart")
     dw.compile_llm(tmp_path / "bart", tmp_path / "out", quantize="8da8w", shape="static", chunk=(1, 32))
     program = dw.open(tmp_path / "out")
     given, ids = _inputs("bart")[0], _ids()
@@ -232,6 +238,23 @@ def test_a_folder_in_eight_bits_and_fixed_sizes(tmp_path):
     found = session.score(ids)
     assert np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean()) < 0.2
     assert program.model.start_token_ids == (3,)
+    text = "a text"
+    answer = program.generate(max_new_tokens=4, encoder_input=text)
+    ids = toys.tokenizer().encode(text).ids
+    assert answer.token_ids == program.generate([3], 4, encoder_input=[ids]).token_ids
+    assert answer.text is not None
+    _, out, _ = cli("run", tmp_path / "out", "-p", text, "-n", 4, "--json")
+    assert tuple(json.loads(out.splitlines()[-1])["token_ids"]) == answer.token_ids
+
+
+@needs_runner
+def test_doubleweave_run_says_what_it_does_not_run(compiled):
+    _, _, program = compiled
+    said = sentence(program.folder, "-p", "x")
+    assert said.endswith(
+        "its model has an encoder, which doubleweave-run does not run; run it from Python with "
+        "doubleweave.open"
+    )
 
 
 def test_cross_attention_sees_every_row():

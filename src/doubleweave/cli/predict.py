@@ -163,7 +163,7 @@ def _planner(args: argparse.Namespace) -> Any:
             f"{args.program}: is the program of module {found.name}, expected a language model's"
         )
     profile = find_profile(folder, found, args.profile)
-    return folder, found, RunPlanner(found.split.main_part, profile, found.model.max_context)
+    return folder, found, RunPlanner(found.split.decoder, profile, found.model.max_context)
 
 
 def _add_plan(commands: Any) -> None:

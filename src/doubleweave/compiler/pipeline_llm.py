@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from doubleweave.compiler.backends.backend import Options
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.ir.manifest import TOKENIZER_FILE
-from doubleweave.ir.split import most_rows
+from doubleweave.ir.split import ENCODER, most_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,14 +32,17 @@ class Splits(NamedTuple):
 def splits_of(model: Model, options: Options, folder: Path, report: Progress) -> Splits:
     """Export, split and quantize; writes the tokenizer into `folder`. Raises SplitError, PolicyError, LowerError or,
     for a calibration text, InputError."""
+    import torch
+
     from doubleweave.compiler.graph.encoded_rows import cut_encoded
     from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
     from doubleweave.compiler.graph.order_by_use import order_by_use
     from doubleweave.compiler.graph.rotary_lengths import check_rotary
     from doubleweave.compiler.graph.static_attention import MASK, inline_attention
     from doubleweave.compiler.quantize.calibration import calibration_chunks
+    from doubleweave.compiler.split.join import joined
     from doubleweave.compiler.split.llm_rows import check_rows
-    from doubleweave.compiler.split.split_encoder import encoded_example, split_encoder, with_encoder
+    from doubleweave.compiler.split.split_encoder import encoded_example, split_encoder
     from doubleweave.compiler.split.split_llm import default_policy, split_llm
     from doubleweave.sources.encoder_decoder import Decoder
 
@@ -73,8 +76,8 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     assert options.backend.place is not None
     lowered = options.backend.place(torch_split, options, chunks_of, report)
     if decoder and project:
-        lowered = with_encoder(lowered, encoder)
-    return Splits(torch_split, lowered, project or (lambda rows: ()))
+        lowered = replace(joined(lowered, {ENCODER: encoder}), encoded=lowered.encoded)
+    return Splits(torch_split, lowered, torch.no_grad()(project or (lambda rows: ())))
 
 
 def _save_tokenizer(save: Callable[[Path], None], folder: Path) -> None:

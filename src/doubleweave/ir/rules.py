@@ -49,11 +49,11 @@ def language_model_problem(split: Split, vocab_size: int, max_context: int) -> s
     """The first further rule that the split of a language model breaks, or None."""
     if not (1 <= max_context <= MOST_TOKENS and 1 <= vocab_size <= MOST_TOKENS):
         return f"the context or the vocabulary is not 1 to {MOST_TOKENS}"
-    main = split.main
-    if main.states:
-        return "a language model's function has no states"
-    if any(function.interface is None for function in split.functions[1:]):
-        return "a function beside a language model has no interface"
+    main, *encoders = split.functions
+    if main.interface is not None or main.states or any(call.callee != "segment" for call in main.calls):
+        return "the language model's own function has an interface or states, or calls others"
+    if any(encoder.interface is None or encoder.states for encoder in encoders):
+        return "an encoder has no interface, or it has states"
     if problem := _encoder_problem(split):
         return problem
     if not split.appending:
@@ -67,7 +67,7 @@ def language_model_problem(split: Split, vocab_size: int, max_context: int) -> s
         return f"its inputs are not {' and '.join(_INPUTS)}"
     return _first(
         *(_rows_problem(value) for value in main.values),
-        *(_chunk_problem(segment) for segment in split.main_part.segments),
+        *(_chunk_problem(segment) for segment in split.decoder.segments),
         *(_binding_problem(split, place, max_context) for place in range(len(main.calls))),
     )
 

@@ -243,7 +243,8 @@ class Function:
 
 @dataclass(frozen=True)
 class Split:
-    """Segments and functions; the first function is the whole model, or a language model without its encoder."""
+    """Segments and functions; the first function is the whole model. Further functions are those that it calls; in a
+    language model's program they are its encoders, which it does not call, and what they call."""
 
     segments: tuple[Segment, ...]
     functions: tuple[Function, ...]
@@ -251,15 +252,6 @@ class Split:
     @property
     def main(self) -> Function:
         return self.functions[0]
-
-    @cached_property
-    def main_part(self) -> Split:
-        """The first function and the segments that it calls, without other functions: what a language model's session
-        plans and runs chunk by chunk."""
-        if len(self.functions) == 1:
-            return self
-        used = {call.segment for call in self.main.calls}
-        return Split(tuple(s for s in self.segments if s.name in used), (self.main,))
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -270,6 +262,14 @@ class Split:
     def values(self) -> tuple[Value, ...]:
         """The values of the whole model."""
         return self.main.values
+
+    @cached_property
+    def decoder(self) -> Split:
+        """A language model's split without its encoders: what its sessions run."""
+        if len(self.functions) == 1:
+            return self
+        used = {call.segment for call in self.calls}
+        return Split(tuple(s for s in self.segments if s.name in used), self.functions[:1])
 
     @cached_property
     def _by_name(self) -> dict[str, Segment]:

@@ -78,7 +78,7 @@ def measure(program: Program, *, runs: int, max_cached: int, threads: int, progr
         name=f"{program.manifest.name} on {this_machine()}",
         kind="measured",
         machine=this_machine(),
-        program=program_id(program.split),
+        program=program_id(program.manifest.split),
         segments=_fitted(program, samples, repeats),
     )
     for count in workers:

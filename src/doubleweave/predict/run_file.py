@@ -37,7 +37,7 @@ def write_run_file(folder: Path, manifest: Manifest, profile: Profile) -> None:
 
 def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
     """The content of run.json for a language model's program. Raises InputError for a profile that does not fit."""
-    split, model = manifest.split.main_part, manifest.model
+    split, model = manifest.split.decoder, manifest.model
     assert model is not None
     shape = chunk_shape(split)
     shared = groups(split)

@@ -10,7 +10,7 @@ from typing import Any
 
 from doubleweave.errors import InputError
 from doubleweave.ir import manifest
-from doubleweave.ir.split import ENCODER, Function
+from doubleweave.ir.split import ENCODER
 from doubleweave.predict.find_profile import find_profile
 from doubleweave.runtime.instances import open_instances
 from doubleweave.runtime.llm.generate import Generation, generate, run
@@ -30,21 +30,15 @@ class Program:
     def __init__(self, folder: Path, found: manifest.Manifest) -> None:
         self.folder = folder
         self.manifest = found
-        self.split = found.split.main_part
+        self.split = found.split.decoder
         assert found.model is not None
         self.model = found.model
         self.instances = open_instances(folder, found.split)
         workers = Workers()
         runner = Runner(found.split, self.instances, States(found.split, folder / manifest.STATE_FILE))
-        self.methods = {
-            name: Method(name, function, runner, workers) for name, function in self._functions().items()
-        }
-
-    def _functions(self) -> dict[str, Function]:
-        """The methods of segments, and the functions beside the language model, such as its encoder."""
-        split = self.manifest.split
-        more = {function.name: function for function in split.functions[1:]}
-        return segment_functions(split.segments) | more
+        functions = segment_functions(found.split.segments)
+        functions.update((function.name, function) for function in found.split.functions[1:])
+        self.methods = {name: Method(name, function, runner, workers) for name, function in functions.items()}
 
     @cached_property
     def text(self) -> Text:
