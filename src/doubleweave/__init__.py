@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from doubleweave.compiler.policy import Dynamic, Static
     from doubleweave.entries.compile_and_open import compile
     from doubleweave.entries.compile_llm import compile_llm
+    from doubleweave.entries.encoders import Encoder
     from doubleweave.errors import (
         BackendError,
         CheckError,
@@ -44,6 +45,7 @@ __all__ = [
     "CheckError",
     "DoubleweaveError",
     "Dynamic",
+    "Encoder",
     "Generation",
     "InputError",
     "LowerError",
@@ -70,6 +72,7 @@ __all__ = [
 
 _HOME = {
     "Dynamic": "compiler.policy",
+    "Encoder": "entries.encoders",
     "Generation": "runtime.llm.generate",
     "Method": "runtime.module.method",
     "ModuleProgram": "runtime.module.program",

@@ -21,6 +21,7 @@ def test_public_names():
         "CheckError",
         "DoubleweaveError",
         "Dynamic",
+        "Encoder",
         "Generation",
         "InputError",
         "LowerError",

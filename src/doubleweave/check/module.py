@@ -9,7 +9,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from doubleweave.errors import CheckError, RunError
 from doubleweave.ir.check import Check
 from doubleweave.ir.sizes import evaluate, shape_of
 from doubleweave.ir.trees import TreeError, build, flatten
-from doubleweave.runtime.module.program import ModuleProgram
+from doubleweave.runtime.module.method import Method
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]
 
@@ -34,26 +34,31 @@ _LEAST_BUDGET_S = 10.0
 
 
 def check_module(
-    module: nn.Module, given: Call, program: ModuleProgram, report: Progress, budget_s: float = math.inf
+    module: nn.Module,
+    given: Call,
+    fresh: Callable[[], Method],
+    report: Progress,
+    budget_s: float = math.inf,
 ) -> Check:
     """Run module and program on the example and with all dims at their ends; raises CheckError where they differ.
 
-    An end that would take longer than what is left of the budget is left out. Not compared are results that are other
-    ones at each call, and numbers that rounding alone could make as different.
+    `fresh` gives the whole program as a method, with states as they are at first. An end that would take longer than
+    what is left of the budget is left out. Not compared are results that are other ones at each call, and numbers that
+    rounding alone could make as different.
     """
     report("checking", 0, 1)
     budget_s = max(_LEAST_BUDGET_S, budget_s)
     began = time.perf_counter()
-    worst = _compare(module, given, program)
+    worst = _compare(module, given, fresh())
     took_s = time.perf_counter() - began
-    for call, times in _ends(program, given):
+    for call, times in _ends(fresh(), given):
         if time.perf_counter() - began + took_s * times > budget_s:
             continue
         try:
             run(module, call)
         except Exception:
             continue  # the module itself does not take these sizes
-        worst = max(worst, _compare(module, call, program))
+        worst = max(worst, _compare(module, call, fresh()))
     return Check("program", source_off=worst)
 
 
@@ -94,12 +99,12 @@ def _generators_kept() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _compare(module: nn.Module, call: Call, program: ModuleProgram) -> float:
+def _compare(module: nn.Module, call: Call, program: Method) -> float:
     """The largest difference, as a part of what is allowed; raises CheckError for one that is larger."""
     wanted = run(module, call)
     try:
         with torch.no_grad():
-            found = flatten(program.session()(*call[0], **call[1]), "the result")[1]
+            found = flatten(program(*call[0], **call[1]), "the result")[1]
     except RunError as error:
         raise CheckError(
             f"{program.name}: the program fails for arguments of sizes {_sizes(call)}, which the module takes: "
@@ -145,12 +150,11 @@ def _apart(found: Tensor, wanted: Tensor) -> str:
     return f"found {found.reshape(-1)[at].item():.7g}, expected {wanted.reshape(-1)[at].item():.7g}"
 
 
-def _ends(program: ModuleProgram, given: Call) -> Iterator[tuple[Call, float]]:
+def _ends(program: Method, given: Call) -> Iterator[tuple[Call, float]]:
     """The example with all dims at the least, and with all at the most, each with about how many times it takes."""
-    main = program.split.main
+    main, interface = program.function, program.interface
     if not main.ranges:
         return
-    interface = program.main.interface
     tensors = interface.bind(program.name, *given)
     least: dict[str, int] = {}
     for symbol, low, _ in main.ranges:

@@ -9,7 +9,7 @@ from typing import Any
 
 from doubleweave.compiler.backends import backends
 from doubleweave.ir.manifest import TOKENIZER_FILE, Manifest
-from doubleweave.ir.split import FixedSizes, Segment
+from doubleweave.ir.split import FixedSizes, Function, Segment
 from doubleweave.tables import format_table
 from doubleweave.vendors.library import libraries_of, library_of
 
@@ -90,18 +90,16 @@ def inspect_dict(manifest: Manifest) -> dict[str, Any]:
     if model is not None:
         about.update(quantize=model.quantize, max_context=model.max_context)
     else:
-        about.update(
-            functions=[
-                {
-                    "name": function.name,
-                    "inputs": {value.name: value.type_text for value in function.inputs},
-                    "outputs": [value.type_text for value in function.results],
-                    "ranges": {r.symbol: [r.low, r.high] for r in function.ranges},
-                }
-                for function in manifest.split.functions
-            ],
-            states={value.name: value.type_text for value in manifest.split.states},
-        )
+        about.update(states={value.name: value.type_text for value in manifest.split.states})
+    about["functions"] = [
+        {
+            "name": function.name,
+            "inputs": {value.name: value.type_text for value in function.inputs},
+            "outputs": [value.type_text for value in function.results],
+            "ranges": {r.symbol: [r.low, r.high] for r in function.ranges},
+        }
+        for function in _callable(manifest)
+    ]
     for name in backends():
         if (build := library_of(name).build) is not None:
             segments = manifest.split.segments_of(name)
@@ -149,15 +147,20 @@ def inspect_table(manifest: Manifest) -> str:
     parts = [head + "\n" + format_table(rows)]
     for name, library in libraries_of(manifest.split).items():
         parts += library.build_lines(manifest.split.segments_of(name))
-    if model is None:
-        parts += [_module_lines(manifest)]
+    if lines := _module_lines(manifest):
+        parts += [lines]
     parts += check_lines(manifest)
     return "\n".join(parts)
 
 
+def _callable(manifest: Manifest) -> tuple[Function, ...]:
+    """The functions that are called as modules: all, or a language model's encoders."""
+    return manifest.split.functions if manifest.model is None else manifest.split.functions[1:]
+
+
 def _module_lines(manifest: Manifest) -> str:
     """Functions with what they take and give, states, and how rows of chunked segments were shown independent."""
-    lines = [f.signature_text(f.name or manifest.name) for f in manifest.split.functions]
+    lines = [f.signature_text(f.name or manifest.name) for f in _callable(manifest)]
     lines += [f"state {value.name}: {value.type_text}" for value in manifest.split.states]
     lines += [
         f"rows of {segment.name}: {segment.rows}" for segment in manifest.split.segments if segment.rows

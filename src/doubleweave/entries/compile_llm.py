@@ -5,7 +5,7 @@ Nothing half-written is left behind: the directory is made beside its place and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from doubleweave.compiler.free_memory import give_back_free_memory
 from doubleweave.compiler.pipeline_llm import splits_of
 from doubleweave.compiler.policy import DEFAULT_BACKEND, DEFAULT_SIZES, MOST_ROWS
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
+from doubleweave.entries.encoders import Encoder, check_encoders, names_problem, split_encoders, with_encoders
 from doubleweave.errors import PolicyError, SourceError
 from doubleweave.ir.manifest import PROGRAM_FILE, TOKENIZER_FILE, Manifest, ModelInfo
 from doubleweave.ir.seal import digest_of
@@ -43,6 +44,7 @@ def compile_llm(
     chunk: Sequence[int] = (),
     max_context: int | None = None,
     attention: str = "dynamic",
+    encoders: Mapping[str, Encoder] | None = None,
     check: bool = True,
     progress: Progress | None = None,
     **options: Any,
@@ -64,6 +66,9 @@ def compile_llm(
     params.json and tokenizer.model beside it). A Hugging Face folder: `adapter`, the folder of a LoRA adapter to merge;
     `trust_remote_code`, which lets the folder's own Python code run (it never runs otherwise).
 
+    encoders: modules by name that make rows of embeddings for the model, from an image or anything else, in the same
+    program: `program.methods[name]`, and `Session.append_embeddings` takes their result (entries/encoders.py).
+
     check: run the program against the source before it is written (check/language_model.py); False leaves it out, which
     the manifest says.
 
@@ -81,6 +86,8 @@ def compile_llm(
     # Mistakes are found before torch is imported and the model loaded, which takes long.
     check_target(folder)
     _check_installed()
+    if problem := names_problem(encoders):
+        raise PolicyError(problem)
     own = chosen.check(recipe, attention, given)
     from doubleweave.sources.model import Model  # torch is imported from here on
 
@@ -99,9 +106,8 @@ def compile_llm(
     model = _as_decoder(model, backend, attention)
     context = _context(model, max_context)
     with made_beside(folder) as temporary:
-        return _compile(
-            model, temporary, Options(chosen, recipe, sizes, context, attention, own), check, report
-        )
+        chosen_options = Options(chosen, recipe, sizes, context, attention, own)
+        return _compile(model, encoders or {}, temporary, chosen_options, check, report)
 
 
 def _check_names(options: Iterable[str]) -> None:
@@ -180,12 +186,21 @@ def _check_installed() -> None:
         ) from error
 
 
-def _compile(model: Model, folder: Path, options: Options, check: bool, report: Progress) -> Manifest:
+def _compile(
+    model: Model,
+    encoders: Mapping[str, Encoder],
+    folder: Path,
+    options: Options,
+    check: bool,
+    report: Progress,
+) -> Manifest:
     from doubleweave.compiler.lower.lower import lower
     from doubleweave.sources.encoder_decoder import Decoder
 
+    beside = split_encoders(encoders, report)
     splits = splits_of(model, options, folder, report)
-    split, digest = lower(splits.lowered, folder / PROGRAM_FILE, report)
+    whole = with_encoders(model, splits, beside)
+    split, digest = lower(whole, folder / PROGRAM_FILE, report)
     manifest = Manifest(
         name=model.name,
         model=ModelInfo(
@@ -207,6 +222,7 @@ def _compile(model: Model, folder: Path, options: Options, check: bool, report: 
     )
     manifest.write(folder)
     write_run_file(folder, manifest, find_profile(folder, manifest))
+    check_encoders(encoders, folder, manifest, check, report)
     if check:
         from doubleweave.check.language_model import Compiled, check_llm
 

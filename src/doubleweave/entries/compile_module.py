@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 # The check's time, as a part of the time before it.
-_CHECK_PART = 0.15
+CHECK_PART = 0.15
 
 
 def compile_module(
@@ -42,17 +42,9 @@ def compile_module(
     The arguments are those of `doubleweave.compile`. Raises PolicyError, SplitError, LowerError or CheckError; `out`
     is then as it was before.
     """
-    from torch import nn
-
     from doubleweave.compiler.split.split_module import split_module
 
-    if not isinstance(module, nn.Module):
-        raise PolicyError(f"module: found a {type(module).__name__}, expected a torch.nn.Module")
-    for name, value in (("kwargs", kwargs), ("policy", policy)):
-        if value is not None and not isinstance(value, Mapping):
-            raise PolicyError(f"{name}: found a {type(value).__name__}, expected a dict")
-    if not isinstance(args, (tuple, list)):
-        raise PolicyError(f"args: found a {type(args).__name__}, expected a tuple of arguments")
+    check_arguments(module, args, kwargs, policy)
     if not isinstance(out, (str, Path)):
         raise PolicyError(f"out: found {out!r}, expected the path of a folder to write")
     report = progress or (lambda what, done, total: None)
@@ -68,16 +60,31 @@ def compile_module(
 
             program = open(temporary)
             assert isinstance(program, ModuleProgram)
-            budget_s = _CHECK_PART * (time.perf_counter() - began)
-            checked = check_module(module, (args, kwargs or {}), program, report, budget_s)
+            budget_s = CHECK_PART * (time.perf_counter() - began)
+            checked = check_module(
+                module, (args, kwargs or {}), lambda: program.session().main, report, budget_s
+            )
             replace(made, check=checked).write(temporary)
+
+
+def check_arguments(module: Any, args: Any, kwargs: Any, policy: Any) -> None:
+    """Raises PolicyError for arguments of another kind than `doubleweave.compile` takes."""
+    from torch import nn
+
+    if not isinstance(module, nn.Module):
+        raise PolicyError(f"module: found a {type(module).__name__}, expected a torch.nn.Module")
+    for name, value in (("kwargs", kwargs), ("policy", policy)):
+        if value is not None and not isinstance(value, Mapping):
+            raise PolicyError(f"{name}: found a {type(value).__name__}, expected a dict")
+    if not isinstance(args, (tuple, list)):
+        raise PolicyError(f"args: found a {type(args).__name__}, expected a tuple of arguments")
 
 
 def _write(name: str, found: Any, folder: Path, report: Progress) -> Manifest:
     from doubleweave.compiler.lower.lower import lower
 
     split, digest = lower(found.torch_split, folder / PROGRAM_FILE, report)
-    _check_loads(folder / PROGRAM_FILE)
+    check_loads(folder / PROGRAM_FILE)
     manifest = Manifest(
         name=name,
         model=None,
@@ -92,13 +99,13 @@ def _write(name: str, found: Any, folder: Path, report: Progress) -> Manifest:
     return manifest
 
 
-def _check_loads(path: Path) -> None:
-    """Load every method once: an operator without a kernel is found here, not at the first call."""
+def check_loads(path: Path, methods: Sequence[str] | None = None) -> None:
+    """Load these methods, or all, once: an operator without a kernel is found here, not at the first call."""
     from doubleweave import _native
     from doubleweave.compiler.lower.lower import no_kernel
 
     program = _native.Program(str(path))
-    for method in program.method_names:
+    for method in program.method_names if methods is None else methods:
         try:
             program.load(method)
         except _native.Error as error:

@@ -25,7 +25,10 @@ from doubleweave.schedule.choice import AUTO, Wish
 
 
 class Program:
-    """A program directory: `methods`, `session()`, `generate()`."""
+    """A program directory: `methods`, `session()`, `generate()`.
+
+    `methods` has each segment's, and each encoder by its name (entries/encoders.py), with its nested modules.
+    """
 
     def __init__(self, folder: Path, found: manifest.Manifest) -> None:
         self.folder = folder
