@@ -8,8 +8,10 @@ import pytest
 
 import toys
 from doubleweave.ir.embeddings import behind_lookup, lookup_of, why_no_rows
+from doubleweave.ir.interface import Interface, Parameter
 from doubleweave.ir.rules import language_model_problem, split_problem
-from doubleweave.ir.split import FixedSizes, Split, rows
+from doubleweave.ir.split import Call, FixedSizes, Function, Port, Split, State, Value, rows
+from doubleweave.ir.trees import Tree
 from doubleweave.schedule.choice import default_choice, devices_of
 from doubleweave.schedule.scratch_groups import groups
 
@@ -58,3 +60,44 @@ def test_rows_of_another_dtype_are_none():
     assert why_no_rows(half).startswith(
         "what the model looks up is float16[1, T, 8] (chunk), expected float32"
     )
+
+
+def with_encoder(split: Split, **changes) -> Split:
+    """The split and a function of one segment beside it, as an encoder is."""
+    tensor = Tree("tensor")
+    shape = (2, 8)
+    port = Port("in0", "float32", shape)
+    segment = replace(
+        split.segment("lm_head"), name="eye.glue_0", shape=FixedSizes(), inputs=(port,), outputs=(port,)
+    )
+    values = (Value("pixels", "float32", shape, "input"), Value("rows", "float32", shape, "output"))
+    call = Call("glue_0", "eye.glue_0", ("pixels",), ("rows",))
+    interface = Interface((Parameter("pixels", "POSITIONAL_OR_KEYWORD", tensor, None),), tensor)
+    encoder = replace(Function("eye", (call,), values, ("rows",), interface=interface), **changes)
+    return Split((*split.segments, segment), (split.main, encoder))
+
+
+def problem(split: Split) -> str | None:
+    return split_problem(split) or language_model_problem(split, 16, 64)
+
+
+@pytest.mark.parametrize("shape", [rows(1, 32), FixedSizes((1, 8))])
+def test_encoders_are_no_part_of_what_sessions_run(shape):
+    split = toys.split(2, shape)
+    both = with_encoder(split)
+    assert problem(both) is None
+    assert both.decoder == split
+    assert split.decoder is split
+    assert both.calls == split.calls
+
+
+def test_functions_that_are_no_encoders_are_refused():
+    split = toys.split(2, rows(1, 32))
+    assert problem(with_encoder(split, interface=None)) == "an encoder has no interface, or it has states"
+    kept = with_encoder(split, states=(State("pixels", "rows"),))
+    assert language_model_problem(kept, 16, 64) == "an encoder has no interface, or it has states"
+    both = with_encoder(split)
+    calling = replace(split.calls[-1], callee="function", segment="eye")
+    main = replace(split.main, calls=(*split.calls[:-1], calling))
+    said = "the language model's own function has an interface or states, or calls others"
+    assert language_model_problem(replace(both, functions=(main, both.functions[1])), 16, 64) == said

@@ -294,6 +294,7 @@ class Session:
         return ids.astype(np.int64)
 
     def _checked_rows(self, rows: Any, value: Value) -> FloatArray:
+        self._encoded.check()
         found = checked_rows(rows, value.row_bytes // ITEM_BYTES[value.dtype])
         self._check_room(len(found))
         return found
