@@ -145,6 +145,13 @@ def test_a_rule_that_is_broken(main, inner, segment, problem):
     assert problem in (split_problem(Split((segment,), (main, inner))) or "none")
 
 
+def test_a_nested_module_without_a_name_is_not_the_whole_one():
+    nameless = replace(MAIN, calls=(replace(MAIN.calls[0], segment=""),))
+    assert (
+        split_problem(Split((SEGMENT,), (nameless, replace(INNER, name="")))) == "the name '' is there twice"
+    )
+
+
 def test_sizes_that_are_solved_from_expressions_are_no_fault():
     main = with_value(MAIN, "both", shape=("2*k + T",))
     assert split_problem(Split((SEGMENT,), (main, INNER))) is None

@@ -37,8 +37,9 @@ def split_problem(split: Split) -> str | None:
     """The first rule that a split breaks, or None."""
     if not split.functions:
         return "there is no function"
-    if twice := _twice(s.name for s in split.segments) or _twice(f.name for f in split.functions):
-        return f"the name {twice!r} is there twice"
+    for names in ([s.name for s in split.segments], [f.name for f in split.functions]):
+        if (twice := _twice(names)) is not None:  # the whole model's name is ""
+            return f"the name {twice!r} is there twice"
     return _first(
         *(_segment_problem(segment) for segment in split.segments),
         *(_function_problem(split, place) for place in range(len(split.functions))),
