@@ -36,7 +36,6 @@ _SIZES = {
             "moe_k",
             "moe_topk",
             "top_k_experts",
-            "index_n_heads",
         ),
         *("zero_expert_num", "num_layers_per_stack"),
     ),
@@ -58,6 +57,7 @@ _SIZES = {
         *("hidden_size_per_layer_input", "linear_key_head_dim", "linear_value_head_dim", "mamba_d_state"),
         *("state_size", "ssm_state_size", "index_head_dim", "index_topk", "linear_head_dim", "o_lora_rank"),
         *("swa_v_head_dim", "laurel_rank"),
+        "index_n_heads",  # so many that hardly two keys have the same score, 0
     ),
     # Of windows and chunks, fewer than a prompt has tokens.
     32: (

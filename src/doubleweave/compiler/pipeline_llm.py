@@ -36,6 +36,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
 
     from doubleweave.compiler.graph.encoded_rows import cut_encoded
     from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+    from doubleweave.compiler.graph.ops import GENERAL
     from doubleweave.compiler.graph.order_by_use import order_by_use
     from doubleweave.compiler.graph.rotary_lengths import check_rotary
     from doubleweave.compiler.graph.static_attention import MASK, inline_attention
@@ -50,6 +51,9 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     report("exporting the graph", 0, 1)
     most = most_rows(options.sizes)
     graph = export_llm(model.module, most)
+    if graph.graph.find_nodes(op="call_function", target=GENERAL):
+        # The model's own operators see all keys: what its Python asks of their number has to hold for the longest text.
+        graph = export_llm(model.module, options.max_context)
     decoder = model.module if isinstance(model.module, Decoder) else None
     project = cut_encoded(graph) if decoder else None
     check_rows(graph, type(model.module).__name__)

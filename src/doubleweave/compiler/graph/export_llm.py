@@ -23,8 +23,8 @@ from doubleweave.compiler.graph.cross_attention import (
 )
 from doubleweave.compiler.graph.experts import experts_as_operators
 from doubleweave.compiler.graph.fresh_tensors import changes_in_place
-from doubleweave.compiler.graph.mask_functions import mask_of
-from doubleweave.compiler.graph.ops import ATTENTIONS, attend
+from doubleweave.compiler.graph.mask_functions import chosen_keys, mask_of
+from doubleweave.compiler.graph.ops import ATTENTIONS, GENERAL, attend
 from doubleweave.compiler.graph.permutes import join_permutes
 from doubleweave.compiler.graph.positions import check_first, count_by_positions, share_computed
 from doubleweave.compiler.graph.recurrence import mark_recurrences, name_states
@@ -33,6 +33,7 @@ from doubleweave.compiler.graph.rotary_lengths import first_frequencies
 from doubleweave.compiler.graph.shared_attention import join_shared
 from doubleweave.compiler.graph.shared_caches import share_caches
 from doubleweave.compiler.graph.simplify import drop_no_ops, drop_whole_copies, simplify
+from doubleweave.compiler.graph.sizes import sizes_as_operators
 from doubleweave.compiler.graph.states import (
     Key,
     States,
@@ -41,7 +42,7 @@ from doubleweave.compiler.graph.states import (
     one_step_a_row,
     takes_cache_as,
 )
-from doubleweave.compiler.graph.written_attention import recognise_attention
+from doubleweave.compiler.graph.written_attention import keep_other_attention, recognise_attention
 from doubleweave.errors import SplitError
 from doubleweave.sources.positions import first_position
 
@@ -72,6 +73,8 @@ def _attention(
     """transformers' attention function: query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D]."""
     sinks = kwargs.pop("s_aux", None)
     position_bias = kwargs.pop("position_bias", None)
+    if (chosen := kwargs.pop("indices", None)) is not None:
+        attention_mask = chosen_keys(chosen, query, key, attention_mask)
     is_causal = kwargs.pop("is_causal", None)
     if unknown := [name for name, value in kwargs.items() if value is not None and name not in _NO_MATTER]:
         raise SplitError(
@@ -166,8 +169,11 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     share_computed(graph_module)
     share_caches(graph_module)
     join_shared(graph_module)
+    keep_other_attention(graph_module, type(model).__name__)
     mark_recurrences(graph_module)
-    if not states.shapes and not any(node.target in ATTENTIONS for node in graph_module.graph.nodes):
+    if not states.shapes and not any(
+        node.target in (*ATTENTIONS, GENERAL) for node in graph_module.graph.nodes
+    ):
         raise SplitError(
             f"{type(model).__name__} has no attention, neither by transformers' attention interface nor written in its "
             "own code: expected a decoder that attends to earlier tokens; this architecture is not supported"
@@ -196,7 +202,7 @@ def _exported(model: Any, states: States, max_rows: int) -> torch.export.Exporte
             )
             encoded = {1: torch.export.Dim("E", min=1, max=MOST_ENCODED)}
             modules, experts = one_step_a_row(states.users), experts_as_operators(model)
-            with torch.no_grad(), first_frequencies(model), modules, experts:
+            with torch.no_grad(), first_frequencies(model), modules, experts, sizes_as_operators(model):
                 # Not strict: only the operators are traced, so a model may use any Python on the way.
                 exported = torch.export.export(
                     _Chunk(model, first, tuple(states.shapes)),

@@ -39,6 +39,21 @@ def mask_of(*args: Any, mask_function: _Mask, local_size: int | None = None, **g
     return make(*args, mask_function=mask_function, **given)
 
 
+def chosen_keys(index: Tensor, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """A mask that hides all keys but those that an index attention chose for each query, and what `mask` hides.
+
+    index [B, T, chosen] of keys, query [B, H, T, D], key [B, K, S, D], mask [B, 1, T, S] or None -> the same, float32.
+    """
+    shape = (query.shape[0], query.shape[2], key.shape[2])
+    seen = torch.zeros(shape, dtype=torch.bool).scatter(-1, index.long(), True).unsqueeze(1)
+    least = torch.finfo(torch.float32).min
+    if mask is None:
+        return torch.zeros(seen.shape).masked_fill(~seen, least)
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape).masked_fill(~(mask & seen), least)
+    return mask.masked_fill(~seen, least)
+
+
 def _is_window(mask_function: _Mask, size: int) -> bool:
     """Whether a query sees its own key and the size - 1 keys before it."""
     query = torch.tensor([0, 1, size - 1, size, size + 1, 2 * size + 3])[:, None]

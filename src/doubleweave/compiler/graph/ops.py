@@ -35,6 +35,7 @@ _LIBRARY.define(
     "masked_attention(Tensor q, Tensor k, Tensor v, Tensor mask, int num_heads, int num_kv_heads, float scale, "
     "int window, float soft_cap, Tensor? sinks) -> Tensor"
 )
+_LIBRARY.define("general_attention(Tensor[] queries, Tensor[] keys, Tensor[] weights, int width) -> Tensor")
 _LIBRARY.define("boundary(Tensor[] inputs, Tensor[] outputs, int call) -> Tensor[]")
 
 
@@ -52,6 +53,7 @@ def attention_reference(
     slopes: Tensor | None = None,
     distances: Tensor | None = None,
     *,
+    added: Tensor | None = None,
     is_causal: bool = True,
 ) -> Tensor:
     """Causal grouped-query attention in plain ops; query i sits at position S - T + i.
@@ -64,6 +66,7 @@ def attention_reference(
     positions. `sinks` [H] float32 are scores that take part in the softmax's sum and have no value. `slopes` [H]
     float32 add slope * (key - query's position) to a score, behind the soft cap (ALiBi). `distances` [H, L] float32 are
     added to the scores of keys 0, 1, … tokens behind the query, the last number to those of all further ones (T5).
+    `added` [.., T, S] float32 is `masked_attention`'s mask.
 
     Not `is_causal`, every query sees every key: `cross_attention`'s.
     """
@@ -90,6 +93,8 @@ def attention_reference(
     if distances is not None:
         behind_TS = (position_T - key_S).clamp(0, distances.shape[1] - 1)
         scores_BHTS = scores_BHTS + distances[:, behind_TS]
+    if added is not None:
+        scores_BHTS = scores_BHTS + added
     scores_BHTS = scores_BHTS.masked_fill(~visible_TS, torch.finfo(scores_BHTS.dtype).min)
     if sinks is not None:
         sinks_BHT1 = sinks.view(1, -1, 1, 1).expand(num_batches, -1, num_queries, 1)
@@ -137,13 +142,32 @@ def _fake_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, num_kv_head
     return q.new_empty(q.shape[0], q.shape[1], v.shape[2] // num_kv_heads * num_heads)
 
 
+def masked_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, num_heads: int, num_kv_heads: int, *more: Any
+) -> Tensor:
+    """`attention_reference` under a mask besides, [.., T, T]: True for what is seen, or float32 to add to scores."""
+    scale, window, soft_cap, sinks = more
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    return attention_reference(
+        q, k, v, num_heads, num_kv_heads, scale, window, soft_cap, sinks=sinks, added=mask
+    )
+
+
 # `masked_attention` stands in an exported graph for attention under a mask that the model made, until the mask is
-# understood (written_attention.py); it never reaches a program, and nothing computes it.
+# understood (written_attention.py); it never reaches a program.
 torch.library.register_fake(
     "doubleweave::masked_attention",
     lambda q, k, v, mask, num_heads, num_kv_heads, *_: _fake_attention(q, k, v, num_heads, num_kv_heads),
     lib=_LIBRARY,
 )
+# `general_attention` stands for a graph of its own (general_attention.py), which takes its place in a segment.
+torch.library.register_fake(
+    "doubleweave::general_attention",
+    lambda queries, keys, weights, width: queries[0].new_empty(1, queries[0].shape[1], width),
+    lib=_LIBRARY,
+)
+_LIBRARY.impl("masked_attention", masked_attention_reference, "CompositeExplicitAutograd")
 # `boundary` marks in an exported graph where a nested module is called (compiler/trace); it never reaches a program.
 # Its results are copies, because an operator that is pure must not return its own inputs.
 for _name, _compute, _fake in (
@@ -169,6 +193,7 @@ ATTENTIONS = (
     CROSS,
 )
 MASKED = torch.ops.doubleweave.masked_attention.default
+GENERAL = torch.ops.doubleweave.general_attention.default
 
 
 def attend(

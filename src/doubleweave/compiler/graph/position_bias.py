@@ -127,6 +127,29 @@ def _numbers(arguments: Any) -> list[float]:
     return [arguments] if is_number and abs(arguments) < 1e9 else []
 
 
+def bias_of(mask: fx.Node, positions: Positions) -> Bias:
+    """The bias that a mask of positions alone, [.., T, T], gives; raises NotUnderstood."""
+
+    def at_size(size: int) -> Tensor:
+        return _additive(positions.values([mask], size, {})[mask], size)
+
+    biases = {}
+    for size in positions.sizes([mask], 1):
+        try:
+            biases[size] = at_size(size)
+        except Exception:
+            if size in positions.sizes([], 1):
+                raise NotUnderstood(f"its mask cannot be computed for {size} tokens") from None
+    return understood(biases, at_size)
+
+
+def _additive(mask: Tensor, num_tokens: int) -> Tensor:
+    """A mask as float32 [H, T, T] to be added."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    return mask.float().reshape(-1, *mask.shape[-2:])[..., :num_tokens, :num_tokens]
+
+
 def understood(biases: Mapping[int, Tensor], at_size: Callable[[int], Tensor]) -> Bias:
     """The bias that gives the same weights as these, float32 [H, T, T] by T; raises NotUnderstood.
 

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from doubleweave.compiler.graph.general_attention import general_attention
 from doubleweave.compiler.graph.nodes import constant, expression, insert, is_call, is_tensor, nodes_of
 from doubleweave.compiler.graph.ops import CROSS, MASKED
-from doubleweave.compiler.graph.position_bias import Bias, NotUnderstood, Positions, understood
+from doubleweave.compiler.graph.position_bias import Bias, NotUnderstood, Positions, bias_of, understood
 from doubleweave.compiler.graph.refusal_causes import place_of_node
 from doubleweave.errors import SplitError
 
@@ -28,6 +29,7 @@ _PRODUCT = (aten.matmul.default, aten.bmm.default)
 _ADDING = (aten.baddbmm.default,)
 _SDPA = aten.scaled_dot_product_attention.default
 _GENERATOR_SEED = 20262
+_CAUSE = "not_understood"  # in the meta of what attention results in: why it is not the operator's
 
 
 class _Scores(NamedTuple):
@@ -53,14 +55,44 @@ def recognise_attention(graph_module: fx.GraphModule, model: str) -> None:
             elif is_call(node, *_SOFTMAX) and _is_over_keys(node, positions):
                 _replace_written(graph_module, node, positions, known)
         except NotUnderstood as found:
-            raise SplitError(
-                f"{model}: the attention of {place_of_node(node)} is not understood: {found}; expected "
-                "softmax(scale * q kT + bias) v, where the bias hides later keys and perhaps those outside of a window "
-                "or a block, or is a slope a head (ALiBi) or a number for each distance (T5); this architecture is not "
-                "supported"
-            ) from None
+            _result_of(node, positions, model, str(found)).meta[_CAUSE] = str(found)
     graph.eliminate_dead_code()
     graph_module.recompile()
+
+
+def keep_other_attention(graph_module: fx.GraphModule, model: str) -> None:
+    """Keep attention that `recognise_attention` did not understand in plain operators, over keys that are cached.
+
+    Raises SplitError where its queries and keys cannot be told apart.
+    """
+    positions = Positions(graph_module)
+    for node in nodes_of(graph_module.graph):
+        if (cause := node.meta.get(_CAUSE)) is not None:
+            try:
+                general_attention(graph_module, node, positions)
+            except NotUnderstood as found:
+                raise _refusal(node, model, f"{cause}, and {found}") from None
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+
+
+def _result_of(node: Any, positions: Positions, model: str, cause: str) -> Any:
+    """What attention results in, of its node under a mask or its softmax; raises SplitError where it is not found."""
+    if node.target is MASKED:
+        return node
+    try:
+        return _find(node, positions).result
+    except NotUnderstood:
+        raise _refusal(node, model, cause) from None
+
+
+def _refusal(node: Any, model: str, cause: str) -> SplitError:
+    return SplitError(
+        f"{model}: the attention of {place_of_node(node)} is not understood: {cause}; expected "
+        "softmax(scale * q kT + bias) v, where the bias hides later keys and perhaps those outside of a window "
+        "or a block, or is a slope a head (ALiBi) or a number for each distance (T5); this architecture is not "
+        "supported"
+    )
 
 
 def _is_over_keys(node: Any, positions: Positions) -> bool:
@@ -113,18 +145,7 @@ def _replace_masked(graph_module: fx.GraphModule, node: Any, positions: Position
     if _is_across(k, positions):
         _replace_across(graph_module, node, positions)
         return
-
-    def at_size(size: int) -> Tensor:
-        return _additive(positions.values([mask], size, {})[mask], size)
-
-    biases = {}
-    for size in positions.sizes([mask], 1):
-        try:
-            biases[size] = at_size(size)
-        except Exception:
-            if size in positions.sizes([], 1):
-                raise NotUnderstood(f"its mask cannot be computed for {size} tokens") from None
-    bias = understood(biases, at_size)
+    bias = bias_of(mask, positions)
     num_heads, num_kv_heads, scale, window, soft_cap = parameters
     if window and window != bias.window:
         raise NotUnderstood(f"it has a window of {window}, its mask one of {bias.window}")
@@ -152,13 +173,6 @@ def _replace_across(graph_module: fx.GraphModule, node: Any, positions: Position
         result = insert(graph_module.graph, CROSS, q, k, v, *parameters, like=node)
     node.replace_all_uses_with(result)
     graph_module.graph.erase_node(node)
-
-
-def _additive(mask: Tensor, num_tokens: int) -> Tensor:
-    """A mask as float32 [H, T, T] to be added."""
-    if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
-    return mask.float().reshape(-1, *mask.shape[-2:])[..., :num_tokens, :num_tokens]
 
 
 def _attend(

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from doubleweave.compiler.graph.nodes import ENCODED, STATE, TOGETHER
-from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS
+from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS, GENERAL
 from doubleweave.compiler.graph.positions import num_rows
 from doubleweave.compiler.graph.refusal_causes import place_of_node
 from doubleweave.compiler.split.row_rules import Axis, Follower, MixesRows, UnknownOperator
@@ -35,7 +35,9 @@ def check_rows(graph_module: fx.GraphModule, model: str) -> None:
         elif TOGETHER in node.meta:
             # A recurrence runs row behind row, over a batch of one; its results have the rows that it was given.
             rows[node] = _axis_of_rows(node, follow)
-        elif node.target in _OURS and None not in map(follow.axis, node.args[: _OURS[node.target]]):
+        elif (
+            node.target in _OURS and None not in map(follow.axis, node.args[: _OURS[node.target]])
+        ) or node.target is GENERAL:
             rows[node] = _ROWS_AXIS
         elif node.op == "call_function":
             try:

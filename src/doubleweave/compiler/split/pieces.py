@@ -14,12 +14,13 @@ import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from types import FunctionType
 
 import torch
 from torch import Tensor, fx
 
+from doubleweave.compiler.graph.edges import Edges
 from doubleweave.compiler.graph.nodes import IN_ORDER, PAST, TOGETHER, constant, is_tensor
-from doubleweave.compiler.split.edges import Edges
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import Port, Segment, Split
 
@@ -268,5 +269,7 @@ def structure(graph: fx.Graph, weights: tuple[Tensor, ...], ports: tuple[Port, .
     index = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         args = fx.map_arg((node.args, node.kwargs), lambda n: f"%{index[n]}")
-        lines.append(f"{node.op} {node.target} {args}")
+        # A function's own text has its address.
+        target = node.target.__qualname__ if isinstance(node.target, FunctionType) else node.target
+        lines.append(f"{node.op} {target} {args}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

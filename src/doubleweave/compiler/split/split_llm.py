@@ -17,9 +17,11 @@ from torch import Tensor, fx
 from torch.export import Dim
 
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave's operators
+from doubleweave.compiler.graph.edges import Edges
+from doubleweave.compiler.graph.general_attention import inline_general
 from doubleweave.compiler.graph.nodes import ENCODED as GIVEN
 from doubleweave.compiler.graph.nodes import PAST, STATE, TOGETHER, output_node
-from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS
+from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS, GENERAL
 from doubleweave.compiler.graph.positions import moved_tables, num_rows
 from doubleweave.compiler.graph.recurrence import RECURRENCE
 from doubleweave.compiler.graph.refusal_causes import place_of_node
@@ -34,7 +36,6 @@ from doubleweave.compiler.policy import (
     Static,
     operator_rules,
 )
-from doubleweave.compiler.split.edges import Edges
 from doubleweave.compiler.split.pieces import Piece, TorchSplit, cut_pieces, extract, structure
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import (
@@ -90,15 +91,17 @@ def split_llm(
     calls: list[Call] = []
     attention_of: dict[str, str] = {}
     for piece, call_name in zip(pieces, names, strict=True):
-        is_attention = piece.nodes[0].target in ATTENTIONS
+        queries, keys = _meeting(piece.nodes[0])
+        is_attention = bool(keys)
         is_cross = piece.nodes[0].target is CROSS
         is_recurrence = piece.owner.startswith(RECURRENCE)
         # The run time passes q, k, v to its kernel in this order; a piece lists its reads in the order of the graph.
-        reads: list[Any] = list(piece.nodes[0].args[:3]) if is_attention else list(piece.reads)
+        reads: list[Any] = [*queries, *keys] if is_attention else list(piece.reads)
         piece_graph, tensors = extract(piece, reads, graph_module, edges)
+        inline_general(piece_graph.graph)
         # Attention reads K and V with the rows of all chunks so far, and q with those of this chunk.
-        is_cached = is_attention and not is_cross
-        inputs = tuple(values.port(node, f"in{i}", is_cached and i > 0) for i, node in enumerate(reads))
+        cached = range(len(queries), len(reads)) if is_attention and not is_cross else ()
+        inputs = tuple(values.port(node, f"in{i}", i in cached) for i, node in enumerate(reads))
         outputs = tuple(values.port(node, f"out{i}", False) for i, node in enumerate(piece.writes))
         digest = structure(piece_graph.graph, tensors, inputs)
         name = call_name
@@ -170,11 +173,18 @@ def _shape(
 
 
 def _attention_name(piece: Piece, segments: Mapping[str, Segment]) -> str:
-    window = piece.nodes[0].args[6]
+    window = piece.nodes[0].args[6] if piece.nodes[0].target in ATTENTIONS else 0
     name = f"attention_window{window}" if window else "attention"
     name = "cross_attention" if piece.nodes[0].target is CROSS else name
     taken = sum(existing == name or existing.startswith(f"{name}.") for existing in segments)
     return f"{name}.{taken}" if taken else name
+
+
+def _meeting(node: Any) -> tuple[list[Any], list[Any]]:
+    """What attention reads of the newest rows, and of all rows so far; both empty for any other node."""
+    if node.target is GENERAL:
+        return list(node.args[0]), list(node.args[1])
+    return ([node.args[0]], list(node.args[1:3])) if node.target in ATTENTIONS else ([], [])
 
 
 def _num_weights(node: fx.Node) -> int:
@@ -196,7 +206,7 @@ def _num_expert_weights(node: fx.Node) -> tuple[int, int]:
 def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:
     if TOGETHER in node.meta:
         return str(node.meta[TOGETHER])
-    if node.target in ATTENTIONS:
+    if node.target in (*ATTENTIONS, GENERAL):
         return f"attention/{node.name}"  # each its own piece
     # A module called twice is listed as name@1.
     paths = (re.sub(r"@\d+", "", path) for path, _ in node.meta.get("nn_module_stack", {}).values())
@@ -236,12 +246,16 @@ class _Values:
         for node in graph.nodes:
             if node.op == "placeholder" and node.users and node not in (*pasts, *states, *given):
                 self._add(node, str(node.target), "input")
-        attentions = [node for node in graph.nodes if node.target in ATTENTIONS]
-        for layer, attention in enumerate(node for node in attentions if node.target is CROSS):
+        crosses = [node for node in graph.nodes if node.target is CROSS]
+        for layer, attention in enumerate(crosses):
             self._add_once(attention.args[0], f"cross_q_{layer}", "chunk")
-        for layer, attention in enumerate(node for node in attentions if node.target is not CROSS):
-            for arg, letter in zip(attention.args[:3], "qkv", strict=True):
-                self._add_once(arg, f"{letter}_{layer}", "chunk" if letter == "q" else "cache")
+        others = (node for node in graph.nodes if node.target is not CROSS)
+        attentions = [meeting for node in others if (meeting := _meeting(node))[1]]
+        for layer, (queries, keys) in enumerate(attentions):
+            for kind, letters, args in (("chunk", "q", queries), ("cache", "kv", keys)):
+                for number, arg in enumerate(args):
+                    letter = letters[number] if len(args) == len(letters) else f"{letters[0]}{number}"
+                    self._add_once(arg, f"{letter}_{layer}", kind)
         for node in pasts:
             name = str(node.target).removeprefix("past_")
             self._add_once(node.meta[PAST], name, "cache")
