@@ -56,10 +56,12 @@ class Evaluator:
             return constant(self.module, node)
         if isinstance(value, (int, torch.SymInt)):
             return self.size(value, rows)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), found.get)
-        if is_call(node, *SIZE_ONLY):  # of a tensor that need not be known
+        if is_call(node, *SIZE_ONLY):
             like: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
-            args = (torch.empty([self.size(s, rows) for s in like.shape], dtype=like.dtype), *args[1:])
+            sizes, kwargs = fx.map_arg((node.args[1:], node.kwargs), lambda n: found[n])
+            args = (torch.empty([self.size(s, rows) for s in like.shape], dtype=like.dtype), *sizes)
+        else:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: found[n])
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def needed(self, nodes: Iterable[fx.Node], given: Mapping[fx.Node, Any]) -> list[fx.Node]:

@@ -8,6 +8,7 @@ of segments, quantization or backends.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from doubleweave.compiler.graph.cross_attention import (
 )
 from doubleweave.compiler.graph.experts import experts_as_operators
 from doubleweave.compiler.graph.fresh_tensors import changes_in_place
-from doubleweave.compiler.graph.mask_functions import chosen_keys, mask_of
+from doubleweave.compiler.graph.mask_functions import causal_mask, chosen_keys, mask_of
 from doubleweave.compiler.graph.ops import ATTENTIONS, GENERAL, attend
 from doubleweave.compiler.graph.permutes import join_permutes
 from doubleweave.compiler.graph.positions import check_first, count_by_positions, share_computed
@@ -76,16 +77,20 @@ def _attention(
     if (chosen := kwargs.pop("indices", None)) is not None:
         attention_mask = chosen_keys(chosen, query, key, attention_mask)
     is_causal = kwargs.pop("is_causal", None)
-    if unknown := [name for name, value in kwargs.items() if value is not None and name not in _NO_MATTER]:
+    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _NO_MATTER)
+    own: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    is_across = str(query.shape[2]) != str(key.shape[2])
+    is_plain = not softcap and all(given is None for given in (sinks, chosen, position_bias))
+    if unknown and (own is None or is_across or not is_plain):
         raise SplitError(
-            f"{type(module).__name__} hands its attention {', '.join(sorted(unknown))}: expected queries, keys, "
-            "values, a mask, a scale, a window, a soft cap or sinks (s_aux); this architecture is not supported"
+            f"{type(module).__name__} hands its attention {', '.join(unknown)}: expected queries, keys, values, a "
+            "mask, a scale, a window, a soft cap or sinks (s_aux); this architecture is not supported"
         )
     num_heads, num_kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]
     scale = head_dim**-0.5 if scaling is None else float(scaling)
     q, k, v = map(_token_major, (query, key, value))
     parameters = (num_heads, num_kv_heads, scale, int(sliding_window or 0), float(softcap or 0.0))
-    if str(query.shape[2]) != str(key.shape[2]):
+    if is_across:
         out = attend_across(q, k, v, parameters, attention_mask, position_bias, sinks)
         return out.view(1, query.shape[2], num_heads, -1), None
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
@@ -93,6 +98,12 @@ def _attention(
             f"{type(module).__name__} is not causal: expected a decoder-only language model; "
             "encoders have no cache to grow"
         )
+    if unknown:  # written out in the model's own operators, as it is without an interface
+        mask = causal_mask(query, key, sliding_window or 0) if attention_mask is None else attention_mask
+        result: tuple[torch.Tensor, None] = own(
+            module, query, key, value, mask, scaling=scaling, dropout=0.0, **kwargs
+        )
+        return result[0], None
     if position_bias is not None:
         attention_mask = with_causal_bias(position_bias, attention_mask)
     out = attend(q, k, v, parameters, mask=attention_mask, sinks=sinks)

@@ -74,6 +74,20 @@ def drop_whole_writes(graph_module: fx.GraphModule) -> None:
         return insert(graph_module.graph, aten.unsqueeze.default, source, axis, like=node)
 
     replace_nodes(graph_module.graph, written)
+    replace_nodes(graph_module.graph, lambda node: _chosen(graph_module.graph, node))
+
+
+def _chosen(graph: fx.Graph, node: Any) -> Any:
+    """What is written where a mask of the same shape says so is a choice between two numbers."""
+    if not is_call(node, aten.index_put.default) or (len(node.args) > 3 and node.args[3]):
+        return None
+    target, (mask, *others), value = node.args[:3]
+    is_one = value.meta["val"].numel() == 1 and value.meta["val"].dtype == target.meta["val"].dtype
+    if others or mask.meta["val"].dtype != torch.bool or not is_one:
+        return None
+    if not same_shape(mask.meta["val"], target.meta["val"]):
+        return None
+    return insert(graph, aten.where.self, mask, value, target, like=node)
 
 
 def _parts(node: Any) -> tuple[list[_Part], int] | None:

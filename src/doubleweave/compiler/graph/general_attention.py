@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, fx
 
 from doubleweave.compiler.graph.edges import Edges
 from doubleweave.compiler.graph.evaluate import SIZE_ONLY
-from doubleweave.compiler.graph.nodes import expression, insert, is_call, is_tensor, nodes_of
+from doubleweave.compiler.graph.nodes import expression, insert, is_call, is_tensor
 from doubleweave.compiler.graph.ops import GENERAL, MASKED
 from doubleweave.compiler.graph.position_bias import Bias, NotUnderstood, Positions, bias_of
 from doubleweave.compiler.graph.positions import POSITIONS, placeholder_of
@@ -73,7 +74,7 @@ def inline_general(graph: fx.Graph) -> None:
     found = graph.find_nodes(op="call_function", target=GENERAL)
     for node in found:
         inner: fx.Graph = node.meta[GRAPH]
-        given = dict(zip(inner.find_nodes(op="placeholder"), sum(node.args[:3], []), strict=True))
+        given = dict(zip(inner.find_nodes(op="placeholder"), [*chain(*node.args[:3])], strict=True))
         with graph.inserting_before(node):
             result = graph.graph_copy(inner, given)
         node.replace_all_uses_with(result)
@@ -138,7 +139,7 @@ class _Part:
         generator = torch.Generator().manual_seed(_SEED)
         weights = [self.positions.values([weight], 1, {})[weight] for weight in self.weights]
         for rows in _TRIED:
-            given = {leaf: self._random(leaf, rows, generator) for leaf in sum(self.leaves.values(), [])}
+            given = {leaf: self._random(leaf, rows, generator) for leaf in chain(*self.leaves.values())}
             wanted = _flat(self.positions.values([node], rows, given)[node], self, node)
             queries, keys = (
                 [_flat(given[leaf], self, leaf) for leaf in self.leaves[kind]] for kind in (QUERY, KEY)
@@ -148,8 +149,8 @@ class _Part:
                 off = float((found - wanted[:, first:end]).abs().max() / wanted.abs().max().clamp(min=1e-30))
                 if not off < 1e-4:
                     raise NotUnderstood(
-                        f"tokens {first} to {end - 1} of {rows} give other numbers alone, over the keys up to them, than "
-                        f"all at once: off by {off:.1g}"
+                        f"tokens {first} to {end - 1} of {rows} give other numbers alone, over the keys up to them, "
+                        f"than all at once: off by {off:.1g}"
                     )
 
     def _random(self, leaf: Any, rows: int, generator: torch.Generator) -> Tensor:
@@ -463,15 +464,13 @@ def _without(part: _Part, node: Any, labels: _Labels) -> Any:
     """One axis fewer, if it is gone: a place of it is selected, or it had one place."""
     rank = part.rank(node.args[0])
     gone = int(node.args[1]) % rank
-    if part.rank(node) == rank:
-        found = dict(labels)
-    else:
-        found = {axis + (axis >= gone): kind for axis, kind in labels.items()}
+    fewer = part.rank(node) < rank
+    found = {axis + (fewer and axis >= gone): kind for axis, kind in labels.items()}
     return part.call(node, part.source(node.args[0], found), *node.args[1:])
 
 
 def _slice(part: _Part, node: Any, labels: _Labels) -> Any:
-    source, dim, start, end, step = (*node.args, *(0, 0, None, 1)[len(node.args) - 1 :])
+    source, dim, start, _, step = (*node.args, *(0, 0, None, 1)[len(node.args) - 1 :])
     dim %= part.rank(source)
     if dim not in labels:
         return part.call(node, part.source(source, labels), *node.args[1:])
@@ -602,7 +601,7 @@ def _masked(part: _Part, node: Any, labels: _Labels) -> Any:
 _Rule = Callable[[_Part, Any, _Labels], Any]
 _OPERATORS: dict[_Rule, tuple[Any, ...]] = {
     _expand: (aten.expand.default,),
-    _filled: SIZE_ONLY + (aten.zeros.default, aten.ones.default, aten.full.default),
+    _filled: (*SIZE_ONLY, aten.zeros.default, aten.ones.default, aten.full.default),
     _arange: (aten.arange.default, aten.arange.start, aten.arange.start_step),
     _matmul: (aten.matmul.default, aten.bmm.default, aten.mm.default),
     _over: (

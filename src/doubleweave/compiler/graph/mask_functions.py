@@ -54,6 +54,15 @@ def chosen_keys(index: Tensor, query: Tensor, key: Tensor, mask: Tensor | None) 
     return mask.masked_fill(~seen, least)
 
 
+def causal_mask(query: Tensor, key: Tensor, window: int) -> Tensor:
+    """The float32 mask [1, 1, T, S] that hides later keys, and those before a window (0: none)."""
+    places = torch.arange(query.shape[2]).unsqueeze(1), torch.arange(key.shape[2])
+    hidden = places[1] > places[0]
+    if window:
+        hidden = hidden | (places[1] <= places[0] - window)
+    return torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[None, None]
+
+
 def _is_window(mask_function: _Mask, size: int) -> bool:
     """Whether a query sees its own key and the size - 1 keys before it."""
     query = torch.tensor([0, 1, size - 1, size, size + 1, 2 * size + 3])[:, None]

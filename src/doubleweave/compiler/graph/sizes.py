@@ -1,7 +1,7 @@
 """The smaller and the larger of two sizes, for torch.export.
 
-torch.export follows arithmetic with sizes, but Python's own `min` and `max` ask which is the smaller, and the answer for
-the example would hold for every size. This module knows nothing of models.
+torch.export follows arithmetic with sizes, but Python's own `min` and `max` ask which is the smaller, and the answer
+for the example would hold for every size. This module knows nothing of models.
 """
 
 from __future__ import annotations

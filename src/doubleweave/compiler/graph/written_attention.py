@@ -80,10 +80,14 @@ def _result_of(node: Any, positions: Positions, model: str, cause: str) -> Any:
     """What attention results in, of its node under a mask or its softmax; raises SplitError where it is not found."""
     if node.target is MASKED:
         return node
-    try:
-        return _find(node, positions).result
-    except NotUnderstood:
-        raise _refusal(node, model, cause) from None
+    inside = {node}
+    for user in nodes_of(node.graph):
+        sources = inside.intersection(user.all_input_nodes)
+        if sources and is_call(user, *_PRODUCT) and user.args[0] in inside:
+            return user
+        if sources and positions.given_by_rows(user):
+            inside.add(user)
+    raise _refusal(node, model, cause)
 
 
 def _refusal(node: Any, model: str, cause: str) -> SplitError:

@@ -35,9 +35,9 @@ def check_rows(graph_module: fx.GraphModule, model: str) -> None:
         elif TOGETHER in node.meta:
             # A recurrence runs row behind row, over a batch of one; its results have the rows that it was given.
             rows[node] = _axis_of_rows(node, follow)
-        elif (
+        elif node.target is GENERAL or (
             node.target in _OURS and None not in map(follow.axis, node.args[: _OURS[node.target]])
-        ) or node.target is GENERAL:
+        ):
             rows[node] = _ROWS_AXIS
         elif node.op == "call_function":
             try:
