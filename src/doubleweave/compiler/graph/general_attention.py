@@ -470,13 +470,15 @@ def _without(part: _Part, node: Any, labels: _Labels) -> Any:
 
 
 def _slice(part: _Part, node: Any, labels: _Labels) -> Any:
-    source, dim, start, _, step = (*node.args, *(0, 0, None, 1)[len(node.args) - 1 :])
+    source, dim, start, end, step = (*node.args, *(0, 0, None, 1)[len(node.args) - 1 :])
     dim %= part.rank(source)
     if dim not in labels:
         return part.call(node, part.source(source, labels), *node.args[1:])
-    value, before = node.meta["val"], source.meta["val"]
-    if expression(value.shape[dim]) == expression(before.shape[dim]):
+    if expression(node.meta["val"].shape[dim]) == expression(source.meta["val"].shape[dim]):
         return part.source(source, labels)  # all of it
+    if dim in part.rows_of(source) and labels[dim] == KEY:
+        edges = [part.number(edge, KEY) for edge in (start, end)]
+        return part.call(node, part.source(source, labels), dim, *edges, step)
     if start not in (0, None) or step != 1 or dim in part.rows_of(source):
         raise NotUnderstood("rows are cut out of it")
     # Of a table for the longest sequence, as many places as there are rows.
@@ -491,8 +493,8 @@ def _along(part: _Part, node: Any, labels: _Labels) -> Any:
     """Tensors of the same axes are joined, read or written along one of them, which is of keys if it is one of rows."""
     dim = _dim(node, part.rank(node))
     if is_call(node, aten.cat.default):
-        if dim in labels:
-            raise NotUnderstood("rows are joined with others")
+        if labels.get(dim, KEY) != KEY:
+            raise NotUnderstood("queries are joined with others")
         return part.call(node, [part.source(one, labels) for one in node.args[0]], *node.args[1:])
     args = [part.source(one, labels | {dim: KEY}) if is_tensor(one) else one for one in node.args]
     return part.call(node, *args, **node.kwargs)

@@ -57,9 +57,11 @@ def mark_recurrences(graph_module: fx.GraphModule) -> None:
     states = [node for node in graph.nodes if STATE in node.meta]
     _drop_clones(graph)
     bodies: list[set[Any]] = []
+    # A row of the stream between layers: what is no larger passes from segment to segment anyway.
+    width = max((_row_elements(n) for n in graph.nodes if is_call(n, aten.embedding.default)), default=0)
     for placeholder, following in zip(states, output_node(graph).args[0][1:], strict=True):
         placeholder.meta[STATE], following.meta[NEXT] = following, True
-        body = _body(placeholder, following)
+        body = _body(placeholder, following, width)
         for other in [other for other in bodies if other & body]:
             bodies.remove(other)
             body = _convex(body | other)
@@ -88,13 +90,14 @@ def _row_elements(node: Any) -> int:
     return math.prod(int(size.subs(dict.fromkeys(size.free_symbols, 1))) for size in sizes)
 
 
-def _body(state: Any, following: Any) -> set[Any]:
+def _body(state: Any, following: Any, width: int) -> set[Any]:
     after, before = _reached([state], "users"), _reached([following], "all_input_nodes")
     body = {node for node in after & before if _is_tensor_call(node)} or {following}
     size = _row_elements(state)
 
     def is_large(node: Any) -> bool:
-        return is_tensor(node) and node.op == "call_function" and 2 * _row_elements(node) > size
+        is_result = size > width and is_tensor(node) and node.op == "call_function"
+        return is_result and 2 * _row_elements(node) > size
 
     # A result that is as large as the state is read where it is made, and made where it is read.
     todo = list(body)

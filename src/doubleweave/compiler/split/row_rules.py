@@ -22,6 +22,7 @@ aten = torch.ops.aten
 
 # Every number of their results is the same, so that rows of them are alike however many there are.
 _FILLING = (
+    aten.expand.default,  # of one row to all
     *(aten.zeros.default, aten.ones.default, aten.full.default),
     *(aten.new_zeros.default, aten.new_ones.default, aten.new_full.default),
 )
