@@ -470,7 +470,8 @@ def _without(part: _Part, node: Any, labels: _Labels) -> Any:
 
 
 def _slice(part: _Part, node: Any, labels: _Labels) -> Any:
-    source, dim, start, end, step = (*node.args, *(0, 0, None, 1)[len(node.args) - 1 :])
+    given: tuple[Any, ...] = (*node.args, *(0, 0, None, 1)[len(node.args) - 1 :])
+    source, dim, start, end, step = given
     dim %= part.rank(source)
     if dim not in labels:
         return part.call(node, part.source(source, labels), *node.args[1:])
