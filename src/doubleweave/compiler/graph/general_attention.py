@@ -269,10 +269,10 @@ class _Part:
 
     def place(self, kind: str) -> Any:
         """The positions of queries or keys, int64 [T] or [S]."""
-        target, args = aten.arange.default, (self.size[KEY],)
         if kind == QUERY:
-            target, args = aten.arange.start, (self.before(), self.size[KEY])
-        found = self.graph.call_function(target, args)
+            found = self.graph.call_function(aten.arange.start, (self.before(), self.size[KEY]))
+        else:
+            found = self.graph.call_function(aten.arange.default, (self.size[KEY],))
         found.meta["val"] = self._rows.select(0, 0)
         return found
 
