@@ -19,9 +19,9 @@ _EXAMPLE_ROWS = 29  # of an encoder: unlike the other sizes of a model
 _HIDDEN = -1e30
 
 
-def example_rows(model: Any) -> Tensor | None:
-    """Rows to export a decoder with, float32 [1, E, width]; None for a model without an encoder."""
-    return model.rows[:, :1].repeat(1, _EXAMPLE_ROWS, 1) if isinstance(model, Decoder) else None
+def example_rows(model: Any) -> tuple[Tensor, ...]:
+    """Rows to export a decoder with, float32 [1, E, width]; none for a model without an encoder."""
+    return (model.rows[:, :1].repeat(1, _EXAMPLE_ROWS, 1),) if isinstance(model, Decoder) else ()
 
 
 def attend_across(

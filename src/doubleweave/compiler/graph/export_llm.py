@@ -133,7 +133,7 @@ class _Chunk(nn.Module):
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
         states: tuple[torch.Tensor, ...],
-        encoder_rows: torch.Tensor | None,
+        encoder_rows: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         given: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
         if encoder_rows is not None:
@@ -211,16 +211,16 @@ def _exported(model: Any, states: States, max_rows: int) -> torch.export.Exporte
             before_rows = tuple(
                 torch.zeros(1).expand(_EXAMPLE_ROWS, *shape) for shape in states.shapes.values()
             )
-            encoded = {1: torch.export.Dim("E", min=1, max=MOST_ENCODED)}
+            encoded = torch.export.Dim("E", min=1, max=MOST_ENCODED)
             modules, experts = one_step_a_row(states.users), experts_as_operators(model)
             with torch.no_grad(), first_frequencies(model), modules, experts, sizes_as_operators(model):
                 # Not strict: only the operators are traced, so a model may use any Python on the way.
                 exported = torch.export.export(
                     _Chunk(model, first, tuple(states.shapes)),
-                    (example, positions, before_rows, encoder_rows),
+                    (example, positions, before_rows, *encoder_rows),
                     dynamic_shapes=(
                         *({1: rows}, {1: rows}, tuple({0: rows} for _ in before_rows)),
-                        None if encoder_rows is None else encoded,
+                        *({1: encoded} for _ in encoder_rows),
                     ),
                     strict=False,
                 )

@@ -36,10 +36,10 @@ RECURRENCE = "recurrence"
 
 
 def name_states(graph_module: fx.GraphModule, names: Sequence[str]) -> None:
-    """Mark the placeholders of the states, the last ones (STATE), and give them names of their own."""
+    """Mark the placeholders of the states, behind ids and positions (STATE), and give them names of their own."""
     graph = graph_module.graph
     placeholders = graph.find_nodes(op="placeholder")
-    for placeholder, name in zip(placeholders[len(placeholders) - len(names) :], names, strict=True):
+    for placeholder, name in zip(placeholders[2 : 2 + len(names)], names, strict=True):
         placeholder.target = placeholder.name = name
         placeholder.meta[STATE] = None
         # How many rows there are is asked of the token ids: nothing but its recurrence may read a state.
