@@ -277,3 +277,18 @@ def test_rows_are_what_transformers_takes_as_inputs_embeds(name: str, tmp_path: 
         with pytest.raises(InputError, match="NaN or infinity"):
             session.append_embeddings(rows[0] * float("nan"))
         session.reset()
+
+
+def test_a_model_whose_image_tokens_see_each_other_takes_no_encoder(tmp_path: Path) -> None:
+    """Gemma 3 hides later tokens from those of a text, but not an image's own from each other."""
+    architectures.tiny_model("gemma3").save_pretrained(tmp_path / "gemma3")
+    message = (
+        "encoders: Gemma3ForConditionalGeneration takes token_type_ids: the model does more with an image's"
+    )
+    with pytest.raises(PolicyError, match=message):
+        dw.compile_llm(
+            tmp_path / "gemma3",
+            tmp_path / "out",
+            quantize="none",
+            encoders={"ears": dw.Encoder(Ears(), (FRAMES,))},
+        )

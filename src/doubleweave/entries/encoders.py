@@ -87,6 +87,11 @@ def with_encoders(model: Model, splits: Splits, encoders: Mapping[str, TorchSpli
 
     if not encoders:
         return splits.lowered
+    if model.kinds_of_tokens:
+        raise PolicyError(
+            f"encoders: {model.kinds_of_tokens}: the model does more with an image's tokens than to take their rows, "
+            "such as to let them see each other, and here they would be as a text's; compile the model without them"
+        )
     split = splits.lowered.split
     if why := why_no_rows(split) or _lookup_problem(model, splits.reference):
         raise PolicyError(f"encoders: {why}; compile the model without them")

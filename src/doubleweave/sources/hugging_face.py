@@ -35,7 +35,7 @@ from doubleweave.sources.model import Model
 from doubleweave.sources.positions import first_position
 from doubleweave.sources.quantized_folder import check_readable, method_of, plain_tensors, settings_of
 from doubleweave.sources.tensor_files import TensorFiles
-from doubleweave.sources.text_part import TextTensors, text_part_of
+from doubleweave.sources.text_part import TextTensors, kinds_of_tokens, text_part_of
 from doubleweave.sources.weights import check_loaded, is_harmless
 
 _VOCABULARIES = re.compile(r"tokenizer\.json|tekken\.json|.*vocab.*|.*\.(model|tiktoken|spm|bpe)")
@@ -80,7 +80,7 @@ def load(path: Path, *, adapter: Path | None = None, trust_remote_code: bool = F
     with quiet():
         if not trust_remote_code:
             check_code(path, described)
-        module, check_again = _load_module(path, described, trust_remote_code)
+        module, check_again, kinds = _load_module(path, described, trust_remote_code)
         if adapter is not None:
             # The weights are compared before they change.
             found = check_again()
@@ -91,7 +91,7 @@ def load(path: Path, *, adapter: Path | None = None, trust_remote_code: bool = F
         has_own = adapter is not None and (adapter / "tokenizer.json").exists()
         tokenizer = _load_tokenizer(adapter if adapter and has_own else path, trust_remote_code)
     model = _model(path, module, path.resolve().name, tokenizer)
-    return replace(model, audit=check_again)
+    return replace(model, audit=check_again, kinds_of_tokens=kinds)
 
 
 def from_module(module: Any, name: str, tokenizer: Any | None) -> Model:
@@ -113,13 +113,17 @@ def from_module(module: Any, name: str, tokenizer: Any | None) -> Model:
     )
 
 
-def _load_module(path: Path, described: Mapping[str, Any], trusted: bool) -> tuple[Any, Callable[[], str]]:
-    """The module, each of whose weights is from the files, and the audit that compares them once more."""
+def _load_module(
+    path: Path, described: Mapping[str, Any], trusted: bool
+) -> tuple[Any, Callable[[], str], str]:
+    """The module, each of whose weights is from the files, the audit that compares them once more, and how the whole
+    model, where the module is part of one, is told the kinds of tokens."""
     config = _load_config(path, trusted)
     settings = settings_of(described)
     if settings is not None:
         check_readable(path, settings)
     config, whole = text_part_of(config) or config, config
+    kinds = "" if config is whole else kinds_of_tokens(whole)
     if not (trusted and described.get("auto_map")):
         _check_causal(path, config)
     base = _base_of(config) if config is whole else ""
@@ -153,7 +157,7 @@ def _load_module(path: Path, described: Mapping[str, Any], trusted: bool) -> tup
         files = saved()
         return audit(files if settings is None else plain_tensors(path, settings, files), module, harmless)
 
-    return module, check_again
+    return module, check_again, kinds
 
 
 def _from_pretrained(

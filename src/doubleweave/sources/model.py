@@ -17,7 +17,8 @@ class Model:
     tokenizer.json into a folder (None: the source has no tokenizer). `special_tokens` are the texts a chat
     template may name (bos_token, eos_token, …). `max_context` is None where the source does not say what the model was
     trained for. `audit` reads the source again, by other means than the loader, and says in a sentence how `module`
-    differs from it, "" where it does not.
+    differs from it, "" where it does not. `kinds_of_tokens` says how the model that this is the text part of is told
+    tokens of an image from those of a text, "" where it is not.
     """
 
     name: str
@@ -29,3 +30,4 @@ class Model:
     chat_template: str | dict[str, str] | None
     special_tokens: dict[str, str]
     audit: Callable[[], str] = lambda: ""
+    kinds_of_tokens: str = ""

@@ -5,6 +5,7 @@ What is not its own (towers, projectors) is left in the files. Knows nothing of 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from itertools import takewhile
@@ -31,6 +32,19 @@ def text_part_of(config: Any) -> Any | None:
     if inner is config or whole.endswith("ForCausalLM") or type(inner) not in known:
         return None
     return deepcopy(inner)
+
+
+def kinds_of_tokens(whole: Any) -> str:
+    """The class and the argument by which the model of the config `whole` is told which kind each token is of, "" where
+    it is not told: such models let the tokens of an image see each other, or give them other positions."""
+    import transformers
+
+    for name in getattr(whole, "architectures", None) or ():
+        kind = getattr(transformers, name, None)
+        known = () if kind is None else inspect.signature(kind.forward).parameters
+        if found := next((one for one in known if one.endswith("token_type_ids")), ""):
+            return f"{name} takes {found}"
+    return ""
 
 
 class TextTensors(Mapping[str, Tensor]):
