@@ -104,7 +104,7 @@ def test_a_run_that_ends_early_leaves_states_as_they_were(source, folder, monkey
     class Stopped(Exception):
         pass
 
-    prepared = session._prepare(40, "last")
+    prepared = session._prepare(session._ids, 40, "last")
 
     class Failing:
         def run(self, base, record):
