@@ -145,9 +145,9 @@ def test_every_way_gives_the_same_choice_and_schedule(folders, cli, tmp_path):
             assert made.auto == forecast(simulate(planner, choice, case.num_tokens))
         session.reset()
         session.score(ids)  # as the command score does: in pieces of several chunks, all rows
-        for length, want, taken in session._prepared:
+        for entry, length, want, taken in session._prepared:
             assert taken == planner.choose(wish, length)
-            scored = session._prepared[length, want, taken].verified
+            scored = session._prepared[entry, length, want, taken].verified
             planned = planner.plan_run(taken, length, want)
             assert scored.schedule.text(scored.graph) == planned.schedule.text(planned.graph)
 
