@@ -117,9 +117,9 @@ def test_what_attention_is_handed_and_is_not_known_is_refused_by_name(monkeypatc
 
     forward = LlamaAttention.forward
     monkeypatch.setattr(
-        LlamaAttention, "forward", lambda self, *args, **more: forward(self, *args, position_bias=1.0, **more)
+        LlamaAttention, "forward", lambda self, *args, **more: forward(self, *args, token_bias=1.0, **more)
     )
-    with pytest.raises(SplitError, match="hands its attention position_bias"):
+    with pytest.raises(SplitError, match="hands its attention token_bias"):
         export_llm(architectures.tiny_model("llama"), 64)
 
 

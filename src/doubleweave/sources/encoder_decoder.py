@@ -51,7 +51,10 @@ class Decoder(nn.Module):
         self.takes_tokens = self.input_name == "input_ids"
         self.encoder_input = _example(model, name)
         self._takes_positions = "decoder_position_ids" in inspect.signature(model.forward).parameters
-        self.rows = self.encode(self.encoder_input)
+        with torch.no_grad():
+            encoded = self.encoder(self.encoder_input, return_dict=True)
+        self._output_class: Any = type(encoded)
+        self.rows: Tensor = encoded.last_hidden_state
 
     @property
     def encoder(self) -> Any:
@@ -85,7 +88,6 @@ class Decoder(nn.Module):
         encoder_rows: Tensor | None = None,
     ) -> Any:
         from transformers import DynamicCache, EncoderDecoderCache
-        from transformers.modeling_outputs import BaseModelOutput
 
         rows = self.rows if encoder_rows is None else encoder_rows
         given: dict[str, Any] = {"use_cache": use_cache}
@@ -94,7 +96,7 @@ class Decoder(nn.Module):
         if past_key_values is not None:
             # The encoder's keys and values are worked out anew.
             given["past_key_values"] = EncoderDecoderCache(past_key_values, DynamicCache())
-        encoded = BaseModelOutput(last_hidden_state=rows)
+        encoded = self._output_class(last_hidden_state=rows)
         return self.model(decoder_input_ids=input_ids, encoder_outputs=encoded, **given)
 
     def get_input_embeddings(self) -> Any:
