@@ -199,6 +199,8 @@ def test_nothing_is_generated_before_something_is_encoded(compiled):
     name, _, program = compiled
     with pytest.raises(dw.InputError, match=r"nothing was encoded; call session\.encode"):
         program.session().append([3])
+    with pytest.raises(dw.InputError, match="found no prompt"):
+        program.generate()
     with pytest.raises(dw.InputError, match="encoder"):
         program.session().encode(np.zeros((1, 1, 1, 1), np.float32))
     if name == "whisper":

@@ -132,7 +132,7 @@ class Program:
             )
         session = session or self.session()
         if encoder_input is not None:
-            prompt = self.model.start_token_ids if prompt is None else prompt
+            prompt = (self.model.start_token_ids or None) if prompt is None else prompt
             is_text = isinstance(encoder_input, str)
             session.encode([self.text.encode(encoder_input, raw=True)] if is_text else encoder_input)
         if prompt is None:
