@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,8 +25,10 @@ from doubleweave.compiler.graph.experts import experts_as_operators
 from doubleweave.compiler.graph.fresh_tensors import changes_in_place
 from doubleweave.compiler.graph.mask_functions import causal_mask, chosen_keys, mask_of
 from doubleweave.compiler.graph.ops import ATTENTIONS, GENERAL, attend
+from doubleweave.compiler.graph.own_states import holding
 from doubleweave.compiler.graph.permutes import join_permutes
 from doubleweave.compiler.graph.positions import check_first, count_by_positions, share_computed
+from doubleweave.compiler.graph.proved_rules import with_proved_rules
 from doubleweave.compiler.graph.recurrence import mark_recurrences, name_states
 from doubleweave.compiler.graph.refusal_causes import cause_of, place_of, watching
 from doubleweave.compiler.graph.rotary_lengths import first_frequencies
@@ -36,7 +37,6 @@ from doubleweave.compiler.graph.shared_caches import share_caches
 from doubleweave.compiler.graph.simplify import drop_no_ops, drop_whole_copies, simplify
 from doubleweave.compiler.graph.sizes import sizes_as_operators
 from doubleweave.compiler.graph.states import (
-    Key,
     States,
     find_states,
     make_cache,
@@ -122,11 +122,12 @@ class _Chunk(nn.Module):
     are None for a model without an encoder.
     """
 
-    def __init__(self, model: nn.Module, first: int, keys: Sequence[Key]) -> None:
+    def __init__(self, model: nn.Module, first: int, states: States) -> None:
         super().__init__()
         self.model = model
         self.first = first
-        self.keys = keys
+        self.keys = tuple(states.shapes)
+        self.places = states.places
 
     def forward(
         self,
@@ -144,10 +145,14 @@ class _Chunk(nn.Module):
         if not self.keys:
             return (model(**given).logits,)
         # A model may write to a state in place; what it was given stays what it was.
-        own = (state.clone() for state in states)
-        cache = make_cache(model.config.get_text_config(decoder=True), dict(zip(self.keys, own, strict=True)))
-        given |= {"use_cache": True, takes_cache_as(model): cache}
-        logits: torch.Tensor = model(**given).logits
+        own = dict(zip(self.keys, (state.clone() for state in states), strict=True))
+        cache = make_cache(model.config.get_text_config(decoder=True), {} if self.places else own)
+        placed = {self.places[key]: state for key, state in own.items() if self.places}
+        with holding(model, placed, cache) as (cache, after):
+            given |= {"use_cache": True, takes_cache_as(model): cache}
+            logits: torch.Tensor = model(**given).logits
+        if self.places:
+            return (logits, *(after[self.places[key]] for key in self.keys))
         return (logits, *(cache.now[key] for key in self.keys))
 
 
@@ -215,14 +220,14 @@ def _exported(model: Any, states: States, max_rows: int) -> torch.export.Exporte
             modules, experts = one_step_a_row(states.users), experts_as_operators(model)
             with torch.no_grad(), first_frequencies(model), modules, experts, sizes_as_operators(model):
                 # Not strict: only the operators are traced, so a model may use any Python on the way.
-                exported = torch.export.export(
-                    _Chunk(model, first, tuple(states.shapes)),
-                    (example, positions, before_rows, *encoder_rows),
-                    dynamic_shapes=(
-                        *({1: rows}, {1: rows}, tuple({0: rows} for _ in before_rows)),
-                        *({1: encoded} for _ in encoder_rows),
-                    ),
-                    strict=False,
+                chunk = _Chunk(model, first, states)
+                shapes = (
+                    *({1: rows}, {1: rows}, tuple({0: rows} for _ in before_rows)),
+                    *({1: encoded} for _ in encoder_rows),
+                )
+                given = (example, positions, before_rows, *encoder_rows)
+                exported = with_proved_rules(
+                    chunk, lambda: torch.export.export(chunk, given, dynamic_shapes=shapes, strict=False)
                 )
         except SplitError as error:
             raise SplitError(

@@ -39,11 +39,13 @@ class Watch:
         return self._running[-1] if self._running else self.model
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._sizes is None:
+        if not self._running:
             tensors = (one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor))
-            sizes = (size for tensor in tensors for size in tensor.shape)
-            symbolic: list[Any] = [size for size in sizes if isinstance(size, torch.SymInt)]
-            self._sizes = symbolic[0].node.shape_env if symbolic else None
+            lengths = (size for tensor in tensors for size in tensor.shape)
+            symbolic: list[Any] = [size for size in lengths if isinstance(size, torch.SymInt)]
+            sizes = symbolic[0].node.shape_env if symbolic else self._sizes
+            if sizes is not self._sizes:  # another try
+                self._sizes, self._rules = sizes, []
         self._count()
         self._running.append(module)
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from doubleweave.compiler.graph.own_states import Place, numbered, own_states
 from doubleweave.compiler.graph.refusal_causes import watching
 from doubleweave.errors import SplitError
 
@@ -41,11 +42,13 @@ class Key(NamedTuple):
 class States:
     """What a model keeps between tokens beside rows of keys and values.
 
-    `shapes` are the sizes for one sequence, without the batch; `users` the modules that read and write them.
+    `shapes` are the sizes for one sequence, without the batch; `users` the modules that read and write them; `places`
+    where they are, if not in transformers' cache layers.
     """
 
     shapes: Mapping[Key, tuple[int, ...]]
     users: tuple[nn.Module, ...]
+    places: Mapping[Key, Place] = field(default_factory=dict)
 
 
 def takes_cache_as(model: nn.Module) -> str:
@@ -62,6 +65,14 @@ def find_states(model: Any) -> States:
     from transformers import DynamicCache
     from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+    own = own_states(model, takes_cache_as(model))
+    if own.states:
+        numbers = numbered(tuple(own.states), model)
+        places = {
+            Key(number, place.name, 0): place for number, place in zip(numbers, own.states, strict=True)
+        }
+        shapes = {key: tuple(own.states[place].shape[1:]) for key, place in places.items()}
+        return States(shapes, own.users, places)
     try:
         cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
     except Exception:  # a config of which transformers makes no cache: the model keeps nothing there

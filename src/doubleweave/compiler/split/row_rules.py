@@ -44,6 +44,9 @@ class Follower:
     def __init__(self, rows: dict[fx.Node, Axis], symbol: Any) -> None:
         self.rows = rows
         self.symbol = symbol
+        # How often all rows stand behind one another in their axis, where they are repeated as a whole: [4 * T, D] has
+        # 4, until a view makes it [4, T, D].
+        self.repeated: dict[fx.Node, int] = {}
 
     def node(self, node: fx.Node) -> None:
         value = node.meta.get("val")
@@ -66,6 +69,11 @@ class Follower:
         is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
         rule = _RULES.get(node.target, _pointwise if is_pointwise else _decomposed)
         self.rows[node] = rule(self, node)
+        times = {self.repeated.get(source, 1) for source in tensors if self.rows[source] is not None}
+        if rule is _pointwise and len(times) == 1:
+            self.repeated[node] = times.pop()
+        elif rule is not _view and times != {1}:
+            raise MixesRows(f"{_name(node)} combines rows with other rows")
 
     def has_rows(self, size: Any) -> bool:
         return self.symbol in expression(size).free_symbols
@@ -199,9 +207,15 @@ def _view(follow: Follower, node: fx.Node) -> Axis:
     """
     source: Any = node.args[0]
     value: Any = node.meta["val"]
-    lead = _product(source.meta["val"].shape[: follow.axis(source)])
-    for found, size in enumerate(value.shape):
-        if follow.has_rows(size) and sympy.simplify(_product(value.shape[:found]) - lead) == 0:
+    lead = _product(source.meta["val"].shape[: follow.axis(source)]) * follow.repeated.get(source, 1)
+    axes = [axis for axis, size in enumerate(value.shape) if follow.has_rows(size)]
+    for found in axes:
+        if sympy.simplify(_product(value.shape[:found]) - lead) == 0:
+            return found
+    for found in axes:
+        times = lead / _product(value.shape[:found])
+        if times.is_Integer and expression(value.shape[found]) == times * follow.symbol:
+            follow.repeated[node] = int(times)
             return found
     raise UnknownOperator(_name(node))
 
@@ -240,7 +254,12 @@ def _repeat(follow: Follower, node: fx.Node) -> Axis:
     axis, rank = follow.source(node)
     found = axis + len(repeats) - rank
     if repeats[found] != 1:
-        raise MixesRows(f"{_name(node)} repeats the rows")
+        whole = isinstance(repeats[found], int) and not any(
+            size != 1 for size in node.meta["val"].shape[:found]
+        )
+        if not whole or expression(node.args[0].meta["val"].shape[axis]) != follow.symbol:  # type: ignore[union-attr]
+            raise MixesRows(f"{_name(node)} repeats the rows")
+        follow.repeated[node] = repeats[found]
     return found
 
 
