@@ -145,3 +145,19 @@ def test_recurrences_are_marked_once_a_layer():
     graph = export_llm(module, 8)
     marks = {node.meta["together"] for node in graph.graph.nodes if "together" in node.meta}
     assert marks == {f"{recurrence.RECURRENCE}/0"}
+
+
+@pytest.mark.parametrize("name", ["minimax", "recurrent_gemma", "zaya"])
+def test_states_elsewhere_than_in_cache_layers(name):
+    """In a cache of the model's own class, in its modules, and beside attention in one layer."""
+    module = architectures.tiny_model(name)
+    graph = export_llm(module, 64)
+    check_rows(graph, name)
+    split = split_llm(graph, owned_modules(module), default_policy(rows(1, 64)), max_context=128)
+    ids = torch.randint(3, 260, (1, 50), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = module(input_ids=ids, use_cache=False).logits
+    assert any(value.kind == "state" for value in split.split.values)
+    for size in (50, 13, 1):
+        found = run_eager(split, ids, size)
+        assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5

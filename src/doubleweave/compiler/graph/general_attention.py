@@ -470,8 +470,9 @@ def _without(part: _Part, node: Any, labels: _Labels) -> Any:
 
 
 def _slice(part: _Part, node: Any, labels: _Labels) -> Any:
-    given: tuple[Any, ...] = (*node.args, *(0, 0, None, 1)[len(node.args) - 1 :])
-    source, dim, start, end, step = given
+    defaults: tuple[Any, ...] = (0, 0, None, 1)
+    given: tuple[Any, ...] = node.args
+    source, dim, start, end, step = given + defaults[len(given) - 1 :]
     dim %= part.rank(source)
     if dim not in labels:
         return part.call(node, part.source(source, labels), *node.args[1:])

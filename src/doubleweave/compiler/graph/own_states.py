@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
     module: nn.Module | None
     name: str
-    index: int
+    entry: int
 
 
 class OwnStates(NamedTuple):
@@ -108,12 +108,12 @@ def holding(
     kind = _own_cache(model)
     if kind is not None and any(place.module is None for place in states):
         own = kind()
-        step = type("OwnStepCache", (type(cache), kind), {})
+        step: Any = type("OwnStepCache", (type(cache), kind), {})
         both = step.__new__(step)
         vars(both).update(vars(cache) | vars(own))
         vars(both)["layers"] = cache.layers
         for name in {place.name for place in states if place.module is None}:
-            entries = {place.index: state for place, state in states.items() if place.name == name}
+            entries = {place.entry: state for place, state in states.items() if place.name == name}
             setattr(both, name, [entries.get(index, []) for index in range(max(entries) + 1)])
         cache = both
     before = {place: getattr(place.module, place.name) for place in states if place.module is not None}
@@ -125,7 +125,7 @@ def holding(
     finally:
         for place in states:
             if place.module is None:
-                after[place] = getattr(cache, place.name)[place.index]
+                after[place] = getattr(cache, place.name)[place.entry]
             else:
                 after[place] = getattr(place.module, place.name)
                 setattr(place.module, place.name, before[place])
@@ -134,4 +134,4 @@ def holding(
 def numbered(places: Sequence[Place], model: nn.Module) -> list[int]:
     """A number for each place: the entry of a list, or that of the module among all."""
     modules = {id(module): number for number, module in enumerate(model.modules())}
-    return [place.index if place.module is None else modules[id(place.module)] for place in places]
+    return [place.entry if place.module is None else modules[id(place.module)] for place in places]
