@@ -12,6 +12,7 @@ from doubleweave.compiler.graph.general_attention import inline_general
 from doubleweave.compiler.graph.nodes import constant
 from doubleweave.compiler.graph.ops import ATTENTIONS, GENERAL, attention_reference
 from doubleweave.compiler.graph.position_bias import Bias, NotUnderstood, understood
+from doubleweave.compiler.graph.static_attention import inline_attention
 from doubleweave.compiler.graph.written_attention import keep_other_attention, recognise_attention
 from doubleweave.compiler.split.eager import run_eager
 from doubleweave.compiler.split.llm_rows import check_rows
@@ -114,6 +115,12 @@ def test_other_attention_is_kept_over_cached_keys(name):
     graph = exported(module, name)
     assert graph.graph.find_nodes(op="call_function", target=GENERAL)
     assert off(module, graph) < 5e-6
+
+
+def test_other_attention_has_no_static_form():
+    graph = export_llm(architectures.tiny_model("doge"), 64)
+    with pytest.raises(SplitError, match=r"layers\.0\.self_attn \(DogeAttention\) stays in the model's own"):
+        inline_attention(graph, 128, -1e4)
 
 
 def test_an_index_chooses_among_fewer_keys_than_it_could():

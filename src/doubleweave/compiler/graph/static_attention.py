@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from doubleweave.compiler.graph.nodes import PAST, constant, output_node
-from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS
+from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS, GENERAL
 from doubleweave.compiler.graph.positions import placeholder_of
 from doubleweave.compiler.graph.refusal_causes import place_of_node
 from doubleweave.errors import SplitError
@@ -38,10 +38,16 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
 
     `hidden` is added to the scores of keys that a query does not see: low enough to leave them no weight, and high
     enough not to take the scale of quantized scores. Keys and values become outputs of the graph.
+    Raises SplitError for attention in a model's own operators.
     """
     graph = graph_module.graph
     inline, mask_stack = partial(_inline, graph), {MASK: (MASK, MASK)}
     position_ids = placeholder_of(graph)
+    if other := graph.find_nodes(op="call_function", target=GENERAL):
+        raise SplitError(
+            f"the attention of {place_of_node(other[0])} stays in the model's own operators: expected softmax attention "
+            "under a mask of positions, which has a static form; compile with dynamic attention"
+        )
     attentions = [node for node in graph.nodes if node.target in ATTENTIONS]
     graph_module.register_buffer("cache_rows", torch.arange(max_context).float())
     with graph.inserting_before(next(n for n in graph.nodes if n.op not in ("placeholder", "get_attr"))):
