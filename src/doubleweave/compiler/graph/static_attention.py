@@ -45,8 +45,8 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
     position_ids = placeholder_of(graph)
     if other := graph.find_nodes(op="call_function", target=GENERAL):
         raise SplitError(
-            f"the attention of {place_of_node(other[0])} stays in the model's own operators: expected softmax attention "
-            "under a mask of positions, which has a static form; compile with dynamic attention"
+            f"the attention of {place_of_node(other[0])} stays in the model's own operators: expected softmax "
+            "attention under a mask of positions, which has a static form; compile with dynamic attention"
         )
     attentions = [node for node in graph.nodes if node.target in ATTENTIONS]
     graph_module.register_buffer("cache_rows", torch.arange(max_context).float())
