@@ -199,7 +199,7 @@ def test_nothing_is_generated_before_something_is_encoded(compiled):
     name, _, program = compiled
     with pytest.raises(dw.InputError, match=r"nothing was encoded; call session\.encode"):
         program.session().append([3])
-    with pytest.raises(dw.InputError, match="found no prompt"):
+    with pytest.raises(dw.InputError, match="found neither of a prompt"):
         program.generate()
     with pytest.raises(dw.InputError, match="encoder"):
         program.session().encode(np.zeros((1, 1, 1, 1), np.float32))

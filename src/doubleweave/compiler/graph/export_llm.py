@@ -80,7 +80,7 @@ def _attention(
     unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _NO_MATTER)
     own: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     is_across = str(query.shape[2]) != str(key.shape[2])
-    is_plain = not softcap and all(given is None for given in (sinks, chosen, position_bias))
+    is_plain = not softcap and sinks is None and chosen is None
     if unknown and (own is None or is_across or not is_plain):
         raise SplitError(
             f"{type(module).__name__} hands its attention {', '.join(unknown)}: expected queries, keys, values, a "
@@ -100,6 +100,7 @@ def _attention(
         )
     if unknown:  # written out in the model's own operators, as it is without an interface
         mask = causal_mask(query, key, sliding_window or 0) if attention_mask is None else attention_mask
+        kwargs |= {} if position_bias is None else {"position_bias": position_bias}
         result: tuple[torch.Tensor, None] = own(
             module, query, key, value, mask, scaling=scaling, dropout=0.0, **kwargs
         )

@@ -124,6 +124,8 @@ class Program:
         leaves the chat template out; `sampling` takes temperature, top_p and seed (greedy without).
         """
         chosen = _sampling("generate", sampling)
+        if encoder_input is not None and prompt is None and inputs_embeds is None:
+            prompt = self.model.start_token_ids or None
         if (prompt is None) == (inputs_embeds is None):
             found = "neither" if prompt is None else "both"
             raise InputError(
@@ -132,11 +134,8 @@ class Program:
             )
         session = session or self.session()
         if encoder_input is not None:
-            prompt = (self.model.start_token_ids or None) if prompt is None else prompt
             is_text = isinstance(encoder_input, str)
             session.encode([self.text.encode(encoder_input, raw=True)] if is_text else encoder_input)
-        if prompt is None:
-            raise InputError("generate: found no prompt, expected a text or token ids")
         ids = self.text.encode(prompt, raw=raw) if isinstance(prompt, str) else prompt
         return run(
             session, ids, max_new_tokens, chosen, self.text_for(stop), stop, inputs_embeds=inputs_embeds
