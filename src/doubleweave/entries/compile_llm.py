@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from doubleweave.compiler.backends import find_backend, llm_backends, option_owners, own_options
 from doubleweave.compiler.backends.backend import Backend, Options
 from doubleweave.compiler.free_memory import give_back_free_memory
+from doubleweave.compiler.frozen_heap import frozen_heap
 from doubleweave.compiler.pipeline_llm import splits_of
 from doubleweave.compiler.policy import DEFAULT_BACKEND, DEFAULT_SIZES, MOST_ROWS
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
@@ -198,7 +199,8 @@ def _compile(
     from doubleweave.sources.encoder_decoder import Decoder
 
     beside = split_encoders(encoders, report)
-    splits = splits_of(model, options, folder, report)
+    with frozen_heap():
+        splits = splits_of(model, options, folder, report)
     whole = with_encoders(model, splits, beside)
     split, digest = lower(whole, folder / PROGRAM_FILE, report)
     manifest = Manifest(

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from doubleweave.compiler.frozen_heap import frozen_heap
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.ir.manifest import PROGRAM_FILE, STATE_FILE, Manifest
@@ -52,7 +53,8 @@ def compile_module(
     check_target(folder, "out=")
     began = time.perf_counter()
     report("tracing", 0, 1)
-    found = split_module(module, tuple(args), dict(kwargs or {}), dynamic_shapes, policy or {})
+    with frozen_heap():
+        found = split_module(module, tuple(args), dict(kwargs or {}), dynamic_shapes, policy or {})
     with made_beside(folder, "out=") as temporary:
         made = _write(type(module).__name__, found, temporary, report)
         if check:

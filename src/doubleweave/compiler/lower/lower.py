@@ -21,6 +21,7 @@ from torch.utils._sympy.value_ranges import bound_sympy
 from doubleweave.compiler.backends import backends, find_backend
 from doubleweave.compiler.backends.export_segment import export_segment
 from doubleweave.compiler.backends.lowered import operators
+from doubleweave.compiler.frozen_heap import frozen_heap
 from doubleweave.compiler.graph.nodes import expression, is_tensor, output_node
 from doubleweave.compiler.lower.equal_structures import Job, jobs, shared_key
 from doubleweave.compiler.lower.forked import each_forked
@@ -61,7 +62,10 @@ def lower(torch_split: TorchSplit, path: Path, report: Progress) -> tuple[Split,
     report("lowering", 0, len(todo) + 1)
     step = counted(report, len(todo) + 1)
     prepared = prepare(torch_split)
-    templates = _lower_shared(prepared, todo, step)
+    import executorch.exir  # noqa: F401  before the heap is frozen
+
+    with frozen_heap():
+        templates = _lower_shared(prepared, todo, step)
     writer = ProgramWriter()
     segments = []
     for segment in prepared.split.segments:
