@@ -145,9 +145,9 @@ def test_every_way_gives_the_same_choice_and_schedule(folders, cli, tmp_path):
             assert made.auto == forecast(simulate(planner, choice, case.num_tokens))
         session.reset()
         session.score(ids)  # as the command score does: in pieces of several chunks, all rows
-        for entry, length, want, taken in session._prepared:
+        for (_, length, _, want, taken), prepared in session._prepared.items():
             assert taken == planner.choose(wish, length)
-            scored = session._prepared[entry, length, want, taken].verified
+            scored = prepared.verified
             planned = planner.plan_run(taken, length, want)
             assert scored.schedule.text(scored.graph) == planned.schedule.text(planned.graph)
 

@@ -63,6 +63,13 @@ def _that_hold(sizes: Any) -> set[Any]:
         most = sizes.var_to_range[symbol].upper
         if not most.is_Integer or most > _MOST:
             continue
-        if all(rule.subs(symbol, size) is sympy.true for size in range(1, int(most) + 1)):
+        if all(_holds(rule, symbol, size) for size in range(1, int(most) + 1)):
             found.add(rule)
     return found
+
+
+def _holds(rule: Any, symbol: Any, size: int) -> bool:
+    try:
+        return rule.subs(symbol, size) is sympy.true
+    except ZeroDivisionError:
+        return False
