@@ -85,12 +85,28 @@ def _compared(program: Any, module: Any, ids: Any, wanted: Any) -> Outcome:
         starts = range(0, end, size)
         last = [session.append(ids[start : min(start + size, end)]) for start in starts]
         found[name] = np.stack(last), wanted[[min(start + size, end) - 1 for start in starts]]
+    rows = {
+        "a prompt": range(TOKENS),
+        "chunks": [min(s + CHUNK, TOKENS) - 1 for s in range(0, TOKENS, CHUNK)],
+    }
     for name, (ours, theirs) in found.items():
-        off = np.abs(ours - theirs).max() / np.abs(wanted).max()
-        if not off < BOUND:  # not a number is off as well
-            return Outcome("wrong", f"logits of {name} are off by {off:.1e} of the largest")
+        off = np.abs(ours - theirs).max(1) / np.abs(wanted).max()
+        if not off.max() < BOUND:  # not a number is off as well
+            off[_unsettled(module, ids, wanted)[rows.get(name, range(SINGLES))]] = 0
+        if not off.max() < BOUND:
+            return Outcome("wrong", f"logits of {name} are off by {off.max():.1e} of the largest")
     ours, theirs = _greedy(program, ids[:PROMPT]), _generated(module, ids[:PROMPT])
     return Outcome(WORKS) if ours == theirs else Outcome("wrong", f"an answer of {ours}, expected {theirs}")
+
+
+def _unsettled(module: Any, ids: Any, wanted: Any) -> Any:
+    """bool [TOKENS]: rows that rounding decides in the source itself, at most one in twenty (check/near_ties.py)."""
+    import torch
+
+    from doubleweave.check.near_ties import moved_rows
+
+    found = moved_rows(module, torch.tensor(ids)[None], {}, torch.tensor(wanted)).numpy() > BOUND
+    return found if found.mean() <= 0.05 else np.zeros_like(found)
 
 
 def _greedy(program: Any, prompt: Any) -> list[int]:
@@ -120,14 +136,11 @@ def _generated(module: Any, prompt: Any) -> list[int]:
         return [int(token) for token in ids[0, PROMPT:]]
     config = module.generation_config
     config.eos_token_id = config.forced_eos_token_id = None  # no token ends the answer
-    whole = module.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=ANSWER,
-        min_new_tokens=ANSWER,
-        pad_token_id=0,
-    )
+    options = {"max_new_tokens": ANSWER, "min_new_tokens": ANSWER, "pad_token_id": 0, "do_sample": False}
+    try:
+        whole = module.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    except IndexError:  # the cache that it is given has fewer layers than the model asks for (HRM)
+        whole = module.generate(ids, attention_mask=torch.ones_like(ids), use_cache=False, **options)
     return [int(token) for token in whole[0, PROMPT:]]
 
 
