@@ -36,8 +36,8 @@ def attend_across(
     """Attention of q [1, T, …] to k and v [1, E, …], rows of another sequence; `parameters` are those of `attend`."""
     if parameters[3] or sinks is not None:
         raise SplitError(
-            "its attention to an encoder's rows has a window or sinks: expected that every token sees all rows; this "
-            "architecture is not supported"
+            "its attention to other rows than the tokens' (an encoder's, or compressed ones) has a window or sinks: "
+            "expected that every token sees all of them; this architecture is not supported"
         )
     added = [one for one in (mask, position_bias) if one is not None]
     if not added:
