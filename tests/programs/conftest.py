@@ -26,6 +26,12 @@ def third_party() -> str:
     return str(next(found, ""))
 
 
+@pytest.fixture(scope="module", params=["bounded", "static"])
+def program(request: pytest.FixtureRequest, toy_program: Any, toy_static_program: Any) -> Any:
+    """The toy in float32, with bounded rows and in fixed sizes."""
+    return toy_program if request.param == "bounded" else toy_static_program
+
+
 @pytest.fixture(scope="session")
 def dtypes_dir(made_once: Callable[..., Path]) -> Path:
     """A program with one input and one result of each of several dtypes."""

@@ -15,11 +15,6 @@ TOKENS = np.random.default_rng(17).integers(0, toys.VOCAB_SIZE, 200)
 IS_ROW = np.arange(200) % 23 < 9  # where the sequence has rows that no token has
 
 
-@pytest.fixture(scope="module", params=["bounded", "static"])
-def program(request, toy_program, toy_static_program):
-    return toy_program if request.param == "bounded" else toy_static_program
-
-
 @pytest.fixture(scope="module")
 def rows():
     """float32 [200, hidden]: the embeddings of TOKENS, and others where IS_ROW."""

@@ -18,11 +18,6 @@ TOKENS = np.random.default_rng(7).integers(0, toys.VOCAB_SIZE, toys.MAX_CONTEXT)
 PAGE_BYTES = resource.getpagesize()
 
 
-@pytest.fixture(scope="module", params=["bounded", "static"])
-def program(request, toy_program, toy_static_program):
-    return toy_program if request.param == "bounded" else toy_static_program
-
-
 @pytest.fixture(scope="module")
 def reference():
     """Logits float32 [T, vocab] of Hugging Face's own forward pass, for every prefix of TOKENS."""

@@ -157,14 +157,14 @@ class _Subject:
         if off <= FLOAT_BOUND:
             return off
         bounds, settled = self._bounds(place)
-        found, wanted = found[settled], wanted[settled]
-        row = first_row_over(found, wanted, bounds[settled])
+        found, wanted, bounds = found[settled], wanted[settled], bounds[settled]
+        row = first_row_over(found, wanted, bounds)
         if row is not None:
             position = place.start + int(settled.nonzero()[row])
             raise self._refusal(
                 f"{what} other logits than the source from position {position} on: off by "
                 f"{difference(found, wanted):.2g} of the largest, expected at most "
-                f"{float(bounds[settled][row]):.1g}; {where()}"
+                f"{float(bounds[row]):.1g}; {where()}"
             )
         return difference(found, wanted)
 

@@ -80,7 +80,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     assert options.backend.place is not None
     lowered = options.backend.place(torch_split, options, chunks_of, report)
     if decoder and project:
-        lowered = replace(joined(lowered, {ENCODER: encoder}), encoded=lowered.encoded)
+        lowered = joined(lowered, {ENCODER: encoder})
     return Splits(torch_split, lowered, torch.no_grad()(project or (lambda rows: ())))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from doubleweave.errors import SourceError
 
-_EXAMPLE_ROWS = 29  # of an encoder that takes any number of tokens
+EXAMPLE_ROWS = 29  # of an encoder that takes any number of tokens: unlike the other sizes of a model
 # The names under which configs say how many rows an encoder takes.
 _LENGTHS = ("max_source_positions", "max_position_embeddings", "n_positions")
 
@@ -113,7 +113,7 @@ def _example(model: Any, name: str) -> Tensor:
     """What the encoder takes, of the shape that it takes; raises SourceError where that is not known."""
     if model.main_input_name == "input_ids":
         return torch.randint(
-            3, model.config.vocab_size, (1, _EXAMPLE_ROWS), generator=torch.Generator().manual_seed(20261)
+            3, model.config.vocab_size, (1, EXAMPLE_ROWS), generator=torch.Generator().manual_seed(20261)
         )
     channels = getattr(model.config, "num_mel_bins", None)
     rows = getattr(model.config, "max_source_positions", None)

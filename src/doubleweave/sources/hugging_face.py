@@ -164,9 +164,7 @@ def _from_pretrained(
     path: Path, trusted: bool, *, folder: Path | None = None, **kwargs: Any
 ) -> tuple[Any, Mapping[str, Any]]:
     """The module, in float32 and eval mode, and transformers' account of its weights; `path` is what errors name."""
-    from transformers import AutoModelForCausalLM
-
-    auto: Any = auto_class_of(kwargs["config"]) or AutoModelForCausalLM
+    auto = _auto_of(kwargs["config"])
     try:
         if folder is None:
             auto = _class_of(path, kwargs["config"], trusted)
@@ -195,13 +193,11 @@ def _from_pretrained(
 def _class_of(path: Path, config: Any, trusted: bool) -> Any:
     """The class of the model: the one that the folder's own code defines, where it may run, or transformers'."""
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    auto = auto_class_of(config)
-    known = MODEL_FOR_CAUSAL_LM_MAPPING if auto is None else auto._model_mapping
     own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if trusted and own:
         return get_class_from_dynamic_module(own, path, local_files_only=True)
+    known = _auto_of(config)._model_mapping
     if type(config) not in known:
         raise ValueError(f"it has no causal language model of the type {config.model_type!r}")
     return known[type(config)]
@@ -209,10 +205,8 @@ def _class_of(path: Path, config: Any, trusted: bool) -> Any:
 
 def _check_causal(path: Path, config: Any) -> None:
     """Raise SourceError for a model that is no causal language model, and has none inside."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as known
-
     inner = config.get_text_config(decoder=True)
-    if type(config) not in known and auto_class_of(config) is None:
+    if type(config) not in _auto_of(config)._model_mapping:
         inside = "" if inner is config else f", nor of the text model inside it ({inner.model_type})"
         raise SourceError(
             f"{path}: transformers cannot load it: it has no causal language model of the type {config.model_type!r}"
@@ -238,12 +232,16 @@ def _load_config(path: Path, trusted: bool) -> Any:
         raise SourceError(f"{path}: transformers cannot load it: {first_line(error)}") from error
 
 
+def _auto_of(config: Any) -> Any:
+    """transformers' auto class for the models of a config."""
+    from transformers import AutoModelForCausalLM
+
+    return auto_class_of(config) or AutoModelForCausalLM
+
+
 def _base_of(config: Any) -> str:
     """The name that the body of a model has in its weights' names, "" where transformers does not know it."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    auto = auto_class_of(config)
-    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING if auto is None else auto._model_mapping
+    known = _auto_of(config)._model_mapping
     return getattr(known[type(config)], "base_model_prefix", "") if type(config) in known else ""
 
 

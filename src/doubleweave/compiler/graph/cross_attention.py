@@ -12,16 +12,15 @@ from torch import Tensor
 
 from doubleweave.compiler.graph.ops import CROSS, MASKED
 from doubleweave.errors import SplitError
-from doubleweave.sources.encoder_decoder import Decoder
+from doubleweave.sources.encoder_decoder import EXAMPLE_ROWS, Decoder
 
 MOST_ENCODED = 2**16  # rows of an encoder
-_EXAMPLE_ROWS = 29  # of an encoder: unlike the other sizes of a model
 _HIDDEN = -1e30
 
 
 def example_rows(model: Any) -> tuple[Tensor, ...]:
     """Rows to export a decoder with, float32 [1, E, width]; none for a model without an encoder."""
-    return (model.rows[:, :1].repeat(1, _EXAMPLE_ROWS, 1),) if isinstance(model, Decoder) else ()
+    return (model.rows[:, :1].repeat(1, EXAMPLE_ROWS, 1),) if isinstance(model, Decoder) else ()
 
 
 def attend_across(

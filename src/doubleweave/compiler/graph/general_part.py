@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from doubleweave.compiler.graph.edges import Edges
-from doubleweave.compiler.graph.nodes import expression, insert, is_call
+from doubleweave.compiler.graph.nodes import LAYOUT, expression, insert, is_call
 from doubleweave.compiler.graph.position_bias import Bias, NotUnderstood, Positions, bias_of
 from doubleweave.compiler.graph.positions import POSITIONS, placeholder_of
 from doubleweave.compiler.graph.sizes import larger, smaller
@@ -33,11 +33,9 @@ Rule = Callable[["Part", Any, Labels], Any]  # copies a node by whose the axes o
 RuleOf = Callable[[Any], Rule | None]
 
 # What lays one row's numbers out anew: the rows behind it are what is cached.
-_LAYOUT = (
-    *(aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten._unsafe_view.default),
-    *(aten.transpose.int, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim),
-    *(aten.expand.default, aten.clone.default, aten.contiguous.default, aten.repeat_interleave.self_int),
-)
+_LAYOUT = LAYOUT - {aten.slice.Tensor, aten.select.int} | {
+    *(aten._unsafe_view.default, aten.repeat_interleave.self_int),
+}
 _ARITHMETIC = {"Min": smaller, "Max": larger, "Add": operator.add, "Mul": operator.mul}
 _TRIED = (5, 41)  # rows: fewer than an index chooses, perhaps, and more
 _SEED = 20263

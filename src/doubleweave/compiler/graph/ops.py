@@ -11,6 +11,8 @@ heads, K key-value heads, D head dim, R rotary dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,22 +106,14 @@ def attention_reference(
     return out_BTHD.view(num_batches, num_queries, -1)
 
 
-def cross_attention_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    num_heads: int,
-    num_kv_heads: int,
-    scale: float,
-    window: int,
-    soft_cap: float,
-) -> Tensor:
-    """Attention of a decoder to all rows of an encoder: q [B, T, H*D], k [B, E, K*D], v [B, E, K*Dv], float32.
-
-    The parameters are `attention`'s, so that both have each at the same place; `window` is 0.
-    """
-    parameters = (num_heads, num_kv_heads, scale, window, soft_cap)
-    return attention_reference(q, k, v, *parameters, is_causal=False)
+# Attention of a decoder to all rows of an encoder: q [B, T, H*D], k [B, E, K*D], v [B, E, K*Dv], float32. Parameters
+# are those of `attention`, each at the same place; `window` is 0.
+cross_attention_reference = partial(attention_reference, is_causal=False)
+_ATTENTION_REFERENCES: dict[str, Callable[..., Tensor]] = {
+    "attention": attention_reference,
+    "biased_attention": attention_reference,
+    "cross_attention": cross_attention_reference,
+}
 
 
 def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
@@ -170,28 +164,27 @@ torch.library.register_fake(
 _LIBRARY.impl("masked_attention", masked_attention_reference, "CompositeExplicitAutograd")
 # `boundary` marks in an exported graph where a nested module is called (compiler/trace); it never reaches a program.
 # Its results are copies, because an operator that is pure must not return its own inputs.
-for _name, _compute, _fake in (
-    ("attention", attention_reference, _fake_attention),
-    ("biased_attention", attention_reference, _fake_attention),
-    ("cross_attention", cross_attention_reference, _fake_attention),
+_COMPUTED: tuple[tuple[str, Callable[..., Any], Callable[..., Any]], ...] = (
+    *((name, reference, _fake_attention) for name, reference in _ATTENTION_REFERENCES.items()),
     ("rotary", rotary_reference, lambda x, *_: torch.empty_like(x)),
     (
         "boundary",
         lambda _, outputs, call: [x.clone() for x in outputs],
         lambda _, outputs, call: [x.new_empty(x.shape) for x in outputs],
     ),
-):
+)
+for _name, _compute, _fake in _COMPUTED:
     # CompositeExplicitAutograd keeps the operator whole in exported graphs; an implicit one is decomposed.
     _LIBRARY.impl(_name, _compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"doubleweave::{_name}", _fake, lib=_LIBRARY)
 
 # All take q, k, v and the same parameters first, each at the same place.
 CROSS = torch.ops.doubleweave.cross_attention.default  # to an encoder's rows: no cache that grows
-ATTENTIONS = (
-    torch.ops.doubleweave.attention.default,
-    torch.ops.doubleweave.biased_attention.default,
-    CROSS,
-)
+REFERENCES: dict[Any, Callable[..., Tensor]] = {
+    getattr(torch.ops.doubleweave, name).default: reference
+    for name, reference in _ATTENTION_REFERENCES.items()
+}
+ATTENTIONS = tuple(REFERENCES)
 MASKED = torch.ops.doubleweave.masked_attention.default
 GENERAL = torch.ops.doubleweave.general_attention.default
 

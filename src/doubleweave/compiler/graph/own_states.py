@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -86,15 +85,21 @@ def _own_cache(model: Any) -> Any:
 def _noting(kind: Any, watch: Any, users: dict[nn.Module, None]) -> Any:
     """A cache whose own methods note the module that calls them."""
     cache = kind()
-
-    def noting(bound: Any, *args: Any, **kwargs: Any) -> Any:
-        users.setdefault(watch.running)
-        return bound(*args, **kwargs)
-
     for name, method in vars(kind).items():
         if not name.startswith("_") and callable(method):
-            setattr(cache, name, partial(noting, getattr(cache, name)))
+            note_calls(cache, name, lambda: users.setdefault(watch.running))
     return cache
+
+
+def note_calls(cache: Any, name: str, note: Any) -> None:
+    """Call `note` before each call of a method of the cache."""
+    method = getattr(cache, name)
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        note()
+        return method(*args, **kwargs)
+
+    setattr(cache, name, noting)
 
 
 @contextmanager

@@ -17,16 +17,6 @@ import torch
 from torch import nn
 
 
-def smaller(a: Any, b: Any) -> Any:
-    """The smaller of two sizes, ints or SymInts."""
-    return _of_sizes(builtins.min, torch.sym_min, sympy.Le)(a, b)
-
-
-def larger(a: Any, b: Any) -> Any:
-    """The larger of two sizes, ints or SymInts."""
-    return _of_sizes(builtins.max, torch.sym_max, sympy.Ge)(a, b)
-
-
 @contextmanager
 def sizes_as_operators(model: nn.Module) -> Iterator[None]:
     """Within, `min` and `max` of two sizes in the files that define the model's modules are torch's operators."""
@@ -35,10 +25,7 @@ def sizes_as_operators(model: nn.Module) -> Iterator[None]:
         vars(sys.modules[name]) for name in files if name in sys.modules and not name.startswith("torch.")
     ]
     scopes = [scope for scope in scopes if not {"min", "max"} & scope.keys()]
-    own = {
-        "min": _of_sizes(builtins.min, torch.sym_min, sympy.Le),
-        "max": _of_sizes(builtins.max, torch.sym_max, sympy.Ge),
-    }
+    own = {"min": smaller, "max": larger}
     try:
         for scope in scopes:
             scope.update(own)
@@ -64,3 +51,8 @@ def _of_sizes(usual: Any, operator: Any, relation: Any) -> Any:
         return found
 
     return of
+
+
+# The smaller and the larger of two sizes, ints or SymInts; of anything else what Python's own give.
+smaller = _of_sizes(builtins.min, torch.sym_min, sympy.Le)
+larger = _of_sizes(builtins.max, torch.sym_max, sympy.Ge)

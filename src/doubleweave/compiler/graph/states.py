@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from doubleweave.compiler.graph.own_states import Place, numbered, own_states
+from doubleweave.compiler.graph.own_states import Place, note_calls, numbered, own_states
 from doubleweave.compiler.graph.refusal_causes import watching
 from doubleweave.errors import SplitError
 
@@ -83,8 +83,8 @@ def find_states(model: Any) -> States:
     attending: set[nn.Module] = set()
     with watching(model) as watch:
         for name in _USES:
-            _note_calls(cache, name, lambda: users.setdefault(watch.running))
-        _note_calls(cache, "update", lambda: attending.add(watch.running))
+            note_calls(cache, name, lambda: users.setdefault(watch.running))
+        note_calls(cache, "update", lambda: attending.add(watch.running))
         ids = torch.zeros(1, 2, dtype=torch.long)
         try:
             with torch.no_grad():
@@ -111,16 +111,6 @@ def states_in(cache: Any) -> Iterator[tuple[Key, Tensor]]:
             for index, state in held.items() if isinstance(held, dict) else enumerate(held):
                 if isinstance(state, Tensor):
                     yield Key(number, kind, index), state
-
-
-def _note_calls(cache: Any, name: str, note: Any) -> None:
-    method = getattr(cache, name)
-
-    def noting(*args: Any, **kwargs: Any) -> Any:
-        note()
-        return method(*args, **kwargs)
-
-    setattr(cache, name, noting)
 
 
 @contextmanager

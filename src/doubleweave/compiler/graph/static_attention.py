@@ -61,8 +61,8 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
     for layer, node in enumerate(attentions):
         q, k, v, num_heads, num_kv_heads, scale, window, soft_cap = node.args[:8]
         more: Any = node.args[8:] or (0, None, None, None)
-        block, sinks, slopes, distances = more
-        if node.target is CROSS or distances is not None:
+        block, sinks, slopes, by_distance = more
+        if node.target is CROSS or by_distance is not None:
             what = "attends to an encoder's rows" if node.target is CROSS else "adds to scores by distance"
             raise SplitError(
                 f"{place_of_node(node)} {what}, which static attention does not; use dynamic attention"

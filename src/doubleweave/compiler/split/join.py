@@ -23,7 +23,7 @@ def joined(first: TorchSplit, others: Mapping[str, TorchSplit]) -> TorchSplit:
         functions += [_renamed(function, name) for function in other.split.functions]
         graphs |= {f"{name}.{structure}": graph for structure, graph in other.graphs.items()}
         weights |= {f"{name}.{segment}": tensors for segment, tensors in other.weights.items()}
-    return TorchSplit(Split(tuple(segments), tuple(functions)), graphs, weights)
+    return replace(first, split=Split(tuple(segments), tuple(functions)), graphs=graphs, weights=weights)
 
 
 def _renamed(function: Function, name: str) -> Function:

@@ -22,7 +22,7 @@ from doubleweave.compiler.backends.export_segment import export_segment
 from doubleweave.compiler.backends.qnn import BACKEND
 from doubleweave.compiler.backends.qnn import lower as qnn
 from doubleweave.compiler.graph.nodes import constant
-from doubleweave.compiler.graph.ops import ATTENTIONS, attention_reference
+from doubleweave.compiler.graph.ops import REFERENCES
 from doubleweave.compiler.quiet import quiet
 from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.pieces import TorchSplit, with_weights
@@ -90,7 +90,7 @@ def observed(torch_split: TorchSplit, segment: Segment, recipe: str, soc: str, s
     exported = export_segment(torch_split.module(segment), segment, None if is_dynamic else size)
     if is_dynamic:
         # Only exported does attention have as many keys as it is given: in the model's graph they are the chunk's.
-        exported = exported.run_decompositions(dict.fromkeys(ATTENTIONS, attention_reference))
+        exported = exported.run_decompositions(dict(REFERENCES))
     with _refusals_of(segment.name):
         return prepare_pt2e(exported.module(check_guards=False), quantizer)
 
