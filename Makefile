@@ -19,7 +19,7 @@ test-fast: install
 test-native: install
 	$(BIN)/cmake -S . -B build/native-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DPython_EXECUTABLE=$(abspath $(BIN))/python -DDOUBLEWEAVE_BUILD_TESTS=ON -DDOUBLEWEAVE_BUILD_PYTHON=OFF
-	$(BIN)/cmake --build build/native-tests
+	$(BIN)/cmake --build build/native-tests --target doubleweave-tests
 	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
 
 check: install

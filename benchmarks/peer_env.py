@@ -38,9 +38,9 @@ def openvino(cache: Path) -> Path:
     return _environment(cache, "openvino", OPENVINO)
 
 
-def requantised_gguf(cache: Path, source: Path, kind: str) -> Path:
+def requantised_gguf(cache: Path, source: Path, kind: str, name: str = "smollm2") -> Path:
     """`source` as a GGUF of `kind` (Q8_0 or Q4_0), made by llama.cpp itself."""
-    target = _weights(cache) / f"smollm2.{kind}.gguf"
+    target = _weights(cache) / f"{name}.{kind}.gguf"
     if not target.exists():
         part = target.with_suffix(".part")
         _run([llama_cpp(cache), SERVE / "make_gguf.py", source, part, kind], cache)

@@ -5,6 +5,7 @@ Each folder has a conftest.py of its own, which says what its tests need and giv
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import hypothesis
 import pytest
 
 import toys
+from doubleweave.compiler.less_overhead import on_wide_frame
 
 # Property tests must not depend on how busy the machine is, nor on a run before.
 hypothesis.settings.register_profile("doubleweave", deadline=None, derandomize=True, database=None)
@@ -33,6 +35,10 @@ LONG_FILES = ("test_native_run_sanitized.py", "test_aarch64.py", "test_random_mo
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gc.set_threshold(50_000, 20, 20)
+    for item in items:  # most tests compile something (compiler/less_overhead.py)
+        if isinstance(item, pytest.Function):
+            item.obj = on_wide_frame(item.obj)
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 

@@ -31,7 +31,7 @@ namespace {
 using Json = nlohmann::json;
 using Names = std::map<std::string, int>;
 
-constexpr int kVersion = 5;
+constexpr int kVersion = 6;
 constexpr double kMostUs = 1e9;
 
 int index_of(const Names& names, const Json& name, const char* what) {
@@ -151,7 +151,8 @@ void check_ranges(const RunFile& file) {
   const scheduling::Outline& outline = file.outline;
   const scheduling::Machine& machine = file.machine;
   require(outline.rows.most > 0 && outline.rows.most <= kMostRows && file.max_context > 0 &&
-              file.max_context <= kMostTokens && file.vocab_size > 0 &&
+              file.max_context <= kMostTokens && file.rotary_border >= 0 &&
+              file.rotary_border < file.max_context && file.vocab_size > 0 &&
               file.vocab_size <= kMostTokens && outline.scratch.groups >= 0 &&
               machine.threads >= 0 && machine.costs.same_worker_ns >= 0 && !file.calls.empty(),
           "a size is out of range");
@@ -269,6 +270,7 @@ RunFile parse(const Json& data) {
   data.at("tokenizer_digest").get_to(file.tokenizer_digest);
   file.vocab_size = data.at("vocab_size");
   file.max_context = data.at("max_context");
+  file.rotary_border = data.at("rotary_border");
   data.at("eos_token_ids").get_to(file.eos_token_ids);
   const Json& chat = data.at("chat");
   file.has_template = chat.is_object() || chat.get<bool>();

@@ -54,6 +54,7 @@ struct RunFile {
   std::string tokenizer_digest;           // "": there is no tokenizer.json
   int vocab_size;
   int max_context;
+  int rotary_border;  // a text of more tokens has LongRoPE's long frequencies; 0: none has
   std::vector<int> eos_token_ids;
   bool has_template;         // of chats
   std::optional<Chat> chat;  // none for a template that does more than to put texts around

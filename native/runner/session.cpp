@@ -137,6 +137,34 @@ std::span<const float> Session::append(std::span<const int64_t> ids, Timeline* t
   require(length() + static_cast<int64_t>(ids.size()) <= file_.max_context, "context: ", length(),
           " tokens in the cache and ", ids.size(), " more, expected at most ", file_.max_context,
           ": shorten the prompt");
+  change_frequencies(length() + static_cast<int64_t>(ids.size()));
+  if (file_.rotary_border > 0) {
+    ids_.insert(ids_.end(), ids.begin(), ids.end());
+  }
+  return run(ids, timeline);
+}
+
+// LongRoPE: all tokens of a text longer than the border have other frequencies, so a text that
+// passes it is computed anew (runtime/llm/frequencies.py of the Python package).
+void Session::change_frequencies(int64_t num_tokens) {
+  const bool is_long = file_.rotary_border > 0 && num_tokens > file_.rotary_border;
+  if (is_long == is_long_) {
+    return;
+  }
+  is_long_ = is_long;
+  for (int64_t& position : positions_) {
+    position = ~position;
+  }
+  cache_.truncate(0);
+  for (size_t state = 0; state < states_.num_buffers(); ++state) {
+    std::memset(states_.data(state), 0, states_.bytes(state));
+  }
+  if (!ids_.empty()) {
+    run(ids_, nullptr);
+  }
+}
+
+std::span<const float> Session::run(std::span<const int64_t> ids, Timeline* timeline) {
   Prepared& prepared = prepare(static_cast<int>(ids.size()));
   std::ranges::copy(ids, prepared.input_ids.begin());
   const int base = length();

@@ -37,6 +37,8 @@ class Session {
   const Prepared& last() const { return *last_; }
 
  private:
+  std::span<const float> run(std::span<const int64_t> ids, Timeline* timeline);
+  void change_frequencies(int64_t num_tokens);
   Prepared& prepare(int num_tokens);
   void load(const Prepared& prepared);
   Instance* instance(const std::string& method, int copy);
@@ -54,7 +56,9 @@ class Session {
   KvCache cache_;
   Buffers states_;              // two copies of each, zero before the first token
   std::vector<int> region_of_;  // of each input, cache and state, behind the buffers
-  std::vector<int64_t> positions_;
+  std::vector<int64_t> positions_;  // p by the short frequencies is p, by the long ones ~p
+  bool is_long_ = false;
+  std::vector<int64_t> ids_;  // of all tokens in the cache, where frequencies may change
   std::map<std::pair<std::string, int>, std::unique_ptr<Instance>> instances_;
   std::map<int, std::unique_ptr<Prepared>> prepared_;
   Prepared* last_ = nullptr;

@@ -18,7 +18,15 @@ from torch import Tensor
 from doubleweave.check.differences import agreement, difference, first_row_over, noise
 from doubleweave.check.near_ties import moved_rows
 from doubleweave.check.own_process import program_apart
-from doubleweave.check.places import SINGLES, Place, far_places, first_place, lengths_of, marked_rows
+from doubleweave.check.places import (
+    SINGLES,
+    Place,
+    before_border,
+    far_places,
+    first_place,
+    lengths_of,
+    marked_rows,
+)
 from doubleweave.check.program_run import ProgramHere, Run, Runner
 from doubleweave.check.quick_weights import quick_modules
 from doubleweave.check.segments import Comparison, Noise, meeting_rows, noisiest
@@ -55,7 +63,7 @@ class Compiled:
     """What is checked: the source's module, its split in float32, the split that was lowered, and the program's folder.
 
     `is_float`: the recipe leaves float32 as it is. `audit` says in a sentence how the module differs from its files.
-    `encode` makes the keys and values of an encoder's rows.
+    `encode` makes the keys and values of an encoder's rows; `rotary_border` is ModelInfo's.
     """
 
     name: str
@@ -68,6 +76,7 @@ class Compiled:
     is_float: bool
     audit: Callable[[], str]
     encode: Callable[[Tensor], Sequence[Tensor]] = lambda rows: ()
+    rotary_border: int = 0
 
 
 def check_llm(compiled: Compiled, report: Progress) -> Check:
@@ -76,6 +85,7 @@ def check_llm(compiled: Compiled, report: Progress) -> Check:
     lengths = lengths_of(compiled.module.config, compiled.max_context)
     first = first_place(most_rows(chunk_shape(split)), compiled.max_context, lengths)
     far = far_places(first, compiled.max_context, lengths)
+    far += before_border(first, compiled.rotary_border)
     # A segment of fixed sizes takes as many, be they more than the context.
     most = max(most_rows(chunk_shape(split)), *(place.num_tokens for place in (first, *far)))
     token_ids = _token_ids(compiled, most)
@@ -125,8 +135,10 @@ class _Subject:
         """The logits of the split in eager torch, [T, vocab]."""
         cached = marked_rows(torch_split.split, place.start)
         modules = quick_modules(torch_split)
-        chunks = run_chunks(torch_split, self.chunks(place), modules, cached=cached, on_call=on_call)
-        return torch.cat(list(chunks), 1)[0]
+        long = 0 < self.compiled.rotary_border < place.end
+        chunks = self.chunks(place)
+        logits = run_chunks(torch_split, chunks, modules, cached=cached, long=long, on_call=on_call)
+        return torch.cat(list(logits), 1)[0]
 
     def program(self, program: Runner, place: Place) -> Tensor:
         """The logits of the program, [T, vocab]: chunks as prompts and single tokens as decoding run them."""

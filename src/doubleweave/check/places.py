@@ -62,6 +62,13 @@ def far_places(first: Place, max_context: int, lengths: Sequence[int]) -> list[P
     return [Place(length - 2, chunks) for length in far for chunks in ((4,), (1, 1, 1, 1))]
 
 
+def before_border(first: Place, border: int) -> list[Place]:
+    """Tokens up to the border behind which all tokens of a text have other frequencies, where `first` goes past it."""
+    if not 2 < border < first.end:
+        return []
+    return [Place(2, (min(border - 2, first.chunks[0]),))]
+
+
 def marked_rows(split: Split, num_tokens: int) -> dict[str, Tensor]:
     """Rows for a cache of so many tokens, float32 [1, num_tokens, width] by value: zeros but for the first four tokens.
     States are small random numbers.

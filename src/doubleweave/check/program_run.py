@@ -47,6 +47,7 @@ class ProgramHere(NamedTuple):
         session = self.program.session()
         if self.encoder_input is not None:
             session.encode(self.encoder_input)
+        session.expect(run.start + len(run.token_ids))
         if run.cached:
             session.fill(run.cached, run.start)
         prompt = len(run.token_ids) - run.num_singles

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 class Splits(NamedTuple):
     """The split in float32, and as it is lowered: placed on its backends and quantized. `encode` makes the keys and
-    values of an encoder's rows."""
+    values of an encoder's rows. `rotary_border` is ModelInfo's."""
 
     reference: TorchSplit
     lowered: TorchSplit
     encode: Callable[[Tensor], Sequence[Tensor]]
+    rotary_border: int
 
 
 def splits_of(model: Model, options: Options, folder: Path, report: Progress) -> Splits:
@@ -38,7 +39,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
     from doubleweave.compiler.graph.ops import GENERAL
     from doubleweave.compiler.graph.order_by_use import order_by_use
-    from doubleweave.compiler.graph.rotary_lengths import check_rotary
+    from doubleweave.compiler.graph.rotary_lengths import rotary_border
     from doubleweave.compiler.graph.static_attention import MASK, inline_attention
     from doubleweave.compiler.quantize.calibration import calibration_chunks
     from doubleweave.compiler.split.join import joined
@@ -47,13 +48,13 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     from doubleweave.compiler.split.split_llm import default_policy, split_llm
     from doubleweave.sources.encoder_decoder import Decoder
 
-    check_rotary(model.module.config, options.max_context)
+    border = rotary_border(model.module.config, options.max_context)
     report("exporting the graph", 0, 1)
     most = most_rows(options.sizes)
-    graph = export_llm(model.module, most)
+    graph = export_llm(model.module, most, border > 0)
     if graph.graph.find_nodes(op="call_function", target=GENERAL):
         # The model's own operators see all keys: what its Python asks of their number has to hold for the longest text.
-        graph = export_llm(model.module, options.max_context)
+        graph = export_llm(model.module, options.max_context, border > 0)
     decoder = model.module if isinstance(model.module, Decoder) else None
     project = cut_encoded(graph) if decoder else None
     check_rows(graph, type(model.module).__name__)
@@ -81,7 +82,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     lowered = options.backend.place(torch_split, options, chunks_of, report)
     if decoder and project:
         lowered = joined(lowered, {ENCODER: encoder})
-    return Splits(torch_split, lowered, torch.no_grad()(project or (lambda rows: ())))
+    return Splits(torch_split, lowered, torch.no_grad()(project or (lambda rows: ())), border)
 
 
 def _save_tokenizer(save: Callable[[Path], None], folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from doubleweave.compiler.backends import find_backend, llm_backends, option_owners, own_options
 from doubleweave.compiler.backends.backend import Backend, Options
 from doubleweave.compiler.free_memory import give_back_free_memory
-from doubleweave.compiler.frozen_heap import frozen_heap
+from doubleweave.compiler.less_overhead import with_less_overhead
 from doubleweave.compiler.pipeline_llm import splits_of
 from doubleweave.compiler.policy import DEFAULT_BACKEND, DEFAULT_SIZES, MOST_ROWS
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
@@ -187,6 +187,7 @@ def _check_installed() -> None:
         ) from error
 
 
+@with_less_overhead
 def _compile(
     model: Model,
     encoders: Mapping[str, Encoder],
@@ -199,8 +200,7 @@ def _compile(
     from doubleweave.sources.encoder_decoder import Decoder
 
     beside = split_encoders(encoders, report)
-    with frozen_heap():
-        splits = splits_of(model, options, folder, report)
+    splits = splits_of(model, options, folder, report)
     whole = with_encoders(model, splits, beside)
     split, digest = lower(whole, folder / PROGRAM_FILE, report)
     manifest = Manifest(
@@ -213,6 +213,7 @@ def _compile(
             model.special_tokens,
             options.recipe,
             model.module.start_token_ids if isinstance(model.module, Decoder) else (),
+            splits.rotary_border,
         ),
         split=split,
         program_sha256=digest,
@@ -240,6 +241,7 @@ def _compile(
             is_float=options.recipe == "none",
             audit=model.audit,
             encode=splits.encode,
+            rotary_border=splits.rotary_border,
         )
         manifest = replace(manifest, check=check_llm(compiled, report))
         manifest.write(folder)

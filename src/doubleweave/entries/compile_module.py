@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doubleweave.compiler.frozen_heap import frozen_heap
+from doubleweave.compiler.less_overhead import with_less_overhead
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.ir.manifest import PROGRAM_FILE, STATE_FILE, Manifest
@@ -43,18 +43,30 @@ def compile_module(
     The arguments are those of `doubleweave.compile`. Raises PolicyError, SplitError, LowerError or CheckError; `out`
     is then as it was before.
     """
-    from doubleweave.compiler.split.split_module import split_module
-
     check_arguments(module, args, kwargs, policy)
     if not isinstance(out, (str, Path)):
         raise PolicyError(f"out: found {out!r}, expected the path of a folder to write")
     report = progress or (lambda what, done, total: None)
     folder = Path(out)
     check_target(folder, "out=")
+    _compile(module, (tuple(args), dict(kwargs or {})), dynamic_shapes, policy or {}, folder, check, report)
+
+
+@with_less_overhead
+def _compile(
+    module: nn.Module,
+    given: tuple[tuple[Any, ...], dict[str, Any]],
+    dynamic_shapes: Any,
+    policy: Policy,
+    folder: Path,
+    check: bool,
+    report: Progress,
+) -> None:
+    from doubleweave.compiler.split.split_module import split_module
+
     began = time.perf_counter()
     report("tracing", 0, 1)
-    with frozen_heap():
-        found = split_module(module, tuple(args), dict(kwargs or {}), dynamic_shapes, policy or {})
+    found = split_module(module, *given, dynamic_shapes, policy)
     with made_beside(folder, "out=") as temporary:
         made = _write(type(module).__name__, found, temporary, report)
         if check:
@@ -63,9 +75,7 @@ def compile_module(
             program = open(temporary)
             assert isinstance(program, ModuleProgram)
             budget_s = CHECK_PART * (time.perf_counter() - began)
-            checked = check_module(
-                module, (args, kwargs or {}), lambda: program.session().main, report, budget_s
-            )
+            checked = check_module(module, given, lambda: program.session().main, report, budget_s)
             replace(made, check=checked).write(temporary)
 
 

@@ -22,7 +22,7 @@ from doubleweave.ir.split import FixedSizes, Range, SizeRanges, Split
 from doubleweave.ir.trees import Tree
 
 FORMAT = "doubleweave-program"
-VERSION = 5  # programs of another version are refused, not converted: they can be compiled again
+VERSION = 6  # programs of another version are refused, not converted: they can be compiled again
 PROGRAM_FILE = "program.pte"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -35,7 +35,7 @@ class ModelInfo:
     """The facts about a language model that generating text needs; `max_context` is in tokens.
 
     `chat_template` is a Jinja template, several by name, or None. `start_token_ids` are what the text of a decoder with
-    an encoder begins with."""
+    an encoder begins with. A text of more than `rotary_border` tokens has LongRoPE's long frequencies; 0: none has."""
 
     vocab_size: int
     max_context: int
@@ -44,6 +44,7 @@ class ModelInfo:
     special_tokens: dict[str, str]
     quantize: str
     start_token_ids: tuple[int, ...] = ()
+    rotary_border: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,8 @@ def _problem(manifest: Manifest) -> str | None:
         return "a function has no interface" if has_none else None
     if not all(0 <= token < model.vocab_size for token in (*model.eos_token_ids, *model.start_token_ids)):
         return "a start or end token is not in the vocabulary"
+    if not 0 <= model.rotary_border < max(1, model.max_context):
+        return "its rotary_border is not within the context"
     return language_model_problem(split, model.vocab_size, model.max_context)
 
 

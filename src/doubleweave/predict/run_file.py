@@ -22,7 +22,7 @@ from doubleweave.schedule.pattern import has_instance_per_worker, pattern_of
 from doubleweave.schedule.scratch_groups import blocks, groups, num_groups
 from doubleweave.vendors.library import library_of
 
-VERSION = 5
+VERSION = 6
 _PATTERN = ("body", "last", "body_waits", "last_waits")
 _MEASURED = ("rows", "cached", "us", "repeated")
 
@@ -50,6 +50,7 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
         "tokenizer_digest": manifest.tokenizer_digest,
         "vocab_size": model.vocab_size,
         "max_context": model.max_context,
+        "rotary_border": model.rotary_border,
         "eos_token_ids": list(model.eos_token_ids),
         "chat": _chat(model),
         "sizes": list(shape.sizes) if isinstance(shape, FixedSizes) else [],

@@ -31,7 +31,7 @@ from doubleweave.compiler.graph.positions import check_first, count_by_positions
 from doubleweave.compiler.graph.proved_rules import with_proved_rules
 from doubleweave.compiler.graph.recurrence import mark_recurrences, name_states
 from doubleweave.compiler.graph.refusal_causes import cause_of, place_of, watching
-from doubleweave.compiler.graph.rotary_lengths import first_frequencies
+from doubleweave.compiler.graph.rotary_lengths import split_positions, two_frequencies
 from doubleweave.compiler.graph.shared_attention import join_shared
 from doubleweave.compiler.graph.shared_caches import share_caches
 from doubleweave.compiler.graph.simplify import drop_no_ops, drop_whole_copies, simplify
@@ -157,11 +157,12 @@ class _Chunk(nn.Module):
         return (logits, *(cache.now[key] for key in self.keys))
 
 
-def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
+def export_llm(model: Any, max_rows: int, long: bool = False) -> fx.GraphModule:
     """Export `model` for chunks of 1 to `max_rows` tokens and simplify the graph.
 
     The graph takes input_ids and position_ids (int64 [1, T]) and returns logits (float32 [1, T, vocab]). A state of the
-    model is a placeholder besides, and its next value a result; their recurrences are marked (recurrence.py).
+    model is a placeholder besides, and its next value a result; their recurrences are marked (recurrence.py). With
+    `long` a position p may be given as ~p, by LongRoPE's long frequencies (rotary_lengths.py).
     Raises SplitError when the model does not go through transformers' attention interface.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -169,7 +170,7 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     AttentionInterface.register(_ATTENTION, _attention)
     AttentionMaskInterface.register(_ATTENTION, mask_of)
     states = find_states(model)
-    exported = _exported(model, states, max_rows)
+    exported = _exported(model, states, max_rows, long)
     if states.shapes or changes_in_place(exported.graph):
         # An empty table decomposes nothing: it only turns changes in place into values.
         exported = exported.run_decompositions({})
@@ -183,6 +184,8 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     drop_expands(graph_module)
     simplify(graph_module)
     count_by_positions(graph_module)
+    if long:
+        split_positions(graph_module)
     share_computed(graph_module)
     share_caches(graph_module)
     join_shared(graph_module)
@@ -198,7 +201,7 @@ def export_llm(model: Any, max_rows: int) -> fx.GraphModule:
     return graph_module
 
 
-def _exported(model: Any, states: States, max_rows: int) -> torch.export.ExportedProgram:
+def _exported(model: Any, states: States, max_rows: int, long: bool) -> torch.export.ExportedProgram:
     """torch.export of the model with our attention; raises SplitError that names the module which it fails in."""
     before = model.config._attn_implementation
     with watching(model) as watch:
@@ -219,7 +222,8 @@ def _exported(model: Any, states: States, max_rows: int) -> torch.export.Exporte
             )
             encoded = torch.export.Dim("E", min=1, max=MOST_ENCODED)
             modules, experts = one_step_a_row(states.users), experts_as_operators(model)
-            with torch.no_grad(), first_frequencies(model), modules, experts, sizes_as_operators(model):
+            frequencies = two_frequencies(model, long)
+            with torch.no_grad(), frequencies, modules, experts, sizes_as_operators(model):
                 # Not strict: only the operators are traced, so a model may use any Python on the way.
                 chunk = _Chunk(model, first, states)
                 shapes = (

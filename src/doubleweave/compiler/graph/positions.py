@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from doubleweave.compiler.graph.nodes import (
     LAYOUT,
@@ -32,6 +32,17 @@ _TOKENS = 3
 def placeholder_of(graph: fx.Graph) -> Any:
     """The positions, int64 [1, T]."""
     return next(node for node in graph.find_nodes(op="placeholder") if node.target == POSITIONS)
+
+
+def positions_meant(given: Tensor) -> Tensor:
+    """The positions, int64 [1, T], that are given as they are or as ~p, which LongRoPE's long frequencies are asked for
+    by (rotary_lengths.py)."""
+    return torch.where(given < 0, ~given, given)
+
+
+def are_split(graph: fx.Graph) -> bool:
+    """Whether the graph takes positions both ways."""
+    return any(is_call(user, aten.lt.Scalar) for user in placeholder_of(graph).users)
 
 
 def num_rows(graph: fx.Graph) -> Any:

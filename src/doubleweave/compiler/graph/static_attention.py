@@ -23,7 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from doubleweave.compiler.graph.nodes import PAST, constant, output_node
 from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS, GENERAL
-from doubleweave.compiler.graph.positions import placeholder_of
+from doubleweave.compiler.graph.positions import are_split, placeholder_of, positions_meant
 from doubleweave.compiler.graph.refusal_causes import place_of_node
 from doubleweave.errors import SplitError
 
@@ -42,7 +42,7 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
     """
     graph = graph_module.graph
     inline, mask_stack = partial(_inline, graph), {MASK: (MASK, MASK)}
-    position_ids = placeholder_of(graph)
+    given = placeholder_of(graph)
     if other := graph.find_nodes(op="call_function", target=GENERAL):
         raise SplitError(
             f"the attention of {place_of_node(other[0])} stays in the model's own operators: expected softmax "
@@ -52,8 +52,10 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
     graph_module.register_buffer("cache_rows", torch.arange(max_context).float())
     with graph.inserting_before(next(n for n in graph.nodes if n.op not in ("placeholder", "get_attr"))):
         rows = graph.get_attr("cache_rows")
-        fake_mode = position_ids.meta["val"].fake_mode
+        fake_mode = given.meta["val"].fake_mode
         rows.meta["val"] = fake_mode.from_tensor(graph_module.cache_rows, static_shapes=True)
+        # The mask is a segment of its own: what it shared with another would order the two.
+        position_ids = inline(positions_meant, [given], (), mask_stack) if are_split(graph) else given
         offsets = inline(offsets_in_chunk, [position_ids], (), mask_stack)
     masks: dict[tuple[int, int, int], tuple[fx.Node, ...]] = {}
     distances: list[fx.Node] = []
@@ -96,7 +98,7 @@ def inline_attention(graph_module: fx.GraphModule, max_context: int, hidden: flo
                 added = (*added, inline(sink_column, [offsets, of_heads], (), stack))
         pasts = []
         for source, letter in ((k, "k"), (v, "v")):
-            with graph.inserting_after(position_ids):
+            with graph.inserting_after(given):
                 past = graph.placeholder(f"past_{letter}_{layer}")
             width = source.meta["val"].shape[2]
             past.meta["val"] = source.meta["val"].new_empty(1, max_context, width)

@@ -21,8 +21,9 @@ from torch.utils._sympy.value_ranges import bound_sympy
 from doubleweave.compiler.backends import backends, find_backend
 from doubleweave.compiler.backends.export_segment import export_segment
 from doubleweave.compiler.backends.lowered import operators
-from doubleweave.compiler.frozen_heap import frozen_heap
+from doubleweave.compiler.backends.unchanged_graphs import unchanged_graphs_kept
 from doubleweave.compiler.graph.nodes import expression, is_tensor, output_node
+from doubleweave.compiler.less_overhead import with_less_overhead
 from doubleweave.compiler.lower.equal_structures import Job, jobs, shared_key
 from doubleweave.compiler.lower.forked import each_forked
 from doubleweave.compiler.lower.pte_file import ProgramWriter
@@ -53,6 +54,7 @@ def prepare(torch_split: TorchSplit) -> TorchSplit:
     return prepared
 
 
+@with_less_overhead
 def lower(torch_split: TorchSplit, path: Path, report: Progress) -> tuple[Split, str]:
     """Lower `torch_split` into the file `path`; returns the split with sizes filled in and the file's SHA-256.
 
@@ -62,10 +64,7 @@ def lower(torch_split: TorchSplit, path: Path, report: Progress) -> tuple[Split,
     report("lowering", 0, len(todo) + 1)
     step = counted(report, len(todo) + 1)
     prepared = prepare(torch_split)
-    import executorch.exir  # noqa: F401  before the heap is frozen
-
-    with frozen_heap():
-        templates = _lower_shared(prepared, todo, step)
+    templates = _lower_shared(prepared, todo, step)
     writer = ProgramWriter()
     segments = []
     for segment in prepared.split.segments:
@@ -165,7 +164,8 @@ def lower_graph(
     used = made_up_weights(weights) if is_shared else weights
     module = with_weights(graph_module.graph, used)
     exported = {name: export_segment(module, segment, size) for name, size in methods.items()}
-    lowered = backends()[segment.backend].to_edge(exported, segment.target, segment.recipe)
+    with unchanged_graphs_kept():
+        lowered = backends()[segment.backend].to_edge(exported, segment.target, segment.recipe)
     edge = lowered.edge
     counts = {name: _count(edge.exported_program(name)) for name in methods}  # before allocations come in
     # Inputs and outputs live in buffers that the runtime owns.

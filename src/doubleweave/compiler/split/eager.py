@@ -16,10 +16,13 @@ from doubleweave.ir.split import CACHED, ROWS, Call, Port, Segment
 OnCall = Callable[[Call, Sequence[Tensor], Sequence[Tensor]], None]
 
 
-def run_eager(torch_split: TorchSplit, input_ids: Tensor, chunk: int | None = None) -> Tensor:
+def run_eager(
+    torch_split: TorchSplit, input_ids: Tensor, chunk: int | None = None, *, long: bool = False
+) -> Tensor:
     """Run the split in eager torch, chunk behind chunk, with a growing cache: the numeric reference.
 
-    input_ids int64 [1, T] -> logits float32 [1, T, vocab]. `chunk` None takes the prompt in one piece.
+    input_ids int64 [1, T] -> logits float32 [1, T, vocab]. `chunk` None takes the prompt in one piece. `long`:
+    a text behind LongRoPE's border.
     Raises InputError for a batch larger than 1.
     """
     if input_ids.ndim != 2 or input_ids.shape[0] != 1:
@@ -28,7 +31,7 @@ def run_eager(torch_split: TorchSplit, input_ids: Tensor, chunk: int | None = No
             "sequence, so run a batch as several sessions"
         )
     chunks = torch.split(input_ids, chunk or input_ids.shape[1], dim=1)
-    return torch.cat(list(run_chunks(torch_split, chunks)), dim=1)
+    return torch.cat(list(run_chunks(torch_split, chunks, long=long)), dim=1)
 
 
 def run_chunks(
@@ -37,12 +40,14 @@ def run_chunks(
     modules: Mapping[str, Callable[..., Any]] | None = None,
     *,
     cached: Mapping[str, Tensor] | None = None,
+    long: bool = False,
     on_call: OnCall | None = None,
 ) -> Iterator[Tensor]:
     """Yield the logits [1, T, vocab] of each chunk (token ids int64 [1, T]) of one sequence.
 
     `modules` are the segments to run, by name, in place of the split's own. The chunks come behind the rows
-    of `cached`: [1, rows, …] for each value of the cache. `on_call` gets every call with what it read and wrote.
+    of `cached`: [1, rows, …] for each value of the cache. `long`: of a text behind LongRoPE's border.
+    `on_call` gets every call with what it read and wrote.
     """
     run = modules or {s.name: torch_split.module(s.name) for s in torch_split.split.segments}
     kinds = {value.name: value.kind for value in torch_split.split.values}
@@ -56,7 +61,8 @@ def run_chunks(
     start = next((rows.shape[1] for rows in cache.values()), 0)
     for input_ids in chunks:
         end = start + input_ids.shape[1]
-        env = {"input_ids": input_ids, "position_ids": torch.arange(start, end)[None], **states}
+        positions = torch.arange(start, end)[None]
+        env = {"input_ids": input_ids, "position_ids": ~positions if long else positions, **states}
         env |= torch_split.encoded
         start = end
         for call in torch_split.split.calls:

@@ -25,6 +25,7 @@ from doubleweave.runtime.instances import Instances
 from doubleweave.runtime.llm.bind import bind
 from doubleweave.runtime.llm.chunk_progress import OnChunk, watching
 from doubleweave.runtime.llm.encoded import Encoded
+from doubleweave.runtime.llm.frequencies import Frequencies
 from doubleweave.runtime.llm.rows import checked_rows
 from doubleweave.runtime.llm.states import States
 from doubleweave.runtime.module.method import Method
@@ -124,7 +125,7 @@ class Session:
         is_whole = any(whole_cache(port) for segment in whole for port in segment.inputs)
         self._whole_bytes = self.max_context * sum(value.row_bytes for value in cached) if is_whole else 0
         self._output = next(value.name for value in split.values if value.kind == "output")
-        self._positions = np.arange(self.max_context + self._most_rows, dtype=np.int64)
+        self._frequencies = Frequencies(model.rotary_border, self.max_context + self._most_rows)
         self._makers: dict[str, Maker] = {}
         self._prepared: OrderedDict[tuple[str, int, int, Want, Choice], _Prepared] = OrderedDict()
 
@@ -183,7 +184,9 @@ class Session:
         With `record` the run's `timeline` is kept. Raises InputError for no tokens, ids out of range, more
         than one sequence, or more tokens than the context has room for; then nothing was appended.
         """
-        return self._last(self._run(self._ids, self._checked(token_ids), "last", record))
+        ids = self._checked(token_ids)
+        self._change_frequencies(len(ids))
+        return self._last(self._run(self._ids, ids, "last", record))
 
     def append_embeddings(self, rows: Any, *, record: bool = False) -> FloatArray:
         """Append rows in the place of tokens' embeddings, float32 [T, width], and return the logits of the last one,
@@ -195,7 +198,17 @@ class Session:
         for, and a model that reads token ids elsewhere; then nothing was appended.
         """
         entry = self._rows
-        return self._last(self._run(entry, self._checked_rows(rows, entry.value), "last", record))
+        given = self._checked_rows(rows, entry.value)
+        self._change_frequencies(len(given))
+        return self._last(self._run(entry, given, "last", record))
+
+    def expect(self, num_tokens: int) -> None:
+        """Say that the sequence will have so many tokens; until `reset`.
+
+        Only LongRoPE asks for it (Phi-3, Phi-4): behind `model.rotary_border` tokens all tokens have other frequencies,
+        and a session that passes it computes its tokens anew. One that expects to does not have to.
+        """
+        self._frequencies.expect(num_tokens)
 
     def append_recorded(self, token_ids: TokenIds) -> Recorded:
         """Append tokens as `append` does, and return the run with its times."""
@@ -206,6 +219,7 @@ class Session:
     def score(self, token_ids: TokenIds) -> FloatArray:
         """Append tokens and return the logits of each, float32 [T, vocab]. Errors as for `append`."""
         ids = self._checked(token_ids)
+        self._change_frequencies(len(ids))
         parts = []
         for start in range(0, len(ids), self.score_rows):
             prepared = self._run(self._ids, ids[start : start + self.score_rows], "all", False)
@@ -234,6 +248,7 @@ class Session:
                 )
             self._states.go_back(num_tokens)
         self._cache.truncate(num_tokens)
+        self._frequencies.truncate(num_tokens)
 
     def snapshot(self) -> int:
         """Keep a way back to the tokens in the cache, and return their number: `truncate` takes it.
@@ -248,6 +263,7 @@ class Session:
     def move_to(self, num_tokens: int) -> None:
         """Keep the first `num_tokens` tokens, and the states as they are: for measuring how long runs take behind so
         many tokens. Their numbers are wrong where there are states."""
+        self._frequencies.lose()
         self._states.move(self.length, num_tokens)
         self._cache.truncate(num_tokens)
 
@@ -257,6 +273,7 @@ class Session:
 
         So a model can be tried at a far position without running what comes before it.
         """
+        self._frequencies.lose()
         for number, name in enumerate(self._cache_regions):
             self._cache.view(number, num_tokens)[:] = rows[name]
         self._states.fill(rows, num_tokens)
@@ -264,6 +281,7 @@ class Session:
 
     def reset(self) -> None:
         """Forget every token."""
+        self._frequencies.forget()
         self._cache.truncate(0)
         self._states.reset()
 
@@ -314,6 +332,15 @@ class Session:
         split, value = behind_lookup(self._split)
         return _Entry(value, RunPlanner(split, self.planner.profile, self.max_context))
 
+    def _change_frequencies(self, more: int) -> None:
+        """Take the frequencies of the text that so many more tokens make, and compute the tokens so far anew by them
+        where they are others. A run that fails here leaves the tokens that were computed."""
+        if again := self._frequencies.change(self.length + more):
+            self._cache.truncate(0)
+            self._states.reset()
+            for name, given in again:
+                self._run(self._ids if name == self._ids.value.name else self._rows, given, "last", False)
+
     def _run(self, entry: _Entry, given: npt.NDArray[Any], want: Want, record: bool) -> _Prepared:
         """Run `given`, a row a token: their ids, int64 [T], or what the entry takes in their place."""
         num_tokens = len(given)
@@ -332,6 +359,7 @@ class Session:
             raise
         last = prepared.verified.graph.chunks[-1]
         self._cache.note_length(base + num_tokens, last.compiled_size - last.num_tokens)
+        self._frequencies.note(entry.value.name, given)
         if num_tokens > 1:  # a decode step touches one row of the embedding table, and runs too often
             self._instances.trim()
         if events is not None:
@@ -378,7 +406,7 @@ class Session:
         regions = [buffers.region(i) for i in range(len(graph.buffer_bytes))]
         inputs = {
             entry.value.name: _native.Region.of(given),
-            "position_ids": _native.Region.of(self._positions),
+            "position_ids": _native.Region.of(self._frequencies.positions),
         }
         named = inputs | self._cache_regions | self._states.regions() | self._encoded.regions()
         rows, all_rows = self._encoded.num_rows, want == "all"
