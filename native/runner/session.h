@@ -54,8 +54,8 @@ class Session {
   scheduling::Wish wish_;
   Program program_;
   KvCache cache_;
-  Buffers states_;              // two copies of each, zero before the first token
-  std::vector<int> region_of_;  // of each input, cache and state, behind the buffers
+  Buffers states_;                  // two copies of each, zero before the first token
+  std::vector<int> region_of_;      // of each input, cache and state, behind the buffers
   std::vector<int64_t> positions_;  // p by the short frequencies is p, by the long ones ~p
   bool is_long_ = false;
   std::vector<int64_t> ids_;  // of all tokens in the cache, where frequencies may change
