@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import machine
+import numpy as np
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".bench"
@@ -103,7 +104,8 @@ def smollm2_gguf() -> Path:
 
 
 class Prompts:
-    """Prompts of real text, tokenised once; every one begins at another token.
+    """Prompts of real text, tokenised once, or of random ids for a program without a tokenizer; every one begins at
+    another token.
 
     Engines that keep a prefix cache then have to compute all of it. A prompt longer than what is left of the
     text goes on from the text's start.
@@ -112,8 +114,13 @@ class Prompts:
     def __init__(self, program: Path) -> None:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(program / "tokenizer.json"))
-        self._ids: list[int] = tokenizer.encode(TEXT.read_text(), add_special_tokens=False).ids
+        file = program / "tokenizer.json"
+        if file.exists():
+            tokenizer = Tokenizer.from_file(str(file))
+            self._ids: list[int] = tokenizer.encode(TEXT.read_text(), add_special_tokens=False).ids
+        else:
+            vocabulary = json.loads((program / "manifest.json").read_text())["model"]["vocab_size"]
+            self._ids = list(map(int, np.random.default_rng(0).integers(3, vocabulary, 10_000)))
         self._taken = 0
 
     def take(self, length: int) -> list[int]:

@@ -9,18 +9,16 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import peer_env
-from common import DOUBLEWEAVE, BenchmarkError, finish, note, parser, run
+from common import DOUBLEWEAVE, BenchmarkError, Prompts, finish, note, parser, run
 from peers import N_UBATCH, OURS, report, summarise
 from workers import SERVE, Contest, Entrant, Workers
 
 SHAPES = ("lfm2-350m", "moe-1b")
 LLAMA = {"8da8w": "Q8_0", "8da4w": "Q4_0"}
-LEAST_VOCABULARY = 32768
 
 
 def main() -> None:
@@ -69,14 +67,9 @@ def measured(args: argparse.Namespace, shape: str, recipe: str) -> dict[str, obj
             f"llama-{kind.lower()}", "serve_llama_cpp.py", *llama, python=peer_env.llama_cpp(args.cache)
         )
         entrants[worker.name] = Entrant(worker, variants=[{"n_ubatch": size} for size in N_UBATCH])
-        contest = Contest(entrants, prompts(args.prompt_len), args.gen)
+        contest = Contest(entrants, partial(Prompts(program).take, args.prompt_len), args.gen)
         contest.run(args.rounds, args.warmup)
         return summarise(contest, args.prompt_len)
-
-
-def prompts(length: int) -> Callable[[], list[int]]:
-    draw = np.random.default_rng(0)
-    return lambda: list(map(int, draw.integers(3, LEAST_VOCABULARY, length)))
 
 
 def weights(cache: Path, shape: str) -> tuple[Path, Path]:

@@ -35,6 +35,8 @@ LONG_FILES = ("test_native_run_sanitized.py", "test_aarch64.py", "test_random_mo
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # All that tests import is there now, and need not be gone through again for what each of them leaves behind.
+    gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     for item in items:  # most tests compile something (compiler/less_overhead.py)
         if isinstance(item, pytest.Function):

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 # LFM2-350M's shape (10 convolutions, 6 layers that attend), and a mixture of 64 experts, 8 a token: 1.1 B parameters.
-LFM2 = {
+LFM2: dict[str, Any] = {
     "vocab_size": 65536,
     "hidden_size": 1024,
     "intermediate_size": 4608,
@@ -27,6 +27,7 @@ LFM2 = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
+TWELVE = {**LFM2, "num_hidden_layers": 12, "layer_types": LFM2["layer_types"][:12]}
 MOE = {
     "vocab_size": 32768,
     "hidden_size": 1024,
@@ -45,6 +46,8 @@ MOE = {
 }
 SHAPES: dict[str, tuple[str, gguf.MODEL_ARCH, dict[str, Any]]] = {
     "lfm2-350m": ("Lfm2", gguf.MODEL_ARCH.LFM2, LFM2),
+    # Twelve layers of it, for how well the simulator tells what schedules take.
+    "lfm2-12": ("Lfm2", gguf.MODEL_ARCH.LFM2, TWELVE),
     "moe-1b": ("Qwen3Moe", gguf.MODEL_ARCH.QWEN3MOE, MOE),
 }
 CONTEXT = 4096

@@ -28,7 +28,15 @@ def test_programs_are_the_same_without_it(
     assert one.digest() == other.digest()
 
 
-def test_all_is_put_back(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def nothing_frozen():
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("nothing_frozen")
+def test_all_is_put_back():
     make, threshold, frozen = utils._materialize_cpp_cia_ops, gc.get_threshold(), gc.get_freeze_count()
 
     @with_less_overhead

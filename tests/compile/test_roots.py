@@ -10,7 +10,6 @@ Without ROOTS each is tried in one form or two.
 from __future__ import annotations
 
 import json
-import os
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -25,23 +24,10 @@ from doubleweave.ir.manifest import Manifest
 from doubleweave.schedule.makers import MAKERS
 from doubleweave.sources.hugging_face import from_module
 from native_runner import needs_runner, report
+from roots import NAMED
 
 pytestmark = pytest.mark.usefixtures("lowered_once")
 
-ROOTS = {
-    "lfm2": "a convolution along the rows",
-    "mamba2": "a state-space model, without attention",
-    "qwen3_next": "linear attention, and experts",
-    "qwen2_moe": "experts chosen by softmax, and one for all",
-    "glm4_moe": "experts chosen by groups",
-    "cohere": "rotary embedding of neighbours",
-    "gpt_oss": "attention sinks",
-    "bloom": "slopes by position (ALiBi)",
-    "gptj": "attention written in the model",
-    "deepseek_v3": "latent attention",
-    "gemma3n_text": "caches shared between layers",
-    "diffllama": "differential attention",
-}
 FORMS = ("bounded none", "bounded 8da8w", "bounded 8da4w", "static none", "static 8da8w", "static 8da4w")
 CHOSEN = (
     ("lfm2", "bounded 8da4w"),
@@ -53,8 +39,7 @@ CHOSEN = (
     ("bloom", "static none"),
     ("deepseek_v3", "bounded 8da4w"),
 )
-NAMED = os.environ.get("ROOTS", "")
-CASES = tuple(product(ROOTS if NAMED == "all" else NAMED.split(","), FORMS)) if NAMED else CHOSEN
+CASES = tuple(product(NAMED, FORMS)) or CHOSEN
 TOKENS = np.random.default_rng(0).integers(3, 260, 90)
 
 
