@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 
 import peer_env
-from common import DOUBLEWEAVE, BenchmarkError, Prompts, finish, note, parser, run
+from common import DOUBLEWEAVE, BenchmarkError, Prompts, finish, note, parser, run, target
 from peers import N_UBATCH, OURS, report, summarise
 from workers import SERVE, Contest, Entrant, Workers
 
 SHAPES = ("lfm2-350m", "moe-1b")
+LEAST_RATIO = 1.0  # of our speed over llama.cpp's
 LLAMA = {"8da8w": "Q8_0", "8da4w": "Q4_0"}
 
 
@@ -69,7 +70,14 @@ def measured(args: argparse.Namespace, shape: str, recipe: str) -> dict[str, obj
         entrants[worker.name] = Entrant(worker, variants=[{"n_ubatch": size} for size in N_UBATCH])
         contest = Contest(entrants, partial(Prompts(program).take, args.prompt_len), args.gen)
         contest.run(args.rounds, args.warmup)
-        return summarise(contest, args.prompt_len)
+        result = summarise(contest, args.prompt_len)
+    ratios = {"prefill": result["prefill_ratio"], "decode": result["decode_ratio"]}
+    goals = {
+        f"{what} over {worker.name}": target(found[worker.name]["median"], LEAST_RATIO, at_least=True)
+        for what, found in ratios.items()
+        if found
+    }
+    return {**result, "targets": goals}
 
 
 def weights(cache: Path, shape: str) -> tuple[Path, Path]:

@@ -6,6 +6,7 @@ binary through ExecuTorch's partitioner. It knows nothing of models, calibration
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,18 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
         return insert(graph, aten.rms_norm.default, x, list(weight.meta["val"].shape), weight, eps, like=node)
 
     replace_nodes(graph, fused)
+    replace_nodes(graph, partial(_with_open_rows, graph))
     return over_empty_weights(graph), lambda weights: weights
+
+
+def _with_open_rows(graph: fx.Graph, node: Any) -> Any:
+    """A view that names its number of rows, as heads do that are told apart for a norm of their own."""
+    if not is_call(node, aten.view.default, aten.reshape.default, aten._unsafe_view.default):
+        return None
+    sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+    if sizes.count(-1) != 1 or sizes == list(node.args[1]):
+        return None
+    return insert(graph, node.target, node.args[0], sizes, like=node)
 
 
 def _match_rms_norm(node: Any) -> tuple[Any, Any, float] | None:

@@ -64,12 +64,14 @@ def quantize(
     Raises LowerError for a segment that cannot be quantized.
     """
     prepared_split = transform_segments(torch_split, qnn.prepare, frozenset(recipes))
-    modules: dict[str, Any] = {s.name: prepared_split.module(s) for s in prepared_split.split.segments}
+    run: dict[str, Any] = {s.name: prepared_split.module(s) for s in prepared_split.split.segments}
+    modules = {}
     for name, recipe in recipes.items():
         segment = prepared_split.split.segment(name)
         modules[name] = observed(prepared_split, segment, recipe, soc, chunks[0].shape[1])
+        run[name] = _refusing(name, modules[name])
         progress(f"prepared {name}")
-    for number, _ in enumerate(run_chunks(prepared_split, chunks, modules), start=1):
+    for number, _ in enumerate(run_chunks(prepared_split, chunks, run), start=1):
         progress(f"calibrated on chunk {number} of {len(chunks)}")
     return _replaced(prepared_split, {name: converted(name, modules[name]) for name in recipes})
 
@@ -104,13 +106,24 @@ def converted(name: str, observed: Any) -> fx.GraphModule:
     return found
 
 
+def _refusing(name: str, module: Any) -> Callable[..., Any]:
+    """The module, whose errors name its segment: QNN's quantizer changes a graph before it puts observers in."""
+
+    def run(*inputs: Tensor) -> Any:
+        with _refusals_of(name):
+            return module(*inputs)
+
+    return run
+
+
 @contextmanager
 def _refusals_of(name: str) -> Iterator[None]:
     try:
         with quiet():
             yield
     except Exception as error:
-        raise LowerError(f"segment {name}: QNN cannot quantize it ({error})") from error
+        way_out = BACKEND.way_out.format(name)
+        raise LowerError(f"segment {name}: QNN cannot quantize it ({error}); {way_out}") from error
 
 
 def _replaced(torch_split: TorchSplit, modules: Mapping[str, fx.GraphModule]) -> TorchSplit:
