@@ -81,12 +81,12 @@ def program_folder(args: argparse.Namespace) -> Path:
     return args.program or compiled(args.cache / "programs" / "smollm2-8da8w")
 
 
-def compiled(folder: Path, *options: str) -> Path:
-    """A program of SmolLM2 in that folder, compiled first if it is missing."""
+def compiled(folder: Path, *options: str, source: str = "smollm2") -> Path:
+    """A program of `source` in that folder, compiled first if it is missing."""
     if not (folder / "manifest.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        note(f"compiling smollm2 into {folder}")
-        done = subprocess.run([*DOUBLEWEAVE, "compile", "smollm2", "-o", str(folder), *options])
+        note(f"compiling {source} into {folder}")
+        done = subprocess.run([*DOUBLEWEAVE, "compile", source, "-o", str(folder), *options])
         if done.returncode:
             raise BenchmarkError(f"{folder}: doubleweave compile ended with {done.returncode}")
     return folder

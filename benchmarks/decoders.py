@@ -12,10 +12,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import peer_env
-from common import DOUBLEWEAVE, BenchmarkError, Prompts, finish, note, parser, run, target
-from peers import N_UBATCH, OURS, report, summarise
-from workers import SERVE, Contest, Entrant, Workers
+from common import BenchmarkError, Prompts, compiled, finish, note, parser, run, target
+from peers import OURS, add_contest, report, start_llama, start_ours, summarise
+from workers import SERVE, Contest, Workers
 
 SHAPES = ("lfm2-350m", "moe-1b")
 LEAST_RATIO = 1.0  # of our speed over llama.cpp's
@@ -42,38 +41,26 @@ def arguments() -> argparse.Namespace:
         "--quantize", choices=sorted(LLAMA), action="append", help="may be repeated (default: all)"
     )
     p.add_argument("--prompt-len", type=int, default=512, metavar="N", help="prompt tokens (default 512)")
-    p.add_argument("--gen", type=int, default=64, metavar="N", help="tokens to decode (default 64)")
-    p.add_argument("--rounds", type=int, default=9, metavar="R", help="measured rounds (default 9)")
-    p.add_argument("--warmup", type=int, default=2, metavar="R", help="rounds before them (default 2)")
-    p.add_argument("--schedule", default="wavefront", help="Doubleweave's schedule (default wavefront)")
-    p.add_argument(
-        "--warn-other-cpu", type=float, default=5.0, metavar="PERCENT",
-        help="warn when other processes take more of the machine than this in a round (default 5)",
-    )  # fmt: skip
+    add_contest(p)
     return p.parse_args()
 
 
 def measured(args: argparse.Namespace, shape: str, recipe: str) -> dict[str, object]:
     folder, gguf = weights(args.cache, shape)
-    program = compiled(args.cache, folder, shape, recipe)
-    kind = LLAMA[recipe]
-    peer = peer_env.requantised_gguf(args.cache, gguf, kind, shape)
-    context = args.prompt_len + args.gen + 8
-    sizes = [text for size in N_UBATCH for text in ("--n-ubatch", str(size))]
-    llama = [str(peer), "--threads", str(args.threads), "--context", str(context), *sizes]
-    ours = [str(program), "--schedule", args.schedule, "--threads", str(args.threads)]
+    options = ("--quantize", recipe, "--max-context", "4096")
+    program = compiled(args.cache / "programs" / f"{shape}-{recipe}", *options, source=str(folder))
+    start = start_llama(LLAMA[recipe], shape, lambda: gguf)
     with Workers(args.cache / "logs") as workers:
-        entrants = {OURS: Entrant(workers.start(OURS, "serve_doubleweave.py", *ours))}
-        worker = workers.start(
-            f"llama-{kind.lower()}", "serve_llama_cpp.py", *llama, python=peer_env.llama_cpp(args.cache)
-        )
-        entrants[worker.name] = Entrant(worker, variants=[{"n_ubatch": size} for size in N_UBATCH])
+        entrants = {OURS: start_ours(args, workers, program)}
+        peer = start(args, workers, args.prompt_len + args.gen + 8)
+        name = peer.worker.name
+        entrants[name] = peer
         contest = Contest(entrants, partial(Prompts(program).take, args.prompt_len), args.gen)
         contest.run(args.rounds, args.warmup)
         result = summarise(contest, args.prompt_len)
     ratios = {"prefill": result["prefill_ratio"], "decode": result["decode_ratio"]}
     goals = {
-        f"{what} over {worker.name}": target(found[worker.name]["median"], LEAST_RATIO, at_least=True)
+        f"{what} over {name}": target(found[name]["median"], LEAST_RATIO, at_least=True)
         for what, found in ratios.items()
         if found
     }
@@ -90,18 +77,6 @@ def weights(cache: Path, shape: str) -> tuple[Path, Path]:
             raise BenchmarkError(f"{shape}: its weights could not be written")
         part.rename(gguf)
     return folder, gguf
-
-
-def compiled(cache: Path, folder: Path, shape: str, recipe: str) -> Path:
-    program = cache / "programs" / f"{shape}-{recipe}"
-    if not (program / "manifest.json").exists():
-        program.parent.mkdir(parents=True, exist_ok=True)
-        note(f"compiling {shape}")
-        options = ["--quantize", recipe, "--max-context", "4096"]
-        done = subprocess.run([*DOUBLEWEAVE, "compile", str(folder), "-o", str(program), *options])
-        if done.returncode:
-            raise BenchmarkError(f"{program}: doubleweave compile ended with {done.returncode}")
-    return program
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import peer_env
@@ -39,9 +40,11 @@ TARGET_PROMPT = 512
 Start = Callable[[argparse.Namespace, Workers, int], Entrant]
 
 
-def start_llama(kind: str) -> Start:
+def start_llama(kind: str, name: str = "smollm2", source: Callable[[], Path] = smollm2_gguf) -> Start:
+    """llama.cpp over the weights of the file `source`, which are kept under that name, as `kind`."""
+
     def start(args: argparse.Namespace, workers: Workers, context: int) -> Entrant:
-        gguf = peer_env.requantised_gguf(args.cache, smollm2_gguf(), kind)
+        gguf = peer_env.requantised_gguf(args.cache, source(), kind, name)
         sizes = [text for size in N_UBATCH for text in ("--n-ubatch", str(size))]
         arguments = [str(gguf), "--threads", str(args.threads), "--context", str(context), *sizes]
         python = peer_env.llama_cpp(args.cache)
@@ -49,6 +52,11 @@ def start_llama(kind: str) -> Start:
         return Entrant(worker, variants=[{"n_ubatch": size} for size in N_UBATCH])
 
     return start
+
+
+def start_ours(args: argparse.Namespace, workers: Workers, program: Path) -> Entrant:
+    options = ["--schedule", args.schedule, "--threads", str(args.threads)]
+    return Entrant(workers.start(OURS, "serve_doubleweave.py", str(program), *options))
 
 
 def start_openvino(args: argparse.Namespace, workers: Workers, context: int) -> Entrant:
@@ -70,16 +78,7 @@ def main() -> None:
     program = program_folder(args)
     lengths = args.prompt_len or [TARGET_PROMPT]
     with Workers(args.cache / "logs") as workers:
-        ours = workers.start(
-            OURS,
-            "serve_doubleweave.py",
-            str(program),
-            "--schedule",
-            args.schedule,
-            "--threads",
-            str(args.threads),
-        )
-        entrants = {OURS: Entrant(ours)}
+        entrants = {OURS: start_ours(args, workers, program)}
         skipped = start_peers(args, workers, entrants, max(lengths) + args.gen + 8)
         prompts = Prompts(program)
         lines, results = [], []
@@ -104,6 +103,18 @@ def arguments() -> argparse.Namespace:
         "--prompt-len", type=int, action="append", metavar="N",
         help=f"prompt tokens; may be repeated (default {TARGET_PROMPT})",
     )  # fmt: skip
+    add_contest(p)
+    p.add_argument(
+        "--peer",
+        action="append",
+        choices=sorted(PEERS),
+        help="only this peer; may be repeated (default: all)",
+    )
+    return p.parse_args()
+
+
+def add_contest(p: argparse.ArgumentParser) -> None:
+    """The options of any contest with peers."""
     p.add_argument(
         "--gen", type=int, default=64, metavar="N", help="tokens to decode after each (default 64)"
     )
@@ -111,16 +122,9 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--warmup", type=int, default=2, metavar="R", help="rounds before them (default 2)")
     p.add_argument("--schedule", default="wavefront", help="Doubleweave's schedule (default wavefront)")
     p.add_argument(
-        "--peer",
-        action="append",
-        choices=sorted(PEERS),
-        help="only this peer; may be repeated (default: all)",
-    )
-    p.add_argument(
         "--warn-other-cpu", type=float, default=5.0, metavar="PERCENT",
         help="warn when other processes take more of the machine than this in a round (default 5)",
     )  # fmt: skip
-    return p.parse_args()
 
 
 def start_peers(

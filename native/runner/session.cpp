@@ -100,9 +100,7 @@ Session::Session(const std::filesystem::path& folder, const RunFile& file,
       region_of_(file.values.size(), -1),
       positions_(static_cast<size_t>(file.max_context + file.outline.rows.most)) {
   std::iota(positions_.begin(), positions_.end(), 0);
-  for (size_t state = 0; state < states_.num_buffers(); ++state) {
-    std::memset(states_.data(state), 0, states_.bytes(state));
-  }
+  clear();
   int next = 0;
   for (const Kind kind : {Kind::kInput, Kind::kCache, Kind::kState}) {
     for (size_t value = 0; value < file.values.size(); ++value) {
@@ -138,10 +136,11 @@ std::span<const float> Session::append(std::span<const int64_t> ids, Timeline* t
           " tokens in the cache and ", ids.size(), " more, expected at most ", file_.max_context,
           ": shorten the prompt");
   change_frequencies(length() + static_cast<int64_t>(ids.size()));
+  const std::span<const float> logits = run(ids, timeline);
   if (file_.rotary_border > 0) {
     ids_.insert(ids_.end(), ids.begin(), ids.end());
   }
-  return run(ids, timeline);
+  return logits;
 }
 
 // LongRoPE: all tokens of a text longer than the border have other frequencies, so a text that
@@ -155,12 +154,16 @@ void Session::change_frequencies(int64_t num_tokens) {
   for (int64_t& position : positions_) {
     position = ~position;
   }
+  clear();
+  if (!ids_.empty()) {
+    run(ids_, nullptr);
+  }
+}
+
+void Session::clear() {
   cache_.truncate(0);
   for (size_t state = 0; state < states_.num_buffers(); ++state) {
     std::memset(states_.data(state), 0, states_.bytes(state));
-  }
-  if (!ids_.empty()) {
-    run(ids_, nullptr);
   }
 }
 

@@ -39,6 +39,7 @@ class Session {
  private:
   std::span<const float> run(std::span<const int64_t> ids, Timeline* timeline);
   void change_frequencies(int64_t num_tokens);
+  void clear();
   Prepared& prepare(int num_tokens);
   void load(const Prepared& prepared);
   Instance* instance(const std::string& method, int copy);

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from test_check_llm import SIZES as SMALL
 
 import doubleweave as dw
 from doubleweave.errors import SplitError
@@ -32,19 +33,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-SIZES = {
-    "vocab_size": 264,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.15,
-    "bos_token_id": 256,
-    "eos_token_id": 257,
-    "pad_token_id": 0,
-}
+SIZES = SMALL | {"max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": 257}
 
 
 def model() -> Any:
@@ -129,7 +118,7 @@ def test_a_text_that_is_expected_to_be_long_computes_nothing_anew(program: Any, 
     holds(program, session.append(IDS[:30]), last_row(source, IDS[:30]))
 
 
-def test_greedy_tokens_over_the_border(program: Any, source: Any, tmp_path: Path) -> None:
+def test_greedy_tokens_over_the_border(program: Any, source: Any) -> None:
     prompt = IDS[: BORDER - 5].tolist()
     if program.manifest.model.quantize != "none":
         pytest.skip("in 8 bits random weights choose other tokens than in float32")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,7 +46,7 @@ def test_two_layers_on_the_emulator(root, tmp_path, capsys):
     on_npu = {segment.name for segment in manifest.split.segments if segment.device == "npu"}
     assert on_npu, "nothing is left for the NPU"
     assert manifest.check.ran == "program"  # held against the quantized split, on the emulator
-    assert main(["inspect", str(Path(tmp_path / "out"))]) == 0
+    assert main(["inspect", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     for segment in manifest.split.segments:
         assert segment.name in printed

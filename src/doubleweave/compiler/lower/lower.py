@@ -23,7 +23,6 @@ from doubleweave.compiler.backends.export_segment import export_segment
 from doubleweave.compiler.backends.lowered import operators
 from doubleweave.compiler.backends.unchanged_graphs import unchanged_graphs_kept
 from doubleweave.compiler.graph.nodes import expression, is_tensor, output_node
-from doubleweave.compiler.less_overhead import with_less_overhead
 from doubleweave.compiler.lower.equal_structures import Job, jobs, shared_key
 from doubleweave.compiler.lower.forked import each_forked
 from doubleweave.compiler.lower.pte_file import ProgramWriter
@@ -54,7 +53,6 @@ def prepare(torch_split: TorchSplit) -> TorchSplit:
     return prepared
 
 
-@with_less_overhead
 def lower(torch_split: TorchSplit, path: Path, report: Progress) -> tuple[Split, str]:
     """Lower `torch_split` into the file `path`; returns the split with sizes filled in and the file's SHA-256.
 

@@ -282,6 +282,9 @@ class Session:
     def reset(self) -> None:
         """Forget every token."""
         self._frequencies.forget()
+        self._clear()
+
+    def _clear(self) -> None:
         self._cache.truncate(0)
         self._states.reset()
 
@@ -336,8 +339,7 @@ class Session:
         """Take the frequencies of the text that so many more tokens make, and compute the tokens so far anew by them
         where they are others. A run that fails here leaves the tokens that were computed."""
         if again := self._frequencies.change(self.length + more):
-            self._cache.truncate(0)
-            self._states.reset()
+            self._clear()
             for name, given in again:
                 self._run(self._ids if name == self._ids.value.name else self._rows, given, "last", False)
 
