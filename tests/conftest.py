@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 
 import toys
-from doubleweave.compiler.less_overhead import on_wide_frame
+from doubleweave.compiler.less_overhead import freeze_heap, on_wide_frame
 
 # Property tests must not depend on how busy the machine is, nor on a run before.
 hypothesis.settings.register_profile("doubleweave", deadline=None, derandomize=True, database=None)
@@ -36,8 +36,8 @@ LONG_FILES = ("test_native_run_sanitized.py", "test_aarch64.py", "test_random_mo
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # All that tests import is there now, and need not be gone through again for what each of them leaves behind.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(700, 20, 20)
+    freeze_heap()
     for item in items:  # most tests compile something (compiler/less_overhead.py)
         if isinstance(item, pytest.Function):
             item.obj = on_wide_frame(item.obj)

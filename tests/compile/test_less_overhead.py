@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from torch._export import utils
+from torch.fx.experimental.sym_node import SymNode
 
 import doubleweave as dw
 import toys
@@ -23,13 +24,16 @@ def test_programs_are_the_same_without_it(
 ):
     monkeypatch.setattr(lower, "unchanged_graphs_kept", nullcontext)
     monkeypatch.setattr(less_overhead, "_operators_listed_once", nullcontext)
+    monkeypatch.setattr(less_overhead, "_sizes_computed_once", nullcontext)
+    monkeypatch.setattr(less_overhead, "code_made_when_called", nullcontext)
     dw.compile_llm(toys.model(), tmp_path / "out", quantize="8da8w", chunk=(32,), check=False)
     one, other = (hashlib.sha256((f / "program.pte").read_bytes()) for f in (toy_8da8w_dir, tmp_path / "out"))
     assert one.digest() == other.digest()
 
 
 @pytest.fixture
-def nothing_frozen():
+def nothing_frozen(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(less_overhead, "_is_frozen", False)
     gc.unfreeze()
     yield
     gc.freeze()
@@ -37,12 +41,14 @@ def nothing_frozen():
 
 @pytest.mark.usefixtures("nothing_frozen")
 def test_all_is_put_back():
-    make, threshold, frozen = utils._materialize_cpp_cia_ops, gc.get_threshold(), gc.get_freeze_count()
+    make, add = utils._materialize_cpp_cia_ops, SymNode._add
+    threshold, frozen = gc.get_threshold(), gc.get_freeze_count()
 
     @with_less_overhead
     def outer():
         assert gc.get_freeze_count() > 100_000
         assert utils._materialize_cpp_cia_ops is not make
+        assert SymNode._add is not add
         inner()
         assert gc.get_freeze_count() > 100_000
         raise ValueError("as given")
@@ -53,11 +59,8 @@ def test_all_is_put_back():
 
     with pytest.raises(ValueError, match="as given"):
         outer()
-    assert (utils._materialize_cpp_cia_ops, gc.get_threshold(), gc.get_freeze_count()) == (
-        make,
-        threshold,
-        frozen,
-    )
+    assert (utils._materialize_cpp_cia_ops, SymNode._add) == (make, add)
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (threshold, frozen)
 
 
 def test_a_wide_frame_is_a_call():

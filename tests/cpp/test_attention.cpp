@@ -1,9 +1,12 @@
 // Checks the attention kernel, in every instruction set that this machine has, against a plain
 // float64 reference, and the rotary embedding against its definition.
+//
+//   test_attention [PART]   tries one in PART of the random shapes, where they take long
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <random>
 #include <string>
 #include <thread>
@@ -211,14 +214,14 @@ dw::AttentionParams random_params(std::mt19937& random) {
           .causal = random() % 5 != 0};
 }
 
-void test_random_shapes() {
+void test_random_shapes(int part) {
   std::mt19937 random(1);
-  for (int i = 0; i < 400; ++i) check_everywhere(make_case(random_params(random), 1.0f, random));
+  for (int i = 0; i < 400 / part; ++i) check_everywhere(make_case(random_params(random), 1.0f, random));
 }
 
-void test_sinks_slopes_and_blocks() {
+void test_sinks_slopes_and_blocks(int part) {
   std::mt19937 random(9);
-  for (int i = 0; i < 300; ++i) {
+  for (int i = 0; i < 300 / part; ++i) {
     dw::AttentionParams params = random_params(random);
     const int extra = 1 + i % 5;
     // Slopes are those of causal attention; a full one has positions as well, which tests both.
@@ -228,9 +231,9 @@ void test_sinks_slopes_and_blocks() {
 }
 
 // What an encoder gave may be fewer rows than there are queries.
-void test_fewer_keys_than_queries() {
+void test_fewer_keys_than_queries(int part) {
   std::mt19937 random(11);
-  for (int i = 0; i < 60; ++i) {
+  for (int i = 0; i < 60 / part; ++i) {
     dw::AttentionParams params = random_params(random);
     params.causal = false;
     params.num_keys = pick<int64_t>({1, 2, 5, 40}, random);
@@ -433,11 +436,12 @@ void test_rotary() {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  const int part = std::max(argc > 1 ? std::atoi(argv[1]) : 1, 1);
   test_choosing_an_isa();
-  test_random_shapes();
-  test_sinks_slopes_and_blocks();
-  test_fewer_keys_than_queries();
+  test_random_shapes(part);
+  test_sinks_slopes_and_blocks(part);
+  test_fewer_keys_than_queries(part);
   test_sinks_of_any_size();
   test_each_small_shape();
   test_large_scores();
