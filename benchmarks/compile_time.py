@@ -7,21 +7,15 @@ Memory is that of all its processes together, sampled ten times a second: the su
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import signal
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from common import DOUBLEWEAVE, BenchmarkError, finish, note, parser, run, table, target
-from machine import OtherCpu, session_memory_bytes
+from common import finish, note, parser, run, table, target
+from compile_run import compiled
 
 TARGET_S = {"bounded": 120.0, "static": 240.0}
 TARGET_BYTES = 6e9
-_SAMPLE_S = 0.1
 
 
 def main() -> None:
@@ -72,32 +66,15 @@ def met(goal: dict[str, Any]) -> str:
 
 def measure(args: argparse.Namespace, shape: str) -> dict[str, Any]:
     args.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.cache) as folder, tempfile.TemporaryFile("w+") as out:
-        command = [*DOUBLEWEAVE, "compile", args.source, "-o", str(Path(folder) / "program")]
-        command += ["--quantize", args.quantize, "--shape", shape, "--json"]
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL, start_new_session=True)
-        peak_rss = peak_pss = 0
-        cpu = OtherCpu(lambda: ())
-        try:
-            while process.poll() is None:
-                rss, pss = session_memory_bytes(process.pid)
-                peak_rss, peak_pss = max(peak_rss, rss), max(peak_pss, pss)
-                time.sleep(_SAMPLE_S)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-        wall = time.perf_counter() - start
-        out.seek(0)
-        said = out.read().strip().splitlines()
-        if process.returncode:
-            raise BenchmarkError(f"{' '.join(command)}: exit code {process.returncode}")
+    with tempfile.TemporaryDirectory(dir=args.cache) as folder:
+        options = ["--quantize", args.quantize, "--shape", shape]
+        found = compiled(args.source, Path(folder) / "program", options)
     return {
-        "wall_s": target(wall, TARGET_S[shape], at_least=False),
-        "peak_rss_bytes": target(peak_rss, TARGET_BYTES, at_least=False),
-        "peak_pss_bytes": peak_pss,
-        "other_cpu": cpu.lap(),
-        "summary": json.loads(said[-1]),
+        "wall_s": target(found.wall_s, TARGET_S[shape], at_least=False),
+        "peak_rss_bytes": target(found.peak_rss_bytes, TARGET_BYTES, at_least=False),
+        "peak_pss_bytes": found.peak_pss_bytes,
+        "other_cpu": found.other_cpu,
+        "summary": found.summary,
     }
 
 

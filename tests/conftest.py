@@ -31,7 +31,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 # Minutes each. They come first: a worker that begins one when the other has nothing left keeps it waiting.
-LONG_FILES = ("test_native_run_sanitized.py", "test_aarch64.py", "test_random_modules.py")
+LONG_FILES = (
+    *("test_native_run_sanitized.py", "test_aarch64.py", "test_random_modules.py"),
+    *("test_readme.py", "test_right.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

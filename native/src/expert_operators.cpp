@@ -10,11 +10,6 @@
 namespace doubleweave {
 namespace {
 
-bool is_tensor(const et::EValue& value, ScalarType type) {
-  return value.isTensor() && value.toTensor().scalar_type() == type &&
-         value.toTensor().const_data_ptr() != nullptr;
-}
-
 bool is_floats(const et::EValue& value, int64_t numel) {
   return is_tensor(value, ScalarType::Float) && value.toTensor().numel() == numel;
 }

@@ -26,6 +26,12 @@ using executorch::aten::ScalarType;
 using executorch::aten::Tensor;
 using Stack = et::Span<et::EValue*>;
 
+/// A tensor of a dtype, with memory.
+inline bool is_tensor(const et::EValue& value, ScalarType type) {
+  return value.isTensor() && value.toTensor().scalar_type() == type &&
+         value.toTensor().const_data_ptr() != nullptr;
+}
+
 /// Gives a result its sizes, at most 3; false where it has no room for them.
 inline bool resize(Tensor& out, std::initializer_list<int64_t> lengths) {
   std::array<int32_t, 3> sizes{};

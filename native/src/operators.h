@@ -4,11 +4,14 @@
 namespace doubleweave {
 
 /// Makes our kernels known to ExecuTorch, once per process: `doubleweave::attention.out`,
-/// `doubleweave::rotary.out` and those of mixtures of experts.
+/// `doubleweave::rotary.out`, those of mixtures of experts and of tables.
 void register_operators();
 
 /// `doubleweave::expert_linear_packed.out` and `doubleweave::expert_sum.out`; register_operators
 /// calls it.
 void register_expert_operators();
+
+/// `doubleweave::table_rows.out`; register_operators calls it.
+void register_table_operators();
 
 }  // namespace doubleweave

@@ -66,6 +66,7 @@ def test_int4_moves_a_weight_by_little_and_less_than_plain_rounding(weight):
 
 def split_of(recipe):
     from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+    from doubleweave.compiler.quantize.tables import quantize_tables
     from doubleweave.compiler.quantize.weights import quantize
     from doubleweave.compiler.split.split_llm import default_policy, split_llm
 
@@ -78,7 +79,8 @@ def split_of(recipe):
         policy=default_policy(rows(1, 32)),
         max_context=toys.MAX_CONTEXT,
     )
-    return quantize(split, recipe)
+    quantized = quantize(split, recipe)
+    return quantized if recipe == "none" else quantize_tables(quantized)
 
 
 @pytest.mark.parametrize("recipe", ["8da8w", "8da4w"])
@@ -100,14 +102,15 @@ def test_compiled_program_agrees_with_the_split_in_eager_torch(recipe, request):
     assert np.abs(exact - wanted).mean() > 2 * np.abs(found - wanted).mean()
 
 
-def test_only_linear_weights_are_quantized_and_the_head_keeps_8_bits():
+def test_linears_and_tables_are_quantized_and_the_head_keeps_8_bits():
     for recipe, block_range in (("8da8w", 127), ("8da4w", 8)):
         split = split_of(recipe)
         largest = {
             name: max((int(t.abs().max()) for t in tensors if t.dtype == torch.int8), default=0)
             for name, tensors in split.weights.items()
         }
-        assert largest["embed_tokens"] == largest["rotary"] == largest["attention"] == 0
+        assert largest["rotary"] == largest["attention"] == 0
+        assert largest["embed_tokens"] == 127
         assert largest["block_1"] == block_range
         assert largest["lm_head"] == 127
 

@@ -216,7 +216,8 @@ dw::AttentionParams random_params(std::mt19937& random) {
 
 void test_random_shapes(int part) {
   std::mt19937 random(1);
-  for (int i = 0; i < 400 / part; ++i) check_everywhere(make_case(random_params(random), 1.0f, random));
+  for (int i = 0; i < 400 / part; ++i)
+    check_everywhere(make_case(random_params(random), 1.0f, random));
 }
 
 void test_sinks_slopes_and_blocks(int part) {

@@ -124,7 +124,8 @@ def _operators_listed_once() -> Iterator[None]:
 def _sizes_computed_once() -> Iterator[None]:
     """torch works out the sizes, strides and contiguity of each fake tensor anew, half a million sums and comparisons
     of sizes for a small model, of which one in seventy is new: a tenth of the time. Expressions never change, so a
-    result serves every time that the same operator meets the same two while the same replacements are known.
+    result serves every time that the same operator meets the same two while the same replacements are known. Each time
+    it is a node of its own: by which node a size is, torch knows the tensor that it comes from.
     """
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
     from torch.fx.experimental.sym_node import SymNode
@@ -138,9 +139,11 @@ def _sizes_computed_once() -> Iterator[None]:
                 return operator(a, b)
             results = known.setdefault(a.shape_env, {})
             key = (name, a.shape_env._replacements_version_counter, *_content(a), *_content(b))
-            if key not in results:
-                results[key] = operator(a, b)
-            return results[key]
+            if (found := results.get(key)) is None:
+                found = results[key] = operator(a, b)
+            again = object.__new__(SymNode)
+            vars(again).update(vars(found))
+            return again
 
         return run
 

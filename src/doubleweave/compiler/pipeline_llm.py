@@ -42,6 +42,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     from doubleweave.compiler.graph.rotary_lengths import rotary_border
     from doubleweave.compiler.graph.static_attention import MASK, inline_attention
     from doubleweave.compiler.quantize.calibration import calibration_chunks
+    from doubleweave.compiler.quantize.tables import quantize_tables
     from doubleweave.compiler.split.join import joined
     from doubleweave.compiler.split.llm_rows import check_rows
     from doubleweave.compiler.split.split_encoder import encoded_example, split_encoder
@@ -80,6 +81,8 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
 
     assert options.backend.place is not None
     lowered = options.backend.place(torch_split, options, chunks_of, report)
+    if options.recipe != "none":
+        lowered = quantize_tables(lowered)
     if decoder and project:
         lowered = joined(lowered, {ENCODER: encoder})
     return Splits(torch_split, lowered, torch.no_grad()(project or (lambda rows: ())), border)

@@ -12,12 +12,15 @@ stays float32: it is small, and a rounding that changes a choice changes all tha
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave::expert_linear
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
@@ -30,6 +33,9 @@ GROUP_SIZE = 32
 # The steps from zero to a group's largest magnitude. Int4 reaches -8 … 7: more than 7 may cut that weight off, and a
 # finer grid for the 31 others can be worth it.
 _SCALE_STEPS = (7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5)
+# Output features that are converted at a time: what is computed on the way stays in the processor's cache, where memory
+# for whole weights would be mapped and given back at every step (ten times as long for 4 bits).
+_ROWS = 64
 _LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
 KEEP_8_BIT = frozenset({"lm_head"})
 # Of a quantized weight, in the order of the operators' arguments.
@@ -55,14 +61,28 @@ def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
     return transform.transform_segments(wide, lambda graph: _quantize_graph(graph, bits=4), narrow)
 
 
-def int8_per_channel(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _by_rows(convert: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """The same conversion of a weight [N, K], a few rows at a time."""
+
+    @functools.wraps(convert)
+    def converted(weight: Tensor) -> tuple[Tensor, ...]:
+        if len(weight) <= _ROWS or isinstance(weight, FakeTensor):
+            return convert(weight)
+        return tuple(map(torch.cat, zip(*map(convert, torch.split(weight, _ROWS)), strict=True)))
+
+    return converted
+
+
+@_by_rows
+def int8_per_channel(weight: Tensor) -> tuple[Tensor, ...]:
     """float32 [N, K] -> (int8 [N, K] in -127 … 127, scales float32 [N], zero points int64 [N])."""
     scales = (weight.abs().amax(dim=1) / 127).clamp(min=_LEAST_SCALE)
     rounded = torch.round(weight / scales.unsqueeze(1)).clamp(-127, 127).to(torch.int8)
     return rounded, scales, torch.zeros(len(scales), dtype=torch.int64)
 
 
-def int4_per_group(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@_by_rows
+def int4_per_group(weight: Tensor) -> tuple[Tensor, ...]:
     """float32 [N, K] -> (int8 [N, K] in -8 … 7, scales float32 [N, K/32], zero points int32 [N, K/32]).
 
     Each group takes, of a few scales around its largest magnitude, the one with the least squared error;
@@ -102,7 +122,7 @@ def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphMo
                 activations[source] = _dynamic_activation(graph, source)
             dequantized = _dequantized_weight(graph, weight, quantized[index])
         node.args = (activations[source], dequantized, *node.args[2:])
-    return _renumber(graph, quantized)
+    return renumbered(graph, quantized)
 
 
 def _bits_of(weight: Any, bits: int) -> int:
@@ -116,7 +136,7 @@ def _quantize_experts(graph: fx.Graph, node: Any, bits: int, quantized: dict[int
     number = int(weight.target[1:])
     quantized[number] = _bits_of(weight, bits)
     with graph.inserting_before(node):
-        values, scales, _ = _parts(graph, weight, quantized[number])
+        values, scales, _ = quantized_parts(graph, weight, quantized[number])
         made = insert(graph, _QUANTIZED_EXPERTS, x, index, values, scales, *bias, like=node)
     node.replace_all_uses_with(made)
     graph.erase_node(node)
@@ -146,8 +166,9 @@ def _dynamic_activation(graph: fx.Graph, x: Any) -> Any:
     return insert(graph, qd.dequantize_per_token.default, int8, *grid, torch.float32, like=x)
 
 
-def _parts(graph: fx.Graph, weight: Any, bits: int) -> list[Any]:
-    # The nodes have nested names for a while: `_renumber` counts the buffers once all of them are there.
+def quantized_parts(graph: fx.Graph, weight: Any, bits: int) -> list[Any]:
+    """Read values, scales and zero points in the place of a weight, once `renumbered` has counted them."""
+    # The nodes have nested names for a while: `renumbered` counts the buffers once all of them are there.
     parts = [graph.get_attr(f"{weight.target}.{part}") for part in _PARTS]
     mode = weight.meta["val"].fake_mode
     with mode:
@@ -158,7 +179,7 @@ def _parts(graph: fx.Graph, weight: Any, bits: int) -> list[Any]:
 
 
 def _dequantized_weight(graph: fx.Graph, weight: Any, bits: int) -> Any:
-    parts = _parts(graph, weight, bits)
+    parts = quantized_parts(graph, weight, bits)
     if bits == 8:
         return insert(graph, qd.dequantize_per_channel.default, *parts, 0, -127, 127, torch.int8, like=weight)
     grid = (-8, 7, torch.int8, GROUP_SIZE, torch.float32)
@@ -176,8 +197,9 @@ def _converted(weight: Tensor, bits: int) -> tuple[Tensor, ...]:
     return tuple(map(torch.stack, zip(*(_CONVERT[bits](each) for each in weight.unbind()), strict=True)))
 
 
-def _renumber(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, transform.Convert]:
-    """Name the buffers "w0", "w1", … again, in the order in which the new graph reads them."""
+def renumbered(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, transform.Convert]:
+    """Name the buffers "w0", "w1", … again, in the order in which the new graph reads them. `quantized` has the bits of
+    the weights by index."""
     graph.eliminate_dead_code()
     order = transform.number_weights(graph)
 

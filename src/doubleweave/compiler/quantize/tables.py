@@ -1,0 +1,57 @@
+"""Quantize the tables of a split that are only looked up (embeddings): int8 rows, one scale each.
+
+They are the numbers that `int8_per_channel` gives a head, so a table that is tied to a head takes no room of its own in
+a program. Knows nothing of models or backends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
+from doubleweave.compiler.graph.table_ops import TABLE_ROWS
+from doubleweave.compiler.policy import DEFAULT_BACKEND
+from doubleweave.compiler.quantize.weights import quantized_parts, renumbered
+from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.compiler.split.transform import Convert, copy_graph, transform_segments
+
+aten = torch.ops.aten
+
+
+def quantize_tables(torch_split: TorchSplit) -> TorchSplit:
+    """Quantize every table that nothing but lookups reads, where they are computed by the CPU's own operators."""
+    segments = (segment for segment in torch_split.split.segments if segment.backend == DEFAULT_BACKEND)
+    names = frozenset(s.name for s in segments if _tables(torch_split.graphs[s.structure].graph))
+    return transform_segments(torch_split, _quantize_graph, names)
+
+
+def _tables(graph: fx.Graph) -> set[Any]:
+    """The weights that nothing but lookups reads, by name."""
+    looked_up: set[Any] = set()
+    else_read: set[Any] = set()
+    for node in nodes_of(graph):
+        for source in node.all_input_nodes:
+            if source.op == "get_attr":
+                is_lookup = is_call(node, aten.embedding.default) and source is node.args[0]
+                (looked_up if is_lookup and source is not node.args[1] else else_read).add(source.target)
+    return looked_up - else_read
+
+
+def _quantize_graph(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
+    graph = copy_graph(graph_module)
+    tables = _tables(graph)
+    quantized: dict[int, int] = {}
+    for node in nodes_of(graph):
+        if not is_call(node, aten.embedding.default) or node.args[0].target not in tables:
+            continue
+        table, index = node.args[:2]
+        quantized[int(table.target[1:])] = 8
+        with graph.inserting_before(node):
+            values, scales, _ = quantized_parts(graph, table, 8)
+            rows = insert(graph, TABLE_ROWS, values, scales, index, like=node)
+        node.replace_all_uses_with(rows)
+        graph.erase_node(node)
+    return renumbered(graph, quantized)
