@@ -20,7 +20,7 @@ def tied(tmp_path_factory):
     """(path, split, module) of a program of embedding and head, which share their weight."""
     from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
     from doubleweave.compiler.lower.lower import lower_graph, prepare
-    from doubleweave.compiler.lower.pte_file import ProgramWriter
+    from doubleweave.compiler.lower.pte_file import Method, ProgramWriter
     from doubleweave.compiler.split.split_llm import default_policy, split_llm
 
     module = toys.module(tied=True, num_layers=1)
@@ -32,17 +32,17 @@ def tied(tmp_path_factory):
             max_context=toys.MAX_CONTEXT,
         )
     )
-    writer = ProgramWriter()
-    weight_bytes = {}
+    methods, weight_bytes = {}, {}
     for name in ("embed_tokens", "lm_head"):
         segment = split.split.segment(name)
-        template = lower_graph(split.graphs[segment.structure], split.weights[name], segment, {name: None})[
-            None
-        ]
-        weight_bytes[name] = writer.add(name, template, split.weights[name])
-        writer.add(f"{name}_again", template, split.weights[name])
+        lowered = lower_graph(split.graphs[segment.structure], split.weights[name], segment, {name: None})
+        methods[name] = Method(name, lowered[None]), Method(f"{name}_again", lowered[None])
     path = tmp_path_factory.mktemp("pte") / "program.pte"
-    digest = writer.write(path)
+    with ProgramWriter(path, [*methods["embed_tokens"], *methods["lm_head"]]) as writer:
+        for name, both in methods.items():
+            for method in both:
+                weight_bytes[name] = writer.add(method, split.weights[name])
+        digest = writer.finish()
     return path, digest, weight_bytes, module
 
 
@@ -87,27 +87,40 @@ def test_every_weight_of_the_toy_is_in_its_program_once(toy_program_dir, toy_sta
         assert {name: data.count(raw(tensor)) for name, tensor in big.items()} == dict.fromkeys(big, 1)
 
 
-def test_equal_data_is_kept_once():
-    from doubleweave.compiler.lower.pte_file import _Data
+@pytest.fixture
+def writer(tmp_path):
+    from doubleweave.compiler.lower.pte_file import ProgramWriter
 
-    data = _Data()
-    pieces = [data.add(piece) for piece in (b"one", b"two" * 100, b"one", b"", b"two" * 100, b"")]
-    assert pieces == [0, 1, 0, 2, 1, 2]
-    assert data.pieces == [b"one", b"two" * 100, b""]
+    with ProgramWriter(tmp_path / "program.pte", []) as opened:
+        yield opened
 
 
-@given(st.data())
-def test_pieces_are_aligned_and_do_not_overlap(data):
-    from doubleweave.compiler.lower.pte_file import _layout, _padded
+def test_equal_data_is_kept_once(writer):
+    pieces = (b"one", b"two" * 100, b"one", b"", b"two" * 100, b"")
+    assert [writer._piece(piece, is_constant=len(piece) == 3) for piece in pieces] == [0, 1, 0, 2, 1, 2]
 
-    pieces = data.draw(st.lists(st.binary(max_size=400), min_size=1, max_size=8))
-    order = data.draw(st.permutations(range(len(pieces))))
-    offsets, size = _layout(pieces, order)
-    written = b"".join(_padded([pieces[index] for index in order]))
-    assert len(written) == size
-    assert all(offset % 128 == 0 for offset in offsets)
-    for offset, piece in zip(offsets, pieces, strict=True):
-        assert written[offset : offset + len(piece)] == piece
+
+@given(st.lists(st.tuples(st.binary(max_size=400), st.booleans()), min_size=1, max_size=8))
+def test_pieces_are_aligned_and_do_not_overlap(pieces):
+    import tempfile
+    from pathlib import Path
+
+    from doubleweave.compiler.lower.pte_file import ProgramWriter
+
+    with tempfile.TemporaryDirectory() as folder, ProgramWriter(Path(folder) / "program.pte", []) as writer:
+        numbers = [writer._piece(data, is_constant=is_constant) for data, is_constant in pieces]
+        writer.finish()
+        written = (Path(folder) / "program.pte").read_bytes()[writer._base :]
+    assert len(written) == writer._end
+    ends = 0
+    for number in sorted(set(numbers), key=lambda number: writer._places[number]):
+        place = writer._places[number]
+        assert place.offset % 128 == 0
+        assert place.offset >= ends
+        ends = place.offset + place.size
+    for number, (data, _) in zip(numbers, pieces, strict=True):
+        place = writer._places[number]
+        assert written[place.offset : place.offset + place.size] == data
 
 
 @pytest.mark.parametrize(
@@ -115,7 +128,7 @@ def test_pieces_are_aligned_and_do_not_overlap(data):
     [
         (
             "/dev/full",
-            r"cannot be written: the disk is full; the program takes 1 MiB: free some space or choose",
+            r"cannot be written: the disk is full, behind \d MiB of the program: free some space or choose",
         ),
         ("/nothing/here/program.pte", "cannot be written: No such file or directory.*choose another folder"),
     ],
@@ -125,7 +138,10 @@ def test_a_file_that_cannot_be_written(path, message):
 
     from doubleweave.compiler.lower.pte_file import ProgramWriter
 
-    writer = ProgramWriter()
-    writer._data.add(bytes(200_000))
+    def write():
+        with ProgramWriter(Path(path), []) as writer:
+            writer._piece(bytes(2_000_000))
+            writer.finish()
+
     with pytest.raises(LowerError, match=message):
-        writer.write(Path(path))
+        write()

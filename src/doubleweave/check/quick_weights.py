@@ -6,24 +6,24 @@ Knows nothing of language models.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
 from doubleweave.compiler.graph.nodes import is_call, nodes_of
-from doubleweave.compiler.split.pieces import TorchSplit, with_weights
+from doubleweave.compiler.split.pieces import SegmentModules, TorchSplit
 from doubleweave.compiler.split.transform import copy_graph
 
 qd = torch.ops.quantized_decomposed
 
 
-def quick_modules(torch_split: TorchSplit) -> dict[str, fx.GraphModule]:
+def quick_modules(torch_split: TorchSplit) -> Mapping[str, fx.GraphModule]:
     """By segment, what `TorchSplit.module` gives."""
-    graphs = {name: _rewritten(module) for name, module in torch_split.graphs.items()}
-    return {
-        segment.name: with_weights(graphs[segment.structure], torch_split.weights[segment.name])
-        for segment in torch_split.split.segments
-    }
+    return SegmentModules(
+        torch_split, {name: _rewritten(module) for name, module in torch_split.graphs.items()}
+    )
 
 
 def _rewritten(module: fx.GraphModule) -> fx.Graph:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from doubleweave.compiler.backends.lowered import Lowered
     from doubleweave.compiler.split.pieces import TorchSplit
-    from doubleweave.compiler.split.transform import Convert
+    from doubleweave.compiler.split.weights import Convert
 
 
 @dataclass(frozen=True)

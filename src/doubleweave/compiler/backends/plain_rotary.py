@@ -9,7 +9,8 @@ from torch import fx
 
 from doubleweave.compiler.graph import ops as _ops  # noqa: F401  registers doubleweave::rotary
 from doubleweave.compiler.graph.nodes import insert, is_call, replace_nodes
-from doubleweave.compiler.split.transform import Convert, copy_graph, over_empty_weights
+from doubleweave.compiler.split.transform import copy_graph, over_empty_weights
+from doubleweave.compiler.split.weights import Convert
 
 aten = torch.ops.aten
 _rotary = torch.ops.doubleweave.rotary.default

@@ -25,7 +25,7 @@ from doubleweave.compiler.backends.unchanged_graphs import unchanged_graphs_kept
 from doubleweave.compiler.graph.nodes import expression, is_tensor, output_node
 from doubleweave.compiler.lower.equal_structures import Job, jobs, shared_key
 from doubleweave.compiler.lower.forked import each_forked
-from doubleweave.compiler.lower.pte_file import ProgramWriter
+from doubleweave.compiler.lower.pte_file import Method, ProgramWriter
 from doubleweave.compiler.lower.templates import Template, made_up_weights, make_templates
 from doubleweave.compiler.program_folder import Progress, counted
 from doubleweave.compiler.split.fold_constants import fold, is_constant
@@ -36,6 +36,7 @@ from doubleweave.ir.sizes import shape_of
 from doubleweave.ir.split import ROWS, Segment, SizeRanges, Split
 
 _UNBOUNDED = 1 << 62
+_Templates = dict[tuple[str, int | None], Template]  # by (segment, size)
 
 
 def prepare(torch_split: TorchSplit) -> TorchSplit:
@@ -63,28 +64,40 @@ def lower(torch_split: TorchSplit, path: Path, report: Progress) -> tuple[Split,
     step = counted(report, len(todo) + 1)
     prepared = prepare(torch_split)
     templates = _lower_shared(prepared, todo, step)
-    writer = ProgramWriter()
-    segments = []
-    for segment in prepared.split.segments:
-        weight_bytes, template, moves = 0, None, []
-        for name, size in segment.methods().items():
-            template = templates[segment.name, size]
-            weight_bytes = writer.add(name, template, prepared.weights[segment.name])
-            if template.traffic is not None and size is not None:
-                moves.append(template.traffic._replace(size=size))
-        assert template is not None
-        segments.append(
-            replace(
-                segment,
-                weight_bytes=weight_bytes,
-                traffic=tuple(moves),
-                num_operators=template.num_operators,
-                num_delegated=template.num_delegated,
-            )
-        )
     step("writing program.pte")
-    digest = writer.write(path)
-    return replace(prepared.split, segments=tuple(segments)), digest
+    return _written(prepared, templates, path)
+
+
+def _written(torch_split: TorchSplit, templates: _Templates, path: Path) -> tuple[Split, str]:
+    """Put each segment's weights into its templates, one segment after the other, and write them."""
+    split = torch_split.split
+    methods = {
+        segment.name: [
+            Method(name, templates[segment.name, size]) for name, size in segment.methods().items()
+        ]
+        for segment in split.segments
+    }
+    segments = []
+    with ProgramWriter(path, [method for each in methods.values() for method in each]) as writer:
+        for segment in split.segments:
+            weights = torch_split.weights[segment.name]
+            used = [writer.add(method, weights) for method in methods[segment.name]]
+            sizes = zip(segment.methods().values(), methods[segment.name], strict=True)
+            moves = [(method.template.traffic, size) for size, method in sizes]
+            last = methods[segment.name][-1].template
+            segments.append(
+                replace(
+                    segment,
+                    weight_bytes=used[-1],
+                    traffic=tuple(
+                        t._replace(size=size) for t, size in moves if t is not None and size is not None
+                    ),
+                    num_operators=last.num_operators,
+                    num_delegated=last.num_delegated,
+                )
+            )
+        digest = writer.finish()
+    return replace(split, segments=tuple(segments)), digest
 
 
 def no_kernel(method: str, operator: str) -> LowerError:
@@ -92,9 +105,6 @@ def no_kernel(method: str, operator: str) -> LowerError:
         f"segment {method}: ExecuTorch has no kernel for aten.{operator}; replace the operator, or take it out of the "
         "model"
     )
-
-
-_Templates = dict[tuple[str, int | None], Template]  # by (segment, size)
 
 
 def _lower_shared(torch_split: TorchSplit, todo: list[Job], step: Callable[[str], None]) -> _Templates:

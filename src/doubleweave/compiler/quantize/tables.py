@@ -16,7 +16,8 @@ from doubleweave.compiler.graph.table_ops import TABLE_ROWS
 from doubleweave.compiler.policy import DEFAULT_BACKEND
 from doubleweave.compiler.quantize.weights import quantized_parts, renumbered
 from doubleweave.compiler.split.pieces import TorchSplit
-from doubleweave.compiler.split.transform import Convert, copy_graph, transform_segments
+from doubleweave.compiler.split.transform import copy_graph, transform_segments
+from doubleweave.compiler.split.weights import Convert
 
 aten = torch.ops.aten
 

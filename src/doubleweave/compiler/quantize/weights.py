@@ -26,6 +26,7 @@ from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registe
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 from doubleweave.compiler.split import transform
 from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.compiler.split.weights import Convert, Weights
 from doubleweave.errors import PolicyError
 
 RECIPES = ("8da8w", "8da4w", "none")
@@ -103,7 +104,7 @@ def int4_per_group(weight: Tensor) -> tuple[Tensor, ...]:
     return rounded, scales, torch.zeros(scales.shape, dtype=torch.int32)
 
 
-def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphModule, transform.Convert]:
+def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphModule, Convert]:
     graph = transform.copy_graph(graph_module)
     quantized: dict[int, int] = {}  # weight index -> bits
     activations: dict[Any, Any] = {}
@@ -197,13 +198,13 @@ def _converted(weight: Tensor, bits: int) -> tuple[Tensor, ...]:
     return tuple(map(torch.stack, zip(*(_CONVERT[bits](each) for each in weight.unbind()), strict=True)))
 
 
-def renumbered(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, transform.Convert]:
+def renumbered(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, Convert]:
     """Name the buffers "w0", "w1", … again, in the order in which the new graph reads them. `quantized` has the bits of
     the weights by index."""
     graph.eliminate_dead_code()
     order = transform.number_weights(graph)
 
-    def convert(weights: transform.Weights) -> transform.Weights:
+    def convert(weights: Weights) -> Weights:
         parts: dict[str, Tensor] = {}
         for index, tensor in enumerate(weights):
             parts[f"w{index}"] = tensor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.compiler.split.pieces import SegmentModules, TorchSplit
 from doubleweave.errors import InputError
 from doubleweave.ir.split import CACHED, ROWS, Call, Port, Segment
 
@@ -49,7 +49,7 @@ def run_chunks(
     of `cached`: [1, rows, …] for each value of the cache. `long`: of a text behind LongRoPE's border.
     `on_call` gets every call with what it read and wrote.
     """
-    run = modules or {s.name: torch_split.module(s.name) for s in torch_split.split.segments}
+    run = modules or SegmentModules(torch_split)
     kinds = {value.name: value.kind for value in torch_split.split.values}
     output = next(name for name, kind in kinds.items() if kind == "output")
     cache = dict(cached or {})

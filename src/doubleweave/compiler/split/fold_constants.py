@@ -7,7 +7,8 @@ from torch import fx
 
 from doubleweave.compiler.graph.nodes import insert, output_node
 from doubleweave.compiler.split.pieces import with_weights
-from doubleweave.compiler.split.transform import Convert, Weights, over_empty_weights
+from doubleweave.compiler.split.transform import over_empty_weights
+from doubleweave.compiler.split.weights import Convert, Weights
 
 
 def is_constant(graph_module: fx.GraphModule) -> bool:

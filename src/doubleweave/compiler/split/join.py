@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.compiler.split.weights import JoinedWeights
 from doubleweave.ir.split import Call, Function, Split
 
 
@@ -13,7 +14,7 @@ def joined(first: TorchSplit, others: Mapping[str, TorchSplit]) -> TorchSplit:
     """`first`, and behind its functions those of the others: each main function under the other's name, and all else of
     it under that name with a dot ("vision", "vision.glue_0"). `first` must have none of these names."""
     segments, functions = [*first.split.segments], [*first.split.functions]
-    graphs, weights = {**first.graphs}, {**first.weights}
+    graphs = {**first.graphs}
     for name, other in others.items():
         # Structures get other names as well: a pass may have rewritten the first split's graph of the same digest.
         segments += [
@@ -22,7 +23,7 @@ def joined(first: TorchSplit, others: Mapping[str, TorchSplit]) -> TorchSplit:
         ]
         functions += [_renamed(function, name) for function in other.split.functions]
         graphs |= {f"{name}.{structure}": graph for structure, graph in other.graphs.items()}
-        weights |= {f"{name}.{segment}": tensors for segment, tensors in other.weights.items()}
+    weights = JoinedWeights({"": first.weights, **{name: other.weights for name, other in others.items()}})
     return replace(first, split=Split(tuple(segments), tuple(functions)), graphs=graphs, weights=weights)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import FunctionType
 
@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from doubleweave.compiler.graph.edges import Edges
 from doubleweave.compiler.graph.nodes import IN_ORDER, PAST, TOGETHER, constant, is_tensor
+from doubleweave.compiler.split.weights import are_kept
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import Port, Segment, Split
 
@@ -39,13 +40,41 @@ class TorchSplit:
 
     split: Split
     graphs: dict[str, fx.GraphModule]
-    weights: dict[str, tuple[Tensor, ...]]
+    weights: Mapping[str, tuple[Tensor, ...]]
     encoded: Mapping[str, Tensor] = field(default_factory=dict)
 
     def module(self, segment: Segment | str) -> fx.GraphModule:
         """The segment as a module with its own weights (structures are shared, so this is a copy)."""
         found = self.split.segment(segment) if isinstance(segment, str) else segment
         return with_weights(self.graphs[found.structure].graph, self.weights[found.name])
+
+
+class SegmentModules(Mapping[str, fx.GraphModule]):
+    """The segments of a split as modules, made when they are asked for, and kept where their weights are.
+
+    `graphs` are other graphs of the structures than the split's own.
+    """
+
+    def __init__(self, torch_split: TorchSplit, graphs: Mapping[str, fx.Graph] | None = None) -> None:
+        self._split = torch_split
+        self._graphs = graphs or {name: module.graph for name, module in torch_split.graphs.items()}
+        self._structures = {segment.name: segment.structure for segment in torch_split.split.segments}
+        self._kept: dict[str, fx.GraphModule] = {}
+
+    def __getitem__(self, name: str) -> fx.GraphModule:
+        if name in self._kept:
+            return self._kept[name]
+        weights = self._split.weights
+        module = with_weights(self._graphs[self._structures[name]], weights[name])
+        if are_kept(weights, name):
+            self._kept[name] = module
+        return module
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._structures)
+
+    def __len__(self) -> int:
+        return len(self._structures)
 
 
 def with_weights(graph: fx.Graph, weights: tuple[Tensor, ...]) -> fx.GraphModule:

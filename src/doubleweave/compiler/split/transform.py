@@ -6,13 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from doubleweave.compiler.split.pieces import TorchSplit
-
-Weights = tuple[Tensor, ...]
-# Turns a segment's old weights into the new graph's.
-Convert = Callable[[Weights], Weights]
+from doubleweave.compiler.split.weights import Convert, MadeWeights
 
 
 def transform_segments(
@@ -22,18 +19,20 @@ def transform_segments(
 ) -> TorchSplit:
     """Rewrite the structures of the named segments (None: of all), each structure once.
 
-    `transform` returns the new graph and a function from a segment's old weights to the new graph's.
+    `transform` returns the new graph and a function from a segment's old weights to the new graph's, which is called
+    when somebody asks for them.
     """
-    graphs, weights = dict(torch_split.graphs), dict(torch_split.weights)
+    graphs = dict(torch_split.graphs)
+    of_structure: dict[str, Convert] = {}
     convert: dict[str, Convert] = {}
     for segment in torch_split.split.segments:
         if names is not None and segment.name not in names:
             continue
         key = segment.structure
-        if key not in convert:
-            graphs[key], convert[key] = transform(torch_split.graphs[key])
-        weights[segment.name] = convert[key](torch_split.weights[segment.name])
-    return replace(torch_split, graphs=graphs, weights=weights)
+        if key not in of_structure:
+            graphs[key], of_structure[key] = transform(torch_split.graphs[key])
+        convert[segment.name] = of_structure[key]
+    return replace(torch_split, graphs=graphs, weights=MadeWeights(torch_split.weights, convert))
 
 
 def copy_graph(graph_module: fx.GraphModule) -> fx.Graph:

@@ -15,7 +15,8 @@ from torch import fx
 from doubleweave.compiler.backends.lowered import Lowered, left_over
 from doubleweave.compiler.backends.plain_rotary import replace_rotary
 from doubleweave.compiler.graph.nodes import insert, is_call, replace_nodes
-from doubleweave.compiler.split.transform import Convert, copy_graph, over_empty_weights
+from doubleweave.compiler.split.transform import copy_graph, over_empty_weights
+from doubleweave.compiler.split.weights import Convert
 from doubleweave.errors import LowerError
 from doubleweave.vendors.printed_output import captured
 from doubleweave.vendors.qnn_messages import refusal, traffic

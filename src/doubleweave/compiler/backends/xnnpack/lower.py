@@ -23,7 +23,8 @@ from doubleweave.compiler.graph.nodes import insert, is_call, is_tensor, replace
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.compiler.quantize.weights import quantize
 from doubleweave.compiler.split.pieces import TorchSplit
-from doubleweave.compiler.split.transform import Convert, Weights, copy_graph, over_empty_weights
+from doubleweave.compiler.split.transform import copy_graph, over_empty_weights
+from doubleweave.compiler.split.weights import Convert, Weights
 
 aten = torch.ops.aten
 

@@ -17,13 +17,8 @@ from torch.nn.functional import pad
 
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave::expert_linear
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
-from doubleweave.compiler.split.transform import (
-    Convert,
-    Weights,
-    copy_graph,
-    number_weights,
-    over_empty_weights,
-)
+from doubleweave.compiler.split.transform import copy_graph, number_weights, over_empty_weights
+from doubleweave.compiler.split.weights import Convert, Weights
 from doubleweave.errors import LowerError
 
 ours = torch.ops.doubleweave

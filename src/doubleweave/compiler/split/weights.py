@@ -1,0 +1,90 @@
+"""The weights of a split's segments, made when somebody asks for them.
+
+A split that is quantized and rewritten for its backends has the functions that make its weights from those of the split
+before it. So the weights of all segments are never there at once, in a form in which they are only read on the way to a
+file. Knows nothing of graphs or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import Tensor
+
+Weights = tuple[Tensor, ...]
+# Turns a segment's old weights into the new graph's.
+Convert = Callable[[Weights], Weights]
+
+# What is made is kept up to so many bytes: weights of small models are asked for several times.
+_KEPT_BYTES = 256 << 20
+
+
+class MadeWeights(Mapping[str, Weights]):
+    """By segment, `convert` of the weights that `source` has of it; of a segment without one, those."""
+
+    def __init__(self, source: Mapping[str, Weights], convert: Mapping[str, Convert]) -> None:
+        self._source, self._convert = source, convert
+        self._kept: dict[str, Weights] = {}
+        self._room = _KEPT_BYTES
+
+    def __getitem__(self, name: str) -> Weights:
+        found = self.made(name)
+        size = sum(tensor.nbytes for tensor in found)
+        if name in self._convert and name not in self._kept and size <= self._room:
+            self._kept[name] = found
+            self._room -= size
+        return found
+
+    def made(self, name: str) -> Weights:
+        """A segment's weights; what is made of them on the way is not kept."""
+        if name in self._kept:
+            return self._kept[name]
+        found = _made(self._source, name)
+        return self._convert[name](found) if name in self._convert else found
+
+    def keeps(self, name: str) -> bool:
+        return name in self._kept or (name not in self._convert and are_kept(self._source, name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+
+class JoinedWeights(Mapping[str, Weights]):
+    """The weights of several splits: of each segment by its name, behind the name of its split and a dot ("": none)."""
+
+    def __init__(self, parts: Mapping[str, Mapping[str, Weights]]) -> None:
+        self._places = {
+            f"{split}.{name}" if split else name: (part, name)
+            for split, part in parts.items()
+            for name in part
+        }
+
+    def __getitem__(self, name: str) -> Weights:
+        part, own = self._places[name]
+        return part[own]
+
+    def made(self, name: str) -> Weights:
+        part, own = self._places[name]
+        return _made(part, own)
+
+    def keeps(self, name: str) -> bool:
+        part, own = self._places[name]
+        return are_kept(part, own)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def are_kept(weights: Mapping[str, Weights], name: str) -> bool:
+    """Whether a segment's weights stay in memory, so that what holds them takes no more."""
+    return weights.keeps(name) if isinstance(weights, (MadeWeights, JoinedWeights)) else True
+
+
+def _made(weights: Mapping[str, Weights], name: str) -> Weights:
+    return weights.made(name) if isinstance(weights, (MadeWeights, JoinedWeights)) else weights[name]
