@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -191,31 +192,60 @@ def group(leader: int) -> set[int]:
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
-def test_ctrl_c_while_lowering(source, toy_copy):
-    before = contents(toy_copy)
+@contextmanager
+def lowering(source: Path, folder: Path):
+    """A process that compiles into the folder, once it has forked others to lower; killed with them at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "doubleweave.cli", "compile", source, "-o", toy_copy, "--quantize", "none"],
+        [sys.executable, "-m", "doubleweave.cli", "compile", source, "-o", folder, "--quantize", "none"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a terminal interrupts the whole group
     )
     try:
-        lowering: set[int] = set()
+        forked: set[int] = set()
         deadline = time.monotonic() + 120
-        while not lowering and process.poll() is None and time.monotonic() < deadline:
-            lowering = children(process.pid)
+        while not forked and process.poll() is None and time.monotonic() < deadline:
+            forked = children(process.pid)
             time.sleep(0.01)
-        assert lowering, process.communicate()
-        assert len(list(toy_copy.parent.iterdir())) == 2  # it is written beside
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        left = group(process.pid)
+        assert forked, process.communicate()
+        yield process
     finally:
         for pid in group(process.pid):
             os.kill(pid, signal.SIGKILL)
         process.wait()
+
+
+in_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+
+
+@in_proc
+def test_a_kill_leaves_no_process_and_the_next_compile_removes_its_folder(source, toy_copy):
+    import doubleweave
+
+    before = contents(toy_copy)
+    with lowering(source, toy_copy) as process:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        deadline = time.monotonic() + 30
+        while group(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not group(process.pid)
+    (left,) = set(toy_copy.parent.iterdir()) - {toy_copy}
+    assert left.name.startswith(f".{toy_copy.name}.")
+    assert contents(toy_copy) == before
+    doubleweave.compile_llm(source, toy_copy, quantize="none")
+    assert [path.name for path in toy_copy.parent.iterdir()] == [toy_copy.name]
+
+
+@in_proc
+def test_ctrl_c_while_lowering(source, toy_copy):
+    before = contents(toy_copy)
+    with lowering(source, toy_copy) as process:
+        assert len(list(toy_copy.parent.iterdir())) == 2  # it is written beside
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        left = group(process.pid)
     assert process.returncode == 130, err
     assert [line for line in err.splitlines() if line.strip()] == ["doubleweave: interrupted"]
     assert out == ""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from doubleweave.compiler.hidden_folders import aside, hidden_folder, remove_abandoned
 from doubleweave.errors import LowerError
 from doubleweave.ir.manifest import MANIFEST_FILE, PROGRAM_FILE, RUN_FILE, STATE_FILE, TOKENIZER_FILE
 
@@ -41,48 +40,33 @@ def check_target(folder: Path, option: str = "-o") -> None:
 def made_beside(folder: Path, option: str = "-o") -> Iterator[Path]:
     """A temporary folder to fill. It takes the place of `folder` at the end, and is removed on an error.
 
-    Raises LowerError where the folder cannot be made or written.
+    What a killed process left of one is removed first. Raises LowerError where the folder cannot be made or written.
     """
+    target = folder.absolute()
+    problem = "made"
     try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place, so on the same file system: only there is renaming one step.
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target)
+        with hidden_folder(target) as temporary:
+            problem = "written"
+            yield temporary
+            _replace(temporary, target)
     except OSError as error:
         raise LowerError(
-            f"{folder}: cannot be made: {error.strerror}; choose another folder with {option}"
+            f"{folder}: cannot be {problem}: {error.strerror}; choose another folder with {option}"
         ) from error
-    try:
-        yield temporary
-        _replace(temporary, folder)
-    except OSError as error:
-        raise LowerError(
-            f"{folder}: cannot be written: {error.strerror}; choose another folder with {option}"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace(temporary: Path, folder: Path) -> None:
     """Put the finished directory in its place; an older program goes only once the new one is there."""
-    # mkdtemp makes folders that only their owner may read.
+    # Hidden folders are such that only their owner may read them.
     os.chmod(temporary, 0o777 & ~_umask())
     if not folder.exists():
         temporary.rename(folder)
         return
     # A folder with files in it cannot be renamed over, so the older program steps aside first.
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.absolute().parent)) / "program"
-    try:
-        folder.rename(old)
-    except OSError:
-        old.parent.rmdir()
-        raise
-    try:
+    with aside(folder):
         temporary.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    finally:
-        shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -6,6 +6,7 @@ Ctrl-C stops all of them. Knows nothing of what the jobs are.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import multiprocessing
@@ -25,6 +26,7 @@ from doubleweave.compiler.quiet import quiet
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _is_warm = False
 _jobs: tuple[Callable[[Any], Any], Sequence[Any]]  # of a forked process
 
@@ -48,7 +50,8 @@ def each_forked(function: Callable[[Item], Result], items: Sequence[Item]) -> Ge
         return
     context = multiprocessing.get_context("fork")
     # With "fork" the initializer's arguments are inherited: `function` may be a closure, which cannot be pickled.
-    pool = ProcessPoolExecutor(min(workers, len(items)), context, _begin_process, (function, items))
+    given = (function, items, os.getpid())
+    pool = ProcessPoolExecutor(min(workers, len(items)), context, _begin_process, given)
     try:
         with _interrupts_held(), quiet():
             futures = {pool.submit(_do, index): item for index, item in enumerate(items)}
@@ -93,8 +96,9 @@ def _stop(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin_process(function: Callable[[Any], Any], items: Sequence[Any]) -> None:
+def _begin_process(function: Callable[[Any], Any], items: Sequence[Any], parent: int) -> None:
     global _jobs
+    _end_with(parent)
     # Whatever the parent has is its own to free: what an emulator's library made does not survive the fork, and the
     # collector would end this process at it.
     gc.freeze()
@@ -103,3 +107,12 @@ def _begin_process(function: Callable[[Any], Any], items: Sequence[Any]) -> None
     torch.set_num_threads(1)  # there is a process for every core
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
+
+
+def _end_with(parent: int) -> None:
+    """Let the system end this process when its parent is gone, however that ended; other systems than Linux do not."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was gone before
+            os._exit(1)
