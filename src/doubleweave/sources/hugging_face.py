@@ -34,6 +34,7 @@ from doubleweave.sources.folder_config import (
 from doubleweave.sources.model import Model
 from doubleweave.sources.positions import first_position
 from doubleweave.sources.quantized_folder import check_readable, method_of, plain_tensors, settings_of
+from doubleweave.sources.streamed_module import streamed_module
 from doubleweave.sources.tensor_files import TensorFiles
 from doubleweave.sources.text_part import TextTensors, kinds_of_tokens, text_part_of
 from doubleweave.sources.weights import check_loaded, is_harmless
@@ -80,7 +81,7 @@ def load(path: Path, *, adapter: Path | None = None, trust_remote_code: bool = F
     with quiet():
         if not trust_remote_code:
             check_code(path, described)
-        module, check_again, kinds = _load_module(path, described, trust_remote_code)
+        module, check_again, kinds = _load_module(path, described, trust_remote_code, adapter is None)
         if adapter is not None:
             # The weights are compared before they change.
             found = check_again()
@@ -114,10 +115,10 @@ def from_module(module: Any, name: str, tokenizer: Any | None) -> Model:
 
 
 def _load_module(
-    path: Path, described: Mapping[str, Any], trusted: bool
+    path: Path, described: Mapping[str, Any], trusted: bool, may_stream: bool
 ) -> tuple[Any, Callable[[], str], str]:
     """The module, each of whose weights is from the files, the audit that compares them once more, and how the whole
-    model, where the module is part of one, is told the kinds of tokens."""
+    model, where the module is part of one, is told the kinds of tokens. `may_stream`: weights may stay in the files."""
     config = _load_config(path, trusted)
     settings = settings_of(described)
     if settings is not None:
@@ -134,6 +135,10 @@ def _load_module(
         return files if config is whole else TextTensors(path, files, config, whole)
 
     tensors = saved()
+    if may_stream and settings is None and not trusted and isinstance(tensors, TensorFiles):
+        module = _streamed(path, config, tensors)
+        if module is not None:
+            return module, lambda: "", kinds  # its weights are those of the files, under their names
     given: dict[str, Any] = {}
     if settings is not None or not tensors.is_plain:
         given["state_dict"] = dict(tensors if settings is None else plain_tensors(path, settings, tensors))
@@ -158,6 +163,17 @@ def _load_module(
         return audit(files if settings is None else plain_tensors(path, settings, files), module, harmless)
 
     return module, check_again, kinds
+
+
+def _streamed(path: Path, config: Any, tensors: TensorFiles) -> Any | None:
+    """The module over weights that stay in their files, None where transformers has to load it."""
+    if auto_class_of(config) is not None:  # with an encoder
+        return None
+    kind = _auto_of(config)._model_mapping[type(config)]
+    module = streamed_module(kind, config, tensors, lambda name, shape: is_harmless(name, shape, config))
+    if module is not None:
+        module.generation_config = _generation_config(path, module)
+    return module
 
 
 def _from_pretrained(

@@ -10,6 +10,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ class TensorFiles(Mapping[str, Tensor]):
         opened = self._open(path)
         tensor: Tensor = opened[saved] if isinstance(opened, dict) else opened.get_tensor(saved)
         return tensor
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Tensor]:
+        """A tensor as it is mapped, which no memory is held for behind the context."""
+        path, saved = self._places[name]
+        opened = _opened(path) if path.suffix == ".safetensors" else self._open(path)
+        yield opened[saved] if isinstance(opened, dict) else opened.get_tensor(saved)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

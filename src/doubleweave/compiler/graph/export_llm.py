@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ from doubleweave.compiler.graph.states import (
 )
 from doubleweave.compiler.graph.written_attention import keep_other_attention, recognise_attention
 from doubleweave.errors import SplitError
+from doubleweave.sources.file_weights import stand_ins
 from doubleweave.sources.positions import first_position
 
 _ATTENTION = "doubleweave"
@@ -170,12 +172,13 @@ def export_llm(model: Any, max_rows: int, long: bool = False) -> fx.GraphModule:
     AttentionInterface.register(_ATTENTION, _attention)
     AttentionMaskInterface.register(_ATTENTION, mask_of)
     states = find_states(model)
-    exported = _exported(model, states, max_rows, long)
+    exported, put_back = _exported(model, states, max_rows, long)
     if states.shapes or changes_in_place(exported.graph):
         # An empty table decomposes nothing: it only turns changes in place into values.
         exported = exported.run_decompositions({})
     graph_module = exported.module()
     assert isinstance(graph_module, fx.GraphModule)
+    put_back(graph_module)
     name_states(graph_module, [key.name for key in states.shapes])
     drop_no_ops(graph_module)
     drop_whole_copies(graph_module)
@@ -201,8 +204,11 @@ def export_llm(model: Any, max_rows: int, long: bool = False) -> fx.GraphModule:
     return graph_module
 
 
-def _exported(model: Any, states: States, max_rows: int, long: bool) -> torch.export.ExportedProgram:
-    """torch.export of the model with our attention; raises SplitError that names the module which it fails in."""
+def _exported(
+    model: Any, states: States, max_rows: int, long: bool
+) -> tuple[torch.export.ExportedProgram, Callable[[nn.Module], None]]:
+    """torch.export of the model with our attention, and what puts weights that stay in files into its module; raises
+    SplitError that names the module which it fails in."""
     before = model.config._attn_implementation
     with watching(model) as watch:
         try:
@@ -223,7 +229,8 @@ def _exported(model: Any, states: States, max_rows: int, long: bool) -> torch.ex
             encoded = torch.export.Dim("E", min=1, max=MOST_ENCODED)
             modules, experts = one_step_a_row(states.users), experts_as_operators(model)
             frequencies = two_frequencies(model, long)
-            with torch.no_grad(), frequencies, modules, experts, sizes_as_operators(model):
+            operators = sizes_as_operators(model)
+            with torch.no_grad(), frequencies, modules, experts, operators, stand_ins(model) as put_back:
                 # Not strict: only the operators are traced, so a model may use any Python on the way.
                 chunk = _Chunk(model, first, states)
                 shapes = (
@@ -247,7 +254,7 @@ def _exported(model: Any, states: States, max_rows: int, long: bool) -> torch.ex
             model.set_attn_implementation(before)
             if model.config._attn_implementation != before:
                 model.config._attn_implementation = before
-    return exported
+    return exported, put_back
 
 
 def owned_modules(model: Any) -> dict[str, str]:

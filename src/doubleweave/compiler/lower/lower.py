@@ -34,6 +34,7 @@ from doubleweave.compiler.split.transform import transform_segments
 from doubleweave.errors import LowerError
 from doubleweave.ir.sizes import shape_of
 from doubleweave.ir.split import ROWS, Segment, SizeRanges, Split
+from doubleweave.sources.file_weights import in_memory
 
 _UNBOUNDED = 1 << 62
 _Templates = dict[tuple[str, int | None], Template]  # by (segment, size)
@@ -169,6 +170,8 @@ def lower_graph(
     from executorch.exir import ExecutorchBackendConfig
     from executorch.exir.passes import MemoryPlanningPass
 
+    if not is_shared:
+        weights = tuple(map(in_memory, weights))
     used = made_up_weights(weights) if is_shared else weights
     module = with_weights(graph_module.graph, used)
     exported = {name: export_segment(module, segment, size) for name, size in methods.items()}

@@ -28,6 +28,7 @@ from doubleweave.compiler.split import transform
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.weights import Convert, Weights
 from doubleweave.errors import PolicyError
+from doubleweave.sources.file_weights import FileWeight
 
 RECIPES = ("8da8w", "8da4w", "none")
 GROUP_SIZE = 32
@@ -69,7 +70,8 @@ def _by_rows(convert: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tenso
     def converted(weight: Tensor) -> tuple[Tensor, ...]:
         if len(weight) <= _ROWS or isinstance(weight, FakeTensor):
             return convert(weight)
-        return tuple(map(torch.cat, zip(*map(convert, torch.split(weight, _ROWS)), strict=True)))
+        blocks = weight.blocks(_ROWS) if isinstance(weight, FileWeight) else torch.split(weight, _ROWS)
+        return tuple(map(torch.cat, zip(*map(convert, blocks), strict=True)))
 
     return converted
 

@@ -1,0 +1,109 @@
+"""Weights that stay in their files: tensors of float32 whose numbers are read whenever they are computed with.
+
+A module of such weights runs like any other, a split's functions take them like any other, and none of it is in memory
+for longer than an operator needs it. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+
+# Output features of a product that are computed at a time.
+_FEATURES = 4096
+aten = torch.ops.aten
+
+# Gives a weight as it is in its file, for as long as the context lasts.
+Opened = Callable[[], AbstractContextManager[Tensor]]
+
+
+class FileWeight(Tensor):
+    """A float32 weight of `shape` that `opened` finds in a file, in whatever dtype."""
+
+    opened: Opened
+
+    @staticmethod
+    def __new__(cls, opened: Opened, shape: tuple[int, ...]) -> FileWeight:
+        made: FileWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)
+        made.opened = opened
+        return made
+
+    def __init__(self, opened: Opened, shape: tuple[int, ...]) -> None:
+        pass
+
+    def read(self) -> Tensor:
+        """All of it, float32."""
+        with self.opened() as saved:
+            return saved.to(torch.float32, copy=True)
+
+    def blocks(self, rows: int) -> Iterator[Tensor]:
+        """Float32 [rows, …] behind one another; the last one may have fewer."""
+        with self.opened() as saved:
+            for block in torch.split(saved, rows):
+                yield block.to(torch.float32)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Of a product that other weights are not in, a few output features at a time: a head's weights are the largest
+        # that there are, and would be twice or four times their file's size.
+        if func is functional.linear and not kwargs and isinstance(args[1], FileWeight) and args[1].ndim == 2:
+            x, weight, *bias = args
+            if not isinstance(x, FileWeight):
+                parts = [functional.linear(x, block) for block in weight.blocks(_FEATURES)]
+                found = torch.cat(parts, -1)
+                return found if not bias or bias[0] is None else found + bias[0]
+        # A tensor's own would make results file weights as well.
+        return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if func in (aten.detach.default, aten.alias.default):
+            return args[0]
+        if func is aten.embedding.default and isinstance(args[0], FileWeight):
+            with args[0].opened() as saved:  # of a table these rows alone
+                return saved[args[1]].to(torch.float32)
+        args, kwargs = pytree.tree_map_only(FileWeight, lambda weight: weight.read(), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"FileWeight({tuple(self.shape)})"
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """The tensor, read where it is in a file."""
+    return tensor.read() if isinstance(tensor, FileWeight) else tensor
+
+
+@contextmanager
+def stand_ins(module: nn.Module) -> Iterator[Callable[[nn.Module], None]]:
+    """Inside, memory that is never touched stands in for the module's file weights, for who traces it and reads none.
+
+    Gives a function that puts the file weights into another module in the place of their stand-ins.
+    """
+    weights = {id(weight): weight for weight in module.parameters() if isinstance(weight, FileWeight)}
+    made = {key: torch.empty(weight.shape) for key, weight in weights.items()}
+    # By address: what is traced holds them as tensors of its own.
+    by_address = {tensor.data_ptr(): weights[key] for key, tensor in made.items()}
+
+    def put_back(other: nn.Module) -> None:
+        _replace(other, lambda found: by_address.get(found.data_ptr()))
+
+    _replace(module, lambda found: made.get(id(found)))
+    try:
+        yield put_back
+    finally:
+        put_back(module)
+
+
+def _replace(module: nn.Module, replacement: Callable[[Tensor], Tensor | None]) -> None:
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            new = None if parameter is None else replacement(parameter)
+            if new is not None:
+                part._parameters[name] = nn.Parameter(new, requires_grad=False)

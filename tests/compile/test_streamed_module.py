@@ -1,0 +1,164 @@
+"""Weights that stay in their files: the same model, program and refusals as of a module that is loaded whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+import architectures
+import doubleweave as dw
+import toys
+from doubleweave.errors import SourceError
+from doubleweave.sources import file_weights, load, streamed_module
+from doubleweave.sources.file_weights import FileWeight, in_memory, stand_ins
+
+pytestmark = pytest.mark.usefixtures("lowered_once")
+IDS = torch.arange(3, 40)[None]
+
+
+@pytest.fixture
+def every_weight(monkeypatch):
+    """Small models' weights stay in their files as well."""
+    monkeypatch.setattr(streamed_module, "LEAST_BYTES", 0)
+    monkeypatch.setattr(streamed_module, "_SMALL_BYTES", 0)
+
+
+def in_files(module):
+    return [name for name, weight in module.named_parameters() if isinstance(weight, FileWeight)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of tiny models in bfloat16, by architecture, each made once."""
+    base = tmp_path_factory.mktemp("folders")
+
+    def folder(name):
+        path = base / name
+        if not path.exists():
+            module = toys.module(tied=True) if name == "tied" else architectures.tiny_model(name)
+            module.to(torch.bfloat16).save_pretrained(path)
+        return path
+
+    return folder
+
+
+@pytest.mark.parametrize("name", ["tied", "qwen3", "gemma2", "lfm2", "mamba", "gpt2", "opt", "cohere"])
+def test_logits_are_those_of_the_whole_module(folders, name, request):
+    with torch.no_grad():
+        wanted = load(folders(name)).module(IDS, use_cache=False).logits
+        request.getfixturevalue("every_weight")
+        streamed = load(folders(name))
+        found = streamed.module(IDS, use_cache=False).logits
+    assert len(in_files(streamed.module)) == len(list(streamed.module.parameters()))
+    assert type(found) is torch.Tensor
+    assert (found - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+    assert streamed.audit() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tied", {"quantize": "8da8w"}),
+        ("qwen3", {"quantize": "8da4w", "shape": "static", "chunk": (1, 8)}),
+        ("cohere", {"quantize": "none"}),  # its weights are turned
+    ],
+)
+def test_programs_are_the_same_byte_for_byte(folders, name, options, tmp_path, request):
+    dw.compile_llm(folders(name), tmp_path / "whole", max_context=64, check=False, **options)
+    request.getfixturevalue("every_weight")
+    checked = dw.compile_llm(folders(name), tmp_path / "streamed", max_context=64, **options)
+    whole, streamed = ((tmp_path / kind / "program.pte").read_bytes() for kind in ("whole", "streamed"))
+    assert whole == streamed
+    assert checked.check is not None
+    assert checked.check.source_off < 1e-5
+
+
+@pytest.mark.usefixtures("every_weight")
+class TestWhatIsLoadedWhole:
+    """What transformers renames, stacks or chooses on loading is its to load."""
+
+    def test_stacked_experts(self, folders):
+        assert not in_files(load(folders("mixtral")).module)
+
+    def test_a_weight_that_is_saved_twice(self, folders, tmp_path):
+        folder = shutil.copytree(folders("tied"), tmp_path / "twice")
+        tensors = load_file(folder / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        assert not in_files(load(folder).module)
+
+    @pytest.mark.parametrize("change", ["drop", "add", "shape"])
+    def test_what_does_not_fit_is_refused_as_ever(self, folders, tmp_path, change):
+        folder = shutil.copytree(folders("qwen3"), tmp_path / change)
+        tensors = load_file(folder / "model.safetensors")
+        name = "model.layers.0.mlp.up_proj.weight"
+        if change == "drop":
+            del tensors[name]
+        elif change == "add":
+            tensors["model.layers.0.mlp.other.weight"] = tensors[name].clone()
+        else:
+            tensors[name] = tensors[name][:-1].clone()
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(SourceError, match="other" if change == "add" else name):
+            load(folder)
+
+    def test_an_adapter_is_merged_into_a_whole_module(self, folders):
+        from doubleweave.sources import hugging_face
+
+        config = json.loads((folders("qwen3") / "config.json").read_text())
+        module, _, _ = hugging_face._load_module(folders("qwen3"), config, False, False)
+        assert not in_files(module)
+
+
+def test_small_models_are_loaded_whole(folders):
+    assert not in_files(load(folders("qwen3")).module)
+
+
+@pytest.fixture
+def weight(tmp_path, monkeypatch):
+    """(A file weight [7, 4], its numbers in float32)."""
+    from contextlib import contextmanager
+
+    numbers = torch.randn(7, 4, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    monkeypatch.setattr(file_weights, "_FEATURES", 3)
+
+    @contextmanager
+    def opened():
+        yield numbers
+
+    return FileWeight(opened, (7, 4)), numbers.float()
+
+
+def test_operators_read_it(weight):
+    held, numbers = weight
+    x = torch.randn(2, 4)
+    assert held.detach() is held
+    assert (held.dtype, held.shape, held.nbytes) == (torch.float32, (7, 4), 7 * 4 * 4)
+    assert torch.equal(in_memory(held), numbers)
+    assert torch.equal(torch.cat(list(held.blocks(3))), numbers)
+    assert torch.equal(held + 1, numbers + 1)
+    assert torch.equal(held[2:5], numbers[2:5])
+    assert torch.equal(functional.embedding(torch.tensor([[6, 0]]), held), numbers[[6, 0]][None])
+    torch.testing.assert_close(functional.linear(x, held), x @ numbers.T)
+    torch.testing.assert_close(
+        functional.linear(x, held, torch.arange(7.0)), x @ numbers.T + torch.arange(7.0)
+    )
+    torch.testing.assert_close(x @ held.T, x @ numbers.T)
+
+
+def test_stand_ins_are_put_back(weight):
+    held, _ = weight
+    module = torch.nn.Linear(4, 7, bias=False)
+    module.weight = torch.nn.Parameter(held, requires_grad=False)
+    before = module.weight
+    with stand_ins(module) as put_back:
+        assert not in_files(module)
+        exported = torch.export.export(module, (torch.ones(2, 4),)).module()
+    assert module.weight is before or isinstance(module.weight, FileWeight)
+    put_back(exported)
+    assert in_files(exported) == ["weight"]
