@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import toys
+from doubleweave.check import quick_weights
 from doubleweave.check.quick_weights import dequantize, quick_modules
 from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
 from doubleweave.compiler.quantize.weights import quantize
@@ -14,8 +15,10 @@ from doubleweave.compiler.split.split_llm import default_policy, split_llm
 from doubleweave.ir.split import rows
 
 
+@pytest.mark.parametrize("features", [4096, 100])
 @pytest.mark.parametrize("recipe", ["8da8w", "8da4w"])
-def test_logits_are_equal(recipe):
+def test_logits_are_equal(recipe, features, monkeypatch):
+    monkeypatch.setattr(quick_weights, "_FEATURES", features)
     module = toys.module()
     policy = default_policy(rows(1, 16))
     split = split_llm(export_llm(module, 16), owned_modules(module), policy, max_context=toys.MAX_CONTEXT)
@@ -25,7 +28,8 @@ def test_logits_are_equal(recipe):
     code = "".join(module.code for module in quick.values())
     assert "torch.ops.quantized_decomposed.dequantize_per_channel" not in code
     (wanted,), (found,) = run_chunks(quantized, ids), run_chunks(quantized, ids, quick)
-    assert torch.equal(found, wanted)
+    # A product of fewer features may add up in another order.
+    assert torch.equal(found, wanted) if features > 1000 else torch.allclose(found, wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("groups", [1, 4])

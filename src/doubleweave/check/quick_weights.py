@@ -11,12 +11,16 @@ from collections.abc import Mapping
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
+from torch.nn import functional
 
 from doubleweave.compiler.graph.nodes import is_call, nodes_of
 from doubleweave.compiler.split.pieces import SegmentModules, TorchSplit
 from doubleweave.compiler.split.transform import copy_graph
 
+aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
+# Output features of a product that are computed at a time.
+_FEATURES = 4096
 
 
 def quick_modules(torch_split: TorchSplit) -> Mapping[str, fx.GraphModule]:
@@ -39,7 +43,24 @@ def _rewritten(module: fx.GraphModule) -> fx.Graph:
             and torch.int8 in node.args
         ):
             node.target, node.args = dequantize, node.args[:3]
+    for node in nodes_of(graph):
+        if is_call(node, aten.linear.default) and is_call(node.args[1], dequantize):
+            x, weight, *bias = node.args
+            node.target, node.args = product, (x, *weight.args, *bias)
+    graph.eliminate_dead_code()
     return graph
+
+
+def product(
+    x: Tensor, values: Tensor, scales: Tensor, zero_points: Tensor | None, bias: Tensor | None = None
+) -> Tensor:
+    """`linear` over what `dequantize` gives of [N, K], some output features at a time: a head's are gigabytes."""
+    parts = []
+    for start in range(0, len(values), _FEATURES):
+        rows = slice(start, start + _FEATURES)
+        zeros, offset = (None if each is None else each[rows] for each in (zero_points, bias))
+        parts.append(functional.linear(x, dequantize(values[rows], scales[rows], zeros), offset))
+    return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
 
 def dequantize(values: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:

@@ -38,8 +38,8 @@ def hidden_folder(target: Path, kind: str = NEW) -> Iterator[Path]:
 @contextmanager
 def aside(target: Path) -> Iterator[Path]:
     """Let the target step aside: the path is where it is meanwhile. It comes back on an error."""
-    with hidden_folder(target, OLD) as hidden:
-        target.rename(hidden / _ASIDE)
+    with hidden_folder(target.absolute(), OLD) as hidden:
+        target.rename(hidden / _ASIDE)  # as it was given: the system refuses to move "."
         try:
             yield hidden / _ASIDE
         except BaseException:

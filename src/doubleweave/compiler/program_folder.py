@@ -50,7 +50,7 @@ def made_beside(folder: Path, option: str = "-o") -> Iterator[Path]:
         with hidden_folder(target) as temporary:
             problem = "written"
             yield temporary
-            _replace(temporary, target)
+            _replace(temporary, folder)
     except OSError as error:
         raise LowerError(
             f"{folder}: cannot be {problem}: {error.strerror}; choose another folder with {option}"

@@ -50,14 +50,10 @@ class FileWeight(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Of a product that other weights are not in, a few output features at a time: a head's weights are the largest
-        # that there are, and would be twice or four times their file's size.
-        if func is functional.linear and not kwargs and isinstance(args[1], FileWeight) and args[1].ndim == 2:
-            x, weight, *bias = args
-            if not isinstance(x, FileWeight):
-                parts = [functional.linear(x, block) for block in weight.blocks(_FEATURES)]
-                found = torch.cat(parts, -1)
-                return found if not bias or bias[0] is None else found + bias[0]
+        # Some output features at a time: the weights of a head are the largest that there are.
+        is_held = [isinstance(tensor, FileWeight) for tensor in args]
+        if func is functional.linear and not kwargs and is_held[:2] == [False, True] and not any(is_held[2:]):
+            return _product(*args)
         # A tensor's own would make results file weights as well.
         return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
 
@@ -73,6 +69,12 @@ class FileWeight(Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"FileWeight({tuple(self.shape)})"
+
+
+def _product(x: Tensor, weight: FileWeight, bias: Tensor | None = None) -> Tensor:
+    offsets = [None] * len(weight) if bias is None else torch.split(bias, _FEATURES)
+    blocks = zip(weight.blocks(_FEATURES), offsets, strict=False)
+    return torch.cat([functional.linear(x, block, offset) for block, offset in blocks], -1)
 
 
 def in_memory(tensor: Tensor) -> Tensor:
