@@ -47,7 +47,7 @@ def folders(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["tied", "qwen3", "gemma2", "lfm2", "mamba", "gpt2", "opt", "cohere"])
+@pytest.mark.parametrize("name", ["tied", "gemma2", "lfm2", "mamba", "gpt2", "opt"])
 def test_logits_are_those_of_the_whole_module(folders, name, request):
     with torch.no_grad():
         wanted = load(folders(name)).module(IDS, use_cache=False).logits
