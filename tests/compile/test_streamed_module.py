@@ -107,6 +107,19 @@ class TestWhatIsLoadedWhole:
         with pytest.raises(SourceError, match="other" if change == "add" else name):
             load(folder)
 
+    def test_a_module_that_computes_with_its_parameters(self, folders, monkeypatch):
+        from transformers import Qwen3ForCausalLM
+
+        make = Qwen3ForCausalLM.__init__
+
+        def making(self, config):
+            make(self, config)
+            # transformers makes it on the meta device, buffers and all, and computes what it needs later.
+            assert self.model.norm.weight.device == torch.get_default_device()
+
+        monkeypatch.setattr(Qwen3ForCausalLM, "__init__", making)
+        assert not in_files(load(folders("qwen3")).module)
+
     def test_an_adapter_is_merged_into_a_whole_module(self, folders):
         from doubleweave.sources import hugging_face
 

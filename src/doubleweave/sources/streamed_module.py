@@ -34,8 +34,11 @@ def streamed_module(
 
     if 4 * sum(_numel(files.shape(name)) for name in files) < LEAST_BYTES:
         return None
-    with _parameters_on_meta():
-        module = kind._from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    try:
+        with _parameters_on_meta():
+            module = kind._from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    except Exception:  # it computes with parameters while it is made
+        return None
     if get_model_conversion_mapping(module, add_legacy=False):
         return None
     named = module.state_dict(keep_vars=True)
