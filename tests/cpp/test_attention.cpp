@@ -1,5 +1,5 @@
 // Checks the attention kernel, in every instruction set that this machine has, against a plain
-// float64 reference, and the rotary embedding against its definition.
+// float64 reference.
 //
 //   test_attention [PART]   tries one in PART of the random shapes, where they take long
 #include <algorithm>
@@ -14,7 +14,6 @@
 
 #include "check.h"
 #include "doubleweave/attention.h"
-#include "doubleweave/rotary.h"
 
 namespace dw = doubleweave;
 
@@ -394,47 +393,6 @@ void test_choosing_an_isa() {
   CHECK(!(has_avx2 && has_neon), "no machine has both");
 }
 
-void check_rotary(int64_t num_tokens, int64_t num_heads, int64_t head_dim, int64_t rotary_dim,
-                  std::mt19937& random) {
-  std::normal_distribution<float> normal;
-  std::vector<float> x(num_tokens * num_heads * head_dim);
-  std::vector<float> cos(num_tokens * rotary_dim);
-  std::vector<float> sin(num_tokens * rotary_dim);
-  for (auto* values : {&x, &cos, &sin}) {
-    for (float& value : *values) value = normal(random);
-  }
-  std::vector<float> out(x.size());
-  dw::rotary(x.data(), cos.data(), sin.data(), out.data(), num_tokens, num_heads, head_dim,
-             rotary_dim);
-  double error = 0;
-  for (size_t i = 0; i < x.size(); ++i) {
-    const int64_t column = i % head_dim;
-    const int64_t token = i / (num_heads * head_dim);
-    const int64_t half = rotary_dim / 2;
-    double expected = x[i];
-    if (column < rotary_dim) {
-      const double partner = column < half ? -x[i + half] : x[i - half];
-      const int64_t angle = token * rotary_dim + column;
-      expected = expected * cos[angle] + partner * sin[angle];
-    }
-    error = std::max(error, std::abs(out[i] - expected) / (1 + std::abs(expected)));
-  }
-  CHECK(error < 1e-6, "rotary %lld/%lld: error %g", static_cast<long long>(rotary_dim),
-        static_cast<long long>(head_dim), error);
-  dw::rotary(x.data(), cos.data(), sin.data(), x.data(), num_tokens, num_heads, head_dim,
-             rotary_dim);
-  CHECK(x == out, "rotary in place");
-}
-
-void test_rotary() {
-  std::mt19937 random(8);
-  check_rotary(1, 9, 64, 64, random);
-  check_rotary(37, 3, 64, 64, random);
-  check_rotary(5, 4, 80, 32, random);
-  check_rotary(4, 2, 40, 20, random);
-  check_rotary(3, 2, 16, 2, random);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -450,7 +408,6 @@ int main(int argc, char** argv) {
   test_running_maximum();
   test_nan_is_not_hidden();
   test_threads();
-  test_rotary();
   std::printf("tested:");
   for (dw::Isa isa : available_isas()) std::printf(" %s", dw::isa_name(isa));
   std::printf("; worst error at ordinary scores %.1e of the largest output\n",

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doubleweave.errors import InputError
 from doubleweave.ir.interface import Interface
 from doubleweave.ir.split import (
     Call,
@@ -27,7 +26,6 @@ from doubleweave.ir.split import (
 from doubleweave.ir.trees import Tree
 from doubleweave.schedule.module_plan import make
 from doubleweave.schedule.module_steps import Plan
-from doubleweave.schedule.symbols import symbols_of
 
 PRIME = 10007  # values stay below it, so that every dtype holds them and sums are exact
 MOST = 40
@@ -528,71 +526,3 @@ def test_chunks_with_a_state_add_up_without_padding(rows, methods):
     numbers = [plan.tensors[step.reads[1].tensor].number for step in steps]
     assert numbers == [i % 2 for i in range(len(methods))]
     assert [plan.tensors[step.writes[0].tensor].number for step in steps] == [1 - n for n in numbers]
-
-
-RANGES = (Range("m", 1, 10), Range("k", 2, 8))
-
-
-def inputs(*found, ranges=RANGES):
-    return Function("f", (), tuple(value(*item) for item in found), (), tuple(ranges))
-
-
-@pytest.mark.parametrize(
-    ("function", "shapes", "known"),
-    [
-        (inputs(("a", ("m", 3), "input")), [(4, 3)], {"m": 4}),
-        (inputs(("a", ("m", "k"), "input"), ("b", ("k", "m"), "input")), [(4, 5), (5, 4)], {"m": 4, "k": 5}),
-        # What an expression says may come before what its symbol is.
-        (inputs(("a", ("2*m + 1",), "input"), ("b", ("m",), "input")), [(9,), (4,)], {"m": 4}),
-        (inputs(("a", ("2*m + 1",), "input")), [(9,)], {"m": 4}),
-        (inputs(("a", ("m*k",), "input"), ("b", ("m", "k"), "input")), [(12,), (4, 3)], {"m": 4, "k": 3}),
-    ],
-)
-def test_symbols_follow_from_the_inputs_sizes(function, shapes, known):
-    assert symbols_of(function, "f", [("int64", shape) for shape in shapes]) == known
-
-
-@pytest.mark.parametrize(
-    ("function", "shapes", "message"),
-    [
-        (
-            inputs(("a", ("m", 3), "input")),
-            [(4, 2)],
-            r"f, a: found shape \[4, 2\], expected \[m, 3\] with m in 1\.\.10",
-        ),
-        (inputs(("a", ("m", 3), "input")), [(11, 3)], r"expected \[m, 3\] with m in 1\.\.10: m is 11"),
-        (inputs(("a", ("m", 3), "input")), [(0, 3)], "m is 0"),
-        (inputs(("a", ("m",), "input")), [(4, 1)], r"found shape \[4, 1\], expected \[m\]"),
-        (inputs(("a", ("m",), "input")), [()], r"found shape \[\], expected \[m\]"),
-        (
-            inputs(("a", ("m",), "input"), ("b", ("m",), "input")),
-            [(4,), (5,)],
-            r"f, b: found shape \[5\], expected \[m\] with m in 1\.\.10, where m = 4 from what came before",
-        ),
-        (
-            inputs(("a", ("m",), "input"), ("b", ("2*m",), "input")),
-            [(4,), (7,)],
-            r"f, b: found shape \[7\], expected \[2\*m\] with m in 1\.\.10, where m = 4",
-        ),
-        (inputs(("a", ("2*k",), "input")), [(7,)], r"expected \[2\*k\] with k in 2\.\.8"),
-        (inputs(("a", ("2*k",), "input")), [(18,)], "k is 9"),
-        (
-            inputs(
-                ("a", ("m",), "input"),
-                ("b", ("S",), "input"),
-                ranges=(Range("m", 1, 10), Range("S", "m", 20)),
-            ),
-            [(4,), (3,)],
-            r"f, b: found shape \[3\], expected \[S\] with S in m\.\.20: S is 3",
-        ),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused_with_those_that_do(function, shapes, message):
-    with pytest.raises(InputError, match=message):
-        symbols_of(function, "f", [("int64", shape) for shape in shapes])
-
-
-def test_another_dtype_is_refused():
-    function = inputs(("a", ("m",), "input"))
-    with pytest.raises(InputError, match="f, a: found dtype float32, expected int64"):
-        symbols_of(function, "f", [("float32", (4,))])
