@@ -29,7 +29,7 @@ class Compiled(NamedTuple):
     summary: dict[str, Any]
 
 
-def compiled(source: str | Path, folder: Path, options: Sequence[str]) -> Compiled:
+def timed_compile(source: str | Path, folder: Path, options: Sequence[str]) -> Compiled:
     """Compile `source` into `folder`; memory is sampled ten times a second."""
     command = [*DOUBLEWEAVE, "compile", str(source), "-o", str(folder), *options, "--json"]
     with tempfile.TemporaryFile("w+") as out:

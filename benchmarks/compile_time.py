@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common import finish, note, parser, run, table, target
-from compile_run import compiled
+from compile_run import timed_compile
 
 TARGET_S = {"bounded": 120.0, "static": 240.0}
 TARGET_BYTES = 6e9
@@ -68,7 +68,7 @@ def measure(args: argparse.Namespace, shape: str) -> dict[str, Any]:
     args.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.cache) as folder:
         options = ["--quantize", args.quantize, "--shape", shape]
-        found = compiled(args.source, Path(folder) / "program", options)
+        found = timed_compile(args.source, Path(folder) / "program", options)
     return {
         "wall_s": target(found.wall_s, TARGET_S[shape], at_least=False),
         "peak_rss_bytes": target(found.peak_rss_bytes, TARGET_BYTES, at_least=False),

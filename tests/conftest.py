@@ -39,8 +39,8 @@ LONG_FILES = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # All that tests import is there now, and need not be gone through again for what each of them leaves behind.
-    gc.set_threshold(700, 20, 20)
     freeze_heap()
+    gc.set_threshold(gc.get_threshold()[0], 20, 20)
     for item in items:  # most tests compile something (compiler/less_overhead.py)
         if isinstance(item, pytest.Function):
             item.obj = on_wide_frame(item.obj)

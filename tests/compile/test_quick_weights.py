@@ -18,7 +18,7 @@ from doubleweave.ir.split import rows
 @pytest.mark.parametrize("features", [4096, 100])
 @pytest.mark.parametrize("recipe", ["8da8w", "8da4w"])
 def test_logits_are_equal(recipe, features, monkeypatch):
-    monkeypatch.setattr(quick_weights, "_FEATURES", features)
+    monkeypatch.setattr(quick_weights, "FEATURES", features)
     module = toys.module()
     policy = default_policy(rows(1, 16))
     split = split_llm(export_llm(module, 16), owned_modules(module), policy, max_context=toys.MAX_CONTEXT)

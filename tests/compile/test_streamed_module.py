@@ -138,7 +138,7 @@ def weight(tmp_path, monkeypatch):
     from contextlib import contextmanager
 
     numbers = torch.randn(7, 4, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
-    monkeypatch.setattr(file_weights, "_FEATURES", 3)
+    monkeypatch.setattr(file_weights, "FEATURES", 3)
 
     @contextmanager
     def opened():

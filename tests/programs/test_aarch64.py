@@ -15,9 +15,9 @@ import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
-# Without SME: XNNPACK's 8-bit kernels for it give wrong numbers under qemu 7.2, those for i8mm right ones.
 # Compiled in two thirds of the time, and the kernels take as long.
 OPTIONS = ("-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG", "-DCMAKE_C_FLAGS_RELEASE=-O1 -DNDEBUG")
+# Without SME: XNNPACK's 8-bit kernels for it give wrong numbers under qemu 7.2, those for i8mm right ones.
 QEMU = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu", "max,sme=off")
 
 
@@ -52,7 +52,9 @@ def test_the_attention_kernels_compute_the_same(build):
     assert "neon" in out
 
 
-@pytest.mark.parametrize("name", ["test_experts", "test_memory", "test_scheduling", "test_tokenizer"])
+@pytest.mark.parametrize(
+    "name", ["test_experts", "test_memory", "test_rotary", "test_scheduling", "test_tokenizer"]
+)
 def test_what_the_programs_are_made_of(build, name):
     assert ", 0 failed" in run(build / "tests" / "cpp" / name)
 

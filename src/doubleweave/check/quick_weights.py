@@ -11,16 +11,14 @@ from collections.abc import Mapping
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
-from torch.nn import functional
 
 from doubleweave.compiler.graph.nodes import is_call, nodes_of
 from doubleweave.compiler.split.pieces import SegmentModules, TorchSplit
 from doubleweave.compiler.split.transform import copy_graph
+from doubleweave.sources.file_weights import FEATURES, linear_in_blocks
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
-# Output features of a product that are computed at a time.
-_FEATURES = 4096
 
 
 def quick_modules(torch_split: TorchSplit) -> Mapping[str, fx.GraphModule]:
@@ -55,12 +53,12 @@ def product(
     x: Tensor, values: Tensor, scales: Tensor, zero_points: Tensor | None, bias: Tensor | None = None
 ) -> Tensor:
     """`linear` over what `dequantize` gives of [N, K], some output features at a time: a head's are gigabytes."""
-    parts = []
-    for start in range(0, len(values), _FEATURES):
-        rows = slice(start, start + _FEATURES)
-        zeros, offset = (None if each is None else each[rows] for each in (zero_points, bias))
-        parts.append(functional.linear(x, dequantize(values[rows], scales[rows], zeros), offset))
-    return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+    blocks = (slice(start, start + FEATURES) for start in range(0, len(values), FEATURES))
+    weights = (
+        dequantize(values[rows], scales[rows], None if zero_points is None else zero_points[rows])
+        for rows in blocks
+    )
+    return linear_in_blocks(x, weights, bias)
 
 
 def dequantize(values: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:

@@ -23,8 +23,9 @@ _COLLECT_AFTER = 50_000
 # Slots of 8 bytes. Half a megabyte is some thousand frames, deeper than anything here goes.
 _WIDE = 1 << 17
 _MAKE_OPERATORS, _REGISTERED = "_materialize_cpp_cia_ops", "_dispatch_get_registrations_for_dispatch_key"
-_is_frozen = False
 _SIZE_OPERATORS = ("_add", "_sub", "_mul", "_eq", "_ne", "_ge", "_gt", "_le", "_lt", "_sym_max", "_sym_min")
+
+_is_frozen = False
 
 
 def with_less_overhead(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -6,7 +6,7 @@ for longer than an operator needs it. Knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 # Output features of a product that are computed at a time.
-_FEATURES = 4096
+FEATURES = 4096
 aten = torch.ops.aten
 
 # Gives a weight as it is in its file, for as long as the context lasts.
@@ -53,7 +53,7 @@ class FileWeight(Tensor):
         # Some output features at a time: the weights of a head are the largest that there are.
         is_held = [isinstance(tensor, FileWeight) for tensor in args]
         if func is functional.linear and not kwargs and is_held[:2] == [False, True] and not any(is_held[2:]):
-            return _product(*args)
+            return linear_in_blocks(args[0], args[1].blocks(FEATURES), *args[2:])
         # A tensor's own would make results file weights as well.
         return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
 
@@ -71,10 +71,14 @@ class FileWeight(Tensor):
         return f"FileWeight({tuple(self.shape)})"
 
 
-def _product(x: Tensor, weight: FileWeight, bias: Tensor | None = None) -> Tensor:
-    offsets = [None] * len(weight) if bias is None else torch.split(bias, _FEATURES)
-    blocks = zip(weight.blocks(_FEATURES), offsets, strict=False)
-    return torch.cat([functional.linear(x, block, offset) for block, offset in blocks], -1)
+def linear_in_blocks(x: Tensor, blocks: Iterable[Tensor], bias: Tensor | None = None) -> Tensor:
+    """`linear` over a weight that comes in blocks of its output features, [rows, K] each."""
+    parts, start = [], 0
+    for block in blocks:
+        end = start + len(block)
+        parts.append(functional.linear(x, block, None if bias is None else bias[start:end]))
+        start = end
+    return torch.cat(parts, -1)
 
 
 def in_memory(tensor: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ def _streamed(path: Path, config: Any, tensors: TensorFiles) -> Any | None:
     """The module over weights that stay in their files, None where transformers has to load it."""
     if auto_class_of(config) is not None:  # with an encoder
         return None
-    kind = _auto_of(config)._model_mapping[type(config)]
+    kind = _class_of(path, config, trusted=False)
     module = streamed_module(kind, config, tensors, lambda name, shape: is_harmless(name, shape, config))
     if module is not None:
         module.generation_config = _generation_config(path, module)

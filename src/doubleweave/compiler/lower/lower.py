@@ -81,20 +81,18 @@ def _written(torch_split: TorchSplit, templates: _Templates, path: Path) -> tupl
     segments = []
     with ProgramWriter(path, [method for each in methods.values() for method in each]) as writer:
         for segment in split.segments:
-            weights = torch_split.weights[segment.name]
-            used = [writer.add(method, weights) for method in methods[segment.name]]
-            sizes = zip(segment.methods().values(), methods[segment.name], strict=True)
-            moves = [(method.template.traffic, size) for size, method in sizes]
-            last = methods[segment.name][-1].template
+            weights, weight_bytes, moves = torch_split.weights[segment.name], 0, []
+            for method, size in zip(methods[segment.name], segment.methods().values(), strict=True):
+                weight_bytes = writer.add(method, weights)
+                if method.template.traffic is not None and size is not None:
+                    moves.append(method.template.traffic._replace(size=size))
             segments.append(
                 replace(
                     segment,
-                    weight_bytes=used[-1],
-                    traffic=tuple(
-                        t._replace(size=size) for t, size in moves if t is not None and size is not None
-                    ),
-                    num_operators=last.num_operators,
-                    num_delegated=last.num_delegated,
+                    weight_bytes=weight_bytes,
+                    traffic=tuple(moves),
+                    num_operators=method.template.num_operators,
+                    num_delegated=method.template.num_delegated,
                 )
             )
         digest = writer.finish()

@@ -60,7 +60,8 @@ class ProgramWriter:
     def __init__(self, path: Path, methods: Sequence[Method]) -> None:
         self._path = path
         self._plans: list[Any] = []
-        self._pieces: dict[bytes, int] = {}  # digest -> piece
+        self._digests: list[str] = []  # of each piece, hex
+        self._pieces: dict[str, int] = {}  # digest -> piece
         self._places: dict[int, _Place] = {}  # of the pieces that are written
         self._held: dict[int, bytes] = {}  # the others
         self._named: dict[str, int] = {}  # key -> piece
@@ -102,9 +103,10 @@ class ProgramWriter:
             data = encode(source, weights)
             # A key is the digest of its data, and stands in the delegate's payload as text. All have equal length, so
             # another layer's key takes its place without moving anything.
-            new_key = ("scale_" if key.startswith("scale_") else "") + hashlib.sha256(data).hexdigest()
+            piece = self._piece(data)
+            new_key = ("scale_" if key.startswith("scale_") else "") + self._digests[piece]
             keys[key.encode()] = new_key.encode()
-            self._named[new_key] = piece = self._piece(data)
+            self._named[new_key] = piece
             used[piece] = len(data)
         plan: Any = copy.deepcopy(template.plan)
         plan.name = method.name
@@ -128,7 +130,7 @@ class ProgramWriter:
             self._write(piece, self._held[piece])
         header = _header(
             self._plans,
-            [self._places[i] for i in range(len(self._places))],
+            [self._places[piece] for piece in range(len(self._digests))],
             self._named,
             self._buffers,
             self._base,
@@ -143,10 +145,11 @@ class ProgramWriter:
 
     def _piece(self, data: bytes, *, is_constant: bool = False) -> int:
         """The number of a piece of data, written or held back when it is met first."""
-        digest = hashlib.sha256(data).digest()
+        digest = hashlib.sha256(data).hexdigest()
         if (found := self._pieces.get(digest)) is not None:
             return found
-        piece = self._pieces[digest] = len(self._pieces)
+        piece = self._pieces[digest] = len(self._digests)
+        self._digests.append(digest)
         if is_constant:
             self._held[piece] = data
         else:
