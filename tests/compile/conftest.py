@@ -55,21 +55,22 @@ def lowered_once() -> Iterator[None]:
     What was lowered over made-up weights serves any: here not only in one program, as in the product.
     """
     from doubleweave.compiler.lower import lower
+    from doubleweave.compiler.lower.templates import made_up
 
     patch = pytest.MonkeyPatch()
     patch.setattr(os, "sched_getaffinity", lambda pid: {0})
     lower_graph = lower.lower_graph
 
-    def lower_once(graph: Any, weights: Any, segment: Any, methods: Any, *, is_shared: bool = False) -> Any:
+    def lower_once(graph: Any, over: Any, segment: Any, methods: Any) -> Any:
         ports, placed = (segment.inputs, segment.outputs), (segment.backend, segment.target, segment.recipe)
         # Recipes rewrite a structure's graph and keep its name.
         nodes = tuple(f"{node.format_node()} {node.kwargs}" for node in graph.graph.nodes)
         key = (segment.structure, nodes, segment.shape, ports, placed, tuple(methods.values()))
         if key not in _templates:
-            _templates[key] = lower_graph(graph, weights, segment, methods, is_shared=True)
+            _templates[key] = lower_graph(graph, made_up(over.weights), segment, methods)
         if all(template.is_complete for template in _templates[key].values()):
             return _templates[key]
-        return lower_graph(graph, weights, segment, methods, is_shared=is_shared)
+        return lower_graph(graph, over, segment, methods)
 
     patch.setattr(lower, "lower_graph", lower_once)
     yield

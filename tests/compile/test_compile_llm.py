@@ -152,7 +152,7 @@ def test_a_tokenizer_that_cannot_be_written(quick_lowering, tmp_path, error):
     assert not list(tmp_path.iterdir())
 
 
-def _fail(graph_module, weights, segment, size, *, is_shared):
+def _fail(graph_module, over, segment, methods):
     raise RuntimeError(f"cannot do {segment.name}\nand more lines")
 
 

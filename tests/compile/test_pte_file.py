@@ -21,6 +21,7 @@ def tied(tmp_path_factory):
     from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
     from doubleweave.compiler.lower.lower import lower_graph, prepare
     from doubleweave.compiler.lower.pte_file import Method, ProgramWriter
+    from doubleweave.compiler.lower.templates import as_they_are
     from doubleweave.compiler.split.split_llm import default_policy, split_llm
 
     module = toys.module(tied=True, num_layers=1)
@@ -35,7 +36,9 @@ def tied(tmp_path_factory):
     methods, weight_bytes = {}, {}
     for name in ("embed_tokens", "lm_head"):
         segment = split.split.segment(name)
-        lowered = lower_graph(split.graphs[segment.structure], split.weights[name], segment, {name: None})
+        lowered = lower_graph(
+            split.graphs[segment.structure], as_they_are(split.weights[name]), segment, {name: None}
+        )
         methods[name] = Method(name, lowered[None]), Method(f"{name}_again", lowered[None])
     path = tmp_path_factory.mktemp("pte") / "program.pte"
     with ProgramWriter(path, [*methods["embed_tokens"], *methods["lm_head"]]) as writer:

@@ -101,6 +101,8 @@ class Backend:
     to_edge: Callable[[dict[str, ExportedProgram], str, str], Lowered]
     # Rewrites a structure's graph before it is lowered.
     prepare: Callable[[fx.GraphModule], tuple[fx.GraphModule, Convert]] | None = None
+    # The program has each weight in a place of its own, as it is or packed: a structure is lowered without the numbers.
+    stores_weights: bool = False
     way_out: str = ""  # what a user can do about a segment ("{}") that it refuses
     about: str = ""  # the devices
     recipes: Mapping[str, str] = field(default_factory=dict)  # with what they mean, the default first

@@ -6,6 +6,7 @@ lower.py lowers it, templates.py makes a template of the result, and pte_file.py
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass
 
 from doubleweave.ir.split import Range, Segment, SizeRanges, Split
@@ -41,17 +42,18 @@ def shared_key(segment: Segment, size: int | None) -> Key:
     return segment.structure, segment.shape.ranges if isinstance(segment.shape, SizeRanges) else ()
 
 
-def jobs(split: Split) -> list[Job]:
+def jobs(split: Split, large: Set[str] = frozenset()) -> list[Job]:
     """The lowerings of a split: each structure once a size, NPUs' first, the longest first among equals.
 
-    The last job may run in this process (forked.py) and so be there when others fork. The libraries of NPUs do not
-    survive a fork, so their jobs come first.
+    `large`: the structures that are lowered over made-up weights even where one segment alone has them. The last job
+    may run in this process (forked.py) and so be there when others fork. The libraries of NPUs do not survive a fork,
+    so their jobs come first.
     """
     count = Counter(segment.structure for segment in split.segments)
     found: dict[Key, Job] = {}
     for segment in split.segments:
         for sizes in _together(segment):
-            job = Job(segment, sizes, count[segment.structure] > 1)
+            job = Job(segment, sizes, count[segment.structure] > 1 or segment.structure in large)
             found.setdefault(shared_key(segment, sizes[0]), job)
     return sorted(
         found.values(),

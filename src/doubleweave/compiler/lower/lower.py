@@ -26,7 +26,7 @@ from doubleweave.compiler.graph.nodes import expression, is_tensor, output_node
 from doubleweave.compiler.lower.equal_structures import Job, jobs, shared_key
 from doubleweave.compiler.lower.forked import each_forked
 from doubleweave.compiler.lower.pte_file import Method, ProgramWriter
-from doubleweave.compiler.lower.templates import Template, made_up_weights, make_templates
+from doubleweave.compiler.lower.templates import MadeUp, Template, as_they_are, made_up, make_templates
 from doubleweave.compiler.program_folder import Progress, counted
 from doubleweave.compiler.split.fold_constants import fold, is_constant
 from doubleweave.compiler.split.pieces import TorchSplit, with_weights
@@ -37,6 +37,7 @@ from doubleweave.ir.split import ROWS, Segment, SizeRanges, Split
 from doubleweave.sources.file_weights import in_memory
 
 _UNBOUNDED = 1 << 62
+_LARGE_BYTES = 64 << 20
 _Templates = dict[tuple[str, int | None], Template]  # by (segment, size)
 
 
@@ -60,10 +61,10 @@ def lower(torch_split: TorchSplit, path: Path, report: Progress) -> tuple[Split,
 
     Raises LowerError for a segment that its backend refuses, or a file that cannot be written.
     """
-    todo = jobs(torch_split.split)
-    report("lowering", 0, len(todo) + 1)
-    step = counted(report, len(todo) + 1)
+    report("lowering", 0, 1)
     prepared = prepare(torch_split)
+    todo = jobs(prepared.split, _large(prepared))
+    step = counted(report, len(todo) + 1)
     templates = _lower_shared(prepared, todo, step)
     step("writing program.pte")
     return _written(prepared, templates, path)
@@ -120,9 +121,9 @@ def _lower_shared(torch_split: TorchSplit, todo: list[Job], step: Callable[[str]
 def _lower_all(torch_split: TorchSplit, todo: list[Job], step: Callable[[str], None]) -> _Templates:
     def lower_one(job: Job) -> dict[int | None, Template]:
         segment = job.segment
-        graph, weights = torch_split.graphs[segment.structure], torch_split.weights[segment.name]
+        graph = torch_split.graphs[segment.structure]
         try:
-            return lower_graph(graph, weights, segment, job.methods, is_shared=job.is_shared)
+            return lower_graph(graph, _weights_of(torch_split, job), segment, job.methods)
         except LowerError as error:
             way_out = backends()[segment.backend].way_out
             if not way_out:
@@ -152,40 +153,61 @@ def _lower_all(torch_split: TorchSplit, todo: list[Job], step: Callable[[str], N
     return templates
 
 
+def _large(torch_split: TorchSplit) -> set[str]:
+    """The structures whose weights are better not in memory while they are lowered."""
+    return {
+        segment.structure
+        for segment in torch_split.split.segments
+        if backends()[segment.backend].stores_weights
+        and sum(b.nbytes for b in torch_split.graphs[segment.structure].buffers()) >= _LARGE_BYTES
+    }
+
+
+def _weights_of(torch_split: TorchSplit, job: Job) -> MadeUp:
+    """What a job is lowered over. The segment's own weights are gone when it begins, if others take their place."""
+    weights = torch_split.weights[job.segment.name]
+    if not job.is_shared:
+        return as_they_are(tuple(map(in_memory, weights)))
+    graph = torch_split.graphs[job.segment.structure].graph
+    return made_up(
+        weights, matrices(graph) if backends()[job.segment.backend].stores_weights else frozenset()
+    )
+
+
+def matrices(graph: fx.Graph) -> frozenset[int]:
+    """The weights whose numbers no backend looks at: integers, and what operators of aten alone read (no scales)."""
+    return frozenset(
+        int(node.target[1:])
+        for node in graph.find_nodes(op="get_attr")
+        if node.meta["val"].dtype == torch.int8
+        or all(getattr(user.target, "namespace", "") == "aten" for user in node.users)
+    )
+
+
 def lower_graph(
-    graph_module: fx.GraphModule,
-    weights: tuple[Tensor, ...],
-    segment: Segment,
-    methods: Mapping[str, int | None],
-    *,
-    is_shared: bool = False,
+    graph_module: fx.GraphModule, over: MadeUp, segment: Segment, methods: Mapping[str, int | None]
 ) -> dict[int | None, Template]:
     """Lower one structure to methods by name, each of one size or (None) for its range of sizes.
 
-    `is_shared`: over made-up weights in place of the given ones, so that the template serves every segment of the
-    structure.
+    Over made-up weights the templates serve every segment of the structure.
     """
     from executorch.exir import ExecutorchBackendConfig
     from executorch.exir.passes import MemoryPlanningPass
 
-    if not is_shared:
-        weights = tuple(map(in_memory, weights))
-    used = made_up_weights(weights) if is_shared else weights
-    module = with_weights(graph_module.graph, used)
+    module = with_weights(graph_module.graph, over.weights)
     exported = {name: export_segment(module, segment, size) for name, size in methods.items()}
-    with unchanged_graphs_kept():
+    with unchanged_graphs_kept(), over.unread.named():
         lowered = backends()[segment.backend].to_edge(exported, segment.target, segment.recipe)
-    edge = lowered.edge
-    counts = {name: _count(edge.exported_program(name)) for name in methods}  # before allocations come in
-    # Inputs and outputs live in buffers that the runtime owns.
-    planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
-    manager = edge.to_executorch(
-        ExecutorchBackendConfig(memory_planning_pass=planning, emit_stacktrace=False)
-    )
-    made_up = frozenset(i for i, (a, b) in enumerate(zip(used, weights, strict=True)) if a is not b)
+        edge = lowered.edge
+        counts = {name: _count(edge.exported_program(name)) for name in methods}  # before allocations come in
+        # Inputs and outputs live in buffers that the runtime owns.
+        planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+        manager = edge.to_executorch(
+            ExecutorchBackendConfig(memory_planning_pass=planning, emit_stacktrace=False)
+        )
     for name, size in methods.items():
         _check_bounds(segment, name, size, graph_module.graph, manager.exported_program(name))
-    templates = make_templates(manager._emitter_output.program, manager._named_data, used, made_up)
+    templates = make_templates(manager._emitter_output.program, manager._named_data, over)
     return {
         size: replace(templates[name], traffic=lowered.traffic.get(name), **counts[name])
         for name, size in methods.items()

@@ -11,9 +11,11 @@ from __future__ import annotations
 import copy
 import errno
 import hashlib
+import io
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +23,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from doubleweave.compiler.lower.templates import Template, encode
+from doubleweave.compiler.lower.templates import Data, Template, encode
 from doubleweave.errors import LowerError
 
 _KEY = re.compile(rb"(?:scale_)?[0-9a-f]{64}")
 _ALIGNMENT = 128  # ExecuTorch's default for segments
 # A flatbuffer leaves out zeros, and has a table of fields for each set of them that occurs.
 _SLACK = 4096
+_BLOCK = 8 << 20  # bytes that are copied at a time
 
 
 class Method(NamedTuple):
@@ -61,15 +64,17 @@ class ProgramWriter:
         self._path = path
         self._plans: list[Any] = []
         self._digests: list[str] = []  # of each piece, hex
+        self._sizes: list[int] = []  # of each piece, bytes
         self._pieces: dict[str, int] = {}  # digest -> piece
         self._places: dict[int, _Place] = {}  # of the pieces that are written
-        self._held: dict[int, bytes] = {}  # the others
+        self._held: dict[int, int] = {}  # of the others: where they lie in `_aside`
         self._named: dict[str, int] = {}  # key -> piece
         self._buffers: dict[int, int] = {}  # piece -> number of the constant buffer, from 1
         self._end = 0
         self._base = _aligned(len(_largest_header(methods)) + _SLACK)
         with self._may_fail():
             self._file = open(path, "wb")  # noqa: SIM115  __exit__ closes it
+            self._aside = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115  the same
 
     def __enter__(self) -> ProgramWriter:
         return self
@@ -79,6 +84,7 @@ class ProgramWriter:
     ) -> None:
         # What is still to be flushed may not find room either; what is being raised says more.
         try:
+            self._aside.close()
             self._file.close()
         except OSError:
             if error is None:
@@ -126,8 +132,8 @@ class ProgramWriter:
 
     def finish(self) -> str:
         """Write what is left, and return the file's SHA-256 (hex)."""
-        for piece in sorted(self._held, key=lambda piece: len(self._held[piece])):
-            self._write(piece, self._held[piece])
+        for piece in sorted(self._held, key=self._sizes.__getitem__):
+            self._write(piece, self._read_back(piece))
         header = _header(
             self._plans,
             [self._places[piece] for piece in range(len(self._digests))],
@@ -143,26 +149,40 @@ class ProgramWriter:
         with open(self._path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def _piece(self, data: bytes, *, is_constant: bool = False) -> int:
+    def _piece(self, data: Data, *, is_constant: bool = False) -> int:
         """The number of a piece of data, written or held back when it is met first."""
         digest = hashlib.sha256(data).hexdigest()
         if (found := self._pieces.get(digest)) is not None:
             return found
         piece = self._pieces[digest] = len(self._digests)
         self._digests.append(digest)
+        self._sizes.append(len(data))
         if is_constant:
-            self._held[piece] = data
+            with self._may_fail():
+                self._held[piece] = self._aside.seek(0, io.SEEK_END)
+                self._aside.write(data)
         else:
-            self._write(piece, data)
+            self._write(piece, [data])
         return piece
 
-    def _write(self, piece: int, data: bytes) -> None:
+    def _read_back(self, piece: int) -> Iterator[bytes]:
+        """The data of a piece that is held back, in blocks."""
+        self._aside.seek(self._held[piece])
+        left = self._sizes[piece]
+        while left:
+            block = self._aside.read(min(left, _BLOCK))
+            left -= len(block)
+            yield block
+
+    def _write(self, piece: int, blocks: Iterable[Data]) -> None:
+        size = self._sizes[piece]
         with self._may_fail():
             self._file.seek(self._base + self._end)
-            self._file.write(data)
-            self._file.write(bytes(_aligned(len(data)) - len(data)))
-        self._places[piece] = _Place(self._end, len(data))
-        self._end += _aligned(len(data))
+            for block in blocks:
+                self._file.write(block)
+            self._file.write(bytes(_aligned(size) - size))
+        self._places[piece] = _Place(self._end, size)
+        self._end += _aligned(size)
 
     @contextmanager
     def _may_fail(self) -> Iterator[None]:

@@ -11,30 +11,34 @@ It knows nothing of models or devices.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from doubleweave.compiler.lower.unread_weights import LEAST_BYTES, UnreadWeights
 from doubleweave.compiler.split.pieces import SMALL_BYTES
 from doubleweave.ir.split import Traffic
 
-
-def raw_bytes(tensor: Tensor) -> bytes:
-    data: bytes = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    return data
+Data = bytes | memoryview
 
 
-def _nibbles(tensor: Tensor) -> bytes:
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's own memory, in order."""
+    numbers: Any = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(numbers)
+
+
+def _nibbles(tensor: Tensor) -> memoryview:
     """Two 4-bit weights a byte, offset by 8, the even one low: XNNPACK's qc4w layout."""
     offset = (tensor.contiguous().view(-1).to(torch.int16) + 8).to(torch.uint8)
     offset = torch.nn.functional.pad(offset, (0, offset.numel() % 2))
     return raw_bytes(offset[1::2] << 4 | offset[::2])
 
 
-_ENCODINGS: dict[str, Callable[[Tensor], bytes]] = {
+_ENCODINGS: dict[str, Callable[[Tensor], memoryview]] = {
     "raw": raw_bytes,
     "bfloat16": lambda tensor: raw_bytes(tensor.to(torch.bfloat16)),
     "nibbles": _nibbles,
@@ -70,22 +74,38 @@ class Template:
     traffic: Traffic | None = None
 
 
-def encode(source: Constant | bytes, weights: tuple[Tensor, ...]) -> bytes:
+def encode(source: Constant | bytes, weights: tuple[Tensor, ...]) -> Data:
     """The bytes a template's constant has over these weights."""
     return source if isinstance(source, bytes) else _ENCODINGS[source.encoding](weights[source.index])
 
 
-def made_up_weights(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+class MadeUp(NamedTuple):
+    """Weights of which some are made up (`numbers`), and of these some unread."""
+
+    weights: tuple[Tensor, ...]
+    numbers: frozenset[int]
+    unread: UnreadWeights
+
+
+def as_they_are(weights: tuple[Tensor, ...]) -> MadeUp:
+    return MadeUp(weights, frozenset(), UnreadWeights())
+
+
+def made_up(weights: tuple[Tensor, ...], matrices: Set[int] = frozenset()) -> MadeUp:
     """Random tensors, all different, of the same shapes and dtypes, by which a template's weights are found.
 
     Backends look at zero points, at the range of 4-bit values and at the sign of scales, so these are kept. Tensors of
     less than 16 bytes are kept too: their bytes could be met by chance, so they are part of the structure (pieces.py).
+    `matrices`: the weights whose numbers nobody looks at; large ones are made up as memory that is not read.
     """
     generator = torch.Generator().manual_seed(20260)
+    unread = UnreadWeights()
 
-    def made_up(tensor: Tensor) -> Tensor:
+    def one(index: int, tensor: Tensor) -> Tensor:
         if tensor.nbytes < SMALL_BYTES:
             return tensor
+        if index in matrices and tensor.nbytes >= LEAST_BYTES:
+            return unread.stand_in(index, tensor.shape, tensor.dtype)
         if tensor.dtype == torch.int8:
             low, high = (-8, 8) if int(tensor.min()) >= -8 and int(tensor.max()) < 8 else (-127, 128)
             return torch.randint(low, high, tensor.shape, dtype=torch.int8, generator=generator)
@@ -95,22 +115,23 @@ def made_up_weights(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return numbers.to(torch.bfloat16).to(tensor.dtype)
         return tensor
 
-    return tuple(map(made_up, weights))
+    made = tuple(one(index, tensor) for index, tensor in enumerate(weights))
+    numbers = frozenset(i for i, (a, b) in enumerate(zip(made, weights, strict=True)) if a is not b)
+    return MadeUp(made, numbers, unread)
 
 
-def make_templates(
-    program: Any, named_data: Any, weights: tuple[Tensor, ...], made_up: frozenset[int]
-) -> dict[str, Template]:
-    """Turn emitted methods (exir's Program, its NamedDataStoreOutput) into templates, by the method's name.
-
-    `made_up` lists the weights whose numbers are not the segment's own.
-    """
-    by_digest: dict[bytes, Constant | bytes] = {}
-    for index, tensor in enumerate(weights):
+def make_templates(program: Any, named_data: Any, over: MadeUp) -> dict[str, Template]:
+    """Turn emitted methods (exir's Program, its NamedDataStoreOutput) into templates, by the method's name."""
+    made_up = over.numbers
+    by_digest: dict[bytes, Constant | bytes] = {
+        digest: Constant(*source) for digest, source in over.unread.digests().items()
+    }
+    read = {index: tensor for index, tensor in enumerate(over.weights) if tensor not in over.unread}
+    for index, tensor in read.items():
         for encoding, to_bytes in _ENCODINGS.items():
             if encoding == "raw" or (encoding == "bfloat16") == tensor.is_floating_point():
                 by_digest.setdefault(hashlib.sha256(to_bytes(tensor)).digest(), Constant(index, encoding))
-    _check_distinct([weights[index] for index in made_up])
+    _check_distinct([read[index] for index in made_up if index in read])
 
     def origin(data: bytes) -> Constant | bytes:
         return by_digest.get(hashlib.sha256(data).digest(), data)

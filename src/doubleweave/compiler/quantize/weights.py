@@ -71,7 +71,16 @@ def _by_rows(convert: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tenso
         if len(weight) <= _ROWS or isinstance(weight, FakeTensor):
             return convert(weight)
         blocks = weight.blocks(_ROWS) if isinstance(weight, FileWeight) else torch.split(weight, _ROWS)
-        return tuple(map(torch.cat, zip(*map(convert, blocks), strict=True)))
+        made: tuple[Tensor, ...] = ()
+        start = 0
+        for block in blocks:
+            parts = convert(block)
+            # All of it at once: parts that stay, between memory that is given back, would keep the heap from shrinking.
+            made = made or tuple(part.new_empty(len(weight), *part.shape[1:]) for part in parts)
+            for whole, part in zip(made, parts, strict=True):
+                whole[start : start + len(part)] = part
+            start += len(block)
+        return made
 
     return converted
 

@@ -16,7 +16,7 @@ Weights = tuple[Tensor, ...]
 Convert = Callable[[Weights], Weights]
 
 # What is made is kept up to so many bytes: weights of small models are asked for several times.
-_KEPT_BYTES = 256 << 20
+_KEPT_BYTES = 160 << 20
 
 
 class MadeWeights(Mapping[str, Weights]):

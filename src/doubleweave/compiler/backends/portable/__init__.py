@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from doubleweave.compiler.backends.backend import Backend, late
 
-BACKEND = Backend("portable", to_edge=late(f"{__name__}.lower", "to_edge"))
+BACKEND = Backend("portable", to_edge=late(f"{__name__}.lower", "to_edge"), stores_weights=True)

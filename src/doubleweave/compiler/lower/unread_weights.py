@@ -1,0 +1,127 @@
+"""Lowers over large weights that nobody reads: ExecuTorch gets a name where it would copy and hash their bytes.
+
+It copies the bytes of a constant several times while it lowers a piece, all of which is thrown away here: a template
+says only which weight goes where. Memory that is never touched stands in for the weight, and takes none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEAST_BYTES = 1 << 20
+_TOUCHED = (
+    1024  # numbers at the beginning that are made up, so that a copy in another form is told from zeros
+)
+
+
+class _Name(bytes):
+    """Which weight it is, in which encoding; its length is that of the weight's bytes."""
+
+    size: int
+
+    def __new__(cls, index: int, encoding: str, size: int) -> _Name:
+        made = super().__new__(cls, f"weight {index} {encoding}".encode())
+        made.size = size
+        return made
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __deepcopy__(self, memo: Any) -> _Name:
+        return self
+
+
+class UnreadWeights:
+    """The weights of a segment, by number, that memory stands in for."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, _Name] = {}  # by address
+        self._numbers: dict[int, int] = {}
+        self._memory: list[Tensor] = []  # while it is there, its address is no other tensor's
+
+    def stand_in(self, index: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Memory for weight `index`, with a few numbers at its beginning: in -8 … 7, or positive."""
+        made = torch.empty(shape, dtype=dtype)
+        start = made.view(-1)[:_TOUCHED]
+        generator = torch.Generator().manual_seed(index)
+        if dtype == torch.int8:
+            start.copy_(torch.randint(-8, 8, start.shape, generator=generator))
+        else:
+            start.copy_(torch.rand(start.shape, generator=generator) + 0.5)
+        return self._named(made, index, "raw")
+
+    def digests(self) -> dict[bytes, tuple[int, str]]:
+        """The SHA-256 of each name, with the weight and the encoding that it stands for."""
+        return {
+            hashlib.sha256(name).digest(): (self._numbers[address], name.split()[-1].decode())
+            for address, name in self._names.items()
+        }
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        if type(tensor) not in (Tensor, torch.nn.Parameter):  # a fake one has no address
+            return False
+        return self._name_of(tensor.data_ptr(), tensor.untyped_storage().nbytes()) is not None
+
+    def __bool__(self) -> bool:
+        return bool(self._names)
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Meanwhile ExecuTorch's emitter and XNNPACK's serializer take names in the place of bytes, and copies of a
+        program share the memory."""
+        if not self:
+            yield
+            return
+        from executorch.backends.xnnpack.operators import node_visitor
+        from executorch.exir.emit import _emitter
+
+        to_nibbles = node_visitor.NodeVisitor.convert_to_qc4w
+        copy: Callable[[Tensor, Any], Tensor] = Tensor.__deepcopy__
+
+        def as_bytes(data: Any = b"", *args: Any) -> bytes:
+            if isinstance(data, ctypes.Array):
+                name = self._name_of(ctypes.addressof(data), ctypes.sizeof(data))
+                if name is not None:
+                    return name
+            return bytes(data, *args)
+
+        def as_nibbles(values: Tensor) -> Tensor:
+            if values not in self:
+                packed: Tensor = to_nibbles(values)
+                return packed
+            packed = torch.empty(len(values), (values.shape[1] + 1) // 2, dtype=torch.uint8)
+            return self._named(packed, self._numbers[values.data_ptr()], "nibbles")
+
+        def copied(tensor: Tensor, memo: Any) -> Tensor:
+            return tensor if tensor in self else copy(tensor, memo)
+
+        # Both call bytes() on what they find at a tensor's address: a module's own name comes before Python's.
+        modules: tuple[Any, ...] = (node_visitor, _emitter)
+        for module in modules:
+            module.bytes = as_bytes
+        node_visitor.NodeVisitor.convert_to_qc4w = staticmethod(as_nibbles)
+        setattr(Tensor, "__deepcopy__", copied)  # noqa: B010  mypy takes no assignment to a method
+        try:
+            yield
+        finally:
+            for module in modules:
+                del module.bytes
+            node_visitor.NodeVisitor.convert_to_qc4w = staticmethod(to_nibbles)
+            setattr(Tensor, "__deepcopy__", copy)  # noqa: B010
+
+    def _named(self, tensor: Tensor, index: int, encoding: str) -> Tensor:
+        self._memory.append(tensor)
+        self._names[tensor.data_ptr()] = _Name(index, encoding, tensor.nbytes)
+        self._numbers[tensor.data_ptr()] = index
+        return tensor
+
+    def _name_of(self, address: int, size: int) -> _Name | None:
+        name = self._names.get(address)
+        return name if name is not None and name.size == size else None
