@@ -56,6 +56,8 @@ _MOST_UNSETTLED = 0.05  # of the tokens: with more, too few are left to say that
 _REPORT = "Compile with --no-check to have the program all the same, and please report the model"
 # The split in eager torch gives the same in chunks of any size, so it is held against the source in few tokens.
 _SPLIT_CHUNKS = (32, 32, 11, *[1] * SINGLES)
+# The same of a large model, each pass over whose weights takes seconds.
+_FEW_CHUNKS = (32, 11, 1)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Compiled:
     """What is checked: the source's module, its split in float32, the split that was lowered, and the program's folder.
 
     `is_float`: the recipe leaves float32 as it is. `audit` says in a sentence how the module differs from its files.
-    `encode` makes the keys and values of an encoder's rows; `rotary_border` is ModelInfo's.
+    `encode` makes the keys and values of an encoder's rows; `rotary_border` is ModelInfo's. `is_large`: few tokens are
+    run.
     """
 
     name: str
@@ -77,22 +80,32 @@ class Compiled:
     audit: Callable[[], str]
     encode: Callable[[Tensor], Sequence[Tensor]] = lambda rows: ()
     rotary_border: int = 0
+    is_large: bool = False
+
+    @property
+    def split_chunks(self) -> tuple[int, ...]:
+        return _FEW_CHUNKS if self.is_large else _SPLIT_CHUNKS
+
+
+def refusal(compiled: Compiled, what: str) -> CheckError:
+    return CheckError(f"{compiled.name}: {what}; nothing was written. {_REPORT}")
 
 
 def check_llm(compiled: Compiled, report: Progress) -> Check:
     """Run source, split and program wherever they may differ; raises CheckError where they do."""
     split = compiled.lowered.split
     lengths = lengths_of(compiled.module.config, compiled.max_context)
-    first = first_place(most_rows(chunk_shape(split)), compiled.max_context, lengths)
+    full = 1 if compiled.is_large else 2
+    first = first_place(most_rows(chunk_shape(split)), compiled.max_context, lengths, full)
     far = far_places(first, compiled.max_context, lengths)
     far += before_border(first, compiled.rotary_border)
     # A segment of fixed sizes takes as many, be they more than the context.
     most = max(most_rows(chunk_shape(split)), *(place.num_tokens for place in (first, *far)))
-    token_ids = _token_ids(compiled, most)
+    ids = token_ids(compiled, most)
     report("checking: the source", 0, 3)
     if found := compiled.audit():
-        raise CheckError(f"{compiled.name}: {found}; nothing was written. {_REPORT}")
-    subject = _Subject(compiled, token_ids, _source(compiled, token_ids, (first, *far)))
+        raise refusal(compiled, found)
+    subject = _Subject(compiled, ids, _source(compiled, ids, (first, *far)))
     ran = _hold_all(subject, first, far, report)
     return replace(ran, unsettled=sum(subject.unsettled.values()))
 
@@ -102,7 +115,7 @@ def _hold_all(subject: _Subject, first: Place, far: Sequence[Place], report: Pro
     reason = _cannot_run(split)
     ran = Check("split" if reason else "program", reason, first.end, tuple({place.start: 0 for place in far}))
     report("checking: the split", 1, 3)
-    short = first.cut(_SPLIT_CHUNKS)
+    short = first.cut(compiled.split_chunks)
     if reason or not compiled.is_float:
         ran = replace(ran, source_off=max(map(subject.hold_split, (short, *far))))
     report("checking: the program", 2, 3)
@@ -277,14 +290,14 @@ class _Subject:
         return replace(ran, top1=top1, kl=kl)
 
     def _meeting(self) -> str:
-        place = Place(0, (len(self.source[0]),)).cut(_SPLIT_CHUNKS)
+        place = Place(0, (len(self.source[0]),)).cut(self.compiled.split_chunks)
         met = meeting_rows(self.compiled.reference, self.chunks(place))
         if met is None:
             return "no segment depends on how the prompt is cut: the exported graph is another function than the model"
         return f"{met} depends on how the prompt is cut into chunks: rows meet there"
 
     def _refusal(self, what: str) -> CheckError:
-        return CheckError(f"{self.compiled.name}: {what}; nothing was written. {_REPORT}")
+        return refusal(self.compiled, what)
 
 
 def _cannot_run(split: Split) -> str:
@@ -308,9 +321,9 @@ def _hold_emulated(subject: _Subject, ran: Check, first: Place, far: Sequence[Pl
         with program_apart(compiled.folder) as program:
             segment_noise, logits_noise, _ = subject.hold_quantized(program, few, in_chunks)
     except RunError as error:
-        raise CheckError(f"{compiled.name}: {error}; nothing was written. {_REPORT}") from error
+        raise refusal(compiled, str(error)) from error
     ran = replace(ran, num_tokens=few.end, segment_noise=segment_noise, logits_noise=logits_noise)
-    return subject.judged(ran, subject.eager(compiled.lowered, first.cut(_SPLIT_CHUNKS)))
+    return subject.judged(ran, subject.eager(compiled.lowered, first.cut(compiled.split_chunks)))
 
 
 def _encoder_input(module: Any) -> Any:
@@ -327,7 +340,7 @@ def _source(compiled: Compiled, token_ids: Tensor, places: Sequence[Place]) -> d
     return found
 
 
-def _token_ids(compiled: Compiled, number: int) -> Tensor:
+def token_ids(compiled: Compiled, number: int) -> Tensor:
     """int64 [1, number]: a text's tokens, over and over, or random ones where the model has no tokenizer."""
     path = compiled.folder / TOKENIZER_FILE
     ids = [token for token in text_tokens(path) if token < compiled.vocab_size] if path.exists() else []

@@ -45,9 +45,9 @@ class Place(NamedTuple):
         return Place(self.start, tuple(filter(None, found)))
 
 
-def first_place(most_rows: int, max_context: int, lengths: Sequence[int]) -> Place:
-    """Full chunks, a remainder and single tokens; on to just behind the lengths that lie near."""
-    prompt = 2 * most_rows + most_rows // 3 + 1
+def first_place(most_rows: int, max_context: int, lengths: Sequence[int], full: int = 2) -> Place:
+    """So many full chunks, a remainder and single tokens; on to just behind the lengths that lie near."""
+    prompt = full * most_rows + most_rows // 3 + 1
     # Running past a near length is the plainest way to check both of its sides.
     prompt = max([prompt, *(length + 2 for length in lengths if length <= prompt + 4 * most_rows)])
     prompt = max(1, min(prompt, max_context - SINGLES))

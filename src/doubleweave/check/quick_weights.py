@@ -6,7 +6,8 @@ Knows nothing of language models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed
@@ -21,8 +22,8 @@ aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
 
 
-def quick_modules(torch_split: TorchSplit) -> Mapping[str, fx.GraphModule]:
-    """By segment, what `TorchSplit.module` gives."""
+def quick_modules(torch_split: TorchSplit) -> Mapping[str, Callable[..., Any]]:
+    """By segment, a function of what `TorchSplit.module` takes."""
     return SegmentModules(
         torch_split, {name: _rewritten(module) for name, module in torch_split.graphs.items()}
     )
@@ -58,7 +59,7 @@ def product(
         dequantize(values[rows], scales[rows], None if zero_points is None else zero_points[rows])
         for rows in blocks
     )
-    return linear_in_blocks(x, weights, bias)
+    return linear_in_blocks(x, weights, len(values), bias)
 
 
 def dequantize(values: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:

@@ -59,14 +59,19 @@ class Comparison:
     """Called with each call of a run in eager torch: runs the segment's method on what the call read.
 
     With `sizes` it runs on the first so many rows of a first chunk, one size after the other, and otherwise on all rows
-    of a chunk at once. `worst` is the segment that was furthest from eager torch so far.
+    of a chunk at once. `bound` takes the place of each segment's own. `worst` is the segment that was furthest from
+    eager torch so far.
     """
 
     def __init__(
-        self, torch_split: TorchSplit, methods: Mapping[str, Callable[..., Any]], sizes: Sequence[int] = ()
+        self,
+        torch_split: TorchSplit,
+        methods: Mapping[str, Callable[..., Any]],
+        sizes: Sequence[int] = (),
+        bound: float | None = None,
     ) -> None:
         self.worst = Noise("", 0.0, SEGMENT_BOUND)
-        self._split, self._methods, self._sizes = torch_split.split, methods, sizes
+        self._split, self._methods, self._sizes, self._bound = torch_split.split, methods, sizes, bound
 
     def __call__(self, call: Call, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         segment = self._split.segment(call.segment)
@@ -79,7 +84,7 @@ class Comparison:
             run = self._runner(_method(segment, inputs), len(wanted))
             results = row_by_row(run, call, segment, inputs) if segment.each_row else run(*inputs)
             for result, value in zip(results, wanted, strict=True):
-                found = Noise(call.name, noise(result, value), bound_of(segment))
+                found = Noise(call.name, noise(result, value), self._bound or bound_of(segment))
                 self.worst = max(self.worst, found, key=lambda each: each.excess)
 
     def _runner(self, name: str, num_results: int) -> Callable[..., Sequence[Tensor]]:

@@ -83,10 +83,17 @@ def add_compile(commands: Any) -> None:
     )
     for option, help_text in _own_options(offered):
         _add_option(p, option, help_text)
-    p.add_argument(
+    checks = p.add_mutually_exclusive_group()
+    checks.add_argument(
         "--no-check",
         action="store_true",
         help="do not run the program against the source before it is written; the manifest says so",
+    )
+    checks.add_argument(
+        "--check-whole",
+        action="store_true",
+        help="run all layers of a large model against the source, several times as long as its first layers and each "
+        "segment by itself",
     )
     p.add_argument("--json", action="store_true", help="print a summary as one JSON object on the last line")
     p.set_defaults(command=_compile)
@@ -161,7 +168,7 @@ def _compile(args: argparse.Namespace) -> None:
             tokenizer=args.tokenizer,
             adapter=args.adapter,
             trust_remote_code=args.trust_remote_code,
-            check=not args.no_check,
+            check="whole" if args.check_whole else not args.no_check,
             progress=progress,
             **_given(args),
         )

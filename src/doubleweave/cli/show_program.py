@@ -64,8 +64,9 @@ def check_lines(manifest: Manifest) -> list[str]:
     check = manifest.check
     if check is None:
         return ["check: none (--no-check)"]
+    layers = f" in its first {check.layers} layers" if check.layers else ""
     what = "the program" if check.ran == "program" else f"the split in eager torch ({check.reason})"
-    tokens = f" on {check.num_tokens} tokens" if check.num_tokens else ""
+    tokens = layers + f" on {check.num_tokens} tokens" if check.num_tokens else ""
     far = f" and around {', '.join(map(str, check.positions))}" if check.positions else ""
     lines = [
         f"check: {what} against the source{tokens}{far}: off by {check.source_off:.1e} of the largest number"
@@ -76,6 +77,8 @@ def check_lines(manifest: Manifest) -> list[str]:
         lines.append(f"  noise of segments {check.segment_noise:.1e} against the quantized split")
     if check.logits_noise is not None:
         lines.append(f"  noise of logits {check.logits_noise:.2f} against the quantized split")
+    if check.weights_noise is not None:
+        lines.append(f"  noise of all its segments {check.weights_noise:.1e} against float32")
     if check.top1 is not None:
         lines.append(
             f"  against float32: {check.top1:.1%} of next tokens equal, divergence {check.kl:.3f} nats"

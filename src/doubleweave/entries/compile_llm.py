@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from doubleweave.compiler.backends import find_backend, llm_backends, option_owners, own_options
 from doubleweave.compiler.backends.backend import Backend, Options
@@ -19,12 +18,10 @@ from doubleweave.compiler.pipeline_llm import splits_of
 from doubleweave.compiler.policy import DEFAULT_BACKEND, DEFAULT_SIZES, MOST_ROWS
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
 from doubleweave.entries.encoders import Encoder, check_encoders, names_problem, split_encoders, with_encoders
+from doubleweave.entries.llm_manifest import write_beside
 from doubleweave.errors import PolicyError, SourceError
-from doubleweave.ir.manifest import PROGRAM_FILE, TOKENIZER_FILE, Manifest, ModelInfo
-from doubleweave.ir.seal import digest_of
+from doubleweave.ir.manifest import PROGRAM_FILE, Manifest
 from doubleweave.ir.split import FixedSizes, SizeRanges, rows
-from doubleweave.predict.find_profile import find_profile
-from doubleweave.predict.run_file import write_run_file
 from doubleweave.sources import OPTIONS as SOURCE_OPTIONS
 from doubleweave.sources import load
 
@@ -46,7 +43,7 @@ def compile_llm(
     max_context: int | None = None,
     attention: str = "dynamic",
     encoders: Mapping[str, Encoder] | None = None,
-    check: bool = True,
+    check: bool | Literal["whole"] = True,
     progress: Progress | None = None,
     **options: Any,
 ) -> Manifest:
@@ -70,12 +67,15 @@ def compile_llm(
     encoders: modules by name that make rows of embeddings for the model, from an image or anything else, in the same
     program: `program.methods[name]`, and `Session.append_embeddings` takes their result (entries/encoders.py).
 
-    check: run the program against the source before it is written (check/language_model.py); False leaves it out, which
-    the manifest says.
+    check: run the program against the source before it is written (check/language_model.py). Of a model of more than 2
+    GiB of float32 weights the first layers are run, as many as have every kind of layer, and each segment by itself;
+    "whole" runs all layers, which takes several times as long. False leaves the check out. The manifest says which.
 
     Raises PolicyError, SourceError, SplitError, LowerError, CheckError or BackendError; `out` is then as it was before.
     """
     report = progress or (lambda what, done, total: None)
+    if check not in (True, False, "whole"):
+        raise PolicyError(f"check: found {check!r}, expected True, False or 'whole'")
     chosen = find_backend(backend, llm_backends())
     recipe = _recipe(chosen, quantize)
     _check_names(options)
@@ -193,57 +193,21 @@ def _compile(
     encoders: Mapping[str, Encoder],
     folder: Path,
     options: Options,
-    check: bool,
+    check: bool | Literal["whole"],
     report: Progress,
 ) -> Manifest:
     from doubleweave.compiler.lower.lower import lower
-    from doubleweave.sources.encoder_decoder import Decoder
+    from doubleweave.entries.check_compiled import check_compiled
 
     beside = split_encoders(encoders, report)
     splits = splits_of(model, options, folder, report)
-    whole = with_encoders(model, splits, beside)
-    split, digest = lower(whole, folder / PROGRAM_FILE, report)
-    manifest = Manifest(
-        name=model.name,
-        model=ModelInfo(
-            model.vocab_size,
-            options.max_context,
-            model.eos_token_ids,
-            model.chat_template,
-            model.special_tokens,
-            options.recipe,
-            model.module.start_token_ids if isinstance(model.module, Decoder) else (),
-            splits.rotary_border,
-        ),
-        split=split,
-        program_sha256=digest,
-        program_bytes=(folder / PROGRAM_FILE).stat().st_size,
-        state_sha256="",
-        made_with={name: version(name) for name in ("doubleweave", "executorch", "torch", "transformers")},
-        check=None,
-        tokenizer_digest=digest_of(folder / TOKENIZER_FILE),
-    )
-    manifest.write(folder)
-    write_run_file(folder, manifest, find_profile(folder, manifest))
-    check_encoders(encoders, folder, manifest, check, report)
+    lowered = lower(with_encoders(model, splits, beside), folder / PROGRAM_FILE, report)
+    manifest = write_beside(model, options, splits.rotary_border, lowered, folder)
+    check_encoders(encoders, folder, manifest, bool(check), report)
     if check:
-        from doubleweave.check.language_model import Compiled, check_llm
-
-        give_back_free_memory()
-        compiled = Compiled(
-            model.name,
-            model.module,
-            model.vocab_size,
-            options.max_context,
-            splits.reference,
-            splits.lowered,
-            folder,
-            is_float=options.recipe == "none",
-            audit=model.audit,
-            encode=splits.encode,
-            rotary_border=splits.rotary_border,
-        )
-        manifest = replace(manifest, check=check_llm(compiled, report))
+        whole = check == "whole"
+        found = check_compiled(model, options, splits, lowered.templates, folder, report, whole=whole)
+        manifest = replace(manifest, check=found)
         manifest.write(folder)
     return manifest
 

@@ -95,7 +95,7 @@ def check_arguments(module: Any, args: Any, kwargs: Any, policy: Any) -> None:
 def _write(name: str, found: Any, folder: Path, report: Progress) -> Manifest:
     from doubleweave.compiler.lower.lower import lower
 
-    split, digest = lower(found.torch_split, folder / PROGRAM_FILE, report)
+    split, digest, _ = lower(found.torch_split, folder / PROGRAM_FILE, report)
     check_loads(folder / PROGRAM_FILE)
     manifest = Manifest(
         name=name,

@@ -17,7 +17,8 @@ class Check:
     quantized split in eager torch, root of the mean square over that of the numbers. top1, kl: the quantized model
     against float32, the part of equal next tokens and the mean Kullback-Leibler divergence in nats. None for what was
     not run. unsettled: tokens whose logits rounding decides in the source itself (between two experts that are equally
-    good), which were left out.
+    good), which were left out. layers: of a large model, the number of its first layers that were checked so, 0 for all
+    of them; weights_noise: then, of every segment of the whole program against float32 on the same inputs.
     """
 
     ran: Literal["program", "split"]
@@ -30,3 +31,5 @@ class Check:
     top1: float | None = None
     kl: float | None = None
     unsettled: int = 0
+    layers: int = 0
+    weights_noise: float | None = None

@@ -43,17 +43,21 @@ class FileWeight(Tensor):
             return saved.to(torch.float32, copy=True)
 
     def blocks(self, rows: int) -> Iterator[Tensor]:
-        """Float32 [rows, …] behind one another; the last one may have fewer."""
+        """Float32 [rows, …] behind one another, each in the place of the one before; the last may have fewer."""
+        memory = torch.empty(min(rows, self.shape[0]), *self.shape[1:])
         with self.opened() as saved:
             for block in torch.split(saved, rows):
-                yield block.to(torch.float32)
+                yield memory[: len(block)].copy_(block)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Some output features at a time: the weights of a head are the largest that there are.
-        is_held = [isinstance(tensor, FileWeight) for tensor in args]
-        if func is functional.linear and not kwargs and is_held[:2] == [False, True] and not any(is_held[2:]):
-            return linear_in_blocks(args[0], args[1].blocks(FEATURES), *args[2:])
+        is_linear = func in (functional.linear, aten.linear.default) and not kwargs
+        if is_linear and [isinstance(tensor, FileWeight) for tensor in args] in (
+            [False, True],
+            [False, True, False],
+        ):
+            return linear_in_blocks(args[0], args[1].blocks(FEATURES), len(args[1]), *args[2:])
         # A tensor's own would make results file weights as well.
         return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
 
@@ -71,14 +75,16 @@ class FileWeight(Tensor):
         return f"FileWeight({tuple(self.shape)})"
 
 
-def linear_in_blocks(x: Tensor, blocks: Iterable[Tensor], bias: Tensor | None = None) -> Tensor:
-    """`linear` over a weight that comes in blocks of its output features, [rows, K] each."""
-    parts, start = [], 0
+def linear_in_blocks(
+    x: Tensor, blocks: Iterable[Tensor], features: int, bias: Tensor | None = None
+) -> Tensor:
+    """`linear` over a weight that comes in blocks of its `features` output features, [rows, K] each."""
+    result, start = x.new_empty(*x.shape[:-1], features), 0
     for block in blocks:
         end = start + len(block)
-        parts.append(functional.linear(x, block, None if bias is None else bias[start:end]))
+        result[..., start:end] = functional.linear(x, block, None if bias is None else bias[start:end])
         start = end
-    return torch.cat(parts, -1)
+    return result
 
 
 def in_memory(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -23,7 +23,7 @@ from doubleweave.compiler.backends.export_segment import export_segment
 from doubleweave.compiler.backends.lowered import operators
 from doubleweave.compiler.backends.unchanged_graphs import unchanged_graphs_kept
 from doubleweave.compiler.graph.nodes import expression, is_tensor, output_node
-from doubleweave.compiler.lower.equal_structures import Job, jobs, shared_key
+from doubleweave.compiler.lower.equal_structures import Job, Key, jobs, shared_key
 from doubleweave.compiler.lower.forked import each_forked
 from doubleweave.compiler.lower.pte_file import Method, ProgramWriter
 from doubleweave.compiler.lower.templates import MadeUp, Template, as_they_are, made_up, make_templates
@@ -37,7 +37,7 @@ from doubleweave.ir.split import ROWS, Segment, SizeRanges, Split
 from doubleweave.sources.file_weights import in_memory
 
 _UNBOUNDED = 1 << 62
-_LARGE_BYTES = 64 << 20
+_LARGE_BYTES = 256 << 20
 _Templates = dict[tuple[str, int | None], Template]  # by (segment, size)
 
 
@@ -56,18 +56,35 @@ def prepare(torch_split: TorchSplit) -> TorchSplit:
     return prepared
 
 
-def lower(torch_split: TorchSplit, path: Path, report: Progress) -> tuple[Split, str]:
-    """Lower `torch_split` into the file `path`; returns the split with sizes filled in and the file's SHA-256.
+class Lowering(NamedTuple):
+    """The split with sizes filled in, the file's SHA-256, and the templates that serve any segment of a structure."""
+
+    split: Split
+    digest: str
+    templates: Mapping[Key, Template]
+
+
+def lower(
+    torch_split: TorchSplit, path: Path, report: Progress, known: Mapping[Key, Template] | None = None
+) -> Lowering:
+    """Lower `torch_split` into the file `path`. `known`: templates of structures that were lowered before.
 
     Raises LowerError for a segment that its backend refuses, or a file that cannot be written.
     """
     report("lowering", 0, 1)
     prepared = prepare(torch_split)
-    todo = jobs(prepared.split, _large(prepared))
+    by_key = dict(known or {})
+    todo = [
+        job
+        for job in jobs(prepared.split, _large(prepared))
+        if not all(shared_key(job.segment, size) in by_key for size in job.sizes)
+    ]
     step = counted(report, len(todo) + 1)
-    templates = _lower_shared(prepared, todo, step)
+    templates = _lower_shared(prepared, todo, by_key, step)
     step("writing program.pte")
-    return _written(prepared, templates, path)
+    split, digest = _written(prepared, templates, path)
+    shared = {shared_key(job.segment, size) for job in todo if job.is_shared for size in job.sizes}
+    return Lowering(split, digest, {key: by_key[key] for key in shared if by_key[key].is_complete})
 
 
 def _written(torch_split: TorchSplit, templates: _Templates, path: Path) -> tuple[Split, str]:
@@ -107,12 +124,16 @@ def no_kernel(method: str, operator: str) -> LowerError:
     )
 
 
-def _lower_shared(torch_split: TorchSplit, todo: list[Job], step: Callable[[str], None]) -> _Templates:
-    """Lower each structure once; a structure whose weights cannot be found again, once a segment."""
+def _lower_shared(
+    torch_split: TorchSplit, todo: list[Job], by_key: dict[Key, Template], step: Callable[[str], None]
+) -> _Templates:
+    """Lower each structure once, into `by_key`; a structure whose weights cannot be found again, once a segment."""
     split = torch_split.split
     methods = [(segment, size) for segment in split.segments for size in segment.methods().values()]
     done = _lower_all(torch_split, todo, step)
-    by_key = {shared_key(split.segment(name), size): template for (name, size), template in done.items()}
+    by_key.update(
+        (shared_key(split.segment(name), size), template) for (name, size), template in done.items()
+    )
     again = [Job(s, (size,), False) for s, size in methods if not by_key[shared_key(s, size)].is_complete]
     own = _lower_all(torch_split, again, step)
     return {(s.name, size): own.get((s.name, size)) or by_key[shared_key(s, size)] for s, size in methods}
@@ -154,13 +175,13 @@ def _lower_all(torch_split: TorchSplit, todo: list[Job], step: Callable[[str], N
 
 
 def _large(torch_split: TorchSplit) -> set[str]:
-    """The structures whose weights are better not in memory while they are lowered."""
-    return {
-        segment.structure
-        for segment in torch_split.split.segments
-        if backends()[segment.backend].stores_weights
-        and sum(b.nbytes for b in torch_split.graphs[segment.structure].buffers()) >= _LARGE_BYTES
-    }
+    """The structures whose weights are better not in memory while they are lowered: those of a large model."""
+    segments = [
+        segment for segment in torch_split.split.segments if backends()[segment.backend].stores_weights
+    ]
+    sizes = {name: sum(b.nbytes for b in graph.buffers()) for name, graph in torch_split.graphs.items()}
+    is_large = sum(sizes[segment.structure] for segment in segments) >= _LARGE_BYTES
+    return {segment.structure for segment in segments} if is_large else set()
 
 
 def _weights_of(torch_split: TorchSplit, job: Job) -> MadeUp:

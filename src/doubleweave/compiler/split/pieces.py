@@ -14,14 +14,15 @@ import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from doubleweave.compiler.graph.edges import Edges
 from doubleweave.compiler.graph.nodes import IN_ORDER, PAST, TOGETHER, constant, is_tensor
-from doubleweave.compiler.split.weights import are_kept
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import Port, Segment, Split
 
@@ -49,8 +50,8 @@ class TorchSplit:
         return with_weights(self.graphs[found.structure].graph, self.weights[found.name])
 
 
-class SegmentModules(Mapping[str, fx.GraphModule]):
-    """The segments of a split as modules, made when they are asked for, and kept where their weights are.
+class SegmentModules(Mapping[str, Callable[..., Any]]):
+    """The segments of a split as functions; their weights are made for a call, unless they are kept.
 
     `graphs` are other graphs of the structures than the split's own.
     """
@@ -59,22 +60,31 @@ class SegmentModules(Mapping[str, fx.GraphModule]):
         self._split = torch_split
         self._graphs = graphs or {name: module.graph for name, module in torch_split.graphs.items()}
         self._structures = {segment.name: segment.structure for segment in torch_split.split.segments}
-        self._kept: dict[str, fx.GraphModule] = {}
+        self._modules: dict[str, fx.GraphModule] = {}  # by structure
 
-    def __getitem__(self, name: str) -> fx.GraphModule:
-        if name in self._kept:
-            return self._kept[name]
-        weights = self._split.weights
-        module = with_weights(self._graphs[self._structures[name]], weights[name])
-        if are_kept(weights, name):
-            self._kept[name] = module
-        return module
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        structure = self._structures[name]
+        if structure not in self._modules:
+            graph = self._graphs[structure]
+            num_weights = len({node.target for node in graph.find_nodes(op="get_attr")})
+            self._modules[structure] = with_weights(graph, (torch.empty(0),) * num_weights)
+        return partial(_run_over, self._modules[structure], self._split.weights[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._structures)
 
     def __len__(self) -> int:
         return len(self._structures)
+
+
+def _run_over(module: fx.GraphModule, weights: tuple[Tensor, ...], *inputs: Tensor) -> Any:
+    # One module for all segments of a structure: a module holds itself, so that a segment's weights would stay in
+    # memory until the next collection.
+    module._buffers.update((f"w{index}", tensor) for index, tensor in enumerate(weights))
+    try:
+        return module(*inputs)
+    finally:
+        module._buffers.clear()
 
 
 def with_weights(graph: fx.Graph, weights: tuple[Tensor, ...]) -> fx.GraphModule:

@@ -42,9 +42,6 @@ class MadeWeights(Mapping[str, Weights]):
         found = _made(self._source, name)
         return self._convert[name](found) if name in self._convert else found
 
-    def keeps(self, name: str) -> bool:
-        return name in self._kept or (name not in self._convert and are_kept(self._source, name))
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._source)
 
@@ -70,20 +67,11 @@ class JoinedWeights(Mapping[str, Weights]):
         part, own = self._places[name]
         return _made(part, own)
 
-    def keeps(self, name: str) -> bool:
-        part, own = self._places[name]
-        return are_kept(part, own)
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
     def __len__(self) -> int:
         return len(self._places)
-
-
-def are_kept(weights: Mapping[str, Weights], name: str) -> bool:
-    """Whether a segment's weights stay in memory, so that what holds them takes no more."""
-    return weights.keeps(name) if isinstance(weights, (MadeWeights, JoinedWeights)) else True
 
 
 def _made(weights: Mapping[str, Weights], name: str) -> Weights:
