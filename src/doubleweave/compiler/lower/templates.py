@@ -33,9 +33,11 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 def _nibbles(tensor: Tensor) -> memoryview:
     """Two 4-bit weights a byte, offset by 8, the even one low: XNNPACK's qc4w layout."""
-    offset = (tensor.contiguous().view(-1).to(torch.int16) + 8).to(torch.uint8)
-    offset = torch.nn.functional.pad(offset, (0, offset.numel() % 2))
-    return raw_bytes(offset[1::2] << 4 | offset[::2])
+    offset = tensor.contiguous().view(-1) + 8  # 0 … 15
+    pairs = torch.nn.functional.pad(offset, (0, offset.numel() % 2)).view(
+        torch.int16
+    )  # 256 times the odd one
+    return raw_bytes((pairs >> 4 | pairs).to(torch.uint8))
 
 
 _ENCODINGS: dict[str, Callable[[Tensor], memoryview]] = {

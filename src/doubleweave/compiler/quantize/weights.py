@@ -35,9 +35,9 @@ GROUP_SIZE = 32
 # The steps from zero to a group's largest magnitude. Int4 reaches -8 … 7: more than 7 may cut that weight off, and a
 # finer grid for the 31 others can be worth it.
 _SCALE_STEPS = (7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5)
-# Output features that are converted at a time: what is computed on the way stays in the processor's cache, where memory
-# for whole weights would be mapped and given back at every step (ten times as long for 4 bits).
-_ROWS = 64
+# Numbers that are converted at a time: what is computed on the way stays in the processor's cache, where memory for
+# whole weights would be mapped and given back at every step (ten times as long for 4 bits).
+_NUMBERS = 1 << 19
 _LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
 KEEP_8_BIT = frozenset({"lm_head"})
 # Of a quantized weight, in the order of the operators' arguments.
@@ -68,9 +68,11 @@ def _by_rows(convert: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tenso
 
     @functools.wraps(convert)
     def converted(weight: Tensor) -> tuple[Tensor, ...]:
-        if len(weight) <= _ROWS or isinstance(weight, FakeTensor):
+        weight = weight.detach()
+        rows = max(1, _NUMBERS // weight.shape[1])
+        if len(weight) <= rows or isinstance(weight, FakeTensor):
             return convert(weight)
-        blocks = weight.blocks(_ROWS) if isinstance(weight, FileWeight) else torch.split(weight, _ROWS)
+        blocks = weight.blocks(rows) if isinstance(weight, FileWeight) else torch.split(weight, rows)
         made: tuple[Tensor, ...] = ()
         start = 0
         for block in blocks:
@@ -103,16 +105,16 @@ def int4_per_group(weight: Tensor) -> tuple[Tensor, ...]:
     groups = weight.view(weight.shape[0], -1, GROUP_SIZE)
     largest = groups.abs().amax(dim=2, keepdim=True)
     best_error = torch.full_like(largest, torch.inf)
-    best_scales = torch.empty_like(largest)
+    best_scales, found = torch.empty_like(largest), torch.empty_like(groups)
     for steps in _SCALE_STEPS:
-        scales = (largest / steps).clamp(min=_LEAST_SCALE).to(torch.bfloat16).to(torch.float32)
-        rounded = torch.round(groups / scales).clamp(-8, 7)
-        error = (rounded * scales - groups).square().sum(dim=2, keepdim=True)
-        best_scales = torch.where(error < best_error, scales, best_scales)
-        best_error = torch.minimum(error, best_error)
-    rounded = torch.round(groups / best_scales).clamp(-8, 7).to(torch.int8).view(weight.shape)
+        scales = (largest / steps).clamp_(min=_LEAST_SCALE).to(torch.bfloat16).to(torch.float32)
+        torch.div(groups, scales, out=found).round_().clamp_(-8, 7)
+        error = found.mul_(scales).sub_(groups).square_().sum(dim=2, keepdim=True)
+        torch.where(error < best_error, scales, best_scales, out=best_scales)
+        torch.minimum(error, best_error, out=best_error)
+    torch.div(groups, best_scales, out=found).round_().clamp_(-8, 7)
     scales = best_scales.squeeze(2)
-    return rounded, scales, torch.zeros(scales.shape, dtype=torch.int32)
+    return found.to(torch.int8).view(weight.shape), scales, torch.zeros(scales.shape, dtype=torch.int32)
 
 
 def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphModule, Convert]:
