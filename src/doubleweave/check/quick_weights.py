@@ -6,9 +6,6 @@ Knows nothing of language models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
@@ -22,7 +19,7 @@ aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
 
 
-def quick_modules(torch_split: TorchSplit) -> Mapping[str, Callable[..., Any]]:
+def quick_modules(torch_split: TorchSplit) -> SegmentModules:
     """By segment, a function of what `TorchSplit.module` takes."""
     return SegmentModules(
         torch_split, {name: _rewritten(module) for name, module in torch_split.graphs.items()}

@@ -6,6 +6,7 @@ Records are listed without torch: their functions are imported when they are cal
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from doubleweave.compiler.backends.lowered import Lowered
+    from doubleweave.compiler.backends.unread_weights import UnreadWeights
     from doubleweave.compiler.split.pieces import TorchSplit
     from doubleweave.compiler.split.weights import Convert
 
@@ -101,8 +103,9 @@ class Backend:
     to_edge: Callable[[dict[str, ExportedProgram], str, str], Lowered]
     # Rewrites a structure's graph before it is lowered.
     prepare: Callable[[fx.GraphModule], tuple[fx.GraphModule, Convert]] | None = None
-    # The program has each weight in a place of its own, as it is or packed: a structure is lowered without the numbers.
-    stores_weights: bool = False
+    # Within it the compiler takes the names of weights that nobody reads for their bytes (unread_weights.py). A backend
+    # has it whose program keeps each weight in a place of its own; others need the numbers.
+    serialized: Callable[[UnreadWeights], AbstractContextManager[None]] | None = None
     way_out: str = ""  # what a user can do about a segment ("{}") that it refuses
     about: str = ""  # the devices
     recipes: Mapping[str, str] = field(default_factory=dict)  # with what they mean, the default first

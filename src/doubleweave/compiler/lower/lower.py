@@ -9,28 +9,38 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._sympy.value_ranges import bound_sympy
 
 from doubleweave.compiler.backends import backends, find_backend
 from doubleweave.compiler.backends.export_segment import export_segment
 from doubleweave.compiler.backends.lowered import operators
 from doubleweave.compiler.backends.unchanged_graphs import unchanged_graphs_kept
+from doubleweave.compiler.backends.unread_weights import LEAST_BYTES
 from doubleweave.compiler.graph.nodes import expression, is_tensor, output_node
 from doubleweave.compiler.lower.equal_structures import Job, Key, jobs, shared_key
 from doubleweave.compiler.lower.forked import each_forked
 from doubleweave.compiler.lower.pte_file import Method, ProgramWriter
-from doubleweave.compiler.lower.templates import MadeUp, Template, as_they_are, made_up, make_templates
+from doubleweave.compiler.lower.templates import (
+    MadeUp,
+    Template,
+    as_they_are,
+    made_up,
+    make_templates,
+    may_be_made_up,
+)
 from doubleweave.compiler.program_folder import Progress, counted
 from doubleweave.compiler.split.fold_constants import fold, is_constant
 from doubleweave.compiler.split.pieces import TorchSplit, with_weights
 from doubleweave.compiler.split.transform import transform_segments
+from doubleweave.compiler.split.weights import without_numbers
 from doubleweave.errors import LowerError
 from doubleweave.ir.sizes import shape_of
 from doubleweave.ir.split import ROWS, Segment, SizeRanges, Split
@@ -176,23 +186,21 @@ def _lower_all(torch_split: TorchSplit, todo: list[Job], step: Callable[[str], N
 
 def _large(torch_split: TorchSplit) -> set[str]:
     """The structures whose weights are better not in memory while they are lowered: those of a large model."""
-    segments = [
-        segment for segment in torch_split.split.segments if backends()[segment.backend].stores_weights
-    ]
+    segments = [segment for segment in torch_split.split.segments if backends()[segment.backend].serialized]
     sizes = {name: sum(b.nbytes for b in graph.buffers()) for name, graph in torch_split.graphs.items()}
     is_large = sum(sizes[segment.structure] for segment in segments) >= _LARGE_BYTES
     return {segment.structure for segment in segments} if is_large else set()
 
 
 def _weights_of(torch_split: TorchSplit, job: Job) -> MadeUp:
-    """What a job is lowered over. The segment's own weights are gone when it begins, if others take their place."""
-    weights = torch_split.weights[job.segment.name]
-    if not job.is_shared:
-        return as_they_are(tuple(map(in_memory, weights)))
-    graph = torch_split.graphs[job.segment.structure].graph
-    return made_up(
-        weights, matrices(graph) if backends()[job.segment.backend].stores_weights else frozenset()
-    )
+    """What a job is lowered over: the segment's own weights, or others in their place."""
+    name = job.segment.name
+    if job.is_shared and backends()[job.segment.backend].serialized:
+        weights = without_numbers(torch_split.weights, name, LEAST_BYTES)
+        if all(may_be_made_up(weight) for weight in weights if isinstance(weight, FakeTensor)):
+            return made_up(weights, matrices(torch_split.graphs[job.segment.structure].graph))
+    weights = torch_split.weights[name]
+    return made_up(weights) if job.is_shared else as_they_are(tuple(map(in_memory, weights)))
 
 
 def matrices(graph: fx.Graph) -> frozenset[int]:
@@ -217,8 +225,10 @@ def lower_graph(
 
     module = with_weights(graph_module.graph, over.weights)
     exported = {name: export_segment(module, segment, size) for name, size in methods.items()}
-    with unchanged_graphs_kept(), over.unread.named():
-        lowered = backends()[segment.backend].to_edge(exported, segment.target, segment.recipe)
+    backend = backends()[segment.backend]
+    serialized = backend.serialized or nullcontext
+    with unchanged_graphs_kept(), over.unread.emitted(), serialized(over.unread):
+        lowered = backend.to_edge(exported, segment.target, segment.recipe)
         edge = lowered.edge
         counts = {name: _count(edge.exported_program(name)) for name in methods}  # before allocations come in
         # Inputs and outputs live in buffers that the runtime owns.

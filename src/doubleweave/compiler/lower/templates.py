@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from doubleweave.compiler.lower.unread_weights import LEAST_BYTES, UnreadWeights
+from doubleweave.compiler.backends.unread_weights import LEAST_BYTES, UnreadWeights
 from doubleweave.compiler.split.pieces import SMALL_BYTES
 from doubleweave.ir.split import Traffic
 
@@ -93,12 +94,17 @@ def as_they_are(weights: tuple[Tensor, ...]) -> MadeUp:
     return MadeUp(weights, frozenset(), UnreadWeights())
 
 
+def may_be_made_up(tensor: Tensor) -> bool:
+    """Whether backends look at the shape alone, or the range: not for zero points and the like."""
+    return tensor.dtype == torch.int8 or tensor.is_floating_point()
+
+
 def made_up(weights: tuple[Tensor, ...], matrices: Set[int] = frozenset()) -> MadeUp:
     """Random tensors, all different, of the same shapes and dtypes, by which a template's weights are found.
 
     Backends look at zero points, at the range of 4-bit values and at the sign of scales, so these are kept. Tensors of
     less than 16 bytes are kept too: their bytes could be met by chance, so they are part of the structure (pieces.py).
-    `matrices`: the weights whose numbers nobody looks at; large ones are made up as memory that is not read.
+    The weights may be fake. `matrices`: those whose numbers nobody looks at; large ones are memory that is not read.
     """
     generator = torch.Generator().manual_seed(20260)
     unread = UnreadWeights()
@@ -109,7 +115,7 @@ def made_up(weights: tuple[Tensor, ...], matrices: Set[int] = frozenset()) -> Ma
         if index in matrices and tensor.nbytes >= LEAST_BYTES:
             return unread.stand_in(index, tensor.shape, tensor.dtype)
         if tensor.dtype == torch.int8:
-            low, high = (-8, 8) if int(tensor.min()) >= -8 and int(tensor.max()) < 8 else (-127, 128)
+            low, high = (-8, 8) if isinstance(tensor, FakeTensor) or _has_4_bits(tensor) else (-127, 128)
             return torch.randint(low, high, tensor.shape, dtype=torch.int8, generator=generator)
         if tensor.is_floating_point():
             # Exact in bfloat16, as the 4-bit scales are that XNNPACK keeps in that type.
@@ -120,6 +126,10 @@ def made_up(weights: tuple[Tensor, ...], matrices: Set[int] = frozenset()) -> Ma
     made = tuple(one(index, tensor) for index, tensor in enumerate(weights))
     numbers = frozenset(i for i, (a, b) in enumerate(zip(made, weights, strict=True)) if a is not b)
     return MadeUp(made, numbers, unread)
+
+
+def _has_4_bits(tensor: Tensor) -> bool:
+    return int(tensor.min()) >= -8 and int(tensor.max()) < 8
 
 
 def make_templates(program: Any, named_data: Any, over: MadeUp) -> dict[str, Template]:

@@ -58,14 +58,14 @@ class SegmentModules(Mapping[str, Callable[..., Any]]):
 
     def __init__(self, torch_split: TorchSplit, graphs: Mapping[str, fx.Graph] | None = None) -> None:
         self._split = torch_split
-        self._graphs = graphs or {name: module.graph for name, module in torch_split.graphs.items()}
+        self.graphs = graphs or {name: module.graph for name, module in torch_split.graphs.items()}
         self._structures = {segment.name: segment.structure for segment in torch_split.split.segments}
         self._modules: dict[str, fx.GraphModule] = {}  # by structure
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         structure = self._structures[name]
         if structure not in self._modules:
-            graph = self._graphs[structure]
+            graph = self.graphs[structure]
             num_weights = len({node.target for node in graph.find_nodes(op="get_attr")})
             self._modules[structure] = with_weights(graph, (torch.empty(0),) * num_weights)
         return partial(_run_over, self._modules[structure], self._split.weights[name])

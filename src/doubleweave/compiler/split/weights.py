@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 Weights = tuple[Tensor, ...]
 # Turns a segment's old weights into the new graph's.
@@ -28,18 +30,19 @@ class MadeWeights(Mapping[str, Weights]):
         self._room = _KEPT_BYTES
 
     def __getitem__(self, name: str) -> Weights:
-        found = self.made(name)
+        found = self.made(name, _as_it_is)
         size = sum(tensor.nbytes for tensor in found)
         if name in self._convert and name not in self._kept and size <= self._room:
             self._kept[name] = found
             self._room -= size
         return found
 
-    def made(self, name: str) -> Weights:
-        """A segment's weights; what is made of them on the way is not kept."""
-        if name in self._kept:
+    def made(self, name: str, of: Callable[[Tensor], Tensor]) -> Weights:
+        """A segment's weights, made of what `of` gives for those that they are made from; what is made of them on the
+        way is not kept."""
+        if name in self._kept and of is _as_it_is:
             return self._kept[name]
-        found = _made(self._source, name)
+        found = _made(self._source, name, of)
         return self._convert[name](found) if name in self._convert else found
 
     def __iter__(self) -> Iterator[str]:
@@ -63,9 +66,9 @@ class JoinedWeights(Mapping[str, Weights]):
         part, own = self._places[name]
         return part[own]
 
-    def made(self, name: str) -> Weights:
+    def made(self, name: str, of: Callable[[Tensor], Tensor]) -> Weights:
         part, own = self._places[name]
-        return _made(part, own)
+        return _made(part, own, of)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -74,5 +77,24 @@ class JoinedWeights(Mapping[str, Weights]):
         return len(self._places)
 
 
-def _made(weights: Mapping[str, Weights], name: str) -> Weights:
-    return weights.made(name) if isinstance(weights, (MadeWeights, JoinedWeights)) else weights[name]
+def without_numbers(weights: Mapping[str, Weights], name: str, least_bytes: int) -> Weights:
+    """A segment's weights, of which those that are made from so many bytes are fake: only their shapes are known."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def fake(tensor: Tensor) -> Tensor:
+        if tensor.nbytes < least_bytes:
+            return tensor
+        with mode:
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+    return _made(weights, name, fake)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _made(weights: Mapping[str, Weights], name: str, of: Callable[[Tensor], Tensor]) -> Weights:
+    if isinstance(weights, (MadeWeights, JoinedWeights)):
+        return weights.made(name, of)
+    return tuple(map(of, weights[name]))

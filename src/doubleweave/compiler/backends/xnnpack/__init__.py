@@ -10,7 +10,7 @@ BACKEND = Backend(
     "xnnpack",
     to_edge=late(_LOWER, "to_edge"),
     prepare=late(_LOWER, "prepare"),
-    stores_weights=True,
+    serialized=late(f"{__name__}.unread", "serialized"),
     about="any CPU",
     recipes={"8da8w": "8-bit weights", "8da4w": "4-bit weights in groups of 32", "none": "float32"},
     place=late(_LOWER, "place"),

@@ -1,7 +1,7 @@
-"""Lowers over large weights that nobody reads: ExecuTorch gets a name where it would copy and hash their bytes.
+"""Large weights that nobody reads while a piece is lowered: ExecuTorch gets a name where it would copy their bytes.
 
-It copies the bytes of a constant several times while it lowers a piece, all of which is thrown away here: a template
-says only which weight goes where. Memory that is never touched stands in for the weight, and takes none.
+It copies and hashes the bytes of a constant several times, all of which is thrown away: a template says only which
+weight goes where. Memory that is never touched stands in for the weight, and takes none. Knows no backend.
 """
 
 from __future__ import annotations
@@ -73,17 +73,28 @@ class UnreadWeights:
         return bool(self._names)
 
     @contextmanager
-    def named(self) -> Iterator[None]:
-        """Meanwhile ExecuTorch's emitter and XNNPACK's serializer take names in the place of bytes, and copies of a
-        program share the memory."""
+    def emitted(self) -> Iterator[None]:
+        """Meanwhile ExecuTorch's emitter takes names for bytes, and copies of a program share the memory."""
         if not self:
             yield
             return
-        from executorch.backends.xnnpack.operators import node_visitor
         from executorch.exir.emit import _emitter
 
-        to_nibbles = node_visitor.NodeVisitor.convert_to_qc4w
         copy: Callable[[Tensor, Any], Tensor] = Tensor.__deepcopy__
+
+        def copied(tensor: Tensor, memo: Any) -> Tensor:
+            return tensor if tensor in self else copy(tensor, memo)
+
+        setattr(Tensor, "__deepcopy__", copied)  # noqa: B010  mypy takes no assignment to a method
+        try:
+            with self.named_in(_emitter):
+                yield
+        finally:
+            setattr(Tensor, "__deepcopy__", copy)  # noqa: B010
+
+    @contextmanager
+    def named_in(self, module: Any) -> Iterator[None]:
+        """Meanwhile a Python module that calls bytes() on what it finds at a tensor's address gets names."""
 
         def as_bytes(data: Any = b"", *args: Any) -> bytes:
             if isinstance(data, ctypes.Array):
@@ -92,29 +103,16 @@ class UnreadWeights:
                     return name
             return bytes(data, *args)
 
-        def as_nibbles(values: Tensor) -> Tensor:
-            if values not in self:
-                packed: Tensor = to_nibbles(values)
-                return packed
-            packed = torch.empty(len(values), (values.shape[1] + 1) // 2, dtype=torch.uint8)
-            return self._named(packed, self._numbers[values.data_ptr()], "nibbles")
-
-        def copied(tensor: Tensor, memo: Any) -> Tensor:
-            return tensor if tensor in self else copy(tensor, memo)
-
-        # Both call bytes() on what they find at a tensor's address: a module's own name comes before Python's.
-        modules: tuple[Any, ...] = (node_visitor, _emitter)
-        for module in modules:
-            module.bytes = as_bytes
-        node_visitor.NodeVisitor.convert_to_qc4w = staticmethod(as_nibbles)
-        setattr(Tensor, "__deepcopy__", copied)  # noqa: B010  mypy takes no assignment to a method
+        module.bytes = as_bytes  # a module's own name comes before Python's
         try:
             yield
         finally:
-            for module in modules:
-                del module.bytes
-            node_visitor.NodeVisitor.convert_to_qc4w = staticmethod(to_nibbles)
-            setattr(Tensor, "__deepcopy__", copy)  # noqa: B010
+            del module.bytes
+
+    def as_nibbles(self, values: Tensor) -> Tensor:
+        """Memory for an unread weight's 4-bit values, two a byte: uint8 [N, K / 2]."""
+        packed = torch.empty(len(values), (values.shape[1] + 1) // 2, dtype=torch.uint8)
+        return self._named(packed, self._numbers[values.data_ptr()], "nibbles")
 
     def _named(self, tensor: Tensor, index: int, encoding: str) -> Tensor:
         self._memory.append(tensor)
