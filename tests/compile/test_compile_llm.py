@@ -110,7 +110,7 @@ def quick_lowering(monkeypatch):
 
     def write(torch_split, path, progress):
         path.write_bytes(bytes(300_000))
-        return torch_split.split, "0" * 64
+        return lower.Lowering(torch_split.split, "0" * 64, {})
 
     monkeypatch.setattr(lower, "lower", write)
 

@@ -150,6 +150,57 @@ def test_an_index_of_files_that_are_missing(folder):
     refuses(folder, r"index\.json: the weights cannot be read: it is no index of weight files")
 
 
+@pytest.fixture
+def sharded(folder):
+    """The toy's weights in two files with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+    index(folder, {name: file for file, part in parts.items() for name in part})
+    return folder
+
+
+def index(folder, places):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def test_files_that_disagree_with_their_index(sharded):
+    loads_the_toy(sharded)
+    places = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
+    index(sharded, places | {LAYER: "a.safetensors" if places[LAYER] == "b.safetensors" else "b.safetensors"})
+    refuses(sharded, rf"says that {LAYER} is in ..safetensors, but it is in ..safetensors; fetch the index")
+    index(sharded, places | {"model.layers.7.mlp.up_proj.weight": "a.safetensors"})
+    refuses(
+        sharded, "layers.7.mlp.up_proj.weight is in a.safetensors, but that file has no such tensor; fetch"
+    )
+
+
+def test_a_tensor_in_two_files(sharded):
+    both = load_file(sharded / "a.safetensors") | load_file(sharded / "b.safetensors")
+    save_file(both, sharded / "b.safetensors", metadata={"format": "pt"})
+    refuses(sharded, r"and \d+ more are in a.safetensors and in b.safetensors; keep the files of one version")
+
+
+@pytest.mark.parametrize("may_stream", [True, False])
+def test_weights_in_integers(folder, monkeypatch, may_stream):
+    from doubleweave.sources import streamed_module
+
+    monkeypatch.setattr(streamed_module, "LEAST_BYTES", 0 if may_stream else 1 << 40)
+    rewrite(folder, lambda tensors: {**tensors, LAYER: (100 * tensors[LAYER]).to(torch.int32)})
+    refuses(
+        folder, rf"1 weight is saved in integers, .*: {LAYER} \(I32\); expected bfloat16, float16 or float32"
+    )
+
+
+def test_a_dtype_that_nobody_knows(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"F31"', 1))
+    refuses(folder, "model.safetensors is damaged .*unknown variant `F31`.*; fetch the file again")
+
+
 def test_the_audit_sees_a_weight_that_was_left_random(folder, monkeypatch):
     from doubleweave.sources import hugging_face, load
 

@@ -5,15 +5,19 @@ One method is loaded at a time, and one segment's weights are read at a time: ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from doubleweave.check.language_model import Compiled, refusal, token_ids
 from doubleweave.check.segments import SEGMENT_BOUND, Comparison
+from doubleweave.compiler.program_folder import Progress
 from doubleweave.compiler.split.eager import run_chunks
+from doubleweave.compiler.split.pieces import structure_bytes
 from doubleweave.ir import manifest
-from doubleweave.ir.split import FixedSizes
+from doubleweave.ir.split import Call, FixedSizes
 from doubleweave.runtime.llm.program import Program
 from doubleweave.schedule.choice import chunk_shape
 
@@ -22,13 +26,24 @@ WEIGHTS_BOUND = 0.5
 _ROWS = 8
 
 
-def hold_weights(compiled: Compiled) -> float:
+def hold_weights(compiled: Compiled, report: Progress) -> float:
     """The largest noise of a segment of the program against float32; CheckError where one has other weights."""
     shape = chunk_shape(compiled.lowered.split)
     rows = min(shape.sizes) if isinstance(shape, FixedSizes) else _ROWS
     bound = SEGMENT_BOUND if compiled.is_float else WEIGHTS_BOUND
     compared = Comparison(compiled.reference, _OneByOne(compiled.folder), bound=bound)
-    for _ in run_chunks(compiled.reference, [token_ids(compiled, rows)], on_call=compared):
+    sizes = structure_bytes(compiled.reference)
+    calls = compiled.reference.split.calls
+    total = max(1, sum(sizes[compiled.reference.split.segment(call.segment).structure] for call in calls))
+    done = 0
+
+    def on_call(call: Call, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        nonlocal done
+        compared(call, read, written)
+        done += sizes[compiled.reference.split.segment(call.segment).structure]
+        report("checking: the weights of all layers", done, total)
+
+    for _ in run_chunks(compiled.reference, [token_ids(compiled, rows)], on_call=on_call):
         pass
     worst = compared.worst
     if not worst.size <= worst.bound:

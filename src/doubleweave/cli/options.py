@@ -6,6 +6,7 @@ import argparse
 import atexit
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from doubleweave.timeline.timeline import Timeline
 
 EXIT_ERROR = 2
+_MOST_STEPS = 1_000_000
 _KEPT: list[object] = []  # programs that live to the end of the process
 
 
@@ -89,14 +91,24 @@ def print_json(args: argparse.Namespace, report: dict[str, Any]) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, where that is a terminal; gone at the end, so that stderr keeps errors alone."""
+    """A progress bar on stderr, where that is a terminal; gone at the end, so that stderr keeps errors alone.
+
+    Steps that number more than a million are bytes; of them it says how many seconds are left.
+    """
     from tqdm import tqdm
 
-    bar_format = "{desc:<34} {bar:24} {n_fmt}/{total_fmt} [{elapsed}]"
+    bar_format = "{desc:<34} {bar:24} {n_fmt}/{total_fmt}{postfix} [{elapsed}]"
+    began: dict[str, float] = {}
     with tqdm(total=1, bar_format=bar_format, file=sys.stderr, disable=None, leave=False) as bar:
 
         def progress(what: str, done: int, total: int) -> None:
-            bar.total, bar.n = total, done
+            seconds = time.monotonic() - began.setdefault(what, time.monotonic())
+            is_bytes = total > _MOST_STEPS
+            bar.total, bar.n, bar.unit_scale, bar.unit = total, done, is_bytes, "B"
+            is_long = is_bytes and done and seconds > 1
+            bar.set_postfix_str(
+                f"{seconds * (total - done) / done:.0f} s left" if is_long else "", refresh=False
+            )
             bar.set_description_str(what)
 
         yield progress

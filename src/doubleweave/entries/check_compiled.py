@@ -56,7 +56,7 @@ def check_compiled(
     report("checking: the weights of all layers", 0, 1)
     if said := model.audit():
         raise refusal(compiled, said)
-    return replace(found, layers=count, weights_noise=hold_weights(compiled))
+    return replace(found, layers=count, weights_noise=hold_weights(compiled, report))
 
 
 def _check_layers(

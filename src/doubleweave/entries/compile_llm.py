@@ -14,6 +14,7 @@ from doubleweave.compiler.backends import find_backend, llm_backends, option_own
 from doubleweave.compiler.backends.backend import Backend, Options
 from doubleweave.compiler.free_memory import give_back_free_memory
 from doubleweave.compiler.less_overhead import with_less_overhead
+from doubleweave.compiler.memory_limit import naming_memory
 from doubleweave.compiler.pipeline_llm import splits_of
 from doubleweave.compiler.policy import DEFAULT_BACKEND, DEFAULT_SIZES, MOST_ROWS
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
@@ -98,17 +99,18 @@ def compile_llm(
         raise PolicyError(
             f"{name}: is an option of a source that is loaded here; leave it out for a loaded Model"
         )
-    report("loading the model", 0, 1)
-    if isinstance(source, Model):
-        model = source
-    else:
-        model = load(source, **of_source)
-        give_back_free_memory()
-    model = _as_decoder(model, backend, attention)
-    context = _context(model, max_context)
-    with made_beside(folder) as temporary:
-        chosen_options = Options(chosen, recipe, sizes, context, attention, own)
-        return _compile(model, encoders or {}, temporary, chosen_options, check, report)
+    with naming_memory(report) as told:
+        told("loading the model", 0, 1)
+        if isinstance(source, Model):
+            model = source
+        else:
+            model = load(source, **of_source)
+            give_back_free_memory()
+        model = _as_decoder(model, backend, attention)
+        context = _context(model, max_context)
+        with made_beside(folder) as temporary:
+            chosen_options = Options(chosen, recipe, sizes, context, attention, own)
+            return _compile(model, encoders or {}, temporary, chosen_options, check, told)
 
 
 def _check_names(options: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doubleweave.compiler.less_overhead import with_less_overhead
+from doubleweave.compiler.memory_limit import naming_memory
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.ir.manifest import PROGRAM_FILE, STATE_FILE, Manifest
@@ -49,7 +50,8 @@ def compile_module(
     report = progress or (lambda what, done, total: None)
     folder = Path(out)
     check_target(folder, "out=")
-    _compile(module, (tuple(args), dict(kwargs or {})), dynamic_shapes, policy or {}, folder, check, report)
+    with naming_memory(report) as told:
+        _compile(module, (tuple(args), dict(kwargs or {})), dynamic_shapes, policy or {}, folder, check, told)
 
 
 @with_less_overhead

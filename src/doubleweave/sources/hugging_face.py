@@ -37,7 +37,7 @@ from doubleweave.sources.quantized_folder import check_readable, method_of, plai
 from doubleweave.sources.streamed_module import streamed_module
 from doubleweave.sources.tensor_files import TensorFiles
 from doubleweave.sources.text_part import TextTensors, kinds_of_tokens, text_part_of
-from doubleweave.sources.weights import check_loaded, is_harmless
+from doubleweave.sources.weights import check_dtypes, check_loaded, is_harmless
 
 _VOCABULARIES = re.compile(r"tokenizer\.json|tekken\.json|.*vocab.*|.*\.(model|tiktoken|spm|bpe)")
 
@@ -138,6 +138,7 @@ def _load_module(
     if may_stream and settings is None and not trusted and isinstance(tensors, TensorFiles):
         module = _streamed(path, config, tensors)
         if module is not None:
+            check_dtypes(path, module, {name: tensors.dtype(name) for name in tensors})
             return module, lambda: "", kinds  # its weights are those of the files, under their names
     given: dict[str, Any] = {}
     if settings is not None or not tensors.is_plain:
@@ -153,6 +154,8 @@ def _load_module(
     check_loaded(path, info, module.config, lambda name: tensors.shape(name) if name in tensors else ())
     if settings is not None:
         _check_linears(path, settings, module)
+    elif isinstance(tensors, TensorFiles):
+        check_dtypes(path, module, {name: tensors.dtype(name) for name in tensors})
     left_out = [re.compile(one) for one in getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()]
 
     def harmless(name: str, shape: tuple[int, ...]) -> bool:

@@ -39,7 +39,14 @@ class TensorFiles(Mapping[str, Tensor]):
         self._opened: dict[Path, Any] = {}
         places: dict[str, Path] = {}
         for path in self.files:
-            places.update(dict.fromkeys(self._open(path).keys(), path))
+            names = self._open(path).keys()
+            if twice := places.keys() & set(names):
+                raise SourceError(
+                    f"{folder}: {listed(twice)} {_is_in(twice)} {places[min(twice)].name} and in {path.name}; keep the "
+                    "files of one version of the model"
+                )
+            places.update(dict.fromkeys(names, path))
+        _check_index(folder, named, places)
         plain = plain_names(places, base)
         # Whether transformers finds the same tensors under the same names by itself.
         self.is_plain = all(name == saved for saved, name in plain.items()) and all(
@@ -72,6 +79,12 @@ class TensorFiles(Mapping[str, Tensor]):
         opened = self._open(path)
         return tuple(opened[saved].shape if isinstance(opened, dict) else opened.get_slice(saved).get_shape())
 
+    def dtype(self, name: str) -> str:
+        """The dtype that it is saved in, as safetensors or torch writes it."""
+        path, saved = self._places[name]
+        opened = self._open(path)
+        return str(opened[saved].dtype if isinstance(opened, dict) else opened.get_slice(saved).get_dtype())
+
     def _open(self, path: Path) -> Any:
         if path not in self._opened:
             self._opened[path] = _opened(path)
@@ -80,25 +93,56 @@ class TensorFiles(Mapping[str, Tensor]):
 
 def weight_files(folder: Path, named: str | None = None) -> list[Path]:
     """The files that hold the weights; SourceError where there are none, or an index names some that are missing."""
-    for whole in _WHOLE if named is None else (named,):
-        if (folder / whole).exists():
-            return _shards(folder, whole) if whole.endswith(".json") else [folder / whole]
-        if (folder / f"{whole}{_SUFFIX}").exists():
-            return _shards(folder, f"{whole}{_SUFFIX}")
+    found = _found(folder, named)
+    if found is not None:
+        return [found] if found.suffix != ".json" else _shards(folder, found.name)
     expected = ", ".join(name for whole in _WHOLE for name in (whole, f"{whole}{_SUFFIX}"))
     raise SourceError(
         f"{folder}: transformers cannot load it: none of {named or expected} is there; fetch the weights"
     )
 
 
-def _shards(folder: Path, index: str) -> list[Path]:
+def _found(folder: Path, named: str | None) -> Path | None:
+    """The file of all weights, or the index of several."""
+    candidates = (
+        folder / file for whole in (_WHOLE if named is None else (named,)) for file in _forms(whole)
+    )
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _forms(whole: str) -> tuple[str, str]:
+    return whole, f"{whole}{_SUFFIX}"
+
+
+def _check_index(folder: Path, named: str | None, places: Mapping[str, Path]) -> None:
+    """SourceError where the index names a file that does not have a tensor."""
+    index = _found(folder, named)
+    if index is None or index.suffix != ".json":
+        return
+    for name, file in _weight_map(folder, index.name).items():
+        if name not in places or places[name].name != file:
+            where = f"it is in {places[name].name}" if name in places else "that file has no such tensor"
+            raise SourceError(
+                f"{folder}: {index.name} says that {name} is in {file}, but {where}; fetch the index and the files of "
+                "one version of the model"
+            )
+
+
+def _weight_map(folder: Path, index: str) -> dict[str, str]:
+    """By tensor, the name of its file."""
     try:
-        names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+        found: dict[str, str] = json.loads((folder / index).read_text())["weight_map"]
+        sorted(set(found.values()))
+        return found
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise SourceError(
             f"{folder / index}: the weights cannot be read: it is no index of weight files ({type(error).__name__}); "
             "fetch it again"
         ) from error
+
+
+def _shards(folder: Path, index: str) -> list[Path]:
+    names = sorted(set(_weight_map(folder, index).values()))
     if missing := [name for name in names if not (folder / name).exists()]:
         raise SourceError(
             f"{folder}: transformers cannot load it: {index} names {len(names)} files, of which "
@@ -148,6 +192,10 @@ def plain_names(names: Iterable[str], base: str = "") -> dict[str, str]:
             break
         found = {saved: name.removeprefix(wrapper) for saved, name in found.items()}
     return found
+
+
+def _is_in(names: Iterable[str]) -> str:
+    return "is in" if len(list(names)) == 1 else "are in"
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:

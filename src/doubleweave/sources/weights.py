@@ -22,6 +22,8 @@ _MASK = re.compile(r"(^|\.)(attn|attention|self_attn)\.bias$")
 # Layers that draft tokens ahead of the model (multi-token prediction).
 _DRAFT = re.compile(r"(^|\.)(mtp|nextn|eh_proj)(\.|_)")
 _LAYER = re.compile(r"(^|\.)(?:layers|h|blocks)\.(\d+)\.")
+# As safetensors and as torch write it.
+_INTEGER = re.compile(r"[IU]\d+|BOOL|torch\.(u?int\d+|bool)")
 # What a model for text leaves of one that sees and hears.
 _SENSES = re.compile(
     r"(^|\.)(vision|visual|image|audio|speech|multi_?modal|mm_|embed_vision|embed_audio|talker|token2wav|code2wav)\w*\."
@@ -55,6 +57,23 @@ def check_loaded(
         )
     if errors := info.get("error_msgs"):
         raise SourceError(f"{path}: the weights cannot be read ({str(next(iter(errors)))[:200]})")
+
+
+def check_dtypes(path: Path, module: Any, dtypes: Mapping[str, str]) -> None:
+    """Raise SourceError where a weight of numbers with fractions is saved in integers: they mean nothing by themselves.
+
+    `dtypes`: by the name of a tensor in the files.
+    """
+    wrong = [
+        f"{name} ({dtypes[name].removeprefix('torch.')})"
+        for name, weight in module.named_parameters()
+        if name in dtypes and weight.is_floating_point() and _INTEGER.fullmatch(dtypes[name])
+    ]
+    if wrong:
+        raise SourceError(
+            f"{path}: {_count(wrong, 'weight is', 'weights are')} saved in integers, and config.json does not say how "
+            f"they were quantized: {listed(wrong)}; expected bfloat16, float16 or float32, or a quantization_config"
+        )
 
 
 def is_harmless(name: str, shape: tuple[int, ...], config: Any) -> bool:

@@ -38,7 +38,7 @@ from doubleweave.compiler.lower.templates import (
 )
 from doubleweave.compiler.program_folder import Progress, counted
 from doubleweave.compiler.split.fold_constants import fold, is_constant
-from doubleweave.compiler.split.pieces import TorchSplit, with_weights
+from doubleweave.compiler.split.pieces import TorchSplit, structure_bytes, with_weights
 from doubleweave.compiler.split.transform import transform_segments
 from doubleweave.compiler.split.weights import without_numbers
 from doubleweave.errors import LowerError
@@ -89,17 +89,19 @@ def lower(
         for job in jobs(prepared.split, _large(prepared))
         if not all(shared_key(job.segment, size) in by_key for size in job.sizes)
     ]
-    step = counted(report, len(todo) + 1)
-    templates = _lower_shared(prepared, todo, by_key, step)
-    step("writing program.pte")
-    split, digest = _written(prepared, templates, path)
+    templates = _lower_shared(prepared, todo, by_key, counted(report, len(todo)))
+    split, digest = _written(prepared, templates, path, report)
     shared = {shared_key(job.segment, size) for job in todo if job.is_shared for size in job.sizes}
     return Lowering(split, digest, {key: by_key[key] for key in shared if by_key[key].is_complete})
 
 
-def _written(torch_split: TorchSplit, templates: _Templates, path: Path) -> tuple[Split, str]:
+def _written(
+    torch_split: TorchSplit, templates: _Templates, path: Path, report: Progress
+) -> tuple[Split, str]:
     """Put each segment's weights into its templates, one segment after the other, and write them."""
     split = torch_split.split
+    sizes = structure_bytes(torch_split)
+    written, total = 0, sum(sizes[segment.structure] for segment in split.segments)
     methods = {
         segment.name: [
             Method(name, templates[segment.name, size]) for name, size in segment.methods().items()
@@ -109,6 +111,8 @@ def _written(torch_split: TorchSplit, templates: _Templates, path: Path) -> tupl
     segments = []
     with ProgramWriter(path, [method for each in methods.values() for method in each]) as writer:
         for segment in split.segments:
+            report("writing program.pte", written, max(1, total))
+            written += sizes[segment.structure]
             weights, weight_bytes, moves = torch_split.weights[segment.name], 0, []
             for method, size in zip(methods[segment.name], segment.methods().values(), strict=True):
                 weight_bytes = writer.add(method, weights)
@@ -187,7 +191,7 @@ def _lower_all(torch_split: TorchSplit, todo: list[Job], step: Callable[[str], N
 def _large(torch_split: TorchSplit) -> set[str]:
     """The structures whose weights are better not in memory while they are lowered: those of a large model."""
     segments = [segment for segment in torch_split.split.segments if backends()[segment.backend].serialized]
-    sizes = {name: sum(b.nbytes for b in graph.buffers()) for name, graph in torch_split.graphs.items()}
+    sizes = structure_bytes(torch_split)
     is_large = sum(sizes[segment.structure] for segment in segments) >= _LARGE_BYTES
     return {segment.structure for segment in segments} if is_large else set()
 

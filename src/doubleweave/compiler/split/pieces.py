@@ -50,6 +50,13 @@ class TorchSplit:
         return with_weights(self.graphs[found.structure].graph, self.weights[found.name])
 
 
+def structure_bytes(torch_split: TorchSplit) -> dict[str, int]:
+    """The bytes of weights that a segment of each structure has, by the shapes in its graph."""
+    return {
+        name: sum(buffer.nbytes for buffer in graph.buffers()) for name, graph in torch_split.graphs.items()
+    }
+
+
 class SegmentModules(Mapping[str, Callable[..., Any]]):
     """The segments of a split as functions; their weights are made for a call, unless they are kept.
 
