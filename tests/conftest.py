@@ -24,6 +24,8 @@ hypothesis.settings.load_profile("doubleweave")
 # transformers and tokenizers may look for updates otherwise; nothing here needs the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tests of what is kept there have a folder of their own.
+os.environ["DOUBLEWEAVE_CACHE"] = "off"
 
 # Two workers with two threads each would wait for one another on two cores.
 if "PYTEST_XDIST_WORKER" in os.environ:

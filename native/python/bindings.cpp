@@ -121,12 +121,14 @@ void bind_programs(nb::module_& m) {
       .def_prop_ro("method_names", &Program::method_names, nb::rv_policy::copy)
       .def(
           "load",
-          [](const Program& self, const std::string& method, int workspace_group) {
-            return std::shared_ptr<Instance>(self.load(method, workspace_group));
+          [](const Program& self, const std::string& method, int workspace_group,
+             const std::string& packed_path) {
+            return std::shared_ptr<Instance>(self.load(method, workspace_group, packed_path));
           },
-          "method"_a, "workspace_group"_a = -1, nb::call_guard<nb::gil_scoped_release>(),
+          "method"_a, "workspace_group"_a = -1, "packed_path"_a = "",
+          nb::call_guard<nb::gil_scoped_release>(),
           "Load a method, without the GIL. Instances of one workspace group (not -1) share scratch "
-          "memory.");
+          "memory. Packed weights are mapped from the file `packed_path`, or written there first.");
 }
 
 void bind_threads(nb::module_& m) {

@@ -4,6 +4,7 @@
 #include <executorch/runtime/backend/interface.h>
 #include <executorch/runtime/backend/options.h>
 #include <executorch/runtime/executor/program.h>
+#include <sys/file.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -190,6 +191,18 @@ void load_method(std::unique_ptr<Instance::Impl>& impl,
   }
 }
 
+// XNNPACK's weights cache keeps the file of packed weights locked for as long as it lives, and
+// packs again, in memory, what another process has locked. The locks only guard the writing.
+void release_locks(const std::string& path) {
+  std::error_code code;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd", code)) {
+    const auto target = std::filesystem::read_symlink(entry.path(), code);
+    if (!code && target == path) {
+      flock(std::stoi(entry.path().filename().string()), LOCK_UN);
+    }
+  }
+}
+
 }  // namespace
 
 Program::Program(const std::string& path, std::vector<uint64_t> digests)
@@ -224,7 +237,8 @@ const std::string& Program::path() const { return impl_->state->path; }
 
 const std::vector<std::string>& Program::method_names() const { return impl_->state->method_names; }
 
-std::unique_ptr<Instance> Program::load(const std::string& method, int workspace_group) const {
+std::unique_ptr<Instance> Program::load(const std::string& method, int workspace_group,
+                                        const std::string& packed_path) const {
   ProgramState& state = *impl_->state;
   const auto& names = state.method_names;
   require(std::ranges::find(names, method) != names.end(), "program '", state.path,
@@ -246,12 +260,15 @@ std::unique_ptr<Instance> Program::load(const std::string& method, int workspace
   }
 
   // Per load, not per process: another user of ExecuTorch in this process keeps its own options.
-  et::BackendOptions<2> xnnpack_options;
+  et::BackendOptions<3> xnnpack_options;
   constexpr int kWorkspacePerModel = 1;
   et::LoadBackendOptionsMap backend_options;
   require(
       xnnpack_options.set_option("workspace_sharing_mode", kWorkspacePerModel) == et::Error::Ok &&
-          xnnpack_options.set_option("weight_cache_enabled", false) == et::Error::Ok &&
+          xnnpack_options.set_option("weight_cache_enabled", !packed_path.empty()) ==
+              et::Error::Ok &&
+          (packed_path.empty() ||
+           xnnpack_options.set_option("packed_cache_path", packed_path.c_str()) == et::Error::Ok) &&
           backend_options.set_options("XnnpackBackend", xnnpack_options.view()) == et::Error::Ok,
       "XNNPACK's options cannot be set; this build of ExecuTorch is not the one expected.");
 
@@ -264,6 +281,9 @@ std::unique_ptr<Instance> Program::load(const std::string& method, int workspace
   plan_memory(*impl, *meta);
   impl->is_delegated = meta->uses_backend("XnnpackBackend");
   load_method(impl, backend_options);
+  if (!packed_path.empty()) {
+    release_locks(packed_path);
+  }
   find_slots(*impl, *meta);
   return std::unique_ptr<Instance>(new Instance(std::move(impl)));
 }

@@ -132,7 +132,10 @@ class Program {
   ///
   /// Throws Error for an unknown method, a missing operator or backend, or an input that is not a
   /// tensor.
-  std::unique_ptr<Instance> load(const std::string& method, int workspace_group = -1) const;
+  /// With a `packed_path`, of at most 255 bytes and for this method of this program alone, the
+  /// weights as XNNPACK packs them lie in that file: it is mapped, or written if it is not there.
+  std::unique_ptr<Instance> load(const std::string& method, int workspace_group = -1,
+                                 const std::string& packed_path = "") const;
 
  private:
   struct Impl;

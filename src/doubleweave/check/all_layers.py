@@ -75,4 +75,4 @@ class _OneByOne(Mapping[str, Callable[..., Any]]):
         return len(self._open().methods)
 
     def _open(self) -> Program:
-        return Program(self._folder, self._manifest)
+        return Program(self._folder, self._manifest, keeps_packed=False)

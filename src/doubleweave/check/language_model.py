@@ -123,7 +123,7 @@ def _hold_all(subject: _Subject, first: Place, far: Sequence[Place], report: Pro
         return subject.judged(ran, subject.eager(compiled.lowered, short))
     if emulator_of(split):
         return _hold_emulated(subject, ran, first, far)
-    program = ProgramHere(open_llm(compiled.folder), _encoder_input(compiled.module))
+    program = ProgramHere(open_llm(compiled.folder, keeps_packed=False), _encoder_input(compiled.module))
     if isinstance(compiled.module, Decoder):
         subject.hold_encoder(program)
     if compiled.is_float:

@@ -105,7 +105,7 @@ def _serve(folder: Path, asked: Connection, answers: Connection) -> None:
         except EOFError:
             return
         try:
-            program = program or ProgramHere(open_llm(folder))
+            program = program or ProgramHere(open_llm(folder, keeps_packed=False))
             answers.send((True, _answer(program, what, *given)))
         except DoubleweaveError as error:
             answers.send((False, first_line(error, most=400)))

@@ -37,6 +37,11 @@ def add_inspect(commands: Any) -> None:
         metavar="SYMBOL=N",
         help="with --memory: the size of a dim (another module; default: the largest); may be repeated",
     )
+    p.add_argument(
+        "--verify",
+        action="store_true",
+        help="compute the SHA-256 of the program file though it was found right before and was not written since",
+    )
     p.add_argument("--json", action="store_true", help="print it as one JSON object on the last line")
     p.set_defaults(command=_inspect)
 
@@ -45,7 +50,7 @@ def _inspect(args: argparse.Namespace) -> None:
     from doubleweave.cli.show_program import inspect_dict, inspect_table
     from doubleweave.ir import manifest
 
-    found = manifest.read(Path(args.program))
+    found = manifest.read(Path(args.program), verify=args.verify)
     print(inspect_table(found))
     if args.calls:
         print("\n" + str(found.split))

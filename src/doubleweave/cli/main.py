@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from doubleweave.cli.cache import add_cache
 from doubleweave.cli.compile import add_compile, add_doctor
 from doubleweave.cli.inspect import add_inspect
 from doubleweave.cli.options import EXIT_ERROR
@@ -97,5 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     add_bench(commands)
     add_score(commands)
     add_commands(commands)
+    add_cache(commands)
     add_doctor(commands)
     return parser

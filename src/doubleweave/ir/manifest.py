@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from doubleweave.errors import ProgramError
+from doubleweave.ir import known_files
 from doubleweave.ir.chat import ChatTemplate
 from doubleweave.ir.check import Check
 from doubleweave.ir.rules import language_model_problem, split_problem
@@ -72,8 +73,9 @@ class Manifest:
         (folder / MANIFEST_FILE).write_bytes(sealed(data, indent=1))
 
 
-def read(folder: Path) -> Manifest:
-    """Read and check a program directory's manifest and program file.
+def read(folder: Path, *, verify: bool = False) -> Manifest:
+    """Read and check a program directory's manifest and program file. A large file is hashed once, and again where it
+    was written since (known_files.py) or with `verify`.
 
     Raises ProgramError that names the file, its fault, and the remedy.
     """
@@ -83,7 +85,7 @@ def read(folder: Path) -> Manifest:
             f"{folder}: no such program folder; make one with: doubleweave compile SOURCE -o {folder}"
         )
     manifest = _parse(path)
-    _check_file(folder / PROGRAM_FILE, manifest.program_sha256, manifest.program_bytes)
+    _check_file(folder / PROGRAM_FILE, manifest.program_sha256, manifest.program_bytes, verify=verify)
     if manifest.state_sha256:
         _check_file(folder / STATE_FILE, manifest.state_sha256)
     return manifest
@@ -210,7 +212,7 @@ def _problem(manifest: Manifest) -> str | None:
     return language_model_problem(split, model.vocab_size, model.max_context)
 
 
-def _check_file(path: Path, sha256: str, num_bytes: int | None = None) -> None:
+def _check_file(path: Path, sha256: str, num_bytes: int | None = None, *, verify: bool = False) -> None:
     """Check size, where it is known, and digest: a damaged program would end the process where it is run."""
     try:
         size = path.stat().st_size
@@ -219,6 +221,8 @@ def _check_file(path: Path, sha256: str, num_bytes: int | None = None) -> None:
                 f"{path}: found {size} bytes, the manifest says {num_bytes}: the file is truncated or "
                 "of another program; compile it again"
             )
+        if not verify and known_files.is_known(path, sha256):
+            return
         with open(path, "rb") as file:
             if hasattr(hashlib, "file_digest"):  # from Python 3.11 on: it does not read the file as a whole
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -231,3 +235,4 @@ def _check_file(path: Path, sha256: str, num_bytes: int | None = None) -> None:
             f"{path}: its SHA-256 is {digest[:12]}…, the manifest says {sha256[:12]}…: the file was "
             "changed or damaged; compile it again"
         )
+    known_files.note(path, sha256)

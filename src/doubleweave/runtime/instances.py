@@ -13,6 +13,7 @@ from doubleweave import _native
 from doubleweave.errors import ProgramError
 from doubleweave.ir.manifest import PROGRAM_FILE
 from doubleweave.ir.split import Split
+from doubleweave.runtime.packed_weights import PackedWeights
 from doubleweave.schedule.scratch_groups import groups
 from doubleweave.vendors.library import libraries_of, load_libraries
 from doubleweave.vendors.printed_output import captured
@@ -25,8 +26,9 @@ class Instances:
     at the same time.
     """
 
-    def __init__(self, program: _native.Program, split: Split) -> None:
+    def __init__(self, program: _native.Program, split: Split, packed: PackedWeights) -> None:
         self._program = program
+        self._packed = packed
         # Blocks share a few scratch regions: with one each, a block would keep about 3 MB (docs/design.md).
         shared = groups(split)
         self._groups = {
@@ -72,7 +74,8 @@ class Instances:
 
     def _load(self, method: str) -> _native.Instance:
         try:
-            return self._program.load(method, self._groups.get(method, -1))
+            with self._packed.path_of(method) as packed:
+                return self._program.load(method, self._groups.get(method, -1), packed)
         except _native.Error as error:
             raise ProgramError(f"{self._program.path}: {error}") from error
 
@@ -84,8 +87,9 @@ class Instances:
         return len(self._loaded)
 
 
-def open_instances(folder: Path, split: Split) -> Instances:
-    """Load the libraries that the split needs, and open a folder's program file.
+def open_instances(folder: Path, split: Split, packed: PackedWeights | None = None) -> Instances:
+    """Load the libraries that the split needs, and open a folder's program file; `packed`: where its packed weights are
+    kept.
 
     Raises BackendError where a library is missing, ProgramError where the program does not have the methods of the
     split or cannot run on this machine.
@@ -100,4 +104,4 @@ def open_instances(folder: Path, split: Split) -> Instances:
         raise ProgramError(
             f"{folder}: method {missing[0]!r} of the manifest is not in the program; compile it again"
         )
-    return Instances(program, split)
+    return Instances(program, split, packed or PackedWeights())

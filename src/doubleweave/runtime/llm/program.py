@@ -21,6 +21,7 @@ from doubleweave.runtime.module.method import Method, segment_functions
 from doubleweave.runtime.module.runner import Runner
 from doubleweave.runtime.module.states import States
 from doubleweave.runtime.module.submit import Workers
+from doubleweave.runtime.packed_weights import packed_weights
 from doubleweave.schedule.choice import AUTO, Wish
 
 
@@ -28,15 +29,17 @@ class Program:
     """A program directory: `methods`, `session()`, `generate()`.
 
     `methods` has each segment's, and each encoder by its name (entries/encoders.py), with its nested modules.
+    `keeps_packed`: whether the packed weights of a large program are kept in the cache folder (packed_weights.py).
     """
 
-    def __init__(self, folder: Path, found: manifest.Manifest) -> None:
+    def __init__(self, folder: Path, found: manifest.Manifest, *, keeps_packed: bool = True) -> None:
         self.folder = folder
         self.manifest = found
         self.split = found.split.decoder
         assert found.model is not None
         self.model = found.model
-        self.instances = open_instances(folder, found.split)
+        packed = packed_weights(found.split, found.program_sha256, found.name) if keeps_packed else None
+        self.instances = open_instances(folder, found.split, packed)
         workers = Workers()
         runner = Runner(found.split, self.instances, States(found.split, folder / manifest.STATE_FILE))
         functions = segment_functions(found.split.segments)
