@@ -66,6 +66,8 @@ def test_logits_are_those_of_the_whole_module(folders, name, request):
         ("tied", {"quantize": "8da8w"}),
         ("qwen3", {"quantize": "8da4w", "shape": "static", "chunk": (1, 8)}),
         ("cohere", {"quantize": "none"}),  # its weights are turned
+        ("mixtral", {"quantize": "8da8w"}),  # its experts are stacked and joined
+        ("olmoe", {"quantize": "8da4w"}),
     ],
 )
 def test_programs_are_the_same_byte_for_byte(folders, name, options, tmp_path, request):
@@ -80,10 +82,16 @@ def test_programs_are_the_same_byte_for_byte(folders, name, options, tmp_path, r
 
 @pytest.mark.usefixtures("every_weight")
 class TestWhatIsLoadedWhole:
-    """What transformers renames, stacks or chooses on loading is its to load."""
+    """What transformers computes or chooses on loading is its to load."""
 
-    def test_stacked_experts(self, folders):
-        assert not in_files(load(folders("mixtral")).module)
+    def test_an_expert_that_is_missing(self, folders, tmp_path):
+        folder = shutil.copytree(folders("mixtral"), tmp_path / "one less")
+        tensors = load_file(folder / "model.safetensors")
+        lost = next(name for name in sorted(tensors) if ".experts.1.w2." in name)
+        del tensors[lost]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(SourceError, match="experts"):
+            load(folder)
 
     def test_a_weight_that_is_saved_twice(self, folders, tmp_path):
         folder = shutil.copytree(folders("tied"), tmp_path / "twice")
@@ -145,6 +153,14 @@ def weight(tmp_path, monkeypatch):
         yield numbers
 
     return FileWeight(opened, (7, 4)), numbers.float()
+
+
+def test_nobody_writes_into_it(weight):
+    held, numbers = weight
+    for write in (lambda: held.add_(1), lambda: held.copy_(numbers), lambda: held.zero_()):
+        with pytest.raises(SourceError, match="a weight that stays in its file cannot be written"):
+            write()
+    assert torch.equal(in_memory(held), numbers)
 
 
 def test_operators_read_it(weight):

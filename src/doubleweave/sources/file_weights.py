@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from doubleweave.errors import SourceError
+
 # Output features of a product that are computed at a time.
 FEATURES = 4096
 aten = torch.ops.aten
@@ -68,6 +70,11 @@ class FileWeight(Tensor):
         if func is aten.embedding.default and isinstance(args[0], FileWeight):
             with args[0].opened() as saved:  # of a table these rows alone
                 return saved[args[1]].to(torch.float32)
+        for given, argument in zip(args, func._schema.arguments, strict=False):
+            if isinstance(given, FileWeight) and argument.is_write:  # it would write into a copy
+                raise SourceError(
+                    f"{func}: a weight that stays in its file cannot be written; load the model whole"
+                )
         args, kwargs = pytree.tree_map_only(FileWeight, lambda weight: weight.read(), (args, kwargs or {}))
         return func(*args, **kwargs)
 

@@ -22,6 +22,7 @@ import torch
 from doubleweave.errors import SourceError, first_line
 from doubleweave.sources import adapter as adapters
 from doubleweave.sources.audit import audit
+from doubleweave.sources.converted_weights import is_converted
 from doubleweave.sources.encoder_decoder import auto_class_of
 from doubleweave.sources.folder_config import (
     check_code,
@@ -139,7 +140,9 @@ def _load_module(
         module = _streamed(path, config, tensors)
         if module is not None:
             check_dtypes(path, module, {name: tensors.dtype(name) for name in tensors})
-            return module, lambda: "", kinds  # its weights are those of the files, under their names
+            if not is_converted(module):
+                return module, lambda: "", kinds  # its weights are those of the files, under their names
+            return module, lambda: audit(saved(), module, _harmless_for(module)), kinds
     given: dict[str, Any] = {}
     if settings is not None or not tensors.is_plain:
         given["state_dict"] = dict(tensors if settings is None else plain_tensors(path, settings, tensors))
@@ -156,16 +159,21 @@ def _load_module(
         _check_linears(path, settings, module)
     elif isinstance(tensors, TensorFiles):
         check_dtypes(path, module, {name: tensors.dtype(name) for name in tensors})
-    left_out = [re.compile(one) for one in getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()]
-
-    def harmless(name: str, shape: tuple[int, ...]) -> bool:
-        return is_harmless(name, shape, module.config) or any(one.search(name) for one in left_out)
 
     def check_again() -> str:
         files = saved()
-        return audit(files if settings is None else plain_tensors(path, settings, files), module, harmless)
+        given = files if settings is None else plain_tensors(path, settings, files)
+        return audit(given, module, _harmless_for(module))
 
     return module, check_again, kinds
+
+
+def _harmless_for(module: Any) -> Callable[[str, tuple[int, ...]], bool]:
+    """Whether a tensor of the files, by its name and shape, need not be in the module."""
+    left_out = [re.compile(one) for one in getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    return lambda name, shape: (
+        is_harmless(name, shape, module.config) or any(one.search(name) for one in left_out)
+    )
 
 
 def _streamed(path: Path, config: Any, tensors: TensorFiles) -> Any | None:

@@ -1,7 +1,7 @@
 """Make a transformers module of a folder whose weights stay in the files (file_weights.py), where that can be done.
 
-It can where every weight of the module is a tensor of the files under its own name: what transformers renames, stacks
-or computes on loading is its to load. Knows nothing of splits.
+It can where every weight of the module is a tensor of the files, or several that are stacked or joined
+(converted_weights.py): what transformers makes in another way on loading is its to load. Knows nothing of splits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from doubleweave.sources.file_weights import FileWeight
+from doubleweave.sources.converted_weights import Made, made_weights
+from doubleweave.sources.file_weights import FileWeight, Opened
 from doubleweave.sources.tensor_files import TensorFiles
 
 # Of all weights in float32. A module that takes less is loaded whole, which is read once and not at every use.
@@ -30,8 +31,6 @@ def streamed_module(
 
     `is_harmless` says which tensors no weight needs to be made of.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
     if 4 * sum(_numel(files.shape(name)) for name in files) < LEAST_BYTES:
         return None
     try:
@@ -39,38 +38,44 @@ def streamed_module(
             module = kind._from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     except Exception:  # it computes with parameters while it is made
         return None
-    if get_model_conversion_mapping(module, add_legacy=False):
-        return None
     named = module.state_dict(keep_vars=True)
-    names: dict[int, str] = {}  # of each weight in the files; a tied one has several in the module
-    for name, weight in named.items():
-        if name in files and files.shape(name) == tuple(weight.shape):
-            if id(weight) in names:  # saved twice: transformers takes one of them
-                return None
-            names[id(weight)] = name
-    if any(id(weight) not in names for weight in named.values()):
+    found = made_weights(module, {name: files.shape(name) for name in files}, is_harmless)
+    if found is None:
         return None
-    if any(name not in named and not is_harmless(name, files.shape(name)) for name in files):
+    names: dict[int, str] = {}  # of each weight that is made; a tied one has several in the module
+    for name in found:
+        if id(named[name]) in names:  # saved twice: transformers takes one of them
+            return None
+        names[id(named[name])] = name
+    if any(id(weight) not in names for weight in named.values()):
         return None
     made: dict[int, Tensor] = {}
     for weight in named.values():
         if id(weight) not in made:
-            made[id(weight)] = _weight(files, names[id(weight)], weight)
+            name = names[id(weight)]
+            made[id(weight)] = _weight(partial(_opened, files, name, found[name], module), weight)
     for part in module.modules():
         for held in (part._parameters, part._buffers):
-            for name, found in held.items():
-                if found is not None and id(found) in made:
-                    held[name] = made[id(found)]
+            for name, tensor in held.items():
+                if tensor is not None and id(tensor) in made:
+                    held[name] = made[id(tensor)]
     return module
 
 
-def _weight(files: TensorFiles, name: str, weight: Tensor) -> Tensor:
+@contextmanager
+def _opened(files: TensorFiles, name: str, made: Made, module: Any) -> Iterator[Tensor]:
+    with files.opened(made.names) as tensors:
+        yield made.of(name, tensors, module)
+
+
+def _weight(opened: Opened, weight: Tensor) -> Tensor:
     is_parameter = isinstance(weight, nn.Parameter)
     made: Tensor
     if is_parameter and 4 * weight.numel() >= _SMALL_BYTES:
-        made = FileWeight(partial(files.opened, name), tuple(weight.shape))
+        made = FileWeight(opened, tuple(weight.shape))
     else:
-        made = files[name].to(torch.float32 if weight.is_floating_point() else weight.dtype, copy=True)
+        with opened() as saved:
+            made = saved.to(torch.float32 if weight.is_floating_point() else weight.dtype, copy=True)
     return nn.Parameter(made, requires_grad=False) if is_parameter else made
 
 

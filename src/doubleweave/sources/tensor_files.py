@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,16 @@ class TensorFiles(Mapping[str, Tensor]):
         return tensor
 
     @contextmanager
-    def opened(self, name: str) -> Iterator[Tensor]:
-        """A tensor as it is mapped, which no memory is held for behind the context."""
-        path, saved = self._places[name]
-        opened = _opened(path) if path.suffix == ".safetensors" else self._open(path)
-        yield opened[saved] if isinstance(opened, dict) else opened.get_tensor(saved)
+    def opened(self, names: Sequence[str]) -> Iterator[list[Tensor]]:
+        """Tensors as they are mapped, which no memory is held for behind the context."""
+        files: dict[Path, Any] = {}
+        found = []
+        for path, saved in map(self._places.__getitem__, names):
+            if path not in files:
+                files[path] = _opened(path) if path.suffix == ".safetensors" else self._open(path)
+            opened = files[path]
+            found.append(opened[saved] if isinstance(opened, dict) else opened.get_tensor(saved))
+        yield found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

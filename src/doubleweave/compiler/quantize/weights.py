@@ -208,7 +208,8 @@ def _converted(weight: Tensor, bits: int) -> tuple[Tensor, ...]:
     if weight.ndim == 2:
         return _CONVERT[bits](weight)
     # One by one: the search for 4-bit scales takes several times their memory.
-    return tuple(map(torch.stack, zip(*(_CONVERT[bits](each) for each in weight.unbind()), strict=True)))
+    experts = (e[0] for e in weight.blocks(1)) if isinstance(weight, FileWeight) else weight.unbind()
+    return tuple(map(torch.stack, zip(*(_CONVERT[bits](each) for each in experts), strict=True)))
 
 
 def renumbered(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, Convert]:
