@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from doubleweave.check.all_layers import hold_weights
 from doubleweave.check.language_model import Compiled, check_llm, refusal
+from doubleweave.compiler.backends import backends
 from doubleweave.compiler.backends.backend import Options
 from doubleweave.compiler.free_memory import give_back_free_memory
 from doubleweave.compiler.lower.lower import lower
@@ -46,7 +47,10 @@ def check_compiled(
     """Check the program of `folder`; raises CheckError. `whole`: a large model too is run with all its layers."""
     give_back_free_memory()
     compiled = _compiled(model, options, splits, folder)
-    if whole or sum(weight.nbytes for weight in model.module.parameters()) < LARGE_BYTES:
+    is_large = sum(weight.nbytes for weight in model.module.parameters()) >= LARGE_BYTES
+    # Other backends would compile the first layers anew, for minutes, and may not run here.
+    is_quick = all(backends()[segment.backend].serialized for segment in splits.lowered.split.segments)
+    if whole or not is_large or not is_quick:
         return check_llm(compiled, report)
     count = enough_layers(model.module)
     found = None if count is None else _check_layers(model, options, splits, templates, folder, count, report)

@@ -209,12 +209,14 @@ def _weights_of(torch_split: TorchSplit, job: Job) -> MadeUp:
 
 def matrices(graph: fx.Graph) -> frozenset[int]:
     """The weights whose numbers no backend looks at: integers, and what operators of aten alone read (no scales)."""
-    return frozenset(
-        int(node.target[1:])
+    looked_at = {
+        node.target
         for node in graph.find_nodes(op="get_attr")
-        if node.meta["val"].dtype == torch.int8
-        or all(getattr(user.target, "namespace", "") == "aten" for user in node.users)
-    )
+        if node.meta["val"].dtype != torch.int8
+        and any(getattr(user.target, "namespace", "") != "aten" for user in node.users)
+    }
+    names = {node.target for node in graph.find_nodes(op="get_attr")}
+    return frozenset(int(name[1:]) for name in names - looked_at)
 
 
 def lower_graph(

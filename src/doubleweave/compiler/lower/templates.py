@@ -35,9 +35,8 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 def _nibbles(tensor: Tensor) -> memoryview:
     """Two 4-bit weights a byte, offset by 8, the even one low: XNNPACK's qc4w layout."""
     offset = tensor.contiguous().view(-1) + 8  # 0 … 15
-    pairs = torch.nn.functional.pad(offset, (0, offset.numel() % 2)).view(
-        torch.int16
-    )  # 256 times the odd one
+    even = torch.nn.functional.pad(offset, (0, offset.numel() % 2))
+    pairs = even.view(torch.int16)  # the first of a pair, and 256 times the second
     return raw_bytes((pairs >> 4 | pairs).to(torch.uint8))
 
 
