@@ -82,25 +82,18 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     p = parser(__doc__)
-    p.add_argument(
-        "--shape",
-        action="append",
-        choices=list(GOALS),
-        help="only this shape; may be repeated (default: llama-1b)",
-    )
+    real_sizes.add_shape(p)
     p.add_argument("--rounds", type=int, default=5, metavar="R", help="openings of each kind (default 5)")
     return p.parse_args()
 
 
 def program_of(shape: str, cache: Path) -> Path:
     """The shape's program, compiled first if it is missing."""
-    program, weights = cache / "programs" / f"{shape}-{real_sizes.RECIPE}", cache / "weights" / shape
+    program = cache / "programs" / f"{shape}-{real_sizes.RECIPE}"
     if not program.exists():
-        if not (weights / "config.json").exists():
-            note(f"writing random weights: {shape}")
-            real_sizes.write_weights(shape, weights)
+        weights = real_sizes.weights_of(shape, cache)
         note(f"compiling {shape}")
-        timed_compile(weights, program, ["--quantize", real_sizes.RECIPE, "--max-context", "4096"])
+        timed_compile(weights, program, real_sizes.OPTIONS)
     return program
 
 

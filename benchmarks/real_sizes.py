@@ -65,6 +65,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any], tuple[float, float, float]]] = {
     "llama-8b": ("Llama", LLAMA_8B, (150, 4.0, 5.1)),
 }
 RECIPE = "8da4w"
+OPTIONS = ["--quantize", RECIPE, "--max-context", "4096"]
 _SHARD_BYTES = 2 << 30
 
 
@@ -76,19 +77,10 @@ def main() -> None:
     results: dict[str, Any] = {}
     for shape in args.shape or ["llama-1b"]:
         goals = SHAPES[shape][2]
-        weights = args.cache / "weights" / shape
-        if not (weights / "config.json").exists():
-            note(f"writing random weights: {shape}")
-            write_weights(shape, weights)
+        weights = weights_of(shape, args.cache)
         note(f"compiling {shape} {RECIPE}")
         with tempfile.TemporaryDirectory(dir=args.cache) as folder:
-            options = [
-                "--quantize",
-                RECIPE,
-                "--max-context",
-                "4096",
-                *(["--no-check"] if args.no_check else []),
-            ]
+            options = [*OPTIONS, *(["--no-check"] if args.no_check else [])]
             found = timed_compile(weights, Path(folder) / "program", options)
         size = found.summary["program_bytes"] / 1e9
         numbers = (found.wall_s, found.peak_pss_bytes / 1e9, size)
@@ -104,16 +96,29 @@ def main() -> None:
     )
 
 
-def arguments() -> argparse.Namespace:
-    p = parser(__doc__)
+def add_shape(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--shape",
         action="append",
         choices=list(SHAPES),
         help="only this shape; may be repeated (default: llama-1b)",
     )
+
+
+def arguments() -> argparse.Namespace:
+    p = parser(__doc__)
+    add_shape(p)
     p.add_argument("--no-check", action="store_true", help="compile without the check against the source")
     return p.parse_args()
+
+
+def weights_of(shape: str, cache: Path) -> Path:
+    """The folder of a shape's weights, written first if it is missing."""
+    weights = cache / "weights" / shape
+    if not (weights / "config.json").exists():
+        note(f"writing random weights: {shape}")
+        write_weights(shape, weights)
+    return weights
 
 
 def write_weights(shape: str, folder: Path) -> None:

@@ -76,8 +76,13 @@ sys.stdin.read()
 """
 
 
-def test_processes_share_them(toy_8da8w_dir, cache):
+@pytest.mark.parametrize("way", ["plain", "linked"])
+def test_processes_share_them(toy_8da8w_dir, cache, tmp_path, monkeypatch, way):
     """Also while the one that wrote them runs: XNNPACK's lock on a file would keep the others from it."""
+    if way == "linked":
+        cache.parent.mkdir()
+        (tmp_path / "link").symlink_to(cache.parent)
+        monkeypatch.setenv("DOUBLEWEAVE_CACHE", str(tmp_path / "link"))
     command = [sys.executable, "-c", MAPS, str(toy_8da8w_dir)]
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     running = []
@@ -161,8 +166,22 @@ def test_without_a_cache(toy_8da8w_dir, cache, tmp_path, monkeypatch, problem):
 def test_a_full_disk_keeps_none(toy_8da8w_dir, cache, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    logits(toy_8da8w_dir)
+    for _ in range(2):
+        logits(toy_8da8w_dir)
     assert not states(cache)
+
+
+def test_methods_of_one_module_have_notes_of_their_own(cache):
+    """An encoder's methods are named "vision.fc1", "vision.fc2"."""
+    cache.mkdir(parents=True)
+    names = {"vision.fc1", "vision.fc2"}
+    packed = packed_weights.PackedWeights(cache, names)
+    for name in sorted(names):
+        with packed.path_of(name) as path:
+            Path(path).write_text(name)
+    for name in names:
+        with packed.path_of(name) as path:
+            assert Path(path).read_text() == name
 
 
 def test_small_programs_keep_none(toy_8da8w_dir, cache, monkeypatch):

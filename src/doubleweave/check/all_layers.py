@@ -15,8 +15,8 @@ from doubleweave.check.language_model import Compiled, refusal, token_ids
 from doubleweave.check.segments import SEGMENT_BOUND, Comparison
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.compiler.split.eager import run_chunks
-from doubleweave.compiler.split.pieces import structure_bytes
-from doubleweave.ir import manifest
+from doubleweave.compiler.split.pieces import weight_bytes
+from doubleweave.ir.manifest import Manifest
 from doubleweave.ir.split import Call, FixedSizes
 from doubleweave.runtime.llm.program import Program
 from doubleweave.schedule.choice import chunk_shape
@@ -26,22 +26,20 @@ WEIGHTS_BOUND = 0.5
 _ROWS = 8
 
 
-def hold_weights(compiled: Compiled, report: Progress) -> float:
+def hold_weights(compiled: Compiled, manifest: Manifest, report: Progress) -> float:
     """The largest noise of a segment of the program against float32; CheckError where one has other weights."""
     shape = chunk_shape(compiled.lowered.split)
     rows = min(shape.sizes) if isinstance(shape, FixedSizes) else _ROWS
     bound = SEGMENT_BOUND if compiled.is_float else WEIGHTS_BOUND
-    compared = Comparison(compiled.reference, _OneByOne(compiled.folder), bound=bound)
-    sizes = structure_bytes(compiled.reference)
-    calls = compiled.reference.split.calls
-    total = max(1, sum(sizes[compiled.reference.split.segment(call.segment).structure] for call in calls))
-    done = 0
+    compared = Comparison(compiled.reference, _OneByOne(compiled.folder, manifest), bound=bound)
+    sizes = weight_bytes(compiled.reference)
+    done, total = 0, sum(sizes[call.segment] for call in compiled.reference.split.calls)
 
     def on_call(call: Call, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         nonlocal done
         compared(call, read, written)
-        done += sizes[compiled.reference.split.segment(call.segment).structure]
-        report("checking: the weights of all layers", done, total)
+        done += sizes[call.segment]
+        report("checking: the weights of all layers", done, max(1, total))
 
     for _ in run_chunks(compiled.reference, [token_ids(compiled, rows)], on_call=on_call):
         pass
@@ -58,8 +56,8 @@ def hold_weights(compiled: Compiled, report: Progress) -> float:
 class _OneByOne(Mapping[str, Callable[..., Any]]):
     """A program's methods, of which the one that was asked for last is loaded."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._manifest = folder, manifest.read(folder)
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self._folder, self._manifest = folder, manifest
         self._loaded: dict[str, Callable[..., Any]] = {}
 
     def __getitem__(self, name: str) -> Callable[..., Any]:

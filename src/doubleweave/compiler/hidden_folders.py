@@ -6,17 +6,13 @@ Knows nothing of what is in them.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # not Unix: what a killed process leaves stays
-    fcntl = None  # type: ignore[assignment]
+from doubleweave.locks import Lock
 
 NEW, OLD = "new", "old"  # what is being made, and what steps aside for it
 _ASIDE = "program"
@@ -25,9 +21,9 @@ _ASIDE = "program"
 @contextmanager
 def hidden_folder(target: Path, kind: str = NEW) -> Iterator[Path]:
     """An empty folder on the target's file system, where renaming is one step; OSError where it cannot be made."""
-    with _Lock(target.parent):  # nobody takes it for abandoned before it is locked
+    with Lock(target.parent):  # nobody takes it for abandoned before it is locked
         path = Path(tempfile.mkdtemp(prefix=f"{_prefix(target)}{kind}-", dir=target.parent))
-        held = _Lock(path)
+        held = Lock(path)
     try:
         with held:
             yield path
@@ -51,10 +47,10 @@ def remove_abandoned(target: Path) -> None:
     """Remove what killed processes left beside the target; a target that had stepped aside for one comes back."""
     if not target.parent.is_dir():
         return
-    with _Lock(target.parent) as is_alone:
+    with Lock(target.parent) as is_alone:
         found = [path for path in target.parent.iterdir() if path.name.startswith(_prefix(target))]
         for path in found if is_alone else ():
-            with _Lock(path, waits=False) as is_free:
+            with Lock(path, waits=False) as is_free:
                 if not is_free:
                     continue  # another process writes it
                 if not target.exists() and (path / _ASIDE).exists() and OLD in path.name:
@@ -64,24 +60,3 @@ def remove_abandoned(target: Path) -> None:
 
 def _prefix(target: Path) -> str:
     return f".{target.name}.doubleweave-"
-
-
-class _Lock:
-    """Hold a folder; entering says whether it is held: not where another process does, or folders cannot be locked."""
-
-    def __init__(self, folder: Path, *, waits: bool = True) -> None:
-        self._descriptor: int | None = None
-        self._is_held = False
-        if fcntl is None:
-            return
-        with suppress(OSError):
-            self._descriptor = os.open(folder, os.O_RDONLY)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-            self._is_held = True
-
-    def __enter__(self) -> bool:
-        return self._is_held
-
-    def __exit__(self, *_: object) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)

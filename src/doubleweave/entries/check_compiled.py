@@ -22,7 +22,7 @@ from doubleweave.compiler.pipeline_llm import Splits, splits_of
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.entries.llm_manifest import write_beside
 from doubleweave.ir.check import Check
-from doubleweave.ir.manifest import PROGRAM_FILE
+from doubleweave.ir.manifest import PROGRAM_FILE, Manifest
 from doubleweave.sources.first_layers import enough_layers, first_layers
 
 if TYPE_CHECKING:
@@ -40,11 +40,15 @@ def check_compiled(
     splits: Splits,
     templates: Mapping[Key, Template],
     folder: Path,
+    manifest: Manifest,
     report: Progress,
     *,
     whole: bool,
 ) -> Check:
-    """Check the program of `folder`; raises CheckError. `whole`: a large model too is run with all its layers."""
+    """Check the program of `folder`, which has this manifest; raises CheckError.
+
+    `whole`: a large model too is run with all its layers.
+    """
     give_back_free_memory()
     compiled = _compiled(model, options, splits, folder)
     is_large = sum(weight.nbytes for weight in model.module.parameters()) >= LARGE_BYTES
@@ -60,7 +64,7 @@ def check_compiled(
     report("checking: the weights of all layers", 0, 1)
     if said := model.audit():
         raise refusal(compiled, said)
-    return replace(found, layers=count, weights_noise=hold_weights(compiled, report))
+    return replace(found, layers=count, weights_noise=hold_weights(compiled, manifest, report))
 
 
 def _check_layers(

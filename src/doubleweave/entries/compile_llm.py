@@ -208,7 +208,9 @@ def _compile(
     check_encoders(encoders, folder, manifest, bool(check), report)
     if check:
         whole = check == "whole"
-        found = check_compiled(model, options, splits, lowered.templates, folder, report, whole=whole)
+        found = check_compiled(
+            model, options, splits, lowered.templates, folder, manifest, report, whole=whole
+        )
         manifest = replace(manifest, check=found)
         manifest.write(folder)
     return manifest

@@ -16,9 +16,14 @@ def cache_folder() -> Path | None:
     if named:
         return Path(named)
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "doubleweave"
-    except RuntimeError:  # no home
+        return user_cache() / "doubleweave"
+    except RuntimeError:
         return None
+
+
+def user_cache() -> Path:
+    """The folder of all programs' caches; RuntimeError where the user has no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def state_of(path: Path) -> list[int]:

@@ -21,17 +21,13 @@ from doubleweave import _native
 from doubleweave.files import written_whole
 from doubleweave.ir.cache_folder import cache_folder, state_of
 from doubleweave.ir.split import Split
-
-try:
-    import fcntl
-except ImportError:  # not Unix: two processes may both pack, and the later file stays
-    fcntl = None  # type: ignore[assignment]
+from doubleweave.locks import Lock
 
 LEAST_BYTES = 256 << 20  # of a program's weights: less is packed in a moment
 _LEAST_OF_A_METHOD = 1 << 20
 MOST_BYTES = 16 << 30  # of all programs together
 _LONGEST_PATH = 255  # XNNPACK's delegate cuts longer ones
-_NOTE, _ABOUT = ".json", "about.txt"
+_ABOUT = "about.txt"
 
 
 class PackedWeights:
@@ -49,7 +45,9 @@ class PackedWeights:
         elif _is_whole(path):
             yield str(path)
         else:
-            with _alone(path) as is_alone:  # another process may be writing it
+            with suppress(OSError):  # the folder is gone, or cannot be written
+                _beside(path, ".lock").touch(0o600)
+            with Lock(_beside(path, ".lock"), waits=False) as is_alone:  # another process may be writing it
                 if is_alone:
                     path.unlink(missing_ok=True)
                 yield str(path) if is_alone else ""
@@ -70,8 +68,7 @@ class Kept(NamedTuple):
 def packed_weights(split: Split, digest: str, name: str) -> PackedWeights:
     """The packed weights of the program with this SHA-256; none are kept where it is small, or the disk is full."""
     root = _root()
-    sizes = {segment.name: segment.weight_bytes for segment in split.segments}
-    total = sum(sizes.values())
+    total = sum(segment.weight_bytes for segment in split.segments)
     if root is None or total < LEAST_BYTES:
         return PackedWeights()
     folder = root / f"{digest[:32]}-{_machine()}"
@@ -81,19 +78,20 @@ def packed_weights(split: Split, digest: str, name: str) -> PackedWeights:
         if segment.weight_bytes >= _LEAST_OF_A_METHOD
         for method in segment.methods()
     }
-    if max(len(os.fsencode(folder / method)) for method in methods) > _LONGEST_PATH:
+    if any(len(os.fsencode(folder / method)) > _LONGEST_PATH for method in methods):
         return PackedWeights()
     try:
-        is_new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        if is_new:
-            (folder / _ABOUT).write_text(name)
+        if not folder.exists():
+            root.mkdir(parents=True, exist_ok=True)
             make_room(folder, total)
+            if shutil.disk_usage(root).free <= 2 * total:
+                return PackedWeights()
+            folder.mkdir(exist_ok=True)
+            (folder / _ABOUT).write_text(name)
         os.utime(folder)
-        has_room = not is_new or shutil.disk_usage(folder).free > 2 * total
     except OSError:
         return PackedWeights()
-    return PackedWeights(folder if has_room else None, methods)
+    return PackedWeights(folder, methods)
 
 
 def kept() -> list[Kept]:
@@ -126,7 +124,8 @@ def make_room(needed_by: Path | None = None, num_bytes: int = 0, most: int = MOS
 
 def _root() -> Path | None:
     folder = cache_folder()
-    return None if folder is None else folder / "packed"
+    # Resolved: locks are found by the path that the system knows a file by (release_locks in program.cpp).
+    return None if folder is None else folder.resolve() / "packed"
 
 
 def _machine() -> str:
@@ -139,9 +138,13 @@ def _machine() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)  # names of methods have dots
+
+
 def _is_whole(path: Path) -> bool:
     try:
-        noted = json.loads(path.with_suffix(_NOTE).read_text())
+        noted = json.loads(_beside(path, ".json").read_text())
     except (OSError, ValueError):
         return False
     return bool(noted) and state_of(path) == noted
@@ -151,26 +154,5 @@ def _note(path: Path) -> None:
     """Say that the file was written to its end: XNNPACK has written its index, and waited for the disk."""
     with suppress(OSError):
         path.chmod(0o444)
-        with written_whole(path.with_suffix(_NOTE)) as temporary:
+        with written_whole(_beside(path, ".json")) as temporary:
             temporary.write_text(json.dumps(state_of(path)))
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    if fcntl is None:
-        yield True
-        return
-    try:
-        handle = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:  # the folder is gone, or cannot be written
-        yield False
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_alone = True
-    except OSError:
-        is_alone = False
-    try:
-        yield is_alone
-    finally:
-        os.close(handle)

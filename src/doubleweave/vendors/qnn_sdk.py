@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from doubleweave.errors import BackendError
+from doubleweave.ir.cache_folder import user_cache
 
 BUILT_FOR = (2, 37)  # the SDK that ExecuTorch 1.5 is built against
 OLDEST = (2, 28)
@@ -109,8 +110,7 @@ def _places() -> list[tuple[str, Path]]:
     places = []
     if root := os.environ.get("QNN_SDK_ROOT"):
         places.append(("QNN_SDK_ROOT", Path(root) / "lib" / "x86_64-linux-clang"))
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    staged = Path(os.environ.get("QNN_STAGING_DIR") or cache_home / "executorch" / "qnn")
+    staged = Path(os.environ.get("QNN_STAGING_DIR") or user_cache() / "executorch" / "qnn")
     for downloaded in sorted(staged.glob("sdk-*")):
         places.append(("downloaded by ExecuTorch", downloaded / "lib" / "x86_64-linux-clang"))
     spec = find_spec("onnxruntime_qnn") if is_host() else None

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 LEAST_BYTES = 1 << 20
-_TOUCHED = (
-    1024  # numbers at the beginning that are made up, so that a copy in another form is told from zeros
-)
+# Numbers at the beginning that are made up, so that a copy in another form is told from zeros.
+_TOUCHED = 1024
 
 
 class _Name(bytes):

@@ -38,7 +38,7 @@ from doubleweave.compiler.lower.templates import (
 )
 from doubleweave.compiler.program_folder import Progress, counted
 from doubleweave.compiler.split.fold_constants import fold, is_constant
-from doubleweave.compiler.split.pieces import TorchSplit, structure_bytes, with_weights
+from doubleweave.compiler.split.pieces import TorchSplit, weight_bytes, with_weights
 from doubleweave.compiler.split.transform import transform_segments
 from doubleweave.compiler.split.weights import without_numbers
 from doubleweave.errors import LowerError
@@ -100,8 +100,8 @@ def _written(
 ) -> tuple[Split, str]:
     """Put each segment's weights into its templates, one segment after the other, and write them."""
     split = torch_split.split
-    sizes = structure_bytes(torch_split)
-    written, total = 0, sum(sizes[segment.structure] for segment in split.segments)
+    sizes = weight_bytes(torch_split)
+    done, total = 0, sum(sizes.values())
     methods = {
         segment.name: [
             Method(name, templates[segment.name, size]) for name, size in segment.methods().items()
@@ -111,17 +111,17 @@ def _written(
     segments = []
     with ProgramWriter(path, [method for each in methods.values() for method in each]) as writer:
         for segment in split.segments:
-            report("writing program.pte", written, max(1, total))
-            written += sizes[segment.structure]
-            weights, weight_bytes, moves = torch_split.weights[segment.name], 0, []
+            report("writing program.pte", done, max(1, total))
+            done += sizes[segment.name]
+            weights, used, moves = torch_split.weights[segment.name], 0, []
             for method, size in zip(methods[segment.name], segment.methods().values(), strict=True):
-                weight_bytes = writer.add(method, weights)
+                used = writer.add(method, weights)
                 if method.template.traffic is not None and size is not None:
                     moves.append(method.template.traffic._replace(size=size))
             segments.append(
                 replace(
                     segment,
-                    weight_bytes=weight_bytes,
+                    weight_bytes=used,
                     traffic=tuple(moves),
                     num_operators=method.template.num_operators,
                     num_delegated=method.template.num_delegated,
@@ -191,8 +191,8 @@ def _lower_all(torch_split: TorchSplit, todo: list[Job], step: Callable[[str], N
 def _large(torch_split: TorchSplit) -> set[str]:
     """The structures whose weights are better not in memory while they are lowered: those of a large model."""
     segments = [segment for segment in torch_split.split.segments if backends()[segment.backend].serialized]
-    sizes = structure_bytes(torch_split)
-    is_large = sum(sizes[segment.structure] for segment in segments) >= _LARGE_BYTES
+    sizes = weight_bytes(torch_split)
+    is_large = sum(sizes[segment.name] for segment in segments) >= _LARGE_BYTES
     return {segment.structure for segment in segments} if is_large else set()
 
 

@@ -50,11 +50,11 @@ class TorchSplit:
         return with_weights(self.graphs[found.structure].graph, self.weights[found.name])
 
 
-def structure_bytes(torch_split: TorchSplit) -> dict[str, int]:
-    """The bytes of weights that a segment of each structure has, by the shapes in its graph."""
-    return {
-        name: sum(buffer.nbytes for buffer in graph.buffers()) for name, graph in torch_split.graphs.items()
-    }
+def weight_bytes(torch_split: TorchSplit) -> dict[str, int]:
+    """The bytes of each segment's weights, by the shapes in its structure's graph."""
+    graphs = torch_split.graphs.items()
+    sizes = {structure: sum(buffer.nbytes for buffer in graph.buffers()) for structure, graph in graphs}
+    return {segment.name: sizes[segment.structure] for segment in torch_split.split.segments}
 
 
 class SegmentModules(Mapping[str, Callable[..., Any]]):
