@@ -1,5 +1,5 @@
 // Speed of the attention kernel on one thread, at SmolLM2-135M's shape (9 heads on 3, of 64).
-// usage: bench_attention [isa]
+// usage: bench_attention [isa [format]], format one of float32, bfloat16, float16, int8
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -47,6 +47,15 @@ Times measure(const Function& function) {
   return {samples[samples.size() / 2], samples.front()};
 }
 
+dw::CacheFormat format = dw::CacheFormat::kFloat32;
+
+std::vector<std::byte> random_rows(int64_t num_keys) {
+  std::vector<std::byte> rows(num_keys * kKvHeads * dw::head_bytes(format, kDim));
+  const auto numbers = random_floats(num_keys * kKvHeads * kDim);
+  dw::write_cache_heads(format, numbers.data(), num_keys * kKvHeads, kDim, rows.data());
+  return rows;
+}
+
 Times time_attention(int64_t num_queries, int64_t num_keys) {
   const dw::AttentionParams params = {.num_queries = num_queries,
                                       .num_keys = num_keys,
@@ -57,10 +66,11 @@ Times time_attention(int64_t num_queries, int64_t num_keys) {
                                       .scale = 0.125f,
                                       .window = 0,
                                       .soft_cap = 0,
-                                      .causal = true};
+                                      .causal = true,
+                                      .format = format};
   const auto q = random_floats(num_queries * kHeads * kDim);
-  const auto k = random_floats(num_keys * kKvHeads * kDim);
-  const auto v = random_floats(num_keys * kKvHeads * kDim);
+  const auto k = random_rows(num_keys);
+  const auto v = random_rows(num_keys);
   std::vector<float> out(q.size());
   return measure([&] { dw::attention(params, q.data(), k.data(), v.data(), out.data()); });
 }
@@ -76,7 +86,7 @@ void bench_prefill(int64_t num_queries, int64_t num_keys) {
 
 void bench_decode(int64_t num_keys) {
   const Times t = time_attention(1, num_keys);
-  const double bytes = 2.0 * num_keys * kKvHeads * kDim * sizeof(float);
+  const double bytes = 2.0 * num_keys * kKvHeads * dw::head_bytes(format, kDim);
   std::printf("decode  T=   1 S=%5lld  %9.1f us  %6.1f GB/s     (best %6.1f)\n",
               static_cast<long long>(num_keys), t.median * 1e6, bytes / t.median / 1e9,
               bytes / t.best / 1e9);
@@ -97,7 +107,7 @@ void bench_rotary(int64_t num_tokens) {
 }
 
 bool choose_isa(const char* name) {
-  for (dw::Isa isa : {dw::Isa::kBaseline, dw::Isa::kAvx2, dw::Isa::kAvx512, dw::Isa::kNeon}) {
+  for (dw::Isa isa : dw::kIsas) {
     if (std::strcmp(name, dw::isa_name(isa)) == 0) return dw::set_attention_isa(isa);
   }
   return false;
@@ -110,7 +120,11 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "this machine or this build has no %s\n", argv[1]);
     return 1;
   }
-  std::printf("%s, one thread; median of 41\n", dw::isa_name(dw::attention_isa()));
+  for (const dw::CacheFormat known : dw::kCacheFormats) {
+    if (argc > 2 && std::strcmp(argv[2], dw::format_name(known)) == 0) format = known;
+  }
+  std::printf("%s, a cache in %s, one thread; median of 41\n", dw::isa_name(dw::attention_isa()),
+              dw::format_name(format));
   for (int64_t num_keys : {128, 512, 1024, 2048, 4096}) bench_prefill(128, num_keys);
   for (int64_t num_keys : {512, 2048, 32768}) bench_decode(num_keys);
   bench_rotary(128);

@@ -100,13 +100,15 @@ void run_rotary(ArrayObject x_object, ArrayObject cos_object, ArrayObject sin_ob
 }
 
 bool choose_attention_isa(const std::string& name) {
-  for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kNeon}) {
+  std::string known;
+  for (const Isa isa : kIsas) {
     if (name == isa_name(isa)) {
       return set_attention_isa(isa);
     }
+    known += (known.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
   throw nb::value_error(
-      ("there is no instruction set '" + name + "'; use baseline, avx2, avx512 or neon.").c_str());
+      ("there is no instruction set '" + name + "'; use one of " + known + ".").c_str());
 }
 
 }  // namespace

@@ -3,9 +3,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "array.h"
 #include "bindings.h"
 #include "doubleweave/buffers.h"
+#include "doubleweave/cache_format.h"
 #include "doubleweave/error.h"
 #include "doubleweave/kv_cache.h"
 
@@ -28,6 +31,27 @@ nb::ndarray<nb::numpy> cache_view(nb::handle_t<KvCache> self, size_t entry, int6
       ", which has ", cache.capacity_bytes(entry) / row_bytes, " rows of ", row_bytes, " bytes.");
   return numpy_view(cache.data(entry),
                     {static_cast<size_t>(num_rows), row_bytes / dtype_bytes(dtype)}, dtype, self);
+}
+
+// Rows [T, heads * dim] in float32 into the first rows of an entry, in the cache's format.
+void write_rows(const KvCache& cache, size_t entry, ArrayObject object, int64_t num_heads,
+                const std::string& dtype) {
+  const Array rows(object, false, "rows");
+  rows.require_dtype(DType::kFloat32, "rows");
+  require(rows.sizes().size() == 2 && num_heads >= 1 && rows.sizes()[1] % num_heads == 0,
+          "rows must be [T, heads * head size].");
+  const auto* format = std::ranges::find_if(
+      kCacheFormats, [&](CacheFormat known) { return dtype == format_name(known); });
+  require(format != std::end(kCacheFormats), "there is no cache in ", dtype, ".");
+  const int64_t num_rows = rows.sizes()[0];
+  const int64_t dim = rows.sizes()[1] / num_heads;
+  const auto row_bytes = static_cast<int64_t>(cache.row_bytes(entry));
+  require(num_heads * head_bytes(*format, dim) == row_bytes &&
+              num_rows <= static_cast<int64_t>(cache.capacity_bytes(entry)) / row_bytes,
+          num_rows, " rows of ", num_heads, " heads of ", dim, " numbers in ", dtype,
+          " do not fit entry ", entry, ", whose rows have ", row_bytes, " bytes.");
+  write_cache_heads(*format, static_cast<const float*>(rows.data()), num_rows * num_heads, dim,
+                    cache.data(entry));
 }
 
 nb::ndarray<nb::numpy> buffer_view(nb::handle_t<Buffers> self, size_t id,
@@ -89,6 +113,9 @@ void bind_memory(nb::module_& m) {
             return RegionHandle{self->data(entry), self->capacity_bytes(entry), self};
           },
           "entry"_a)
+      .def("write", &write_rows, "entry"_a, "rows"_a, "num_heads"_a, "dtype"_a,
+           "Write float32 rows [T, heads * head size] into the first rows of an entry, in its "
+           "format.")
       .def("view", &cache_view, "entry"_a, "num_rows"_a, "dtype"_a = "float32",
            "A NumPy view [num_rows, row_bytes / itemsize]; reading commits no memory, writing "
            "does.");

@@ -10,15 +10,22 @@
 
 #include "attention_kernel.h"
 
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace doubleweave {
 namespace {
 
 // Best first. A kernel is here if this build has it; whether the machine has it is asked below.
 const AttentionKernel* const kKernels[] = {
 #if defined(__x86_64__)
+    &avx512bf16::kKernel,
     &avx512::kKernel,
     &avx2::kKernel,
 #elif defined(__aarch64__)
+    &neonbf16::kKernel,
     &neon::kKernel,
 #endif
     &baseline::kKernel,
@@ -30,13 +37,18 @@ bool machine_has(Isa isa) {
 #endif
   switch (isa) {
 #if defined(__x86_64__)
+    case Isa::kAvx512Bf16:
+      return machine_has(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("fma");
     case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
 #elif defined(__aarch64__)
+    case Isa::kNeonBf16:
+      return (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0;
     case Isa::kNeon:
       return true;
 #endif
@@ -81,7 +93,8 @@ float* scratch(size_t num_floats) {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "neon"};  // as in Isa
+  constexpr const char* kNames[] = {"baseline",   "avx2", "avx512",
+                                    "avx512bf16", "neon", "neonbf16"};  // as in Isa
   return kNames[static_cast<size_t>(isa)];
 }
 
@@ -97,23 +110,33 @@ bool set_attention_isa(Isa isa) {
   return false;
 }
 
+bool rounds_to_bfloat16(Isa isa, CacheFormat format) {
+  for (const AttentionKernel* kernel : kKernels) {
+    if (kernel->isa == isa) return kernel->rounds_to_bfloat16(format);
+  }
+  return false;
+}
+
 size_t attention_num_work_items(const AttentionParams& params) {
   const AttentionKernel& kernel = *current_kernel().load();
   return static_cast<size_t>(params.num_kv_heads * kernel.num_row_blocks(params));
 }
 
-void attention_work_item(const AttentionParams& params, const float* q, const float* k,
-                         const float* v, float* out, size_t item) {
+void attention_work_item(const AttentionParams& params, const float* q, const void* k,
+                         const void* v, float* out, size_t item) {
   const AttentionKernel& kernel = *current_kernel().load();
   // Later rows see more keys, so they come first.
   const int64_t blocks = kernel.num_row_blocks(params);
   const int64_t row_block = blocks - 1 - static_cast<int64_t>(item) / params.num_kv_heads;
   const int64_t kv_head = static_cast<int64_t>(item) % params.num_kv_heads;
   const auto num_floats = static_cast<size_t>(kernel.num_scratch_floats(params));
-  kernel.run(params, {q, k, v, out, scratch(num_floats)}, kv_head, row_block);
+  kernel.run(params,
+             {q, static_cast<const std::byte*>(k), static_cast<const std::byte*>(v), out,
+              scratch(num_floats)},
+             kv_head, row_block);
 }
 
-void attention(const AttentionParams& params, const float* q, const float* k, const float* v,
+void attention(const AttentionParams& params, const float* q, const void* k, const void* v,
                float* out) {
   // Head by head, so that the keys and values of one stay in the cache.
   const size_t num_items = attention_num_work_items(params);

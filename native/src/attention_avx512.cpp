@@ -1,5 +1,5 @@
 // The attention kernel for x86-64 with AVX-512; compile with
-// -mavx512f -mavx512vl -mavx512dq -mavx512bw -mfma -mprefer-vector-width=512.
+// -mavx512f -mavx512vl -mavx512dq -mavx512bw -mfma -mf16c -mprefer-vector-width=512.
 #if defined(__AVX512F__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && defined(__AVX512BW__)
 #define DOUBLEWEAVE_ISA_NAMESPACE avx512
 #define DOUBLEWEAVE_ISA Isa::kAvx512

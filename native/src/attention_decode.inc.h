@@ -72,27 +72,28 @@ void start_row(const AttentionParams& params, const float* q, int64_t kv_head, i
 }
 
 // Scores of up to kLanes keys for kRows rows; what is past num_keys repeats the last key.
-template <int kRows>
-void score_lanes(const AttentionParams& params, const float* k, int64_t num_keys, DecodeRow* rows,
-                 int64_t first) {
-  const int64_t stride = params.num_kv_heads * params.head_dim;
-  const int64_t ahead = kPrefetchKeys * stride;
+template <typename Format, int kRows>
+void score_lanes(const AttentionParams& params, const HeadRows& k, int64_t num_keys,
+                 DecodeRow* rows, int64_t first) {
+  const int64_t ahead = kPrefetchKeys * k.stride;
   const int64_t vectors = ceil_div(params.head_dim, kLanes);
   Vec products[kRows][kLanes];
   DOUBLEWEAVE_UNROLL
   for (int tile = 0; tile < kLanes; tile += kDecodeTile) {
-    const float* key[kDecodeTile];
+    const std::byte* key[kDecodeTile];
     DOUBLEWEAVE_UNROLL
-    for (int m = 0; m < kDecodeTile; ++m) key[m] = k + min(tile + m, num_keys - 1) * stride;
+    for (int m = 0; m < kDecodeTile; ++m) {
+      key[m] = k.data + min(tile + m, num_keys - 1) * k.stride;
+    }
     Vec acc[kRows][kDecodeTile] = {};
     for (int64_t i = 0; i < vectors; ++i) {
-      const int64_t start = vector_offset(params.head_dim, i);
+      const int64_t start = vector_offset(params.head_dim, i) * Format::kBytes;
       Vec query[kRows];
       DOUBLEWEAVE_UNROLL
       for (int r = 0; r < kRows; ++r) query[r] = load(rows[r].query + i * kLanes);
       DOUBLEWEAVE_UNROLL
       for (int m = 0; m < kDecodeTile; ++m) {
-        const Vec x = load(key[m] + start);
+        const Vec x = Format::load(key[m] + start);
         __builtin_prefetch(key[m] + ahead + start);
         DOUBLEWEAVE_UNROLL
         for (int r = 0; r < kRows; ++r) acc[r][m] += query[r] * x;
@@ -104,9 +105,16 @@ void score_lanes(const AttentionParams& params, const float* k, int64_t num_keys
       for (int m = 0; m < kDecodeTile; ++m) products[r][tile + m] = acc[r][m];
     }
   }
+  Vec scales{};
+  if constexpr (Format::kHasScale) {
+    float found[kLanes] = {};
+    gather_scales(k, min(num_keys, int64_t{kLanes}), found);
+    scales = load(found);
+  }
   DOUBLEWEAVE_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    const Vec score = sum_each(products[r]);
+    Vec score = sum_each(products[r]);
+    if constexpr (Format::kHasScale) score *= scales;
     store(rows[r].scores + first, params.soft_cap > 0 ? apply_soft_cap(params, score) : score);
   }
 }
@@ -147,22 +155,35 @@ void exponentiate_row(DecodeRow& row, KeyRange keys) {
   row.total = row.total * splat(row.correction) + sum;
 }
 
+// Multiplies weights by the scales of their values.
+template <int kRows>
+void scale_weights(const HeadRows& v, int64_t num_keys, DecodeRow* rows) {
+  float scales[kDecodeBlock] = {};
+  gather_scales(v, num_keys, scales);
+  for (int64_t i = 0; i < num_keys; i += kLanes) {
+    DOUBLEWEAVE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      store(rows[r].scores + i, load(rows[r].scores + i) * load(scales + i));
+    }
+  }
+}
+
 // Adds weights * v to output vectors [first, first + kCount).
-template <int kRows, int kCount>
-void value_vectors(const AttentionParams& params, const float* v, int64_t num_keys, DecodeRow* rows,
-                   int64_t first) {
-  const int64_t stride = params.num_kv_heads * params.value_dim;
-  const int64_t ahead = kPrefetchKeys * stride;
-  const float* column[kCount];
+template <typename Format, int kRows, int kCount>
+void value_vectors(const HeadRows& v, int64_t num_keys, DecodeRow* rows, int64_t first) {
+  const int64_t ahead = kPrefetchKeys * v.stride;
+  const std::byte* column[kCount];
   DOUBLEWEAVE_UNROLL
-  for (int m = 0; m < kCount; ++m) column[m] = v + vector_offset(params.value_dim, first + m);
+  for (int m = 0; m < kCount; ++m) {
+    column[m] = v.data + vector_offset(v.dim, first + m) * Format::kBytes;
+  }
   Vec acc[kRows][kCount] = {};
   for (int64_t key = 0; key < num_keys; ++key) {
     Vec value[kCount];
     DOUBLEWEAVE_UNROLL
     for (int m = 0; m < kCount; ++m) {
-      const float* p = column[m] + key * stride;
-      value[m] = load(p);
+      const std::byte* p = column[m] + key * v.stride;
+      value[m] = Format::load(p);
       __builtin_prefetch(p + ahead);
     }
     DOUBLEWEAVE_UNROLL
@@ -182,14 +203,12 @@ void value_vectors(const AttentionParams& params, const float* v, int64_t num_ke
   }
 }
 
-template <int kRows>
-void decode_keys(const AttentionParams& params, const float* k, const float* v, KeyRange keys,
+template <typename Format, int kRows>
+void decode_keys(const AttentionParams& params, const HeadRows& k, const HeadRows& v, KeyRange keys,
                  DecodeRow* rows) {
   const int64_t num_keys = keys.end - keys.begin;
-  const int64_t key_stride = params.num_kv_heads * params.head_dim;
-  const int64_t value_stride = params.num_kv_heads * params.value_dim;
   for (int64_t i = 0; i < num_keys; i += kLanes) {
-    score_lanes<kRows>(params, k + (keys.begin + i) * key_stride, num_keys - i, rows, i);
+    score_lanes<Format, kRows>(params, rows_from(k, keys.begin + i), num_keys - i, rows, i);
   }
   // Per block of keys, so that a block's scores stay in L1 between the two products.
   DOUBLEWEAVE_UNROLL
@@ -198,24 +217,25 @@ void decode_keys(const AttentionParams& params, const float* k, const float* v, 
     if (params.distances != nullptr) add_distances(params, rows[r], keys);
     exponentiate_row(rows[r], keys);
   }
-  const float* values = v + keys.begin * value_stride;
-  const int64_t vectors = ceil_div(params.value_dim, kLanes);
+  const HeadRows values = rows_from(v, keys.begin);
+  if constexpr (Format::kHasScale) scale_weights<kRows>(values, num_keys, rows);
+  const int64_t vectors = ceil_div(v.dim, kLanes);
   int64_t first = 0;
   for (; first + kDecodeTile <= vectors; first += kDecodeTile) {
-    value_vectors<kRows, kDecodeTile>(params, values, num_keys, rows, first);
+    value_vectors<Format, kRows, kDecodeTile>(values, num_keys, rows, first);
   }
-  for (; first < vectors; ++first) value_vectors<kRows, 1>(params, values, num_keys, rows, first);
+  for (; first < vectors; ++first) value_vectors<Format, kRows, 1>(values, num_keys, rows, first);
 }
 
 // From a number of rows at run time to loops of a constant number, whose accumulators are
 // registers.
-template <int kRows>
-void decode_group(const AttentionParams& params, const float* k, const float* v, KeyRange keys,
-                  int64_t num_rows, DecodeRow* rows) {
+template <typename Format, int kRows>
+void decode_group(const AttentionParams& params, const HeadRows& k, const HeadRows& v,
+                  KeyRange keys, int64_t num_rows, DecodeRow* rows) {
   if (num_rows == kRows) {
-    decode_keys<kRows>(params, k, v, keys, rows);
+    decode_keys<Format, kRows>(params, k, v, keys, rows);
   } else if constexpr (kRows > 1) {
-    decode_group<kRows - 1>(params, k, v, keys, num_rows, rows);
+    decode_group<Format, kRows - 1>(params, k, v, keys, num_rows, rows);
   }
 }
 
@@ -227,23 +247,37 @@ void finish_row(const AttentionParams& params, const DecodeRow& row, float* out)
   }
 }
 
-void decode(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head) {
+template <typename Format>
+void decode_as(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head) {
   const int64_t num_rows = params.num_queries * group_size(params);
   DecodeRow rows[kMaxDecodeRows];
   for (int64_t r = 0; r < num_rows; ++r) {
     start_row(params, inputs.q, kv_head, r, inputs.scratch, rows[r]);
   }
-  const float* k = inputs.k + kv_head * params.head_dim;
-  const float* v = inputs.v + kv_head * params.value_dim;
+  const HeadRows k = rows_of_head(params, inputs.k, kv_head, params.head_dim);
+  const HeadRows v = rows_of_head(params, inputs.v, kv_head, params.value_dim);
   const int64_t end = rows[num_rows - 1].seen.end;
   for (int64_t key = rows[0].seen.begin; key < end; key += kDecodeBlock) {
     const KeyRange keys = {key, min(end, key + kDecodeBlock)};
     for (int64_t r = 0; r < num_rows; r += kMaxGroup) {
-      decode_group<kMaxGroup>(params, k, v, keys, min(kMaxGroup, num_rows - r), rows + r);
+      decode_group<Format, kMaxGroup>(params, k, v, keys, min(kMaxGroup, num_rows - r), rows + r);
     }
   }
   for (int64_t r = 0; r < num_rows; ++r) {
     finish_row(params, rows[r],
                inputs.out + row_offset(params, kv_head, row_at(params, r), params.value_dim));
+  }
+}
+
+void decode(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head) {
+  switch (params.format) {
+    case CacheFormat::kFloat32:
+      return decode_as<Float32>(params, inputs, kv_head);
+    case CacheFormat::kBfloat16:
+      return decode_as<Bfloat16>(params, inputs, kv_head);
+    case CacheFormat::kFloat16:
+      return decode_as<Float16>(params, inputs, kv_head);
+    case CacheFormat::kInt8:
+      return decode_as<Int8>(params, inputs, kv_head);
   }
 }

@@ -4,6 +4,7 @@
 // (and everything they include) must define no inline function: the linker might keep that copy.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "doubleweave/attention.h"
@@ -12,8 +13,8 @@ namespace doubleweave {
 
 struct AttentionInputs {
   const float* q;
-  const float* k;
-  const float* v;
+  const std::byte* k;  // of the cache's format
+  const std::byte* v;
   float* out;
   float* scratch;  // 64-byte aligned, num_scratch_floats(params) long
 };
@@ -24,6 +25,7 @@ struct AttentionKernel {
   int64_t (*num_scratch_floats)(const AttentionParams& params);
   void (*run)(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head,
               int64_t row_block);
+  bool (*rounds_to_bfloat16)(CacheFormat format);  // queries and weights
 };
 
 // Only those that the target architecture can have are defined.
@@ -36,7 +38,13 @@ extern const AttentionKernel kKernel;
 namespace avx512 {
 extern const AttentionKernel kKernel;
 }
+namespace avx512bf16 {
+extern const AttentionKernel kKernel;
+}
 namespace neon {
+extern const AttentionKernel kKernel;
+}
+namespace neonbf16 {
 extern const AttentionKernel kKernel;
 }
 

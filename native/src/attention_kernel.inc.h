@@ -9,8 +9,11 @@
 //
 // Prompts: rows are the lanes. For a row block, queries and output live transposed in scratch:
 //   queries [D, R]   weights [kKeyBlock, R]   output [Dv, R]     with R = kVectors * W
-// so both products are the same loop, which broadcasts single floats of k or v, in place, against
-// vectors of rows; k and v are never packed, and maxima and sums of the softmax need no shuffles.
+// so both products are the same loop, which broadcasts single floats of k or v against vectors of
+// rows; k and v are never packed, and maxima and sums of the softmax need no shuffles. Float32 is
+// read in place; of other formats each row block unpacks a block of keys at a time, for which it
+// takes a few hundredths of its time (AVX-512: 4 loads, shifts and stores for 96 multiply-adds).
+// Where there are products of pairs of bfloat16 (attention_pairs.inc.h), the loop broadcasts pairs.
 // Single tokens: rows would leave the lanes empty, so attention_decode.inc.h puts D in the lanes.
 //
 // The softmax is online, over blocks of keys: Milakov and Gimelshein, "Online normalizer
@@ -20,10 +23,17 @@
 // Everything here has internal linkage, and the standard library gives types only: an inline
 // function compiled here for AVX-512 could otherwise replace the portable copy at link time.
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 
 #include "attention_kernel.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(DOUBLEWEAVE_BF16_PAIRS)
+#include <arm_neon.h>
+#endif
 
 namespace doubleweave {
 namespace DOUBLEWEAVE_ISA_NAMESPACE {
@@ -42,6 +52,8 @@ constexpr float kLowest = -0x1.fffffep127f;  // finite: -infinity - -infinity wo
 int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+#include "attention_formats.inc.h"
 
 struct KeyRange {
   int64_t begin, end;
@@ -115,17 +127,32 @@ DOUBLEWEAVE_INLINE Vec apply_soft_cap(const AttentionParams& params, Vec score) 
 }
 
 #include "attention_decode.inc.h"
+#include "attention_pairs.inc.h"
+
+#if defined(DOUBLEWEAVE_BF16_PAIRS)
+constexpr bool kHasPairs = true;
+#else
+constexpr bool kHasPairs = false;
+#endif
+
+bool rounds_to_bfloat16(CacheFormat format) {
+  return kHasPairs && (format == CacheFormat::kBfloat16 || format == CacheFormat::kInt8);
+}
 
 // Scores, maxima and sums of the rows that share each load of k and v.
-template <int kVectors>
+// kPairs: queries and weights are pairs, of neighbouring dims and of neighbouring keys.
+template <int kVectors, bool kPairs>
 struct RowBlock {
   static constexpr int kRows = kVectors * kLanes;
 
   const AttentionParams& params;
   int64_t kv_head;
-  float* queries;     // [D, kRows]
-  float* weights;     // [kKeyBlock, kRows]: scores, then their exponentials
-  float* output;      // [Dv, kRows], to be divided by `total`
+  float* queries{};   // [D, kRows], or [D / 2, kRows] pairs
+  float* weights{};   // [kKeyBlock, kRows]: scores, then their exponentials
+  float* output{};    // [Dv, kRows], to be divided by `total`
+  float* keys{};      // [kKeyBlock, D] and
+  float* values{};    // [kKeyBlock, Dv], where they are not read in place
+  float* scales{};    // [2, kKeyBlock] of keys and values, where they are not multiplied in
   Row rows[kRows]{};  // lanes past the last row repeat it
   KeyRange seen_by_some{};
   KeyRange seen_by_all{};
@@ -140,9 +167,10 @@ struct RowBlock {
   const float* distances[kRows]{};  // used where there are distances
 };
 
-// acc[m][j] = sum over i < depth of a[m * row_stride + i * depth_stride] * b[i][j]
-template <int kCount, int kVectors>
-DOUBLEWEAVE_INLINE void multiply(const float* a, int64_t row_stride, int64_t depth_stride,
+// acc[m][j] = sum over i < depth of a[m * row_stride + i * depth_stride] * b[i][j], where a's
+// numbers are floats or pairs, and strides are bytes.
+template <bool kPairs, int kCount, int kVectors>
+DOUBLEWEAVE_INLINE void multiply(const std::byte* a, int64_t row_stride, int64_t depth_stride,
                                  const float* b, int64_t depth, Vec (&acc)[kCount][kVectors]) {
   DOUBLEWEAVE_UNROLL
   for (int m = 0; m < kCount; ++m) {
@@ -155,91 +183,162 @@ DOUBLEWEAVE_INLINE void multiply(const float* a, int64_t row_stride, int64_t dep
     for (int j = 0; j < kVectors; ++j) row[j] = load(b + (i * kVectors + j) * kLanes);
     DOUBLEWEAVE_UNROLL
     for (int m = 0; m < kCount; ++m) {
-      const Vec factor = splat(a[m * row_stride + i * depth_stride]);
-      DOUBLEWEAVE_UNROLL
-      for (int j = 0; j < kVectors; ++j) acc[m][j] += factor * row[j];
+      const std::byte* p = a + m * row_stride + i * depth_stride;
+      if constexpr (kPairs) {
+        const Vec factor = reinterpret_cast<Vec>(splat_int(*reinterpret_cast<const MemoryInt*>(p)));
+        DOUBLEWEAVE_UNROLL
+        for (int j = 0; j < kVectors; ++j) acc[m][j] = add_pairs(acc[m][j], factor, row[j]);
+      } else {
+        const Vec factor = splat(float_at(p));
+        DOUBLEWEAVE_UNROLL
+        for (int j = 0; j < kVectors; ++j) acc[m][j] += factor * row[j];
+      }
     }
   }
 }
 
-// Scores of keys [key, key + kCount), masked where not every row sees them.
-// Not inlined, so that each tile's accumulators have the registers to themselves: where they spill,
-// the product loop loses half of its speed (in a first version 30 instead of 55 GFLOP/s).
-template <int kCount, int kVectors>
-__attribute__((noinline)) void score_tile(RowBlock<kVectors>& block, const float* k, int64_t key,
-                                          float* scores) {
+// What else becomes of the scores of keys [key, key + count), and which of them each row sees.
+// By itself, so that the tiles that need none of it (most lie below the diagonal, where every row
+// sees every key) keep their scores in registers.
+template <int kVectors, bool kPairs>
+__attribute__((noinline)) void adjust_scores(RowBlock<kVectors, kPairs>& block, int64_t key,
+                                             int64_t count, float* scores) {
   const AttentionParams& params = block.params;
-  const int64_t stride = params.num_kv_heads * params.head_dim;
-  Vec acc[kCount][kVectors];
-  multiply(k + key * stride, stride, 1, block.queries, params.head_dim, acc);
-  if (params.soft_cap > 0) {
-    DOUBLEWEAVE_UNROLL
-    for (int m = 0; m < kCount; ++m) {
-      DOUBLEWEAVE_UNROLL
-      for (int j = 0; j < kVectors; ++j) acc[m][j] = apply_soft_cap(params, acc[m][j]);
-    }
-  }
-  if (params.slopes != nullptr) {
-    DOUBLEWEAVE_UNROLL
-    for (int m = 0; m < kCount; ++m) {
-      const IntVec index = splat_int(static_cast<int32_t>(key + m));
-      DOUBLEWEAVE_UNROLL
-      for (int j = 0; j < kVectors; ++j) {
-        acc[m][j] += block.slope[j] * __builtin_convertvector(index - block.position[j], Vec);
+  for (int64_t m = 0; m < count; ++m) {
+    const IntVec index = splat_int(static_cast<int32_t>(key + m));
+    for (int j = 0; j < kVectors; ++j) {
+      float* p = scores + (m * kVectors + j) * kLanes;
+      Vec score = load(p);
+      if (params.soft_cap > 0) score = apply_soft_cap(params, score);
+      if (params.slopes != nullptr) {
+        score += block.slope[j] * __builtin_convertvector(index - block.position[j], Vec);
       }
-    }
-  }
-  if (params.distances != nullptr) {
-    for (int m = 0; m < kCount; ++m) {
-      for (int j = 0; j < kVectors; ++j) {
+      if (params.distances != nullptr) {
         float added[kLanes];
         for (int lane = 0; lane < kLanes; ++lane) {
           added[lane] = at_distance(params, block.distances[j * kLanes + lane],
                                     block.position[j][lane] - (key + m));
         }
-        acc[m][j] += load(added);
+        score += load(added);
       }
+      const IntVec seen = (index >= block.first_key[j]) & (index <= block.last_key[j]);
+      score = seen ? score : splat(-__builtin_inff());
+      block.block_max[j] = max(score, block.block_max[j]);
+      store(p, score);
     }
   }
-  // Most tiles lie below the diagonal, where every row sees every key: no mask is worked out there.
-  if (key < block.seen_by_all.begin || key + kCount > block.seen_by_all.end) {
+}
+
+template <int kVectors, bool kPairs>
+bool needs_adjustment(const RowBlock<kVectors, kPairs>& block, KeyRange keys) {
+  const AttentionParams& params = block.params;
+  return keys.begin < block.seen_by_all.begin || keys.end > block.seen_by_all.end ||
+         params.soft_cap > 0 || params.slopes != nullptr || params.distances != nullptr;
+}
+
+// Scores of keys [key, key + kCount); `k` starts at the first.
+// Not inlined, so that each tile's accumulators have the registers to themselves: where they spill,
+// the product loop loses half of its speed (in a first version 30 instead of 55 GFLOP/s).
+template <int kCount, int kVectors, bool kPairs>
+__attribute__((noinline)) void score_tile(RowBlock<kVectors, kPairs>& block, const std::byte* k,
+                                          int64_t stride, const float* scales, int64_t key,
+                                          float* scores) {
+  Vec acc[kCount][kVectors];
+  const int64_t dim = block.params.head_dim;
+  const int64_t depth = kPairs ? ceil_div(dim, 2) : dim;
+  multiply<kPairs>(k, stride, sizeof(float), block.queries, depth, acc);
+  if (kPairs && scales != nullptr) {
     DOUBLEWEAVE_UNROLL
     for (int m = 0; m < kCount; ++m) {
-      const IntVec index = splat_int(static_cast<int32_t>(key + m));
       DOUBLEWEAVE_UNROLL
-      for (int j = 0; j < kVectors; ++j) {
-        const IntVec seen = (index >= block.first_key[j]) & (index <= block.last_key[j]);
-        acc[m][j] = seen ? acc[m][j] : splat(-__builtin_inff());
-      }
+      for (int j = 0; j < kVectors; ++j) acc[m][j] *= splat(scales[m]);
     }
+  }
+  DOUBLEWEAVE_UNROLL
+  for (int m = 0; m < kCount; ++m) {
+    DOUBLEWEAVE_UNROLL
+    for (int j = 0; j < kVectors; ++j) store(scores + (m * kVectors + j) * kLanes, acc[m][j]);
+  }
+  if (needs_adjustment(block, {key, key + kCount})) {
+    return adjust_scores(block, key, kCount, scores);
   }
   DOUBLEWEAVE_UNROLL
   for (int j = 0; j < kVectors; ++j) {
     Vec largest = block.block_max[j];
     DOUBLEWEAVE_UNROLL
-    for (int m = 0; m < kCount; ++m) {
-      largest = max(acc[m][j], largest);
-      store(scores + (m * kVectors + j) * kLanes, acc[m][j]);
-    }
+    for (int m = 0; m < kCount; ++m) largest = max(acc[m][j], largest);
     block.block_max[j] = largest;
   }
 }
 
-template <int kVectors>
-void score_keys(RowBlock<kVectors>& block, const float* k, KeyRange keys) {
+// Keys or values as the product loop reads them.
+struct Operand {
+  const std::byte* data;
+  int64_t stride;       // bytes from row to row
+  const float* scales;  // or null
+};
+
+// The first `count` keys.
+template <int kVectors, bool kPairs>
+Operand keys_operand(RowBlock<kVectors, kPairs>& block, const HeadRows& k, int64_t count) {
+  const CacheFormat format = block.params.format;
+  const auto* unpacked = reinterpret_cast<const std::byte*>(block.keys);
+  if constexpr (kPairs) {
+    const bool has_scales = format == CacheFormat::kInt8;
+    if (has_scales) gather_scales(k, count, block.scales);
+    if (!has_scales && k.dim % 2 == 0) return {k.data, k.stride, nullptr};
+    pair_keys(format, k, count, block.keys);
+    return {unpacked, ceil_div(k.dim, 2) * 4, has_scales ? block.scales : nullptr};
+  } else {
+    if (format == CacheFormat::kFloat32) return {k.data, k.stride, nullptr};
+    unpack(format, k, count, block.keys);
+    return {unpacked, k.dim * 4, nullptr};
+  }
+}
+
+// The first `count` values; pairs have a row for two keys.
+template <int kVectors, bool kPairs>
+Operand values_operand(RowBlock<kVectors, kPairs>& block, const HeadRows& v, int64_t count) {
+  const CacheFormat format = block.params.format;
+  const auto* unpacked = reinterpret_cast<const std::byte*>(block.values);
+  if constexpr (kPairs) {
+    const bool has_scales = format == CacheFormat::kInt8;
+    float* scales = block.scales + kKeyBlock;
+    if (has_scales) gather_scales(v, count, scales);
+    pair_values(format, v, count, block.values);
+    return {unpacked, v.dim * 4, has_scales ? scales : nullptr};
+  } else {
+    if (format == CacheFormat::kFloat32) return {v.data, v.stride, nullptr};
+    unpack(format, v, count, block.values);
+    return {unpacked, v.dim * 4, nullptr};
+  }
+}
+
+template <int kVectors, bool kPairs>
+void score_keys(RowBlock<kVectors, kPairs>& block, const Operand& k, KeyRange keys) {
   DOUBLEWEAVE_UNROLL
   for (int j = 0; j < kVectors; ++j) block.block_max[j] = block.running_max[j];
   int64_t key = keys.begin;
   float* scores = block.weights;
+  const std::byte* data = k.data;
+  const float* scales = k.scales;
   for (; key + kTile <= keys.end; key += kTile, scores += kTile * block.kRows) {
-    score_tile<kTile>(block, k, key, scores);
+    score_tile<kTile>(block, data, k.stride, scales, key, scores);
+    data += kTile * k.stride;
+    if (scales != nullptr) scales += kTile;
   }
-  for (; key < keys.end; ++key, scores += block.kRows) score_tile<1>(block, k, key, scores);
+  for (; key < keys.end; ++key, scores += block.kRows) {
+    score_tile<1>(block, data, k.stride, scales, key, scores);
+    data += k.stride;
+    if (scales != nullptr) ++scales;
+  }
 }
 
-// Turns scores into weights relative to the largest score so far.
-template <int kVectors>
-__attribute__((noinline)) void exponentiate(RowBlock<kVectors>& block, int64_t num_keys) {
+// Turns scores into weights relative to the largest score so far; of pairs, multiplied by the
+// scales of their values.
+template <int kVectors, bool kPairs>
+__attribute__((noinline)) void exponentiate(RowBlock<kVectors, kPairs>& block, int64_t num_keys,
+                                            const float* scales) {
   Vec sum[kVectors];
   Vec largest[kVectors];
   DOUBLEWEAVE_UNROLL
@@ -250,13 +349,31 @@ __attribute__((noinline)) void exponentiate(RowBlock<kVectors>& block, int64_t n
     sum[j] = Vec{};
   }
   float* const weights = block.weights;
-  for (int64_t i = 0; i < num_keys; ++i) {
-    DOUBLEWEAVE_UNROLL
-    for (int j = 0; j < kVectors; ++j) {
-      float* p = weights + (i * kVectors + j) * kLanes;
-      const Vec weight = exp2(load(p) - largest[j]);
-      sum[j] += weight;
-      store(p, weight);
+  if constexpr (kPairs) {
+    for (int64_t i = 0; i < num_keys; i += 2) {
+      const bool is_alone = i + 1 == num_keys;
+      DOUBLEWEAVE_UNROLL
+      for (int j = 0; j < kVectors; ++j) {
+        const float* p = weights + (i * kVectors + j) * kLanes;
+        Vec first = short_exp2(load(p) - largest[j]);
+        Vec second = is_alone ? Vec{} : short_exp2(load(p + kVectors * kLanes) - largest[j]);
+        sum[j] += first + second;
+        if (scales != nullptr) {
+          first *= splat(scales[i]);
+          second *= splat(is_alone ? 0.0f : scales[i + 1]);
+        }
+        store(weights + (i / 2 * kVectors + j) * kLanes, paired_weights(first, second));
+      }
+    }
+  } else {
+    for (int64_t i = 0; i < num_keys; ++i) {
+      DOUBLEWEAVE_UNROLL
+      for (int j = 0; j < kVectors; ++j) {
+        float* p = weights + (i * kVectors + j) * kLanes;
+        const Vec weight = exp2(load(p) - largest[j]);
+        sum[j] += weight;
+        store(p, weight);
+      }
     }
   }
   DOUBLEWEAVE_UNROLL
@@ -266,12 +383,13 @@ __attribute__((noinline)) void exponentiate(RowBlock<kVectors>& block, int64_t n
 }
 
 // Adds weights * v to columns [column, column + kCount) of the output.
-template <int kCount, int kVectors>
-__attribute__((noinline)) void value_tile(RowBlock<kVectors>& block, const float* v, KeyRange keys,
-                                          int64_t column) {
-  const int64_t stride = block.params.num_kv_heads * block.params.value_dim;
+template <int kCount, int kVectors, bool kPairs>
+__attribute__((noinline)) void value_tile(RowBlock<kVectors, kPairs>& block, const Operand& v,
+                                          int64_t num_keys, int64_t column) {
   Vec acc[kCount][kVectors];
-  multiply(v + keys.begin * stride + column, 1, stride, block.weights, keys.end - keys.begin, acc);
+  const int64_t depth = kPairs ? ceil_div(num_keys, 2) : num_keys;
+  const std::byte* data = v.data + column * static_cast<int64_t>(sizeof(float));
+  multiply<kPairs>(data, sizeof(float), v.stride, block.weights, depth, acc);
   float* output = block.output + column * block.kRows;
   DOUBLEWEAVE_UNROLL
   for (int m = 0; m < kCount; ++m) {
@@ -283,24 +401,25 @@ __attribute__((noinline)) void value_tile(RowBlock<kVectors>& block, const float
   }
 }
 
-template <int kVectors>
-void add_values(RowBlock<kVectors>& block, const float* v, KeyRange keys) {
+template <int kVectors, bool kPairs>
+void add_values(RowBlock<kVectors, kPairs>& block, const Operand& v, int64_t num_keys) {
   const int64_t dim = block.params.value_dim;
   int64_t column = 0;
-  for (; column + kTile <= dim; column += kTile) value_tile<kTile>(block, v, keys, column);
-  for (; column < dim; ++column) value_tile<1>(block, v, keys, column);
+  for (; column + kTile <= dim; column += kTile) value_tile<kTile>(block, v, num_keys, column);
+  for (; column < dim; ++column) value_tile<1>(block, v, num_keys, column);
 }
 
 // Where the rows in the lanes of vector j start in q or out.
-template <int kVectors>
-void lane_offsets(const RowBlock<kVectors>& block, int j, int64_t dim, int64_t (&offsets)[kLanes]) {
+template <int kVectors, bool kPairs>
+void lane_offsets(const RowBlock<kVectors, kPairs>& block, int j, int64_t dim,
+                  int64_t (&offsets)[kLanes]) {
   for (int i = 0; i < kLanes; ++i) {
     offsets[i] = row_offset(block.params, block.kv_head, block.rows[j * kLanes + i], dim);
   }
 }
 
-template <int kVectors>
-__attribute__((noinline)) void load_queries(RowBlock<kVectors>& block, const float* q) {
+template <int kVectors, bool kPairs>
+__attribute__((noinline)) void load_queries(RowBlock<kVectors, kPairs>& block, const float* q) {
   const int64_t dim = block.params.head_dim;
   const Vec factor = splat(query_factor(block.params));
   for (int j = 0; j < kVectors; ++j) {
@@ -312,15 +431,19 @@ __attribute__((noinline)) void load_queries(RowBlock<kVectors>& block, const flo
       for (int i = 0; i < kLanes; ++i)
         square[i] = load_up_to(q + offsets[i] + column, dim - column);
       transpose(square);
-      float* p = block.queries + column * block.kRows + j * kLanes;
+      constexpr int kStep = kPairs ? 2 : 1;  // what is past the last dim is zero
+      float* p = block.queries + column / kStep * block.kRows + j * kLanes;
       DOUBLEWEAVE_UNROLL
-      for (int i = 0; i < kLanes; ++i) store(p + i * block.kRows, square[i] * factor);
+      for (int i = 0; i < kLanes; i += kStep) {
+        const Vec x = square[i] * factor;
+        store(p + i / kStep * block.kRows, kPairs ? paired(x, square[i + kStep - 1] * factor) : x);
+      }
     }
   }
 }
 
-template <int kVectors>
-__attribute__((noinline)) void store_output(const RowBlock<kVectors>& block, float* out) {
+template <int kVectors, bool kPairs>
+__attribute__((noinline)) void store_output(const RowBlock<kVectors, kPairs>& block, float* out) {
   const int64_t dim = block.params.value_dim;
   for (int j = 0; j < kVectors; ++j) {
     const Vec factor = splat(1.0f) / block.total[j];
@@ -340,8 +463,8 @@ __attribute__((noinline)) void store_output(const RowBlock<kVectors>& block, flo
   }
 }
 
-template <int kVectors>
-void set_rows(RowBlock<kVectors>& block, int64_t first_row, int64_t num_rows) {
+template <int kVectors, bool kPairs>
+void set_rows(RowBlock<kVectors, kPairs>& block, int64_t first_row, int64_t num_rows) {
   Row row = row_at(block.params, first_row);
   for (int64_t lane = 0; lane < block.kRows; ++lane) {
     block.rows[lane] = row;
@@ -364,32 +487,35 @@ void set_rows(RowBlock<kVectors>& block, int64_t first_row, int64_t num_rows) {
   block.seen_by_all = {last.begin, first.end};
 }
 
-template <int kVectors>
+template <int kVectors, bool kPairs>
 void run_row_block(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head,
                    int64_t first_row, int64_t num_rows) {
   constexpr int kRows = kVectors * kLanes;
-  float* queries = inputs.scratch;
-  float* weights = queries + round_up(params.head_dim, kLanes) * kRows;
-  float* output = weights + kKeyBlock * kRows;
-  RowBlock<kVectors> block{.params = params,
-                           .kv_head = kv_head,
-                           .queries = queries,
-                           .weights = weights,
-                           .output = output};
+  RowBlock<kVectors, kPairs> block{.params = params, .kv_head = kv_head};
+  block.queries = inputs.scratch;
+  block.weights = block.queries + round_up(params.head_dim, kLanes) * kRows;
+  block.output = block.weights + kKeyBlock * kRows;
+  block.keys = block.output + round_up(params.value_dim, kLanes) * kRows;
+  block.values = block.keys + round_up(params.head_dim, kLanes) * kKeyBlock;
+  block.scales = block.values + round_up(params.value_dim, kLanes) * kKeyBlock;
   set_rows(block, first_row, num_rows);
   load_queries(block, inputs.q);
-  for (int64_t i = 0; i < params.value_dim * kVectors; ++i) store(output + i * kLanes, Vec{});
+  for (int64_t i = 0; i < params.value_dim * kVectors; ++i) {
+    store(block.output + i * kLanes, Vec{});
+  }
 
-  const float* k = inputs.k + kv_head * params.head_dim;
-  const float* v = inputs.v + kv_head * params.value_dim;
+  const HeadRows k = rows_of_head(params, inputs.k, kv_head, params.head_dim);
+  const HeadRows v = rows_of_head(params, inputs.v, kv_head, params.value_dim);
   const KeyRange seen = block.seen_by_some;
   // Whole tiles of masked keys are cheaper than single keys.
   const int64_t end = min(params.num_keys, seen.begin + round_up(seen.end - seen.begin, kTile));
   for (int64_t key = seen.begin; key < end; key += kKeyBlock) {
     const KeyRange keys = {key, min(end, key + kKeyBlock)};
-    score_keys(block, k, keys);
-    exponentiate(block, keys.end - keys.begin);
-    add_values(block, v, keys);
+    const int64_t num_keys = keys.end - keys.begin;
+    score_keys(block, keys_operand(block, rows_from(k, key), num_keys), keys);
+    const Operand values = values_operand(block, rows_from(v, key), num_keys);
+    exponentiate(block, num_keys, values.scales);
+    add_values(block, values, num_keys);
   }
   store_output(block, inputs.out);
 }
@@ -405,12 +531,13 @@ int64_t num_row_blocks(const AttentionParams& params) {
 int64_t num_scratch_floats(const AttentionParams& params) {
   if (decodes(params)) return decode_scratch_floats(params);
   const int64_t dims = round_up(params.head_dim, kLanes) + round_up(params.value_dim, kLanes);
-  return (dims + kKeyBlock) * kMaxVectors * kLanes;
+  const int64_t unpacked = params.format == CacheFormat::kFloat32 ? 0 : (dims + 2) * kKeyBlock;
+  return (dims + kKeyBlock) * kMaxVectors * kLanes + unpacked;
 }
 
-void run(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head,
-         int64_t row_block) {
-  if (decodes(params)) return decode(params, inputs, kv_head);
+template <bool kPairs>
+void run_prompt(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head,
+                int64_t row_block) {
   // Spread the vectors evenly, so that no block is left with one: a block's loads of k and v cost
   // the same for one vector as for three.
   const int64_t vectors = num_row_vectors(params);
@@ -421,17 +548,29 @@ void run(const AttentionParams& params, const AttentionInputs& inputs, int64_t k
   const int64_t num_rows = min(end * kLanes, params.num_queries * group_size(params)) - first_row;
   switch (end - begin) {
     case 1:
-      return run_row_block<1>(params, inputs, kv_head, first_row, num_rows);
+      return run_row_block<1, kPairs>(params, inputs, kv_head, first_row, num_rows);
     case 2:
-      return run_row_block<2>(params, inputs, kv_head, first_row, num_rows);
+      return run_row_block<2, kPairs>(params, inputs, kv_head, first_row, num_rows);
     default:
-      return run_row_block<3>(params, inputs, kv_head, first_row, num_rows);
+      return run_row_block<3, kPairs>(params, inputs, kv_head, first_row, num_rows);
   }
+}
+
+void run(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head,
+         int64_t row_block) {
+  if (decodes(params)) return decode(params, inputs, kv_head);
+  if constexpr (kHasPairs) {
+    if (rounds_to_bfloat16(params.format)) {
+      return run_prompt<true>(params, inputs, kv_head, row_block);
+    }
+  }
+  run_prompt<false>(params, inputs, kv_head, row_block);
 }
 
 }  // namespace
 
-extern const AttentionKernel kKernel = {DOUBLEWEAVE_ISA, num_row_blocks, num_scratch_floats, run};
+extern const AttentionKernel kKernel = {DOUBLEWEAVE_ISA, num_row_blocks, num_scratch_floats, run,
+                                        rounds_to_bfloat16};
 
 }  // namespace DOUBLEWEAVE_ISA_NAMESPACE
 }  // namespace doubleweave

@@ -7,6 +7,9 @@
 
 #include <array>
 #include <initializer_list>
+#include <optional>
+
+#include "doubleweave/cache_format.h"
 
 // Logs the condition that does not hold and fails the kernel; ExecuTorch's own macro with our
 // operator's name.
@@ -32,9 +35,25 @@ inline bool is_tensor(const et::EValue& value, ScalarType type) {
          value.toTensor().const_data_ptr() != nullptr;
 }
 
-/// Gives a result its sizes, at most 3; false where it has no room for them.
+/// The format of a cache whose rows are tensors of a dtype; nothing for other dtypes.
+inline std::optional<CacheFormat> cache_format_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return CacheFormat::kFloat32;
+    case ScalarType::BFloat16:
+      return CacheFormat::kBfloat16;
+    case ScalarType::Half:
+      return CacheFormat::kFloat16;
+    case ScalarType::Char:
+      return CacheFormat::kInt8;
+    default:
+      return std::nullopt;
+  }
+}
+
+/// Gives a result its sizes, at most 4; false where it has no room for them.
 inline bool resize(Tensor& out, std::initializer_list<int64_t> lengths) {
-  std::array<int32_t, 3> sizes{};
+  std::array<int32_t, 4> sizes{};
   size_t rank = 0;
   for (const int64_t length : lengths) sizes[rank++] = static_cast<int32_t>(length);
   return et::resize_tensor(out, {sizes.data(), rank}) == et::Error::Ok;

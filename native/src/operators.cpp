@@ -4,12 +4,15 @@
 //   doubleweave::biased_attention.out(… as attention's, int block, Tensor? sinks, Tensor? slopes,
 //       Tensor? distances, *, Tensor(a!) out) -> Tensor(a!)
 //   doubleweave::cross_attention.out(… as attention's, *, Tensor(a!) out) -> Tensor(a!)
-//   doubleweave::rotary.out(Tensor x, Tensor cos, Tensor sin, int num_heads, *, Tensor(a!) out)
+//   (k and v of attention and biased_attention may have a format of the cache, as
+//   cache_operators.cpp writes it) doubleweave::rotary.out(Tensor x, Tensor cos, Tensor sin, int
+//   num_heads, *, Tensor(a!) out)
 //       -> Tensor(a!)
 #include "operators.h"
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 
 #include "doubleweave/attention.h"
 #include "doubleweave/rotary.h"
@@ -60,30 +63,53 @@ const float* per_head(const et::EValue& value) {
   return value.isNone() ? nullptr : value.toTensor().const_data_ptr<float>();
 }
 
+// Keys or values: float32, bfloat16 or float16 [1, rows, columns], or int8 [1, rows, heads, bytes].
+struct CachedRows {
+  CacheFormat format{};
+  int64_t head_dim = 0;
+};
+
+std::optional<CachedRows> cached_rows(const et::EValue& value, int64_t num_heads) {
+  if (!value.isTensor()) return std::nullopt;
+  const Tensor& tensor = value.toTensor();
+  const std::optional<CacheFormat> format = cache_format_of(tensor.scalar_type());
+  if (!format || tensor.dim() < 3 || tensor.size(0) != 1) return std::nullopt;
+  if (*format == CacheFormat::kInt8) {
+    const int64_t dim = tensor.dim() == 4 ? tensor.size(3) - head_bytes(*format, 0) : 0;
+    if (dim < 1 || tensor.size(2) != num_heads) return std::nullopt;
+    return CachedRows{*format, dim};
+  }
+  if (tensor.dim() != 3 || tensor.size(2) % num_heads != 0) return std::nullopt;
+  return CachedRows{*format, tensor.size(2) / num_heads};
+}
+
 // Attention with what `params` already says; q, k, v and the parameters that follow them are the
 // first arguments of every operator.
 void attend(et::KernelRuntimeContext& context, Stack stack, AttentionParams params,
             et::EValue& result) {
   DOUBLEWEAVE_CHECK(context, all_numbers(stack, 3, 8), "attention's parameters are numbers");
-  DOUBLEWEAVE_CHECK(
-      context,
-      is_matrix(*stack[0]) && is_matrix(*stack[1]) && is_matrix(*stack[2]) && is_matrix(result),
-      "q, k, v and out are float32 tensors [1, rows, columns]");
+  DOUBLEWEAVE_CHECK(context, is_matrix(*stack[0]) && is_matrix(result),
+                    "q and out are float32 tensors [1, rows, columns]");
+  params.num_heads = static_cast<int64_t>(number(*stack[3]));
+  params.num_kv_heads = static_cast<int64_t>(number(*stack[4]));
+  DOUBLEWEAVE_CHECK(context,
+                    params.num_kv_heads >= 1 && params.num_heads >= 1 &&
+                        params.num_heads % params.num_kv_heads == 0,
+                    "num_kv_heads divides num_heads");
+  const std::optional<CachedRows> keys = cached_rows(*stack[1], params.num_kv_heads);
+  const std::optional<CachedRows> values = cached_rows(*stack[2], params.num_kv_heads);
+  DOUBLEWEAVE_CHECK(context, keys && values && keys->format == values->format,
+                    "k and v are rows of heads in one format of the cache");
+  params.format = keys->format;
   const Tensor& q = stack[0]->toTensor();
   const Tensor& k = stack[1]->toTensor();
   const Tensor& v = stack[2]->toTensor();
   Tensor& out = result.toTensor();
   params.num_queries = q.size(1);
   params.num_keys = k.size(1);
-  params.num_heads = static_cast<int64_t>(number(*stack[3]));
-  params.num_kv_heads = static_cast<int64_t>(number(*stack[4]));
   params.scale = static_cast<float>(number(*stack[5]));
   params.window = static_cast<int64_t>(number(*stack[6]));
   params.soft_cap = static_cast<float>(number(*stack[7]));
-  DOUBLEWEAVE_CHECK(context,
-                    params.num_kv_heads >= 1 && params.num_heads >= 1 &&
-                        params.num_heads % params.num_kv_heads == 0,
-                    "num_kv_heads divides num_heads");
   DOUBLEWEAVE_CHECK(context, params.window >= 0 && params.soft_cap >= 0,
                     "window and soft_cap are not negative");
   DOUBLEWEAVE_CHECK(context,
@@ -91,19 +117,17 @@ void attend(et::KernelRuntimeContext& context, Stack stack, AttentionParams para
                         (!params.causal || params.num_keys >= params.num_queries),
                     "there are at least as many keys as queries");
   DOUBLEWEAVE_CHECK(context, v.size(1) == k.size(1), "k and v have as many rows");
-  DOUBLEWEAVE_CHECK(context,
-                    q.size(2) % params.num_heads == 0 && v.size(2) % params.num_kv_heads == 0 &&
-                        k.size(2) * params.num_heads == q.size(2) * params.num_kv_heads,
-                    "the columns of q, k and v are heads times head sizes");
-  params.head_dim = q.size(2) / params.num_heads;
-  params.value_dim = v.size(2) / params.num_kv_heads;
+  DOUBLEWEAVE_CHECK(context, q.size(2) == params.num_heads * keys->head_dim,
+                    "the columns of q are heads times the head size of k");
+  params.head_dim = keys->head_dim;
+  params.value_dim = values->head_dim;
   DOUBLEWEAVE_CHECK(context, params.head_dim >= 1 && params.value_dim >= 1, "heads are not empty");
   DOUBLEWEAVE_CHECK(context,
                     resize(out, {1, params.num_queries, params.num_heads * params.value_dim}),
                     "out has room for the result");
   const float* q_data = q.const_data_ptr<float>();
-  const float* k_data = k.const_data_ptr<float>();
-  const float* v_data = v.const_data_ptr<float>();
+  const void* k_data = k.const_data_ptr();
+  const void* v_data = v.const_data_ptr();
   float* out_data = out.mutable_data_ptr<float>();
   DOUBLEWEAVE_CHECK(
       context, q_data != nullptr && k_data != nullptr && v_data != nullptr && out_data != nullptr,
@@ -192,6 +216,7 @@ void register_operators() {
                       et::Kernel("doubleweave::rotary.out", rotary_kernel)});
     register_expert_operators();
     register_table_operators();
+    register_cache_operators();
   });
 }
 

@@ -4,7 +4,7 @@
 namespace doubleweave {
 
 /// Makes our kernels known to ExecuTorch, once per process: `doubleweave::attention.out`,
-/// `doubleweave::rotary.out`, those of mixtures of experts and of tables.
+/// `doubleweave::rotary.out`, those of mixtures of experts, tables and caches.
 void register_operators();
 
 /// `doubleweave::expert_linear_packed.out` and `doubleweave::expert_sum.out`; register_operators
@@ -13,5 +13,8 @@ void register_expert_operators();
 
 /// `doubleweave::table_rows.out`; register_operators calls it.
 void register_table_operators();
+
+/// `doubleweave::cache_rows.out`; register_operators calls it.
+void register_cache_operators();
 
 }  // namespace doubleweave

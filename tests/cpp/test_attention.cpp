@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <string>
 #include <thread>
@@ -24,10 +25,12 @@ constexpr int64_t kNumDistances = 21;
 
 struct Case {
   dw::AttentionParams params;
-  std::vector<float> q, k, v;
-  std::vector<float> sinks, slopes;  // empty, or one a head
-  std::vector<float> distances;      // empty, or kNumDistances a head
+  std::vector<float> q, k, v;                 // k and v as the cache keeps them
+  std::vector<std::byte> cached_k, cached_v;  // in its format
+  std::vector<float> sinks, slopes;           // empty, or one a head
+  std::vector<float> distances;               // empty, or kNumDistances a head
   std::vector<double> expected;
+  std::vector<double> expected_rounded;  // by queries in bfloat16, where the format has no more
   double largest_score = 0;
   double largest_output = 0;
 };
@@ -35,13 +38,13 @@ struct Case {
 std::string describe(const dw::AttentionParams& p) {
   char text[256];
   std::snprintf(text, sizeof text,
-                "T=%lld S=%lld H=%lld/%lld D=%lld/%lld window=%lld block=%lld cap=%g %s%s%s",
-                static_cast<long long>(p.num_queries), static_cast<long long>(p.num_keys),
-                static_cast<long long>(p.num_heads), static_cast<long long>(p.num_kv_heads),
-                static_cast<long long>(p.head_dim), static_cast<long long>(p.value_dim),
-                static_cast<long long>(p.window), static_cast<long long>(p.block),
-                static_cast<double>(p.soft_cap), p.causal ? "causal" : "full",
-                p.sinks == nullptr ? "" : " sinks",
+                "%s T=%lld S=%lld H=%lld/%lld D=%lld/%lld window=%lld block=%lld cap=%g %s%s%s",
+                dw::format_name(p.format), static_cast<long long>(p.num_queries),
+                static_cast<long long>(p.num_keys), static_cast<long long>(p.num_heads),
+                static_cast<long long>(p.num_kv_heads), static_cast<long long>(p.head_dim),
+                static_cast<long long>(p.value_dim), static_cast<long long>(p.window),
+                static_cast<long long>(p.block), static_cast<double>(p.soft_cap),
+                p.causal ? "causal" : "full", p.sinks == nullptr ? "" : " sinks",
                 p.slopes != nullptr      ? " slopes"
                 : p.distances != nullptr ? " distances"
                                          : "");
@@ -113,6 +116,84 @@ dw::AttentionParams params_of(const Case& c) {
 
 enum Extra { kPlain = 0, kSinks = 1, kSlopes = 2, kDistances = 4 };
 
+float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// What a number of 16 bits is, by the definition of its format.
+double value_of_half(uint16_t bits, bool is_bfloat16) {
+  if (is_bfloat16) return float_of(static_cast<uint32_t>(bits) << 16);
+  const int exponent = bits >> 10 & 31;
+  const double fraction = bits & 1023;
+  if (exponent == 31) return fraction == 0 ? (bits >> 15 ? -INFINITY : INFINITY) : NAN;
+  const double size =
+      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+  return bits >> 15 ? -size : size;
+}
+
+// Rows of a cache, and what they stand for.
+std::vector<std::byte> store(dw::CacheFormat format, int64_t dim, std::vector<float>& x) {
+  const int64_t num_heads = static_cast<int64_t>(x.size()) / dim;
+  std::vector<std::byte> rows(num_heads * dw::head_bytes(format, dim));
+  dw::write_cache_heads(format, x.data(), num_heads, dim, rows.data());
+  for (int64_t head = 0; head < num_heads; ++head) {
+    const std::byte* p = rows.data() + head * dw::head_bytes(format, dim);
+    for (int64_t i = 0; i < dim; ++i) {
+      float& value = x[head * dim + i];
+      if (format == dw::CacheFormat::kFloat32) {
+        std::memcpy(&value, p + 4 * i, 4);
+      } else if (format == dw::CacheFormat::kInt8) {
+        float scale;
+        std::memcpy(&scale, p + dim, 4);
+        value = static_cast<float>(static_cast<int8_t>(p[i])) * scale;
+      } else {
+        uint16_t bits;
+        std::memcpy(&bits, p + 2 * i, 2);
+        value = static_cast<float>(value_of_half(bits, format == dw::CacheFormat::kBfloat16));
+      }
+    }
+  }
+  return rows;
+}
+
+// Queries as the pairs of the kernel have them: rounded to 8 digits when they are scaled.
+std::vector<float> rounded_queries(const dw::AttentionParams& params, const std::vector<float>& q) {
+  const float factor =
+      params.soft_cap > 0 ? params.scale / params.soft_cap : params.scale * 1.44269504f;
+  std::vector<float> rounded;
+  for (const float x : q) {
+    uint32_t bits;
+    const float scaled = x * factor;
+    std::memcpy(&bits, &scaled, sizeof bits);
+    rounded.push_back(float_of((bits + 0x8000) & 0xffff0000) / factor);
+  }
+  return rounded;
+}
+
+void attend_all(Case& c) {
+  c.expected.clear();
+  c.largest_output = c.largest_score = 0;
+  for (int64_t token = 0; token < c.params.num_queries; ++token) {
+    for (int64_t head = 0; head < c.params.num_heads; ++head) attend_one(c, token, head);
+  }
+}
+
+// Stores keys and values in the cache's format, and works out what is expected.
+void complete(Case& c) {
+  c.cached_k = store(c.params.format, c.params.head_dim, c.k);
+  c.cached_v = store(c.params.format, c.params.value_dim, c.v);
+  if (c.params.format == dw::CacheFormat::kBfloat16 || c.params.format == dw::CacheFormat::kInt8) {
+    const std::vector<float> exact = c.q;
+    c.q = rounded_queries(c.params, c.q);
+    attend_all(c);
+    c.expected_rounded = c.expected;
+    c.q = exact;
+  }
+  attend_all(c);
+}
+
 Case make_case(const dw::AttentionParams& params, float query_size, std::mt19937& random,
                int extra = kPlain) {
   Case c{};
@@ -131,9 +212,7 @@ Case make_case(const dw::AttentionParams& params, float query_size, std::mt19937
   for (float& x : c.q) x = normal(random) * query_size;
   for (float& x : c.k) x = normal(random);
   for (float& x : c.v) x = normal(random);
-  for (int64_t token = 0; token < params.num_queries; ++token) {
-    for (int64_t head = 0; head < params.num_heads; ++head) attend_one(c, token, head);
-  }
+  complete(c);
   return c;
 }
 
@@ -145,39 +224,62 @@ double tolerance(const Case& c) {
   return c.largest_output * (2e-6 + score_error);
 }
 
-// The worst error over the largest output, where scores are of ordinary size.
+// Few rows are not computed in pairs: then the plain result is as good.
+double error_against(const std::vector<double>& expected, const float* out) {
+  double error = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double difference = std::abs(out[i] - expected[i]);
+    error = difference <= error ? error : difference;  // a NaN becomes the error
+  }
+  return error;
+}
+
+// The worst errors over the largest output, where scores are of ordinary size.
 double worst_ordinary_error = 0;
+double worst_rounded_error = 0;
 
 void check_case(const Case& c) {
   std::vector<float> out(c.expected.size() + 2, kGuard);
-  dw::attention(params_of(c), c.q.data(), c.k.data(), c.v.data(), out.data() + 1);
-  double error = 0;
-  for (size_t i = 0; i < c.expected.size(); ++i) {
-    const double difference = std::abs(out[i + 1] - c.expected[i]);
-    error = difference <= error ? error : difference;  // a NaN becomes the error
+  dw::attention(params_of(c), c.q.data(), c.cached_k.data(), c.cached_v.data(), out.data() + 1);
+  double error = error_against(c.expected, out.data() + 1);
+  double allowed = tolerance(c);
+  const bool is_rounded =
+      error > allowed && dw::rounds_to_bfloat16(dw::attention_isa(), c.params.format);
+  if (is_rounded) {
+    error = error_against(c.expected_rounded, out.data() + 1);
+    // Each weight is rounded to 8 digits, of numbers that may be larger than their sum.
+    float largest = 0;
+    for (const float x : c.v) largest = std::max(largest, std::abs(x));
+    allowed += largest * 0x1p-8;
   }
-  CHECK(error <= tolerance(c), "%s %s: error %g, allowed %g", dw::isa_name(dw::attention_isa()),
-        describe(params_of(c)).c_str(), error, tolerance(c));
+  CHECK(error <= allowed, "%s %s: error %g, allowed %g", dw::isa_name(dw::attention_isa()),
+        describe(params_of(c)).c_str(), error, allowed);
   CHECK(out.front() == kGuard && out.back() == kGuard, "wrote outside: %s",
         describe(params_of(c)).c_str());
   if (c.largest_score < 10) {
-    worst_ordinary_error = std::max(worst_ordinary_error, error / c.largest_output);
+    double& worst = is_rounded ? worst_rounded_error : worst_ordinary_error;
+    worst = std::max(worst, error / c.largest_output);
   }
 }
 
 // Every processor for aarch64 has NEON, so its baseline is never used, and under an emulator it
 // takes longer than all else.
 std::vector<dw::Isa> available_isas() {
-  if (dw::set_attention_isa(dw::Isa::kNeon)) return {dw::Isa::kNeon};
+  const bool has_neon = dw::set_attention_isa(dw::Isa::kNeon);
   std::vector<dw::Isa> isas;
-  for (dw::Isa isa : {dw::Isa::kBaseline, dw::Isa::kAvx2, dw::Isa::kAvx512}) {
-    if (dw::set_attention_isa(isa)) isas.push_back(isa);
+  for (dw::Isa isa : dw::kIsas) {
+    if (!(has_neon && isa == dw::Isa::kBaseline) && dw::set_attention_isa(isa)) {
+      isas.push_back(isa);
+    }
   }
   return isas;
 }
 
 void check_everywhere(const Case& c) {
   for (dw::Isa isa : available_isas()) {
+    // What has pairs is the same as without, but for formats that are computed in pairs.
+    const bool has_pairs = isa == dw::Isa::kAvx512Bf16 || isa == dw::Isa::kNeonBf16;
+    if (has_pairs && !dw::rounds_to_bfloat16(isa, c.params.format)) continue;
     dw::set_attention_isa(isa);
     check_case(c);
   }
@@ -230,6 +332,58 @@ void test_sinks_slopes_and_blocks(int part) {
   }
 }
 
+void test_cache_formats(int part) {
+  std::mt19937 random(12);
+  for (int i = 0; i < 240 / part; ++i) {
+    dw::AttentionParams params = random_params(random);
+    params.block = params.causal ? pick<int64_t>({0, 0, 0, 7, 100}, random) : 0;
+    params.format = pick<dw::CacheFormat>(
+        {dw::CacheFormat::kBfloat16, dw::CacheFormat::kFloat16, dw::CacheFormat::kInt8}, random);
+    check_everywhere(make_case(params, 1.0f, random, i % 6));
+  }
+}
+
+// Each number becomes the nearest one of the format, ties to even, and NaN and infinities stay.
+void test_rounding_to_halves() {
+  std::mt19937 random(13);
+  for (dw::CacheFormat format : {dw::CacheFormat::kBfloat16, dw::CacheFormat::kFloat16}) {
+    const bool is_bfloat16 = format == dw::CacheFormat::kBfloat16;
+    const auto nearest = [&](float x) {
+      uint16_t bits;
+      dw::write_cache_heads(format, &x, 1, 1, &bits);
+      return bits;
+    };
+    for (int i = 0; i < 20000; ++i) {
+      const auto bits = static_cast<uint16_t>(random());
+      const double here = value_of_half(bits, is_bfloat16);
+      const double next = value_of_half(bits + 1, is_bfloat16);
+      if (std::isnan(here)) {
+        CHECK(std::isnan(value_of_half(nearest(NAN), is_bfloat16)), "NaN");
+        continue;
+      }
+      CHECK(nearest(static_cast<float>(here)) == bits, "%x", bits);
+      // Halfway between two finite neighbours lies a float32, unless they are subnormal.
+      if (std::isinf(here) || std::isnan(next) || std::isinf(next)) continue;
+      const auto middle = static_cast<float>((here + next) / 2);
+      if (middle != (here + next) / 2) continue;
+      CHECK(nearest(middle) == (bits % 2 == 0 ? bits : bits + 1), "middle behind %x", bits);
+      CHECK(nearest(std::nextafter(middle, static_cast<float>(here))) == bits, "below %x", bits);
+      CHECK(nearest(std::nextafter(middle, static_cast<float>(next))) == bits + 1, "above %x",
+            bits);
+    }
+  }
+}
+
+void test_rounding_to_int8() {
+  std::vector<float> x = {1.0f, -2.54f, 0.013f, 0, 0, 0, 0, 1e-45f, NAN, 1, INFINITY, 2};
+  const std::vector<float> exact = x;
+  const auto rows = store(dw::CacheFormat::kInt8, 3, x);
+  CHECK(rows.size() == 4 * 7, "%zu", rows.size());
+  for (int i = 0; i < 3; ++i) CHECK(std::abs(x[i] - exact[i]) <= 0.0101f, "%g", x[i]);
+  for (int i = 3; i < 6; ++i) CHECK(x[i] == 0, "%g", x[i]);
+  for (int i = 6; i < 12; ++i) CHECK(std::isnan(x[i]), "%g", x[i]);
+}
+
 // What an encoder gave may be fewer rows than there are queries.
 void test_fewer_keys_than_queries(int part) {
   std::mt19937 random(11);
@@ -252,11 +406,7 @@ void test_sinks_of_any_size() {
       c.params.num_keys = num_queries + 70;
       c = make_case(c.params, 1.0f, random, kSinks);
       for (float& x : c.sinks) x = sink;
-      c.expected.clear();
-      c.largest_output = c.largest_score = 0;
-      for (int64_t token = 0; token < num_queries; ++token) {
-        for (int64_t head = 0; head < c.params.num_heads; ++head) attend_one(c, token, head);
-      }
+      attend_all(c);
       check_everywhere(c);
     }
   }
@@ -312,11 +462,7 @@ void test_running_maximum() {
       for (size_t i = 0; i < c.k.size(); ++i) {
         c.k[i] = sign * 0.005f * static_cast<float>(i / (3 * 64));
       }
-      c.expected.clear();
-      c.largest_output = c.largest_score = 0;
-      for (int64_t token = 0; token < num_queries; ++token) {
-        for (int64_t head = 0; head < 9; ++head) attend_one(c, token, head);
-      }
+      complete(c);
       check_everywhere(c);
     }
   }
@@ -325,13 +471,19 @@ void test_running_maximum() {
 void test_nan_is_not_hidden() {
   std::mt19937 random(6);
   for (int64_t num_queries : {1, 30}) {
-    Case c = make_case(smollm_params(num_queries, 100), 1.0f, random);
-    c.k[40 * 3 * 64] = NAN;  // one key of the first kv head
-    for (dw::Isa isa : available_isas()) {
-      dw::set_attention_isa(isa);
-      std::vector<float> out(c.expected.size());
-      dw::attention(params_of(c), c.q.data(), c.k.data(), c.v.data(), out.data());
-      CHECK(std::isnan(out[0]) && !std::isnan(out.back()), "%s", dw::isa_name(isa));
+    for (dw::CacheFormat format : dw::kCacheFormats) {
+      dw::AttentionParams params = smollm_params(num_queries, 100);
+      params.format = format;
+      Case c = make_case(params, 1.0f, random);
+      c.k[40 * 3 * 64] = NAN;  // one key of the first kv head
+      c.cached_k = store(format, 64, c.k);
+      for (dw::Isa isa : available_isas()) {
+        dw::set_attention_isa(isa);
+        std::vector<float> out(c.expected.size());
+        dw::attention(params_of(c), c.q.data(), c.cached_k.data(), c.cached_v.data(), out.data());
+        CHECK(std::isnan(out[0]) && !std::isnan(out.back()), "%s %s", dw::isa_name(isa),
+              dw::format_name(format));
+      }
     }
   }
 }
@@ -340,13 +492,13 @@ void test_nan_is_not_hidden() {
 void check_shared_call(const Case& c) {
   std::vector<float> alone(c.expected.size());
   std::vector<float> shared(c.expected.size());
-  dw::attention(params_of(c), c.q.data(), c.k.data(), c.v.data(), alone.data());
+  dw::attention(params_of(c), c.q.data(), c.cached_k.data(), c.cached_v.data(), alone.data());
   const size_t num_items = dw::attention_num_work_items(c.params);
   std::atomic<size_t> next{0};
   const auto work = [&] {
     for (size_t item = next++; item < num_items; item = next++) {
-      dw::attention_work_item(params_of(c), c.q.data(), c.k.data(), c.v.data(), shared.data(),
-                              item);
+      dw::attention_work_item(params_of(c), c.q.data(), c.cached_k.data(), c.cached_v.data(),
+                              shared.data(), item);
     }
   };
   std::vector<std::thread> threads;
@@ -359,9 +511,16 @@ void test_threads() {
   std::mt19937 random(7);
   std::vector<Case> cases;
   for (int i = 0; i < 24; ++i) cases.push_back(make_case(random_params(random), 1.0f, random));
+  std::vector<Case> in_formats;
+  for (int i = 0; i < 12; ++i) {
+    dw::AttentionParams params = random_params(random);
+    params.format = dw::kCacheFormats[1 + i % 3];
+    in_formats.push_back(make_case(params, 1.0f, random));
+  }
   for (dw::Isa isa : available_isas()) {
     dw::set_attention_isa(isa);
     for (const Case& c : cases) check_shared_call(c);
+    for (const Case& c : in_formats) check_shared_call(c);
     // Different calls at once, on threads whose scratch memory grows as they go.
     std::vector<std::thread> threads;
     std::vector<std::vector<float>> outputs(cases.size());
@@ -370,7 +529,8 @@ void test_threads() {
         for (size_t i = first; i < cases.size(); i += 4) {
           const Case& c = cases[i];
           outputs[i].resize(c.expected.size());
-          dw::attention(params_of(c), c.q.data(), c.k.data(), c.v.data(), outputs[i].data());
+          dw::attention(params_of(c), c.q.data(), c.cached_k.data(), c.cached_v.data(),
+                        outputs[i].data());
         }
       });
     }
@@ -400,6 +560,9 @@ int main(int argc, char** argv) {
   test_choosing_an_isa();
   test_random_shapes(part);
   test_sinks_slopes_and_blocks(part);
+  test_cache_formats(part);
+  test_rounding_to_halves();
+  test_rounding_to_int8();
   test_fewer_keys_than_queries(part);
   test_sinks_of_any_size();
   test_each_small_shape();
@@ -410,7 +573,7 @@ int main(int argc, char** argv) {
   test_threads();
   std::printf("tested:");
   for (dw::Isa isa : available_isas()) std::printf(" %s", dw::isa_name(isa));
-  std::printf("; worst error at ordinary scores %.1e of the largest output\n",
-              worst_ordinary_error);
+  std::printf("; worst error at ordinary scores %.1e of the largest output, %.1e in pairs\n",
+              worst_ordinary_error, worst_rounded_error);
   return check::finish();
 }

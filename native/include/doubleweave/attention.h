@@ -1,4 +1,7 @@
-// Scaled dot-product attention over a token-major KV cache, in float32.
+// Scaled dot-product attention over a token-major KV cache. Queries and results are float32; keys
+// and values are of a format of the cache (cache_format.h). Sums are float32 and products exact,
+// but where the instruction set multiplies pairs of bfloat16 and the format has no more digits than
+// those: then queries and the softmax's weights are rounded to bfloat16.
 //
 // The work divides into independent items, so a caller that owns threads runs items on them in any
 // order; a caller that owns none calls `attention`. Nothing here starts a thread. Every function
@@ -7,6 +10,8 @@
 
 #include <cstddef>
 #include <cstdint>
+
+#include "doubleweave/cache_format.h"
 
 namespace doubleweave {
 
@@ -33,28 +38,36 @@ struct AttentionParams {
   // behind the soft cap; keys that are further away have the last number (T5's relative positions).
   const float* distances = nullptr;
   int64_t num_distances = 0;
+  CacheFormat format = CacheFormat::kFloat32;  // of k and v
 };
 
 // The number of independent pieces: at least one for each kv head. Pieces differ in cost; the
 // dearest have the lowest indices, so handing them out in order balances threads.
 size_t attention_num_work_items(const AttentionParams& params);
 
-// Computes one piece. All tensors are contiguous float32, of any alignment of a float:
-// q [T, H, D], k [S, Hkv, D], v [S, Hkv, Dv], out [T, H, Dv]; out must overlap none of the others.
-// Scratch memory is kept per thread, and is small: it grows with the head size, not with T or S.
-void attention_work_item(const AttentionParams& params, const float* q, const float* k,
-                         const float* v, float* out, size_t item);
+// Computes one piece. All tensors are contiguous: q [T, H, D] and out [T, H, Dv] float32, of any
+// alignment of a float, k [S, Hkv, D] and v [S, Hkv, Dv] rows of the cache's format, of any
+// alignment of its numbers; out must overlap none of the others. Scratch memory is kept per thread,
+// and is small: it grows with the head size, not with T or S.
+void attention_work_item(const AttentionParams& params, const float* q, const void* k,
+                         const void* v, float* out, size_t item);
 
 // Computes every piece on this thread.
-void attention(const AttentionParams& params, const float* q, const float* k, const float* v,
+void attention(const AttentionParams& params, const float* q, const void* k, const void* v,
                float* out);
 
 // The instruction sets that the kernel is compiled for. The best one that this machine has is
 // chosen at the first use; the environment variable DOUBLEWEAVE_ATTENTION_ISA (a name as below)
 // overrides it.
-enum class Isa { kBaseline, kAvx2, kAvx512, kNeon };
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kNeon, kNeonBf16 };
 
-const char* isa_name(Isa isa);  // "baseline", "avx2", "avx512", "neon"
+constexpr Isa kIsas[] = {Isa::kBaseline,   Isa::kAvx2, Isa::kAvx512,
+                         Isa::kAvx512Bf16, Isa::kNeon, Isa::kNeonBf16};
+
+const char* isa_name(Isa isa);  // "baseline", "avx2", "avx512", "avx512bf16", "neon", "neonbf16"
+
+// Whether this instruction set rounds queries and weights to bfloat16 over a cache of this format.
+bool rounds_to_bfloat16(Isa isa, CacheFormat format);
 
 Isa attention_isa();  // the one in use
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from doubleweave.check.language_model import Compiled, refusal, token_ids
 from doubleweave.check.segments import SEGMENT_BOUND, Comparison
 from doubleweave.compiler.program_folder import Progress
+from doubleweave.compiler.split.cache_format import in_format
 from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.pieces import weight_bytes
 from doubleweave.ir.manifest import Manifest
@@ -53,6 +54,19 @@ def hold_weights(compiled: Compiled, manifest: Manifest, report: Progress) -> fl
     return worst.size
 
 
+def _over_stored_rows(program: Program, name: str) -> Callable[..., Any]:
+    """A method that takes keys and values in float32 and stores them as the program's cache does."""
+    split, run = program.split, program.methods[name]
+    values = {value.name: value for value in split.values if value.kind == "cache"}
+    read = next(call.reads for call in split.calls if name in split.segment(call.segment).methods())
+
+    def over_rows(*inputs: Tensor) -> Any:
+        given = zip(inputs, read, strict=True)
+        return run(*(in_format(x, values[each]) if each in values else x for x, each in given))
+
+    return over_rows
+
+
 class _OneByOne(Mapping[str, Callable[..., Any]]):
     """A program's methods, of which the one that was asked for last is loaded."""
 
@@ -63,7 +77,7 @@ class _OneByOne(Mapping[str, Callable[..., Any]]):
     def __getitem__(self, name: str) -> Callable[..., Any]:
         if name not in self._loaded:
             self._loaded.clear()  # first, so that two are never there at once
-            self._loaded[name] = self._open().methods[name]
+            self._loaded[name] = _over_stored_rows(self._open(), name)
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:

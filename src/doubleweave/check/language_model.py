@@ -33,6 +33,7 @@ from doubleweave.check.segments import Comparison, Noise, meeting_rows, noisiest
 from doubleweave.check.source_run import source_logits
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.compiler.quantize.calibration import text_tokens
+from doubleweave.compiler.split.cache_format import in_format
 from doubleweave.compiler.split.eager import OnCall, run_chunks
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.errors import CheckError, RunError
@@ -146,7 +147,11 @@ class _Subject:
 
     def eager(self, torch_split: TorchSplit, place: Place, on_call: OnCall | None = None) -> Tensor:
         """The logits of the split in eager torch, [T, vocab]."""
-        cached = marked_rows(torch_split.split, place.start)
+        values = {value.name: value for value in torch_split.split.values}
+        cached = {
+            name: in_format(rows, values[name]) if values[name].kind == "cache" else rows
+            for name, rows in marked_rows(torch_split.split, place.start).items()
+        }
         modules = quick_modules(torch_split)
         long = 0 < self.compiled.rotary_border < place.end
         chunks = self.chunks(place)

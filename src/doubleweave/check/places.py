@@ -5,6 +5,7 @@ Knows nothing of programs that run.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,8 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from doubleweave.ir.cache_format import heads_of
 from doubleweave.ir.split import Split
 
+_LARGEST_MARK = 10_000  # a cache may keep float16
 SINGLES = 3  # tokens one by one behind a prompt
 # Names of settings whose number is a length at which a model changes what it does: a window's rows, a block of chunked
 # attention, the length that a scaled rotary embedding begins at, the positions between two steps of a temperature.
@@ -70,8 +73,8 @@ def before_border(first: Place, border: int) -> list[Place]:
 
 
 def marked_rows(split: Split, num_tokens: int) -> dict[str, Tensor]:
-    """Rows for a cache of so many tokens, float32 [1, num_tokens, width] by value: zeros but for the first four tokens.
-    States are small random numbers.
+    """Rows for a cache of so many tokens, float32 [1, num_tokens, width] by value whatever format it keeps: zeros but
+    for the first four tokens. States are small random numbers.
 
     Their values are large enough to count among as many keys of equal scores, so that it shows in every result whether
     they are still within a window.
@@ -80,9 +83,11 @@ def marked_rows(split: Split, num_tokens: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(20261)
     for value in split.values if num_tokens else ():
         if value.kind == "cache":
-            rows = torch.zeros(1, num_tokens, int(value.shape[-1]))
+            rows = torch.zeros(1, num_tokens, math.prod(heads_of(value)))
             if value.name.startswith("v"):
-                rows[:, :4] = num_tokens * torch.randn(rows[:, :4].shape, generator=generator)
+                rows[:, :4] = min(num_tokens, _LARGEST_MARK) * torch.randn(
+                    rows[:, :4].shape, generator=generator
+                )
             found[value.name] = rows
         elif value.kind == "state":
             found[value.name] = 0.1 * torch.randn(tuple(map(int, value.shape)), generator=generator)

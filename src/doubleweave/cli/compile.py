@@ -12,6 +12,7 @@ from doubleweave.compiler.backends import llm_backends
 from doubleweave.compiler.backends.backend import Backend, Option
 from doubleweave.compiler.policy import DEFAULT_BACKEND
 from doubleweave.errors import PolicyError
+from doubleweave.ir.cache_format import CACHE_FORMATS
 
 
 def add_compile(commands: Any) -> None:
@@ -80,6 +81,12 @@ def add_compile(commands: Any) -> None:
         default="dynamic",
         help="dynamic (default; on the CPU, over a cache that grows) or static (inlined in the static segments, over a "
         "cache of --max-context tokens with a mask: the all-static way, to compare with)",
+    )
+    p.add_argument(
+        "--cache",
+        metavar="FORMAT",
+        help=f"what keys and values are kept in: {', '.join(CACHE_FORMATS)} (a scale for each head of a row); "
+        "default: bfloat16 for quantized programs of xnnpack, float32 for others",
     )
     for option, help_text in _own_options(offered):
         _add_option(p, option, help_text)
@@ -164,6 +171,7 @@ def _compile(args: argparse.Namespace) -> None:
             chunk=args.chunk,
             max_context=args.max_context,
             attention=args.attention,
+            cache=args.cache,
             params=args.params,
             tokenizer=args.tokenizer,
             adapter=args.adapter,

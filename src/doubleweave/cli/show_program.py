@@ -91,7 +91,7 @@ def inspect_dict(manifest: Manifest) -> dict[str, Any]:
     about: dict[str, Any] = {"model": manifest.name, "program_bytes": manifest.program_bytes}
     about["check"] = None if manifest.check is None else asdict(manifest.check)
     if model is not None:
-        about.update(quantize=model.quantize, max_context=model.max_context)
+        about.update(quantize=model.quantize, max_context=model.max_context, cache=_cached_bytes(manifest))
     else:
         about.update(states={value.name: value.type_text for value in manifest.split.states})
     about["functions"] = [
@@ -152,8 +152,20 @@ def inspect_table(manifest: Manifest) -> str:
         parts += library.build_lines(manifest.split.segments_of(name))
     if lines := _module_lines(manifest):
         parts += [lines]
+    if found := _cached_bytes(manifest):
+        formats = ", ".join(f"{count:,} bytes a token in {dtype}" for dtype, count in found.items())
+        parts.append(f"cache: {formats}")
     parts += check_lines(manifest)
     return "\n".join(parts)
+
+
+def _cached_bytes(manifest: Manifest) -> dict[str, int]:
+    """The bytes that a token takes in the cache, by the format that they are kept in."""
+    found: dict[str, int] = {}
+    for value in manifest.split.values if manifest.model else ():
+        if value.kind == "cache":
+            found[value.dtype] = found.get(value.dtype, 0) + value.row_bytes
+    return found
 
 
 def _callable(manifest: Manifest) -> tuple[Function, ...]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from doubleweave.compiler.backends.backend import Options
+from doubleweave.compiler.policy import DEFAULT_BACKEND
 from doubleweave.compiler.program_folder import Progress
+from doubleweave.errors import PolicyError
 from doubleweave.ir.manifest import TOKENIZER_FILE
 from doubleweave.ir.split import ENCODER, most_rows
 
@@ -43,6 +45,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     from doubleweave.compiler.graph.static_attention import MASK, inline_attention
     from doubleweave.compiler.quantize.calibration import calibration_chunks
     from doubleweave.compiler.quantize.tables import quantize_tables
+    from doubleweave.compiler.split.cache_format import with_cache_format
     from doubleweave.compiler.split.join import joined
     from doubleweave.compiler.split.llm_rows import check_rows
     from doubleweave.compiler.split.split_encoder import encoded_example, split_encoder
@@ -83,9 +86,22 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     lowered = options.backend.place(torch_split, options, chunks_of, report)
     if options.recipe != "none":
         lowered = quantize_tables(lowered)
+    stored = with_cache_format(lowered, options.cache or _default_cache(options))
+    if stored is lowered and options.cache not in (None, "float32"):
+        raise PolicyError(
+            f"cache: found {options.cache!r}, but {model.name} has no keys and values that an attention operator of "
+            "Doubleweave's alone reads, so that they stay float32; leave it out"
+        )
+    lowered = stored
     if decoder and project:
         lowered = joined(lowered, {ENCODER: encoder})
     return Splits(torch_split, lowered, torch.no_grad()(project or (lambda rows: ())), border)
+
+
+def _default_cache(options: Options) -> str:
+    """What perplexity does not feel (benchmarks/cache_formats.py), where numbers are rounded anyway."""
+    is_rounded = options.backend.name == DEFAULT_BACKEND and options.recipe != "none"
+    return "bfloat16" if is_rounded else "float32"
 
 
 def _save_tokenizer(save: Callable[[Path], None], folder: Path) -> None:

@@ -100,6 +100,11 @@ def _check_layers(
         shutil.rmtree(part)
 
 
+def _stores_otherwise(splits: Splits) -> bool:
+    values = splits.lowered.split.values
+    return any(value.kind == "cache" and value.dtype != "float32" for value in values)
+
+
 def _compiled(model: Model, options: Options, splits: Splits, folder: Path) -> Compiled:
     return Compiled(
         model.name,
@@ -109,7 +114,7 @@ def _compiled(model: Model, options: Options, splits: Splits, folder: Path) -> C
         splits.reference,
         splits.lowered,
         folder,
-        is_float=options.recipe == "none",
+        is_float=options.recipe == "none" and not _stores_otherwise(splits),
         audit=model.audit,
         encode=splits.encode,
         rotary_border=splits.rotary_border,

@@ -21,6 +21,7 @@ from doubleweave.compiler.program_folder import Progress, check_target, made_bes
 from doubleweave.entries.encoders import Encoder, check_encoders, names_problem, split_encoders, with_encoders
 from doubleweave.entries.llm_manifest import write_beside
 from doubleweave.errors import PolicyError, SourceError
+from doubleweave.ir.cache_format import CACHE_FORMATS
 from doubleweave.ir.manifest import PROGRAM_FILE, Manifest
 from doubleweave.ir.split import FixedSizes, SizeRanges, rows
 from doubleweave.sources import OPTIONS as SOURCE_OPTIONS
@@ -43,6 +44,7 @@ def compile_llm(
     chunk: Sequence[int] = (),
     max_context: int | None = None,
     attention: str = "dynamic",
+    cache: str | None = None,
     encoders: Mapping[str, Encoder] | None = None,
     check: bool | Literal["whole"] = True,
     progress: Progress | None = None,
@@ -57,6 +59,9 @@ def compile_llm(
     each size in `chunk`, default 1, 32, 128; XNNPACK stands in for the NPU); NPUs' backends are always static.
     attention: "dynamic" (over a cache that grows, on the CPU) or "static" (inlined, over a cache of `max_context`
     tokens, which must be given: the all-static way).
+    cache: what keys and values are kept in: "float32", "bfloat16", "float16" or "int8" (a scale for each head of a
+    row); by default bfloat16 for quantized programs of the xnnpack backend and float32 for others. Keys and values
+    that a model's own operators read stay float32.
 
     options: the backend's own and the source's. qnn: `soc`, the Snapdragon to compile for; `calibrate`, the text that
     scales are found on; `keep`, other recipes ("cpu" for none) for segments by pattern; `emulate`, for the emulator on
@@ -91,6 +96,7 @@ def compile_llm(
     if problem := names_problem(encoders):
         raise PolicyError(problem)
     own = chosen.check(recipe, attention, given)
+    _check_cache(attention, cache)
     from doubleweave.sources.model import Model  # torch is imported from here on
 
     if isinstance(source, Model) and (
@@ -109,7 +115,7 @@ def compile_llm(
         model = _as_decoder(model, backend, attention)
         context = _context(model, max_context)
         with made_beside(folder) as temporary:
-            chosen_options = Options(chosen, recipe, sizes, context, attention, own)
+            chosen_options = Options(chosen, recipe, sizes, context, attention, cache, own)
             return _compile(model, encoders or {}, temporary, chosen_options, check, told)
 
 
@@ -129,6 +135,15 @@ def _recipe(backend: Backend, quantize: str | None) -> str:
             f"quantize: found {recipe!r}, expected one of {', '.join(backend.recipes)} for {backend.name}"
         )
     return recipe
+
+
+def _check_cache(attention: str, cache: str | None) -> None:
+    if cache is not None and cache not in CACHE_FORMATS:
+        raise PolicyError(f"cache: found {cache!r}, expected one of {', '.join(CACHE_FORMATS)}")
+    if cache not in (None, "float32") and attention != "dynamic":
+        raise PolicyError(
+            f"cache: found {cache!r}, but static attention computes over float32; use float32 or leave it out"
+        )
 
 
 def _shape(backend: Backend, attention: str, shape: str | None, max_context: int | None) -> str:

@@ -74,12 +74,14 @@ def static_device(split: Split) -> str:
 def _of_chunks(split: Split) -> Segment:
     """The first segment that appends to the cache and takes whole chunks; others have its shape and device.
 
-    Where no layer attends it is the first of fixed sizes, or the first at all: a lookup on the CPU may take any number.
+    One of fixed sizes comes first, also where another segment stores what it computed in the cache (a lookup on the
+    CPU, or a segment that was kept there, may take any number of rows); the head may have sizes of its own.
     """
     appending = [split.segment(split.calls[place].segment) for place in split.appending]
     every = [split.segment(call.segment) for call in split.calls]
-    fixed = [segment for segment in every if isinstance(segment.shape, FixedSizes)]
-    return next(segment for segment in (*appending, *fixed, *every) if not segment.each_row)
+    whole = [split.segment(call.segment) for call in split.calls if call.rows == "all"]
+    fixed = [segment for segment in (*appending, *whole) if isinstance(segment.shape, FixedSizes)]
+    return next(segment for segment in (*fixed, *appending, *every) if not segment.each_row)
 
 
 def chunks_of(split: Split, choice: Choice, num_tokens: int) -> tuple[Chunk, ...]:

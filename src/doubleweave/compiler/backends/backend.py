@@ -75,6 +75,7 @@ class Options:
     sizes: FixedSizes | SizeRanges
     max_context: int
     attention: str = "dynamic"
+    cache: str | None = None  # None: the recipe's default, where the model's attention can read it
     own: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -1,6 +1,6 @@
-"""The operators Doubleweave adds to PyTorch: attention over a growing cache, and rotary embedding.
+"""The operators Doubleweave adds to PyTorch: attention over a growing cache, its rows, and rotary embedding.
 
-Both are pure functions of their inputs: an operator that changed a cache in place would be functionalised, with a copy
+All are pure functions of their inputs: an operator that changed a cache in place would be functionalised, with a copy
 of the whole cache in each call. In eager mode they compute their reference in plain operators (`*_reference`); a
 program calls the `.out` overload, whose kernel is in native/src/operators.cpp. This module knows nothing of models,
 splits or ExecuTorch programs.
@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from doubleweave.compiler.graph.cache_rows import as_float, empty_rows, stored
+from doubleweave.ir.cache_format import SCALE_BYTES
+
 _LIBRARY: Any = torch.library.Library("doubleweave", "DEF")  # type: ignore[no-untyped-call]
 
 _ATTENTION = (
@@ -29,6 +32,7 @@ for _name, _arguments in (
     ("biased_attention", f"{_ATTENTION}, int block, Tensor? sinks, Tensor? slopes, Tensor? distances"),
     ("cross_attention", _ATTENTION),
     ("rotary", "Tensor x, Tensor cos, Tensor sin, int num_heads"),
+    ("cache_rows", "Tensor x, int num_heads, ScalarType dtype"),
 ):
     _LIBRARY.define(f"{_name}({_arguments}) -> Tensor")
     _LIBRARY.define(f"{_name}.out({_arguments}, *, Tensor(a!) out) -> Tensor(a!)")
@@ -60,7 +64,8 @@ def attention_reference(
 ) -> Tensor:
     """Causal grouped-query attention in plain ops; query i sits at position S - T + i.
 
-    q [B, T, H*D], k [B, S, K*D], v [B, S, K*Dv], float32 -> [B, T, H*Dv]. `window` 0 means none, else a
+    q [B, T, H*D], k [B, S, K*D], v [B, S, K*Dv], float32 -> [B, T, H*Dv]; k and v may have another format of
+    cache_rows.py. `window` 0 means none, else a
     query at position p sees keys in (p - window, p]; `soft_cap` 0 means none. The order of operations
     follows transformers' `eager_attention_forward`, so that results are bit-equal to it.
 
@@ -72,6 +77,7 @@ def attention_reference(
 
     Not `is_causal`, every query sees every key: `cross_attention`'s.
     """
+    k, v = as_float(k), as_float(v)
     num_batches, num_queries, num_keys = q.shape[0], q.shape[1], k.shape[1]
     num_groups = num_heads // num_kv_heads
     q_BHTD = q.view(num_batches, num_queries, num_heads, -1).transpose(1, 2)
@@ -133,7 +139,8 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Ten
 
 def _fake_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, num_kv_heads: int, *_: object) -> Tensor:
     # The heads of V may be narrower or wider than those of Q and K.
-    return q.new_empty(q.shape[0], q.shape[1], v.shape[2] // num_kv_heads * num_heads)
+    width = v.shape[3] - SCALE_BYTES if v.dtype == torch.int8 else v.shape[2] // num_kv_heads
+    return q.new_empty(q.shape[0], q.shape[1], width * num_heads)
 
 
 def masked_attention_reference(
@@ -167,6 +174,7 @@ _LIBRARY.impl("masked_attention", masked_attention_reference, "CompositeExplicit
 _COMPUTED: tuple[tuple[str, Callable[..., Any], Callable[..., Any]], ...] = (
     *((name, reference, _fake_attention) for name, reference in _ATTENTION_REFERENCES.items()),
     ("rotary", rotary_reference, lambda x, *_: torch.empty_like(x)),
+    ("cache_rows", stored, empty_rows),
     (
         "boundary",
         lambda _, outputs, call: [x.clone() for x in outputs],
@@ -185,6 +193,7 @@ REFERENCES: dict[Any, Callable[..., Tensor]] = {
     for name, reference in _ATTENTION_REFERENCES.items()
 }
 ATTENTIONS = tuple(REFERENCES)
+CACHE_ROWS = torch.ops.doubleweave.cache_rows.default
 MASKED = torch.ops.doubleweave.masked_attention.default
 GENERAL = torch.ops.doubleweave.general_attention.default
 

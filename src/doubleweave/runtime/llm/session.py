@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from doubleweave import _native
 from doubleweave.errors import InputError
+from doubleweave.ir.cache_format import heads_of
 from doubleweave.ir.embeddings import behind_lookup, why_no_rows
 from doubleweave.ir.manifest import ModelInfo
 from doubleweave.ir.split import ITEM_BYTES, Split, Value, most_rows, whole_cache
@@ -268,14 +269,15 @@ class Session:
         self._cache.truncate(num_tokens)
 
     def fill(self, rows: Mapping[str, FloatArray], num_tokens: int) -> None:
-        """Put rows into an empty cache, float32 [num_tokens, width] for each of its values, as if tokens made them, and
-        numbers into the states, by name as well.
+        """Put rows into an empty cache, float32 [num_tokens, width] for each of its values, which keeps them in its own
+        format, as if tokens made them, and numbers into the states, by name as well.
 
         So a model can be tried at a far position without running what comes before it.
         """
         self._frequencies.lose()
         for number, name in enumerate(self._cache_regions):
-            self._cache.view(number, num_tokens)[:] = rows[name]
+            value = self._split.main.value(name)
+            self._cache.write(number, rows[name], heads_of(value)[0], value.dtype)
         self._states.fill(rows, num_tokens)
         self._cache.note_length(num_tokens)
 
