@@ -97,8 +97,9 @@ void bind_memory(nb::module_& m) {
 
   nb::class_<KvCache>(m, "KvCache",
                       "Rows that grow with the tokens; memory is committed as it is written.")
-      .def(nb::init<std::vector<size_t>, int64_t, int64_t>(), "row_bytes"_a, "max_tokens"_a,
-           "slack_tokens"_a = 0)
+      .def(nb::init<std::vector<size_t>, int64_t, int64_t, const std::vector<int64_t>&>(),
+           "row_bytes"_a, "max_tokens"_a, "slack_tokens"_a = 0,
+           "windows"_a = std::vector<int64_t>{})
       .def_prop_ro("num_entries", &KvCache::num_entries)
       .def_prop_ro("max_tokens", &KvCache::max_tokens)
       .def_prop_ro("length", &KvCache::length)
@@ -106,7 +107,10 @@ void bind_memory(nb::module_& m) {
       .def_prop_ro("peak_bytes", &KvCache::peak_bytes)
       .def("row_bytes", &KvCache::row_bytes, "entry"_a)
       .def("note_length", &KvCache::note_length, "num_tokens"_a, "num_padding"_a = 0)
-      .def("truncate", &KvCache::truncate, "num_tokens"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("prepare", &KvCache::prepare, "end"_a)
+      .def_prop_ro("least_length", &KvCache::least_length)
+      .def("truncate", &KvCache::truncate, "num_tokens"_a, "is_forced"_a = false,
+           nb::call_guard<nb::gil_scoped_release>())
       .def(
           "region",
           [](std::shared_ptr<KvCache> self, size_t entry) {

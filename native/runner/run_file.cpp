@@ -31,7 +31,7 @@ namespace {
 using Json = nlohmann::json;
 using Names = std::map<std::string, int>;
 
-constexpr int kVersion = 6;
+constexpr int kVersion = 7;
 constexpr double kMostUs = 1e9;
 
 int index_of(const Names& names, const Json& name, const char* what) {
@@ -283,7 +283,7 @@ RunFile parse(const Json& data) {
       throw HasEncoder();
     }
     values[row.at(0)] = static_cast<int>(file.values.size());
-    file.values.push_back({row.at(0), kind_of(row.at(1)), row.at(2)});
+    file.values.push_back({row.at(0), kind_of(row.at(1)), row.at(2), row.at(3)});
   }
   Names segments;
   for (const Json& item : list_in(data, "segments")) {

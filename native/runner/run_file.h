@@ -19,6 +19,7 @@ struct Value {
   std::string name;
   Kind kind;
   int64_t row_bytes;
+  int64_t window;  // of a cache: the rows that are seen, 0 for all
 };
 
 struct Segment {

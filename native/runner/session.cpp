@@ -28,6 +28,14 @@ std::vector<size_t> cache_rows(const RunFile& file) {
   return rows;
 }
 
+std::vector<int64_t> cache_windows(const RunFile& file) {
+  std::vector<int64_t> windows;
+  for (const Value& value : file.values) {
+    if (value.kind == Kind::kCache) windows.push_back(value.window);
+  }
+  return windows;
+}
+
 // Both copies of each state.
 std::vector<size_t> state_bytes(const RunFile& file) {
   std::vector<size_t> found;
@@ -95,7 +103,7 @@ Session::Session(const std::filesystem::path& folder, const RunFile& file,
       planner_(planner),
       wish_(std::move(wish)),
       program_(checked_program(folder, file), file.program_digests),
-      cache_(cache_rows(file), file.max_context, file.outline.rows.most),
+      cache_(cache_rows(file), file.max_context, file.outline.rows.most, cache_windows(file)),
       states_(state_bytes(file)),
       region_of_(file.values.size(), -1),
       positions_(static_cast<size_t>(file.max_context + file.outline.rows.most)) {
@@ -171,9 +179,10 @@ std::span<const float> Session::run(std::span<const int64_t> ids, Timeline* time
   Prepared& prepared = prepare(static_cast<int>(ids.size()));
   std::ranges::copy(ids, prepared.input_ids.begin());
   const int base = length();
-  prepared.execution->run(base, timeline);
   const scheduling::TaskGraph& graph = prepared.run.graph;
   const scheduling::Chunk& last = graph.chunks.back();
+  cache_.prepare(base + last.start + last.compiled_size);
+  prepared.execution->run(base, timeline);
   cache_.note_length(base + static_cast<int64_t>(ids.size()), last.compiled_size - last.num_tokens);
   if (ids.size() > 1) {
     program_.trim();

@@ -73,6 +73,47 @@ void test_truncating_gives_memory_back() {
   CHECK(cache.peak_bytes() == 96 * kPage, "found %zu", cache.peak_bytes());
 }
 
+void test_a_ring_keeps_what_a_window_shows() {
+  // Four rows a page: a window of 10 rows and chunks of 5 take 16 rows.
+  const size_t row = kPage / 4;
+  dw::KvCache cache({row, row}, 1000, 5, {10, 0});
+  CHECK(cache.capacity_bytes(0) == 1005 * row, "as many addresses as without a window");
+  std::byte* const data = bytes_of(cache.data(0));
+  const auto write = [&](int64_t begin, int64_t end) {
+    cache.prepare(end);
+    for (int64_t i = begin; i < end; ++i) {
+      std::memset(data + i * row, static_cast<int>(i % 251), row);
+      std::memset(bytes_of(cache.data(1)) + i * row, static_cast<int>(i % 251), row);
+    }
+  };
+  for (int64_t end = 5; end <= 200; end += 5) {
+    write(end - 5, end);
+    cache.note_length(end);
+    for (int64_t i = std::max<int64_t>(0, end - 15); i < end; ++i) {
+      CHECK(all_are(data + i * row, row, static_cast<int>(i % 251)), "row %d", static_cast<int>(i));
+    }
+  }
+  CHECK(cache.committed_bytes() == (16 + 200) * row, "found %zu", cache.committed_bytes());
+  // Row 184 is the oldest, and a token behind 193 others sees it.
+  CHECK(cache.least_length() == 193, "found %d", static_cast<int>(cache.least_length()));
+  CHECK_REFUSED(cache.truncate(192), "cannot be truncated to 192");
+  cache.truncate(195);
+  write(195, 198);
+  CHECK(all_are(data + 184 * row, row, 184) && all_are(data + 197 * row, row, 197), "both ends");
+  cache.note_length(198);
+  // A run that fails has written, and cannot be taken back.
+  cache.prepare(230);
+  CHECK_REFUSED(cache.prepare(203), "reset the session");
+  cache.truncate(0);
+  CHECK(cache.committed_bytes() == 0 && cache.least_length() == 0, "empty");
+  write(0, 5);
+  CHECK(all_are(data + 4 * row, row, 4) && all_are(data + 5 * row, 11 * row, 0), "as new");
+  CHECK_REFUSED(cache.prepare(1006), "has 1005 rows, but 1006");
+  CHECK_REFUSED(dw::KvCache({8}, 10, 2, {1, 2}), "1 entries was given 2 windows");
+  const dw::KvCache short_context({row}, 16, 5, {10});
+  CHECK(short_context.least_length() == 0, "no shorter than the context: every row has a place");
+}
+
 void test_a_caches_refusals() {
   CHECK_REFUSED(dw::KvCache({8}, 0), "room for at least one token");
   dw::KvCache counting({}, 3);
@@ -194,6 +235,7 @@ void test_copies_that_are_refused() {
 int main() {
   test_a_cache_is_reserved_and_committed_by_the_page();
   test_truncating_gives_memory_back();
+  test_a_ring_keeps_what_a_window_shows();
   test_a_caches_refusals();
   test_buffers();
   test_blocks_are_copied_with_padding();

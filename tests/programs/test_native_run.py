@@ -286,7 +286,7 @@ def test_damaged_programs(toy_copy, tmp_path, ids_file):
     assert "has no run.json; expected a folder made by doubleweave compile" in sentence(tmp_path, *options)
     run_file = toy_copy / "run.json"
     text = run_file.read_text()
-    for wrong in (text[: len(text) // 2], "[]", "{}", text.replace('"version": 6', '"version": 8')):
+    for wrong in (text[: len(text) // 2], "[]", "{}", text.replace('"version": 7', '"version": 8')):
         run_file.write_text(wrong)
         assert "run.json: is damaged" in sentence(toy_copy, *options)
     data = json.loads(text)

@@ -192,6 +192,8 @@ def _rows_problem(value: Value) -> str | None:
     if value.kind == "state":
         is_fixed = value.shape[:1] == (1,) and all(isinstance(size, int) for size in value.shape)
         return None if is_fixed else f"state {value.name} has no fixed size"
+    if not 0 <= value.window <= (_MOST_SIZE if value.kind == "cache" else 0):
+        return f"value {value.name} has a window that is none"
     rows = ENCODED if value.kind == "encoded" else ROWS
     is_rows = [size for size in value.shape if isinstance(size, str)] == [rows]
     return None if is_rows else f"value {value.name} has no rows"

@@ -162,12 +162,16 @@ class Value:
     "output" is read from outside, "state" belongs to the session and has the value that the run before left. In a
     language model one call reads a state and writes it, and every chunk goes on from what the chunk before left;
     "encoded" is what the function ENCODER gave for the whole sequence, which every chunk reads.
+
+    `window`, of a cache, is the most rows that a token's readers see, the token's own included, so that others need not
+    be kept; 0: all.
     """
 
     name: str
     dtype: str
     shape: Shape
     kind: Literal["input", "chunk", "cache", "output", "state", "encoded"]
+    window: int = 0
 
     @property
     def type_text(self) -> str:

@@ -22,7 +22,7 @@ from doubleweave.schedule.pattern import has_instance_per_worker, pattern_of
 from doubleweave.schedule.scratch_groups import blocks, groups, num_groups
 from doubleweave.vendors.library import library_of
 
-VERSION = 6
+VERSION = 7
 _PATTERN = ("body", "last", "body_waits", "last_waits")
 _MEASURED = ("rows", "cached", "us", "repeated")
 
@@ -56,7 +56,7 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
         "sizes": list(shape.sizes) if isinstance(shape, FixedSizes) else [],
         "most_rows": most_rows(shape),
         "overlapping": overlapping_schedule(split),
-        "values": [[value.name, value.kind, value.row_bytes] for value in split.values],
+        "values": [[value.name, value.kind, value.row_bytes, value.window] for value in split.values],
         "segments": [
             {
                 "name": segment.name,

@@ -121,7 +121,7 @@ def _waits(
 def _data_waits(
     split: Split, here: Sequence[int], earlier: Sequence[int]
 ) -> Iterator[tuple[int, Dependency]]:
-    writer, appending = split.writer(), split.appending
+    writer, appending, ringed = split.writer(), split.appending, _ring_readers(split)
     for call in here:
         for name in split.calls[call].reads:
             # A call may read the cache it appends to: the rows of the chunks before.
@@ -130,6 +130,21 @@ def _data_waits(
         # A layer's chunks are appended in order: a reader that waits for a chunk's rows then has all rows before them.
         if call in earlier and call in appending:
             yield call, Dependency(call, -1)
+            # Rows of a cache with a window take the places of those that the chunk before could see.
+            for reader in ringed.get(call, ()):
+                if reader in earlier:
+                    yield call, Dependency(reader, -1)
+
+
+def _ring_readers(split: Split) -> dict[int, list[int]]:
+    """The calls that read what a call appends to caches with a window, by that call."""
+    writer = split.writer()
+    ringed = {value.name for value in split.values if value.window}
+    found: dict[int, list[int]] = {}
+    for number, call in enumerate(split.calls):
+        for name in ringed.intersection(call.reads):
+            found.setdefault(writer[name], []).append(number)
+    return found
 
 
 def _instance_waits(

@@ -139,6 +139,7 @@ def _required(graph: TaskGraph) -> Iterator[tuple[int, int, str]]:
     split = graph.split
     writer = split.writer()
     kinds = {value.name: value.kind for value in split.values}
+    windows = {value.name: value.window for value in split.values}
     calls, chunks = graph.call_of.tolist(), graph.chunk_of.tolist()
     number = {pair: task for task, pair in enumerate(zip(calls, chunks, strict=True))}
     users: dict[int, list[int]] = {}
@@ -158,6 +159,11 @@ def _required(graph: TaskGraph) -> Iterator[tuple[int, int, str]]:
         for name in call.writes:
             if kinds[name] == "cache" and chunk:
                 yield number[call_index, chunk - 1], task, "appends behind the rows of"
+            # Such a cache has room for the window and one chunk: a row takes the place of one that the chunk before saw.
+            if windows[name] and chunk:
+                for reader, other in enumerate(split.calls):
+                    if name in other.reads and (reader, chunk - 1) in number:
+                        yield number[reader, chunk - 1], task, "overwrites rows of the window of"
         # The listed order is one in which buffers are used rightly: whoever used one comes before its next writer.
         for name in (*call.reads, *call.writes):
             if kinds[name] not in ("chunk", "output"):

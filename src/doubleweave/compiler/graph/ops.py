@@ -187,6 +187,7 @@ for _name, _compute, _fake in _COMPUTED:
     torch.library.register_fake(f"doubleweave::{_name}", _fake, lib=_LIBRARY)
 
 # All take q, k, v and the same parameters first, each at the same place.
+BIASED = torch.ops.doubleweave.biased_attention.default
 CROSS = torch.ops.doubleweave.cross_attention.default  # to an encoder's rows: no cache that grows
 REFERENCES: dict[Any, Callable[..., Tensor]] = {
     getattr(torch.ops.doubleweave, name).default: reference

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from doubleweave.compiler.graph.edges import Edges
 from doubleweave.compiler.graph.general_attention import inline_general
 from doubleweave.compiler.graph.nodes import ENCODED as GIVEN
 from doubleweave.compiler.graph.nodes import PAST, STATE, TOGETHER, output_node
-from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS, GENERAL
+from doubleweave.compiler.graph.ops import ATTENTIONS, BIASED, CROSS, GENERAL
 from doubleweave.compiler.graph.positions import moved_tables, num_rows
 from doubleweave.compiler.graph.recurrence import RECURRENCE
 from doubleweave.compiler.graph.refusal_causes import place_of_node
@@ -187,6 +188,14 @@ def _meeting(node: Any) -> tuple[list[Any], list[Any]]:
     return ([node.args[0]], list(node.args[1:3])) if node.target in ATTENTIONS else ([], [])
 
 
+def _window(node: Any) -> int:
+    """The most rows that a query of an attention sees, its own included; 0 for all."""
+    if node.target not in ATTENTIONS:
+        return 0
+    block = node.args[8] if node.target is BIASED else 0
+    return min((size for size in (node.args[6], block) if size > 0), default=0)
+
+
 def _num_weights(node: fx.Node) -> int:
     """The multiply-adds that a linear makes for each row, 0 for any other operator."""
     if node.target is not torch.ops.aten.linear.default:
@@ -256,6 +265,7 @@ class _Values:
                 for number, arg in enumerate(args):
                     letter = letters[number] if len(args) == len(letters) else f"{letters[0]}{number}"
                     self._add_once(arg, f"{letter}_{layer}", kind)
+        self._set_windows(graph)
         for node in pasts:
             name = str(node.target).removeprefix("past_")
             self._add_once(node.meta[PAST], name, "cache")
@@ -265,6 +275,16 @@ class _Values:
             for index, node in enumerate(crossing):
                 suffix = f".{index}" if len(crossing) > 1 else ""
                 self._add(node, f"{name}{suffix}", "output" if node in outputs else "chunk")
+
+    def _set_windows(self, graph: fx.Graph) -> None:
+        """Give each value of the cache the widest window of what reads it; what reads all rows has none."""
+        windows: dict[str, list[int]] = {}
+        for node in graph.nodes:
+            for arg in _meeting(node)[1]:
+                windows.setdefault(self.name_of[arg], []).append(_window(node))
+        for name, found in windows.items():
+            if self.values[name].kind == "cache" and all(found):
+                self.values[name] = replace(self.values[name], window=max(found))
 
     def _add_once(self, node: fx.Node, name: str, kind: Any) -> None:
         """One value where layers share a query, or keys and values: the first one's."""

@@ -116,7 +116,10 @@ class Session:
         # Padded rows of the last chunk are written behind the context: the cache has room for a chunk more.
         with as_run_errors():
             self._cache = _native.KvCache(
-                [value.row_bytes for value in cached], self.max_context, self._most_rows
+                [value.row_bytes for value in cached],
+                self.max_context,
+                self._most_rows,
+                [value.window for value in cached],
             )
         self._cache_regions = {value.name: self._cache.region(i) for i, value in enumerate(cached)}
         self._states = States([value for value in split.values if value.kind == "state"])
@@ -240,13 +243,19 @@ class Session:
             raise InputError(
                 f"truncate: found {num_tokens}, expected 0 to {self.length} (the tokens in the cache)"
             )
+        if self._states and num_tokens < self.length and num_tokens not in self._states.lengths:
+            raise InputError(
+                f"truncate: found {num_tokens}, expected {', '.join(map(str, self._states.lengths))} or "
+                f"{self.length}: the model keeps states, which go back to snapshots alone; take one with "
+                "snapshot() where you want to go back to"
+            )
+        if 0 < num_tokens < self._cache.least_length:
+            raise InputError(
+                f"truncate: found {num_tokens}, expected 0 or {self._cache.least_length} to {self.length}: layers "
+                "with a window keep only the rows that it shows, so a session does not go back further; reset it, "
+                "and append the tokens again"
+            )
         if self._states and num_tokens < self.length:
-            if num_tokens not in self._states.lengths:
-                raise InputError(
-                    f"truncate: found {num_tokens}, expected {', '.join(map(str, self._states.lengths))} or "
-                    f"{self.length}: the model keeps states, which go back to snapshots alone; take one with "
-                    "snapshot() where you want to go back to"
-                )
             self._states.go_back(num_tokens)
         self._cache.truncate(num_tokens)
         self._frequencies.truncate(num_tokens)
@@ -266,7 +275,7 @@ class Session:
         many tokens. Their numbers are wrong where there are states."""
         self._frequencies.lose()
         self._states.move(self.length, num_tokens)
-        self._cache.truncate(num_tokens)
+        self._cache.truncate(num_tokens, is_forced=True)
 
     def fill(self, rows: Mapping[str, FloatArray], num_tokens: int) -> None:
         """Put rows into an empty cache, float32 [num_tokens, width] for each of its values, which keeps them in its own
@@ -275,6 +284,8 @@ class Session:
         So a model can be tried at a far position without running what comes before it.
         """
         self._frequencies.lose()
+        with as_run_errors():
+            self._cache.prepare(num_tokens)
         for number, name in enumerate(self._cache_regions):
             value = self._split.main.value(name)
             self._cache.write(number, rows[name], heads_of(value)[0], value.dtype)
@@ -351,6 +362,9 @@ class Session:
         prepared = self._prepare(entry, num_tokens, want)
         prepared.given[:num_tokens] = given
         base = self.length
+        last = prepared.verified.graph.chunks[-1]
+        with as_run_errors():
+            self._cache.prepare(base + last.start + last.compiled_size)
         if self._states and num_tokens > 1:
             self._keep_way_back(base)
         try:
@@ -361,7 +375,6 @@ class Session:
             if self._states and num_tokens > 1:
                 self._states.go_back(base)
             raise
-        last = prepared.verified.graph.chunks[-1]
         self._cache.note_length(base + num_tokens, last.compiled_size - last.num_tokens)
         self._frequencies.note(entry.value.name, given)
         if num_tokens > 1:  # a decode step touches one row of the embedding table, and runs too often
