@@ -86,7 +86,7 @@ def add_compile(commands: Any) -> None:
         "--cache",
         metavar="FORMAT",
         help=f"what keys and values are kept in: {', '.join(CACHE_FORMATS)} (a scale for each head of a row); "
-        "default: bfloat16 for quantized programs of xnnpack, float32 for others",
+        f"default: bfloat16 for quantized programs of {DEFAULT_BACKEND}, float32 for others",
     )
     for option, help_text in _own_options(offered):
         _add_option(p, option, help_text)

@@ -159,7 +159,7 @@ def _required(graph: TaskGraph) -> Iterator[tuple[int, int, str]]:
         for name in call.writes:
             if kinds[name] == "cache" and chunk:
                 yield number[call_index, chunk - 1], task, "appends behind the rows of"
-            # Such a cache has room for the window and one chunk: a row takes the place of one that the chunk before saw.
+            # There is room for the window and one chunk: a row takes the place of one that the chunk before saw.
             if windows[name] and chunk:
                 for reader, other in enumerate(split.calls):
                     if name in other.reads and (reader, chunk - 1) in number:
