@@ -191,3 +191,51 @@ def test_stand_ins_are_put_back(weight):
     assert module.weight is before or isinstance(module.weight, FileWeight)
     put_back(exported)
     assert in_files(exported) == ["weight"]
+
+
+def the_same_module(request, folder, **options):
+    """Both ways of loading a folder give the same numbers."""
+    whole = load(folder, **options)
+    request.getfixturevalue("every_weight")
+    streamed = load(folder, **options)
+    assert not in_files(whole.module)
+    assert len(in_files(streamed.module)) == len(list(streamed.module.parameters()))
+    wanted, found = whole.module.state_dict(), streamed.module.state_dict()
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(in_memory(found[name]), wanted[name]) for name in wanted)
+    assert streamed.audit() == ""
+    with torch.no_grad():
+        logits = [model.module(IDS, use_cache=False).logits for model in (whole, streamed)]
+    assert (logits[1] - logits[0]).abs().max() <= 1e-6 * logits[0].abs().max()
+    return streamed
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mixtral"])
+def test_quantized_weights_are_made_when_they_are_read(folders, name, tmp_path, request):
+    """FP8 with scales of blocks, experts that are stacked on loading among them."""
+    folder = shutil.copytree(folders(name), tmp_path / "fp8")
+    tensors = {}
+    for key, tensor in load_file(folder / "model.safetensors").items():
+        is_quantized = tensor.ndim == 2 and "embed" not in key and "lm_head" not in key
+        tensors[key] = tensor.to(torch.float8_e4m3fn) if is_quantized else tensor
+        if is_quantized:
+            blocks = [-(-size // 32) for size in tensor.shape]
+            tensors[f"{key}_scale_inv"] = torch.rand(blocks, generator=torch.Generator().manual_seed(1)) + 0.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    (folder / "config.json").write_text(json.dumps(config))
+    the_same_module(request, folder)
+
+
+def test_a_file_of_torch(folders, tmp_path, request):
+    folder = shutil.copytree(folders("qwen3"), tmp_path / "torch")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({"state_dict": {f"module.{name}": one for name, one in tensors.items()}}, folder / "pytorch_model.bin")
+    the_same_module(request, folder)
+
+
+def test_the_text_part_of_a_larger_model(folders, request):
+    model = the_same_module(request, folders("gemma3"))
+    assert type(model.module).__name__ == "Gemma3ForCausalLM"
