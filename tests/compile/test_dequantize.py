@@ -50,7 +50,9 @@ class InMemory(dict, SavedTensors):
 def plain(settings, tensors, path="folder"):
     found = quantized_folder.PlainTensors(Path(path), settings, InMemory(tensors))
     made = dict(found)
-    assert {name: found.shape(name) for name in found} == {name: tuple(one.shape) for name, one in made.items()}
+    assert {name: found.shape(name) for name in found} == {
+        name: tuple(one.shape) for name, one in made.items()
+    }
     with found.opened(list(found)) as saved:
         assert all(torch.equal(one, other) for one, other in zip(saved, made.values(), strict=True))
     return made

@@ -83,7 +83,8 @@ def load(path: Path, *, adapter: Path | None = None, trust_remote_code: bool = F
     with quiet():
         if not trust_remote_code:
             check_code(path, described)
-        module, check_again, kinds = _load_module(path, described, trust_remote_code, adapter is None)
+        may_stream = adapter is None or adapters.merges_by_layer(adapter)
+        module, check_again, kinds = _load_module(path, described, trust_remote_code, may_stream)
         if adapter is not None:
             # The weights are compared before they change.
             found = check_again()
