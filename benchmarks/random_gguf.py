@@ -45,6 +45,10 @@ def write_gguf(path: Path, module: Any, kind: str) -> None:
             f"{architecture}.{key}", value
         )
     types = {name: _type_of(name, shape, kind, config.num_hidden_layers) for name, shape in shapes.items()}
+    factors = _frequency_factors(config)
+    if factors is not None:  # before the others, as llama.cpp's converter writes them
+        shapes = {"rope_freqs.weight": factors.shape, **shapes}
+        types["rope_freqs.weight"] = "F32"
     for name, shape in shapes.items():
         of = gguf.GGMLQuantizationType[types[name]]
         block, size = gguf.GGML_QUANT_SIZES[of]
@@ -55,7 +59,8 @@ def write_gguf(path: Path, module: Any, kind: str) -> None:
     writer.write_ti_data_to_file()
     generator = np.random.default_rng(0)
     for name, shape in shapes.items():
-        writer.write_tensor_data(_numbers(generator, shape, types[name]))
+        is_factor = name == "rope_freqs.weight"
+        writer.write_tensor_data(factors if is_factor else _numbers(generator, shape, types[name]))
     writer.close()
 
 
@@ -77,6 +82,17 @@ def _keys(config: Any) -> dict[str, int | float]:
     if getattr(config, "sliding_window", None):
         found["attention.sliding_window"] = config.sliding_window
     return found
+
+
+def _frequency_factors(config: Any) -> np.ndarray[Any, Any] | None:
+    """What Llama 3.1 and later divide the rotary frequencies by, [pairs]."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    if config.rope_parameters.get("rope_type") != "llama3":
+        return None
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    base, pairs = config.rope_parameters["rope_theta"], np.arange(0, config.head_dim, 2)
+    return (base ** (-pairs / config.head_dim) / scaled.numpy()).astype(np.float32)
 
 
 def _type_of(name: str, shape: tuple[int, ...], kind: str, layers: int) -> str:

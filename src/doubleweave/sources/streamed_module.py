@@ -20,7 +20,7 @@ from doubleweave.sources.file_weights import FileWeight, Opened
 from doubleweave.sources.saved_tensors import Saved, SavedTensors, in_float32
 
 # Of all weights in float32. A module that takes less is loaded whole, which is read once and not at every use.
-LEAST_BYTES = 1 << 30
+LEAST_BYTES = 3 << 28
 # Smaller ones (norms, biases) are loaded: who looks at single numbers does so in them.
 _SMALL_BYTES = 1 << 20
 
