@@ -11,6 +11,7 @@ from doubleweave.errors import SourceError
 from doubleweave.sources import load, streamed_module
 from doubleweave.sources.file_weights import FileWeight, in_memory
 from doubleweave.sources.gguf_file import read_gguf
+from doubleweave.sources.saved_tensors import Rows
 from gguf_files import (
     CONTEXT,
     HEADS,
@@ -173,6 +174,15 @@ def test_half_of_a_weight_that_is_missing(tmp_path):
     message = r"blk\.1\.ffn_gate_exps\.weight have 8192 numbers for .*gate_up_proj, expected 16384"
     with pytest.raises(SourceError, match=message):
         load(qwen3moe(tmp_path / "a.gguf", **lost))
+
+
+@pytest.mark.usefixtures("every_weight")
+def test_experts_are_read_one_by_one(tmp_path):
+    experts = load(qwen3moe(tmp_path / "a.gguf")).module.model.layers[1].mlp.experts
+    for weight in (experts.gate_up_proj, experts.down_proj):
+        with weight.opened() as saved:
+            assert isinstance(saved, Rows)
+        assert torch.equal(torch.cat([block.clone() for block in weight.blocks(1)]), in_memory(weight))
 
 
 @pytest.mark.usefixtures("every_weight")

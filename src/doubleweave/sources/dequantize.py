@@ -25,7 +25,7 @@ def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
     if 8 % bits == 0 and sys.byteorder == "little":  # no number begins in one byte and ends in the next
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
         numbers = (words.contiguous().view(torch.uint8)[..., None] >> shifts).bitwise_and_((1 << bits) - 1)
-        return numbers.flatten(-2)[..., :count].int()
+        return numbers.flatten(-2).narrow(-1, 0, count).int()
     first_bit = torch.arange(count) * bits
     index, shift = first_bit // 32, first_bit % 32
     unsigned = torch.cat((words.long() & 0xFFFFFFFF, torch.zeros_like(words[..., :1], dtype=torch.int64)), -1)
