@@ -1,7 +1,8 @@
 """Models of real size: what compiling them takes, and how large their programs are.
 
 Weights are random, in bfloat16 and true shapes, written by the script one tensor at a time (2.5 GB for Llama 3.2 1B,
-8 for Qwen3 4B, 16 for Llama 3.1 8B). Memory is the sum of the proportional share (PSS) of all processes.
+8 for Qwen3 4B, 16 for Llama 3.1 8B), or in a GGUF file of quantized ones (--gguf Q4_K_M). Memory is the sum of the
+proportional share (PSS) of all processes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from common import BenchmarkError, finish, note, parser, run, table, target
 from compile_run import timed_compile
+from random_gguf import KINDS, MIX, write_gguf
 
 LLAMA: dict[str, Any] = {
     "hidden_size": 2048,
@@ -58,12 +60,28 @@ QWEN_4B: dict[str, Any] = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
 }
-# By shape: transformers' class, its config, and what compiling may take: seconds, GB at the peak, GB of program.
-SHAPES: dict[str, tuple[str, dict[str, Any], tuple[float, float, float]]] = {
-    "llama-1b": ("Llama", LLAMA, (35, 2.0, 0.85)),
-    "qwen3-4b": ("Qwen3", QWEN_4B, (90, 3.0, 2.5)),
-    "llama-8b": ("Llama", LLAMA_8B, (150, 4.0, 5.1)),
+GEMMA_270M: dict[str, Any] = {
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "vocab_size": 262144,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "sliding_window": 512,
+    "tie_word_embeddings": True,
 }
+# By shape: transformers' model type, its config, and what compiling may take: seconds, GB at the peak, GB of program.
+SHAPES: dict[str, tuple[str, dict[str, Any], tuple[float, float, float]]] = {
+    "gemma3-270m": ("gemma3_text", GEMMA_270M, (60, 4.0, 0.28)),
+    "llama-1b": ("llama", LLAMA, (35, 2.0, 0.85)),
+    "qwen3-4b": ("qwen3", QWEN_4B, (90, 3.0, 2.5)),
+    "llama-8b": ("llama", LLAMA_8B, (150, 4.0, 5.1)),
+}
+# Of a GGUF file of Q4_K_M: what of its bytes a program in 8da4w may take.
+MOST_OF_GGUF = 1.15
 RECIPE = "8da4w"
 OPTIONS = ["--quantize", RECIPE, "--max-context", "4096"]
 _SHARD_BYTES = 2 << 30
@@ -71,29 +89,58 @@ _SHARD_BYTES = 2 << 30
 
 def main() -> None:
     args = arguments()
+    goal = "goal"
     rows = [
-        ["shape", "wall s", "goal", "CPU s", "peak PSS GB", "goal", "program GB", "goal", "others' CPU"],
+        [
+            "shape",
+            "wall s",
+            goal,
+            "CPU s",
+            "peak PSS GB",
+            goal,
+            "program GB",
+            goal,
+            "of source",
+            goal,
+            "others' CPU",
+        ]
     ]
     results: dict[str, Any] = {}
     for shape in args.shape or ["llama-1b"]:
-        goals = SHAPES[shape][2]
-        weights = weights_of(shape, args.cache)
-        note(f"compiling {shape} {RECIPE}")
-        with tempfile.TemporaryDirectory(dir=args.cache) as folder:
-            options = [*OPTIONS, *(["--no-check"] if args.no_check else [])]
-            found = timed_compile(weights, Path(folder) / "program", options)
-        size = found.summary["program_bytes"] / 1e9
-        numbers = (found.wall_s, found.peak_pss_bytes / 1e9, size)
-        held = [target(number, goal, at_least=False) for number, goal in zip(numbers, goals, strict=True)]
-        texts = [(f"{h['value']:.2f}", f"{h['at_most']:g} {'met' if h['met'] else 'not met'}") for h in held]
-        rows.append([shape, *texts[0], f"{found.cpu_s:.0f}", *texts[1], *texts[2], f"{found.other_cpu:.0%}"])
-        results[shape] = dict(zip(("wall_s", "peak_pss_gb", "program_gb"), held, strict=True)) | {
-            "cpu_s": found.cpu_s,
-            "other_cpu": found.other_cpu,
+        held, others = measured(shape, args)
+        results[shape] = held | others
+        texts = {
+            name: (f"{h['value']:.2f}", f"{h['at_most']:g} {'met' if h['met'] else 'not met'}")
+            for name, h in held.items()
         }
-    finish(
-        "real_sizes", [table(rows)], {"recipe": RECIPE, "is_checked": not args.no_check, "shapes": results}
-    )
+        cells = [*texts["wall_s"], f"{others['cpu_s']:.0f}", *texts["peak_pss_gb"], *texts["program_gb"]]
+        share = texts.get("of_source") or (f"{others['of_source']:.2f}", "-")
+        rows.append([shape, *cells, *share, f"{others['other_cpu']:.0%}"])
+    about = {"recipe": RECIPE, "is_checked": not args.no_check, "gguf": args.gguf}
+    finish("real_sizes", [table(rows)], {**about, "shapes": results})
+
+
+def measured(shape: str, args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, float]]:
+    """Of compiling the shape: what has a goal, and what has none (`of_source`: program over weights, in bytes)."""
+    weights = weights_of(shape, args.cache, args.gguf)
+    note(f"compiling {weights.name} {RECIPE}")
+    with tempfile.TemporaryDirectory(dir=args.cache) as folder:
+        options = [*OPTIONS, *(["--no-check"] if args.no_check else [])]
+        found = timed_compile(weights, Path(folder) / "program", options)
+    size = found.summary["program_bytes"]
+    numbers = {"wall_s": found.wall_s, "peak_pss_gb": found.peak_pss_bytes / 1e9, "program_gb": size / 1e9}
+    goals = dict(zip(numbers, SHAPES[shape][2], strict=True))
+    others = {"cpu_s": found.cpu_s, "other_cpu": found.other_cpu}
+    if args.gguf == MIX:
+        numbers["of_source"], goals["of_source"] = size / _bytes_of(weights), MOST_OF_GGUF
+    else:
+        others["of_source"] = size / _bytes_of(weights)
+    return {name: target(value, goals[name], at_least=False) for name, value in numbers.items()}, others
+
+
+def _bytes_of(weights: Path) -> int:
+    files = [weights] if weights.is_file() else weights.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)
 
 
 def add_shape(p: argparse.ArgumentParser) -> None:
@@ -108,31 +155,45 @@ def add_shape(p: argparse.ArgumentParser) -> None:
 def arguments() -> argparse.Namespace:
     p = parser(__doc__)
     add_shape(p)
+    p.add_argument(
+        "--gguf", choices=KINDS, help="compile a GGUF file of such weights (default: bfloat16 in a folder)"
+    )
     p.add_argument("--no-check", action="store_true", help="compile without the check against the source")
     return p.parse_args()
 
 
-def weights_of(shape: str, cache: Path) -> Path:
-    """The folder of a shape's weights, written first if it is missing."""
-    weights = cache / "weights" / shape
-    if not (weights / "config.json").exists():
-        note(f"writing random weights: {shape}")
-        write_weights(shape, weights)
+def weights_of(shape: str, cache: Path, gguf: str | None = None) -> Path:
+    """The folder of a shape's weights, or the GGUF file of such types, written first if it is missing."""
+    weights = cache / "weights" / (shape if gguf is None else f"{shape}-{gguf}.gguf")
+    if not weights.is_file() and not (weights / "config.json").exists():
+        note(f"writing random weights: {weights.name}")
+        if gguf is None:
+            write_weights(shape, weights)
+        else:
+            write_gguf(weights, _module_of(shape), gguf)
     return weights
+
+
+def _module_of(shape: str) -> Any:
+    """transformers' module, without memory."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    kind, settings, _ = SHAPES[shape]
+    config = CONFIG_MAPPING[kind](
+        **settings, bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype="bfloat16"
+    )
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def write_weights(shape: str, folder: Path) -> None:
     """A Hugging Face folder of random weights in bfloat16, in shards, one in memory at a time."""
     import torch
-    import transformers
     from safetensors.torch import save_file
 
-    name, settings, _ = SHAPES[shape]
-    config = getattr(transformers, f"{name}Config")(
-        **settings, bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype="bfloat16"
-    )
-    with torch.device("meta"):
-        module = getattr(transformers, f"{name}ForCausalLM")(config)
+    module = _module_of(shape)
+    config = module.config
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]
@@ -158,7 +219,7 @@ def write_weights(shape: str, folder: Path) -> None:
     write()
     index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    config.architectures = [f"{name}ForCausalLM"]
+    config.architectures = [type(module).__name__]
     config.save_pretrained(folder)
 
 

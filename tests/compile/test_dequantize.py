@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from doubleweave.errors import SourceError
 from doubleweave.sources import dequantize, quantized_folder
+from doubleweave.sources.saved_tensors import SavedTensors
 
 ROWS, COLUMNS = 64, 96
 
@@ -32,10 +35,27 @@ def scales(*shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(9).uniform(0.01, 0.1, shape)).float()
 
 
-def plain(settings, tensors, path="folder"):
-    from pathlib import Path
+class InMemory(dict, SavedTensors):
+    def shape(self, name):
+        return tuple(self[name].shape)
 
-    return dict(quantized_folder.plain_tensors(Path(path), settings, tensors))
+    def dtype(self, name):
+        return str(self[name].dtype)
+
+    @contextmanager
+    def opened(self, names):
+        yield [self[name] for name in names]
+
+
+def plain(settings, tensors, path="folder"):
+    found = quantized_folder.PlainTensors(Path(path), settings, InMemory(tensors))
+    made = dict(found)
+    assert {name: found.shape(name) for name in found} == {
+        name: tuple(one.shape) for name, one in made.items()
+    }
+    with found.opened(list(found)) as saved:
+        assert all(torch.equal(one, other) for one, other in zip(saved, made.values(), strict=True))
+    return made
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -384,10 +384,13 @@ def save_parts(folder, module, count=3, total=None):
     return paths
 
 
+@pytest.mark.parametrize("stays_in_files", [False, True])
 @pytest.mark.parametrize("opened", [0, 1, 2])
-def test_all_parts_are_read_whichever_is_named(tmp_path, opened):
-    from doubleweave.sources import load
+def test_all_parts_are_read_whichever_is_named(tmp_path, monkeypatch, opened, stays_in_files):
+    from doubleweave.sources import load, streamed_module
 
+    monkeypatch.setattr(streamed_module, "LEAST_BYTES", 0 if stays_in_files else 1 << 40)
+    monkeypatch.setattr(streamed_module, "_SMALL_BYTES", 0)
     wanted = module_of()
     paths = save_parts(tmp_path, wanted)
     model = load(paths[opened])

@@ -10,6 +10,8 @@ import torch
 
 import meta_llama
 from doubleweave.errors import PolicyError, SourceError
+from doubleweave.sources import streamed_module
+from doubleweave.sources.file_weights import FileWeight
 from meta_llama import PARAMS
 
 pytestmark = pytest.mark.usefixtures("lowered_once")
@@ -48,8 +50,11 @@ def logits_of(model):
         return model.module(input_ids=torch.tensor([IDS])).logits[0]
 
 
+@pytest.mark.parametrize("stays_in_files", [False, True])
 @pytest.mark.parametrize("layout", ["plain", "llama2.c", "bfloat16", "tied", "with tables"])
-def test_a_checkpoint_computes_what_metas_rules_say(tmp_path, state, layout):
+def test_a_checkpoint_computes_what_metas_rules_say(tmp_path, state, layout, stays_in_files, monkeypatch):
+    monkeypatch.setattr(streamed_module, "LEAST_BYTES", 0 if stays_in_files else 1 << 40)
+    monkeypatch.setattr(streamed_module, "_SMALL_BYTES", 0)
     state, written = dict(state), dict(state)
     if layout == "llama2.c":
         written = {"model": {f"_orig_mod.{name}": value for name, value in state.items()}, "model_args": {}}
@@ -64,6 +69,8 @@ def test_a_checkpoint_computes_what_metas_rules_say(tmp_path, state, layout):
     assert (model.name, model.max_context, model.vocab_size) == ("stories", 256, 400)
     assert {value.dtype for value in model.module.state_dict().values()} == {torch.float32}
     torch.testing.assert_close(logits_of(model), meta_llama.logits(state, IDS), rtol=1e-4, atol=1e-4)
+    assert all(isinstance(one, FileWeight) == stays_in_files for one in model.module.parameters())
+    assert model.audit() == ""
 
 
 @pytest.mark.parametrize(
@@ -341,15 +348,13 @@ def test_compile_refuses_a_checkpoint_whose_layers_were_mixed_up(checkpoint, tmp
     import doubleweave as dw
     from doubleweave.sources import llama_checkpoint
 
-    renamed = llama_checkpoint._renamed
+    opened = llama_checkpoint._LlamaTensors.opened
 
-    def mixed_up(*given):
-        found = renamed(*given)
+    def mixed_up(self, names):
         one, two = (f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1))
-        found[one], found[two] = found[two], found[one]
-        return found
+        return opened(self, [{one: two, two: one}.get(name, name) for name in names])
 
-    monkeypatch.setattr(llama_checkpoint, "_renamed", mixed_up)
+    monkeypatch.setattr(llama_checkpoint._LlamaTensors, "opened", mixed_up)
     with pytest.raises(
         dw.CheckError, match=r"model\.layers\.0\.mlp\.down_proj\.weight: the loaded weight differs"
     ):

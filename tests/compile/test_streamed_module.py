@@ -16,6 +16,7 @@ import toys
 from doubleweave.errors import SourceError
 from doubleweave.sources import file_weights, load, streamed_module
 from doubleweave.sources.file_weights import FileWeight, in_memory, stand_ins
+from doubleweave.sources.hugging_face import quiet
 
 pytestmark = pytest.mark.usefixtures("lowered_once")
 IDS = torch.arange(3, 40)[None]
@@ -128,13 +129,6 @@ class TestWhatIsLoadedWhole:
         monkeypatch.setattr(Qwen3ForCausalLM, "__init__", making)
         assert not in_files(load(folders("qwen3")).module)
 
-    def test_an_adapter_is_merged_into_a_whole_module(self, folders):
-        from doubleweave.sources import hugging_face
-
-        config = json.loads((folders("qwen3") / "config.json").read_text())
-        module, _, _ = hugging_face._load_module(folders("qwen3"), config, False, False)
-        assert not in_files(module)
-
 
 def test_small_models_are_loaded_whole(folders):
     assert not in_files(load(folders("qwen3")).module)
@@ -191,3 +185,95 @@ def test_stand_ins_are_put_back(weight):
     assert module.weight is before or isinstance(module.weight, FileWeight)
     put_back(exported)
     assert in_files(exported) == ["weight"]
+
+
+def the_same_module(request, folder, **options):
+    """Both ways of loading a folder give the same numbers."""
+    whole = load(folder, **options)
+    request.getfixturevalue("every_weight")
+    streamed = load(folder, **options)
+    assert not in_files(whole.module)
+    assert len(in_files(streamed.module)) == len(list(streamed.module.parameters()))
+    wanted, found = whole.module.state_dict(), streamed.module.state_dict()
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(in_memory(found[name]), wanted[name]) for name in wanted)
+    assert streamed.audit() == ""
+    with torch.no_grad():
+        logits = [model.module(IDS, use_cache=False).logits for model in (whole, streamed)]
+    assert (logits[1] - logits[0]).abs().max() <= 1e-6 * logits[0].abs().max()
+    return streamed
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mixtral"])
+def test_quantized_weights_are_made_when_they_are_read(folders, name, tmp_path, request):
+    """FP8 with scales of blocks, experts that are stacked on loading among them."""
+    folder = shutil.copytree(folders(name), tmp_path / "fp8")
+    tensors = {}
+    for key, tensor in load_file(folder / "model.safetensors").items():
+        is_quantized = tensor.ndim == 2 and "embed" not in key and "lm_head" not in key
+        tensors[key] = tensor.to(torch.float8_e4m3fn) if is_quantized else tensor
+        if is_quantized:
+            blocks = [-(-size // 32) for size in tensor.shape]
+            tensors[f"{key}_scale_inv"] = torch.rand(blocks, generator=torch.Generator().manual_seed(1)) + 0.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    (folder / "config.json").write_text(json.dumps(config))
+    the_same_module(request, folder)
+
+
+def test_a_file_of_torch(folders, tmp_path, request):
+    folder = shutil.copytree(folders("qwen3"), tmp_path / "torch")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(
+        {"state_dict": {f"module.{name}": one for name, one in tensors.items()}}, folder / "pytorch_model.bin"
+    )
+    the_same_module(request, folder)
+
+
+def test_the_text_part_of_a_larger_model(folders, request):
+    model = the_same_module(request, folders("gemma3"))
+    assert type(model.module).__name__ == "Gemma3ForCausalLM"
+
+
+LORA = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "init_lora_weights": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("qwen3", {"target_modules": ["q_proj", "down_proj"]}),
+        ("tied", {"target_modules": ["v_proj", "lm_head"]}),
+        ("tied", {"target_modules": ["embed_tokens", "o_proj"], "use_rslora": True}),
+        ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True}),
+        ("opt", {"target_modules": ["q_proj"], "lora_bias": True}),
+        ("qwen3", {"target_modules": ["k_proj"], "use_dora": True}),
+    ],
+)
+def test_an_adapter_is_merged_when_a_weight_is_read(folders, tmp_path, request, name, settings):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(2)
+    base = load(folders(name)).module
+    with torch.no_grad(), quiet():
+        made = peft.get_peft_model(base, peft.LoraConfig(**LORA, **settings))
+        for key, parameter in made.named_parameters():
+            if "lora_" in key:
+                parameter.normal_(std=0.05)
+        made.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    model = the_same_module(request, folders(name), adapter=tmp_path / "adapter")
+    found, unchanged = model.module.state_dict(), load(folders(name)).module.state_dict()
+    assert not all(torch.equal(in_memory(found[key]), in_memory(unchanged[key])) for key in unchanged)
+
+
+@pytest.mark.usefixtures("every_weight")
+def test_an_adapter_with_an_embedding_of_its_own_is_merged_into_a_whole_module(folders, tmp_path):
+    from transformers import Qwen3ForCausalLM
+
+    peft = pytest.importorskip("peft")
+    with quiet():
+        settings = {**LORA, "target_modules": ["q_proj"]}
+        whole = Qwen3ForCausalLM.from_pretrained(folders("qwen3"))
+        made = peft.get_peft_model(whole, peft.LoraConfig(**settings))
+        made.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    assert not in_files(load(folders("qwen3"), adapter=tmp_path / "adapter").module)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import architectures
 from doubleweave.errors import SourceError
+from doubleweave.sources import streamed_module
+from doubleweave.sources.file_weights import FileWeight
 from doubleweave.sources.hugging_face import load
 
 IDS = torch.arange(3, 40)[None]
@@ -39,14 +41,20 @@ def _logits(module: Any) -> torch.Tensor:
     return logits
 
 
+@pytest.mark.parametrize("stays_in_files", [False, True])
 @pytest.mark.parametrize(
     "make", [lambda: _llava(False), lambda: _llava(True), lambda: architectures.tiny_model("gemma3")]
 )
-def test_the_text_model_gives_the_logits_of_the_whole(make: Any, tmp_path: Path) -> None:
+def test_the_text_model_gives_the_logits_of_the_whole(
+    make: Any, stays_in_files: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streamed_module, "LEAST_BYTES", 0 if stays_in_files else 1 << 40)
+    monkeypatch.setattr(streamed_module, "_SMALL_BYTES", 0)
     whole = make()
     whole.save_pretrained(tmp_path)
     model = load(tmp_path)
     assert type(model.module).__name__.endswith("ForCausalLM")
+    assert stays_in_files == any(isinstance(one, FileWeight) for one in model.module.parameters())
     assert not any("vision" in name for name, _ in model.module.named_parameters())
     torch.testing.assert_close(_logits(model.module), _logits(whole), rtol=1e-5, atol=1e-5)
     assert model.vocab_size == whole.config.get_text_config().vocab_size

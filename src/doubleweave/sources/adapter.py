@@ -14,6 +14,7 @@ from torch import nn
 
 from doubleweave.errors import SourceError, first_line
 from doubleweave.sources.folder_config import read_json
+from doubleweave.sources.merged_weights import copy_of, file_weights_of, merge_when_read
 from doubleweave.sources.tensor_files import listed
 
 CONFIG = "adapter_config.json"
@@ -68,6 +69,7 @@ def merged(module: Any, adapter: Path) -> tuple[Any, Callable[[], str]]:
     Raises SourceError for an adapter of another model, or one that peft cannot read.
     """
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     _untie(module)
     try:
@@ -79,6 +81,9 @@ def merged(module: Any, adapter: Path) -> tuple[Any, Callable[[], str]]:
             "this model"
         ) from error
     _check_names(beside, adapter)
+    for layer in beside.modules():
+        if isinstance(layer, BaseTunerLayer) and file_weights_of(layer):
+            merge_when_read(layer)
     ids = torch.arange(min(8, module.get_input_embeddings().weight.shape[0]))[None]
     wanted = _logits(beside, ids)
     try:
@@ -100,11 +105,27 @@ def merged(module: Any, adapter: Path) -> tuple[Any, Callable[[], str]]:
     return whole.eval(), audit
 
 
+def merges_by_layer(adapter: Path) -> bool:
+    """Whether all that the adapter has is merged layer by layer, so that the layers' weights can stay in their files.
+
+    Not so embeddings or heads of its own, which take the place of the model's, and experts, which are no layers.
+    """
+    from peft.utils.save_and_load import load_peft_weights
+
+    config = read_json(adapter / CONFIG)
+    if config.get("peft_type") != "LORA" or config.get("target_parameters"):
+        return False
+    try:
+        return all(".lora_" in name for name in load_peft_weights(str(adapter), device="cpu"))
+    except Exception:  # what is wrong is said when it is merged
+        return False
+
+
 def _untie(module: Any) -> None:
     """Give the head weights of its own, where it shares the embedding's: an adapter may change one of the two."""
     head, embedding = module.get_output_embeddings(), module.get_input_embeddings()
     if head is not None and getattr(head, "weight", None) is embedding.weight:
-        head.weight = nn.Parameter(head.weight.detach().clone())
+        head.weight = nn.Parameter(copy_of(head.weight.detach()), requires_grad=False)
         module.config.tie_word_embeddings = False
         module.config.get_text_config(decoder=True).tie_word_embeddings = False
 

@@ -6,12 +6,14 @@ Knows nothing of formats: it takes tensors by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from doubleweave.sources.file_weights import FileWeight
 from doubleweave.sources.tensor_files import listed
 
 # Of the sum of absolute values. Sums are taken in float64, which leaves some 1e-13 to the order of summation.
@@ -80,6 +82,8 @@ def audit(
 
 def sums(tensor: Tensor) -> Sums:
     """Of the tensor as float32, which is what a model is loaded as."""
+    if isinstance(tensor, FileWeight) and tensor.ndim:
+        return sum(map(sums, tensor.blocks(max(1, _CHUNK // max(1, math.prod(tensor.shape[1:]))))), Sums())
     flat = tensor.detach().reshape(-1)
     found = Sums(flat.numel())
     for start in range(0, found.count, _CHUNK):

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from doubleweave.sources.saved_tensors import Rows, Saved, in_float32
+
 
 @dataclass
 class Made:
@@ -24,11 +26,12 @@ class Made:
     patterns: list[str] = field(default_factory=list)
     converter: Any = None
 
-    def of(self, name: str, tensors: Sequence[Tensor], module: Any) -> Tensor:
+    def of(self, name: str, saved: Sequence[Saved], module: Any) -> Saved:
         """The weight `name` of the module, in the tensors' dtype."""
         if self.converter is None:
-            (tensor,) = tensors
-            return tensor
+            (only,) = saved
+            return only
+        tensors = [in_float32(one) if isinstance(one, Rows) else one for one in saved]
         converter = deepcopy(self.converter)  # it collects tensors
         for source, pattern, tensor in zip(self.names, self.patterns, tensors, strict=True):
             converter.add_tensor(name, source, pattern, lambda tensor=tensor: tensor)

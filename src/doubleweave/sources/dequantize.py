@@ -6,6 +6,7 @@ R rows (outputs), C columns (inputs), G groups. Knows nothing of folders or name
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -21,10 +22,13 @@ _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 
 def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
     """`count` unsigned numbers of `bits` bits along the last axis of int32 words, lowest bits first, without gaps."""
+    if 8 % bits == 0 and sys.byteorder == "little":  # no number begins in one byte and ends in the next
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+        numbers = (words.contiguous().view(torch.uint8)[..., None] >> shifts).bitwise_and_((1 << bits) - 1)
+        return numbers.flatten(-2).narrow(-1, 0, count).int()
     first_bit = torch.arange(count) * bits
     index, shift = first_bit // 32, first_bit % 32
     unsigned = torch.cat((words.long() & 0xFFFFFFFF, torch.zeros_like(words[..., :1], dtype=torch.int64)), -1)
-    # A number may begin in one word and end in the next.
     both = unsigned[..., index] | (unsigned[..., index + 1] << 32).where(shift + bits > 32, 0)
     return ((both >> shift) & ((1 << bits) - 1)).int()
 
@@ -45,7 +49,17 @@ def gptq(
     group = torch.arange(columns) // size if g_idx is None else g_idx.long()
     if int(group.max()) >= scales.shape[0] or int(group.min()) < 0:
         raise SourceError(f"found {scales.shape[0]} groups of scales, expected {int(group.max()) + 1}")
-    return (values - zeros.T[:, group]).float() * scales.float().T[:, group]
+    # Whole numbers of 9 bits: float32 subtracts them exactly.
+    found = values.float().sub_(_of_groups(zeros.float().T, group))
+    return found.mul_(_of_groups(scales.float().T, group))
+
+
+def _of_groups(parts: Tensor, group: Tensor) -> Tensor:
+    """parts [R, G], group [C] to [R, C]: what each column's group has."""
+    size, rest = divmod(len(group), parts.shape[1])
+    if rest == 0 and torch.equal(group, torch.arange(len(group)) // size):
+        return parts.repeat_interleave(size, 1)
+    return parts[:, group]
 
 
 def awq(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:
@@ -53,8 +67,8 @@ def awq(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:
 
     def columns(words: Tensor) -> Tensor:
         order = torch.tensor(_AWQ).argsort()
-        nibbles = unpacked(words[..., None], 4, 8)
-        return nibbles[..., order].flatten(-2)
+        nibbles = unpacked(words, 4, 8 * words.shape[-1]).view(*words.shape, 8)
+        return torch.stack([nibbles[..., place] for place in order.tolist()], -1).flatten(-2)
 
     group_size = qweight.shape[0] // scales.shape[0]
     values = columns(qweight)

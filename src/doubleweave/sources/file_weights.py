@@ -16,13 +16,14 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from doubleweave.errors import SourceError
+from doubleweave.sources.saved_tensors import Saved, in_float32
 
 # Output features of a product that are computed at a time.
 FEATURES = 4096
 aten = torch.ops.aten
 
 # Gives a weight as it is in its file, for as long as the context lasts.
-Opened = Callable[[], AbstractContextManager[Tensor]]
+Opened = Callable[[], AbstractContextManager[Saved]]
 
 
 class FileWeight(Tensor):
@@ -42,13 +43,14 @@ class FileWeight(Tensor):
     def read(self) -> Tensor:
         """All of it, float32."""
         with self.opened() as saved:
-            return saved.to(torch.float32, copy=True)
+            return in_float32(saved)
 
     def blocks(self, rows: int) -> Iterator[Tensor]:
         """Float32 [rows, …] behind one another, each in the place of the one before; the last may have fewer."""
         memory = torch.empty(min(rows, self.shape[0]), *self.shape[1:])
         with self.opened() as saved:
-            for block in torch.split(saved, rows):
+            for start in range(0, self.shape[0], rows):
+                block = saved[start : start + rows]
                 yield memory[: len(block)].copy_(block)
 
     @classmethod

@@ -1,6 +1,7 @@
 """Load a GGUF file: its config, its weights in float32 under transformers' names, and its tokenizer.
 
-What the file says beyond that is honoured or refused: keys in gguf_metadata.py and gguf_tokenizer.py, tensors here.
+What the file says beyond that is honoured or refused: keys in gguf_metadata.py and gguf_tokenizer.py, tensors in
+gguf_tensors.py.
 """
 
 from __future__ import annotations
@@ -9,21 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from doubleweave.errors import SourceError
 from doubleweave.sources import gguf_rotary
 from doubleweave.sources.gguf_audit import audit
 from doubleweave.sources.gguf_file import GgufFile, check_types, read_gguf
 from doubleweave.sources.gguf_metadata import config_of
+from doubleweave.sources.gguf_tensors import GgufTensors
 from doubleweave.sources.gguf_tokenizer import tokenizer_of
 from doubleweave.sources.hugging_face import from_module, quiet
 from doubleweave.sources.model import Model
+from doubleweave.sources.streamed_module import streamed_module
 
-# gguf-py's name of an architecture whose model type in transformers is another.
-_NAMED_AS = {"mistral": "llama"}
 # Architectures that files write in one word.
 _UNJOINED = ("qwen2moe", "qwen3moe")
 
@@ -66,11 +65,19 @@ def _module(file: GgufFile) -> Any:
     config = config_of(file)
     with torch.device("meta"):
         empty = makers.from_config(config)
-    state = _state(file, config, empty)
-    module, report = type(empty).from_pretrained(
+    tensors = GgufTensors(file, config, empty)
+    module = streamed_module(type(empty), config, tensors, lambda name, shape: False)
+    if module is None:
+        module = _whole(file, type(empty), config, tensors)
+    gguf_rotary.apply_frequency_factors(file, module)
+    return module
+
+
+def _whole(file: GgufFile, kind: Any, config: Any, tensors: GgufTensors) -> Any:
+    module, report = kind.from_pretrained(
         None,
         config=config,
-        state_dict=state,
+        state_dict=dict(tensors),
         dtype=torch.float32,
         attn_implementation="eager",
         output_loading_info=True,
@@ -84,57 +91,4 @@ def _module(file: GgufFile) -> Any:
             f"{file.path}: {left[0]} and {len(left) - 1} other weights cannot be loaded; use the model's Hugging Face "
             "folder"
         )
-    gguf_rotary.apply_frequency_factors(file, module)
     return module
-
-
-def _state(file: GgufFile, config: Any, empty: torch.nn.Module) -> dict[str, Tensor]:
-    """The weights by transformers' names; raises SourceError unless tensors and weights match one to one."""
-    from transformers.modeling_gguf_pytorch_utils import (
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-    )
-
-    makers: Any = TENSOR_PROCESSORS
-    processor = makers.get(file.architecture, TensorProcessor)(config=config.to_dict())
-    names: dict[str, str] = get_gguf_hf_weights_map(
-        empty, processor, model_type=_NAMED_AS.get(config.model_type)
-    )
-    shapes = {name: tuple(value.shape) for name, value in empty.state_dict().items()}
-    gathered: dict[str, Any] = {"tensors": {}, "config": {}}
-    state: dict[str, Tensor] = gathered["tensors"]
-    for name in file.tensors:
-        if name in gguf_rotary.TENSORS:
-            continue
-        known = name in names or name.removesuffix(".weight") in names
-        if not known:
-            raise SourceError(
-                f"{file.path}: found the tensor {name}, which {type(empty).__name__} has no weight for; use the "
-                "model's Hugging Face folder"
-            )
-        made = processor.process(
-            weights=file.weights(name), name=name, tensor_key_mapping=names, parsed_parameters=gathered
-        )
-        if made.name is not None:
-            state[names[made.name]] = torch.from_numpy(np.copy(made.weights))
-    _check_state(file, config, state, shapes)
-    return state
-
-
-def _check_state(
-    file: GgufFile, config: Any, state: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]
-) -> None:
-    for name, value in state.items():
-        if shapes.get(name) != tuple(value.shape):
-            raise SourceError(
-                f"{file.path}: {name} has the shape {list(value.shape)}, expected {list(shapes.get(name, ()))} from "
-                "the file's keys; fetch the file again"
-            )
-    tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
-    missing = [name for name in shapes if name not in state and name not in tied]
-    if missing:
-        more = f" and {len(missing) - 5} others" if len(missing) > 5 else ""
-        raise SourceError(
-            f"{file.path}: has no tensors for {', '.join(missing[:5])}{more}; fetch the file, and all its parts, again"
-        )

@@ -32,14 +32,14 @@ def audit(file: GgufFile, module: torch.nn.Module) -> str:
 
 def _numbers(file: GgufFile, name: str) -> Iterator[Tensor]:
     """A tensor in float32, without what the loader does to it, a few rows at a time."""
-    from gguf import dequantize
-
-    tensor = file.tensors[name]
-    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+    if len(file.shape(name)) == 1:
+        yield torch.from_numpy(file.weights(name))
+        return
+    numbers, (rows, *others) = file.numbers(name), file.shape(name)
     # What is made of a piece stays in the processor's cache.
-    step = max(1, _PIECE // rows.shape[1])
-    for start in range(0, len(rows), step):
-        yield torch.from_numpy(np.copy(dequantize(rows[start : start + step], tensor.tensor_type)))
+    step = max(1, _PIECE // math.prod(others))
+    for start in range(0, rows, step):
+        yield torch.from_numpy(numbers(slice(start, start + step)))
 
 
 def _whole(file: GgufFile, name: str) -> Tensor:

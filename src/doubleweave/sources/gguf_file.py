@@ -6,6 +6,7 @@ Knows nothing of models: what keys and tensors stand for is decided by the calle
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from doubleweave.errors import SourceError
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
 
+Array = np.ndarray[Any, Any]
 # What llama.cpp's gguf-split names parts: model-00001-of-00003.gguf.
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
@@ -37,13 +39,30 @@ class GgufFile:
         """The value of `{architecture}.{key}`."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
-    def weights(self, name: str) -> np.ndarray[Any, Any]:
-        """The tensor `name` in float32."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the tensor `name`, the slowest axis first."""
+        return tuple(int(size) for size in reversed(self.tensors[name].shape))
+
+    def numbers(self, name: str) -> Callable[[Any], Array]:
+        """A function from a slice or indices of the tensor's first axis (of several) to its numbers there, in float32.
+
+        The tensor is mapped for as long as the function lives: what is read of it takes no memory afterwards.
+        """
         from gguf import dequantize
 
         tensor = self.tensors[name]
-        found: np.ndarray[Any, Any] = dequantize(tensor.data, tensor.tensor_type)
-        return found
+        mapped: Any = tensor.data
+        data = np.memmap(mapped.filename, mapped.dtype, "r", int(tensor.data_offset), mapped.shape)
+
+        def read(rows: Any) -> Array:
+            found: Array = dequantize(np.asarray(data[rows]), tensor.tensor_type)
+            return found if found.flags.writeable else found.copy()  # float32 is the file itself
+
+        return read
+
+    def weights(self, name: str) -> Array:
+        """The tensor `name` in float32, in memory of its own."""
+        return self.numbers(name)(slice(None))
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -84,9 +103,15 @@ def _open(path: Path) -> GGUFReader:
     from gguf import GGUFReader
 
     try:
-        return GGUFReader(path)
+        reader = GGUFReader(path)
     except Exception as error:
         raise _damaged(path, error) from error
+    if reader.byte_order != "I":  # gguf-py's numbers of such a file are those of swapped bytes
+        raise SourceError(
+            f"{path}: has the byte order of another kind of machine; convert it with gguf-py's gguf_convert_endian, or "
+            "use another file of the model"
+        )
+    return reader
 
 
 def _damaged(path: Path, error: Exception) -> SourceError:

@@ -34,7 +34,8 @@ from doubleweave.sources.folder_config import (
 )
 from doubleweave.sources.model import Model
 from doubleweave.sources.positions import first_position
-from doubleweave.sources.quantized_folder import check_readable, method_of, plain_tensors, settings_of
+from doubleweave.sources.quantized_folder import PlainTensors, check_readable, method_of, settings_of
+from doubleweave.sources.saved_tensors import SavedTensors
 from doubleweave.sources.streamed_module import streamed_module
 from doubleweave.sources.tensor_files import TensorFiles
 from doubleweave.sources.text_part import TextTensors, kinds_of_tokens, text_part_of
@@ -82,7 +83,8 @@ def load(path: Path, *, adapter: Path | None = None, trust_remote_code: bool = F
     with quiet():
         if not trust_remote_code:
             check_code(path, described)
-        module, check_again, kinds = _load_module(path, described, trust_remote_code, adapter is None)
+        may_stream = adapter is None or adapters.merges_by_layer(adapter)
+        module, check_again, kinds = _load_module(path, described, trust_remote_code, may_stream)
         if adapter is not None:
             # The weights are compared before they change.
             found = check_again()
@@ -131,41 +133,37 @@ def _load_module(
     base = _base_of(config) if config is whole else ""
     named = described.get("transformers_weights")
 
-    def saved() -> TensorFiles | TextTensors:
+    def saved() -> SavedTensors:
         files = TensorFiles(path, base, named if isinstance(named, str) else None)
-        return files if config is whole else TextTensors(path, files, config, whole)
+        found = files if config is whole else TextTensors(path, files, config, whole)
+        return found if settings is None else PlainTensors(path, settings, found)
 
     tensors = saved()
-    if may_stream and settings is None and not trusted and isinstance(tensors, TensorFiles):
-        module = _streamed(path, config, tensors)
-        if module is not None:
-            check_dtypes(path, module, {name: tensors.dtype(name) for name in tensors})
-            if not is_converted(module):
-                return module, lambda: "", kinds  # its weights are those of the files, under their names
-            return module, lambda: audit(saved(), module, _harmless_for(module)), kinds
-    given: dict[str, Any] = {}
-    if settings is not None or not tensors.is_plain:
-        given["state_dict"] = dict(tensors if settings is None else plain_tensors(path, settings, tensors))
     config = _unquantized(config)
-    if given:
-        # transformers takes tensors or a folder, not both.
-        module, info = _from_pretrained(path, trusted, config=config, **given)
-        module.generation_config = _generation_config(path, module)
+    module = _streamed(path, config, tensors) if may_stream and not trusted else None
+    is_streamed = module is not None
+    if module is None:
+        module = _whole(path, trusted, config, tensors)
+    if settings is None:
+        check_dtypes(path, module, {name: tensors.dtype(name) for name in tensors})
     else:
+        _check_linears(path, settings, module)
+    if is_streamed and not is_converted(module):
+        return module, lambda: "", kinds  # its weights are those of the files, under their names
+    return module, lambda: audit(saved(), module, _harmless_for(module)), kinds
+
+
+def _whole(path: Path, trusted: bool, config: Any, tensors: SavedTensors) -> Any:
+    """The module, all of whose weights are the files', in memory."""
+    if isinstance(tensors, TensorFiles) and tensors.is_plain:
         with _without_adapter(path) as folder:
             module, info = _from_pretrained(path, trusted, folder=folder, config=config)
+    else:
+        # transformers takes tensors or a folder, not both.
+        module, info = _from_pretrained(path, trusted, config=config, state_dict=dict(tensors))
+        module.generation_config = _generation_config(path, module)
     check_loaded(path, info, module.config, lambda name: tensors.shape(name) if name in tensors else ())
-    if settings is not None:
-        _check_linears(path, settings, module)
-    elif isinstance(tensors, TensorFiles):
-        check_dtypes(path, module, {name: tensors.dtype(name) for name in tensors})
-
-    def check_again() -> str:
-        files = saved()
-        given = files if settings is None else plain_tensors(path, settings, files)
-        return audit(given, module, _harmless_for(module))
-
-    return module, check_again, kinds
+    return module
 
 
 def _harmless_for(module: Any) -> Callable[[str, tuple[int, ...]], bool]:
@@ -176,7 +174,7 @@ def _harmless_for(module: Any) -> Callable[[str, tuple[int, ...]], bool]:
     )
 
 
-def _streamed(path: Path, config: Any, tensors: TensorFiles) -> Any | None:
+def _streamed(path: Path, config: Any, tensors: SavedTensors) -> Any | None:
     """The module over weights that stay in their files, None where transformers has to load it."""
     if auto_class_of(config) is not None:  # with an encoder
         return None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from doubleweave.errors import SourceError, first_line
 from doubleweave.sources.audit import audit
 from doubleweave.sources.llama_params import LAYER, LlamaParams, read_params
 from doubleweave.sources.model import Model
+from doubleweave.sources.saved_tensors import Saved, SavedTensors, in_float32
+from doubleweave.sources.streamed_module import streamed_module
 from doubleweave.sources.tokenizer_file import LlamaTokenizer, read_tokenizer
 
 SUFFIXES = (".pt", ".pth")
@@ -44,7 +47,8 @@ def load(path: Path, params: Path | None = None, tokenizer: Path | None = None) 
     found = read_params(params or path.parent / PARAMS, shapes, known, is_tied=is_tied)
     _check_tensors(found, tensors, path)
     text = None if tokenizer is None else _tokenizer_for(found, tokenizer)
-    module = _module(found, tensors, is_tied)
+    saved = _LlamaTensors(path, found, tensors, is_tied)
+    module = _module(found, saved, may_stream=zipfile.is_zipfile(path))
     return Model(
         name=path.stem,
         module=module,
@@ -145,14 +149,13 @@ def _tokenizer_for(params: LlamaParams, path: Path) -> LlamaTokenizer:
     return text
 
 
-def _module(params: LlamaParams, tensors: Mapping[str, Tensor], is_tied: bool) -> torch.nn.Module:
+def _module(params: LlamaParams, tensors: _LlamaTensors, may_stream: bool) -> torch.nn.Module:
     from doubleweave.sources.hugging_face import quiet
 
     with quiet():
         import transformers
 
         typed: Any = transformers  # its types leave out what configurations share
-        state = _renamed(params, tensors, is_tied)
         config = typed.LlamaConfig(
             hidden_size=params.dim,
             intermediate_size=params.hidden_dim,
@@ -166,47 +169,87 @@ def _module(params: LlamaParams, tensors: Mapping[str, Tensor], is_tied: bool) -
                 "rope_theta": params.rope_theta,
                 **(params.rope_scaling or {"rope_type": "default"}),
             },
-            tie_word_embeddings=is_tied,
+            tie_word_embeddings=tensors.is_tied,
             attn_implementation="eager",
         )
-        # Without memory for initial weights: the checkpoint's tensors take their places.
-        with torch.device("meta"):
-            module = typed.LlamaForCausalLM(config)
-        module.load_state_dict(state, assign=True)
-        module.tie_weights()
-        # The tables of rotary embedding are in no state dict, and were made on the meta device, without numbers.
-        module.model.rotary_emb = type(module.model.rotary_emb)(config=config)
+        module = None
+        if may_stream:
+            module = streamed_module(typed.LlamaForCausalLM, config, tensors, lambda name, shape: False)
+        if module is None:
+            module = _whole(typed.LlamaForCausalLM, config, tensors)
     found: torch.nn.Module = module.eval()
     return found
 
 
-def _renamed(params: LlamaParams, tensors: Mapping[str, Tensor], is_tied: bool) -> dict[str, Tensor]:
-    """transformers' state dict in float32."""
-    embedding = tensors["tok_embeddings.weight"].float()
-    state = {
-        "model.embed_tokens.weight": embedding,
-        "model.norm.weight": tensors["norm.weight"].float(),
-        "lm_head.weight": embedding if is_tied else tensors["output.weight"].float(),
-    }
-    for layer in range(params.n_layers):
-        for name, (new, *_) in LAYER.items():
-            weight = tensors[f"layers.{layer}.{name}"].float()
-            if name.startswith(("attention.wq", "attention.wk")):
-                weight = _halves(weight, params.head_dim)
-            state[f"model.layers.{layer}.{new}"] = weight
-    return state
+def _whole(kind: Any, config: Any, tensors: _LlamaTensors) -> Any:
+    with tensors.opened(list(tensors)) as found:
+        state = {name: in_float32(saved) for name, saved in zip(tensors, found, strict=True)}
+    if tensors.is_tied:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    # Without memory for initial weights: the checkpoint's tensors take their places.
+    with torch.device("meta"):
+        module = kind(config)
+    module.load_state_dict(state, assign=True)
+    module.tie_weights()
+    # The tables of rotary embedding are in no state dict, and were made on the meta device, without numbers.
+    module.model.rotary_emb = type(module.model.rotary_emb)(config=config)
+    return module
+
+
+class _LlamaTensors(SavedTensors):
+    """The `tensors` of the checkpoint `path` by transformers' names, queries and keys in its order of rows."""
+
+    def __init__(self, path: Path, params: LlamaParams, tensors: Mapping[str, Tensor], is_tied: bool) -> None:
+        self.is_tied = is_tied
+        self._path, self._width = path, params.head_dim
+        self._names = {_new_name(name): name for name in tensors if not (is_tied and name == "output.weight")}
+        # Not the tensors: what was read of a mapped one stays in memory as long as it lives.
+        self._about = {
+            name: (tuple(tensors[saved].shape), str(tensors[saved].dtype))
+            for name, saved in self._names.items()
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        with self.opened([name]) as (tensor,):
+            return tensor[:]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._about[name][0]
+
+    def dtype(self, name: str) -> str:
+        return self._about[name][1]
+
+    @contextmanager
+    def opened(self, names: Sequence[str]) -> Iterator[list[Saved]]:
+        tensors, _ = _read(self._path)
+        found: list[Saved] = []
+        for saved in map(self._names.__getitem__, names):
+            is_turned = re.search(r"attention\.w[qk]\.", saved)
+            found.append(_halves(tensors[saved], self._width) if is_turned else tensors[saved])
+        yield found
 
 
 def _by_new_name(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The file's own tensors, in its types and its order of rows, by transformers' names."""
+    for name, tensor in tensors.items():
+        yield _new_name(name), tensor
+
+
+def _new_name(name: str) -> str:
+    """transformers' name of the tensor."""
     whole = {
         "tok_embeddings.weight": "model.embed_tokens.weight",
         "norm.weight": "model.norm.weight",
         "output.weight": "lm_head.weight",
     }
-    for name, tensor in tensors.items():
-        layer = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
-        yield f"model.layers.{layer[1]}.{LAYER[layer[2]][0]}" if layer else whole[name], tensor
+    layer = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+    return f"model.layers.{layer[1]}.{LAYER[layer[2]][0]}" if layer else whole[name]
 
 
 def _halves(weight: Tensor, width: int) -> Tensor:

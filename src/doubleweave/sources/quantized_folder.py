@@ -6,6 +6,7 @@ What a method does to activations is left out: a program quantizes by its own re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from doubleweave.errors import SourceError, first_line
 from doubleweave.sources import dequantize
+from doubleweave.sources.saved_tensors import Saved, SavedTensors
 
-Named = Iterator[tuple[str, Tensor]]
+# By name of a plain model's tensor, what makes it; None for a tensor as the files have it.
+Named = Iterator[tuple[str, Callable[[], Tensor] | None]]
 Settings = Mapping[str, Any]
 _CT_FORMATS = (
     "dense",
@@ -26,6 +29,8 @@ _CT_FORMATS = (
     "naive-quantized",
     "mixed-precision",
 )
+# As safetensors and as torch write it.
+_FP8 = ("F8_E4M3", "F8_E5M2", "torch.float8_e4m3fn", "torch.float8_e5m2")
 # Scales of what flows through a layer, and of a cache: no part of a weight.
 _ACTIVATIONS = (
     *(f".{what}_{of}" for what in ("input", "output", "q", "k", "v") for of in ("scale", "zero_point")),
@@ -66,37 +71,80 @@ def check_readable(path: Path, settings: Settings) -> None:
         )
 
 
-def plain_tensors(path: Path, settings: Settings, tensors: Mapping[str, Tensor]) -> Named:
-    """The tensors with each quantized weight in float32; SourceError for one whose parts do not fit."""
-    for name, tensor in READERS[method_of(settings)](_Saved(path, tensors), settings):
-        if not name.endswith(_ACTIVATIONS):
-            yield name, tensor
+class PlainTensors(SavedTensors):
+    """`tensors` as a plain model's: each quantized weight is float32, made of its parts whenever it is read.
+
+    Raises SourceError for one whose parts do not fit.
+    """
+
+    def __init__(self, path: Path, settings: Settings, tensors: SavedTensors) -> None:
+        listed = READERS[method_of(settings)](_Saved(path, tensors), settings)
+        self._tensors = tensors
+        self._makers = {name: make for name, make in listed if not name.endswith(_ACTIVATIONS)}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        make = self._makers[name]
+        return self._tensors[name] if make is None else make()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape; of a quantized weight it is what comes out when it is made for the first time."""
+        if self._makers[name] is None:
+            return self._tensors.shape(name)
+        if name not in self._shapes:
+            self._shapes[name] = tuple(self[name].shape)
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> str:
+        return self._tensors.dtype(name) if self._makers[name] is None else str(torch.float32)
+
+    @contextmanager
+    def opened(self, names: Sequence[str]) -> Iterator[list[Saved]]:
+        with ExitStack() as files:
+            found: list[Saved] = []
+            for name in names:
+                make = self._makers[name]
+                found += files.enter_context(self._tensors.opened([name])) if make is None else [make()]
+            yield found
 
 
 class _Saved:
     """The tensors, with a sentence where one is missing or a weight cannot be made of its parts."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, path: Path, tensors: SavedTensors) -> None:
         self.path, self.tensors = path, tensors
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.tensors:
             raise SourceError(f"{self.path}: {name} is in none of its files, but a quantized weight needs it")
-        return self.tensors[name]
+        with self.tensors.opened([name]) as (found,):
+            return found[:].clone() if len(found.shape) else self.tensors[name]
 
     def get(self, name: str) -> Tensor | None:
-        return self.tensors.get(name)
+        return self[name] if name in self.tensors else None
 
     def each(self, main: str, parts: Sequence[str], target: str, make: Callable[[str], Tensor]) -> Named:
         """Every tensor: for one that ends with `main` what `make` gives for the name before it, without its parts."""
         for name in self.tensors:
             before = name.removesuffix(main)
             if before != name:
-                yield before + target, self.made(name, partial(make, before))
+                yield before + target, self.maker(name, partial(make, before))
             elif not any(
                 name.endswith(part) and name.removesuffix(part) + main in self.tensors for part in parts
             ):
-                yield name, self.tensors[name]
+                yield name, None
+
+    def maker(self, name: str, make: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        return partial(self.made, name, make)
 
     def made(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         try:
@@ -165,39 +213,38 @@ def _compressed_tensors(saved: _Saved, settings: Settings) -> Named:
         return dequantize.scaled(values, scale, zeros, blocks)
 
     def plain(name: str) -> Tensor:
-        weight, scale = saved[f"{name}.weight"], saved.get(f"{name}.weight_scale")
-        if scale is None:
-            return weight
+        weight, scale = saved[f"{name}.weight"], saved[f"{name}.weight_scale"]
         if weight.dtype not in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2):
             raise SourceError(f"found {weight.dtype} with scales, expected numbers of 8 bits")
         return dequantize.scaled(weight, scale, saved.get(f"{name}.weight_zero_point"), blocks)
 
     parts = (".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")
-    for name, tensor in saved.each(".weight_packed", parts, ".weight", packed):
-        if name.endswith(".weight") and name in saved.tensors:
-            yield name, saved.made(name, partial(plain, name.removesuffix(".weight")))
+    for name, make in saved.each(".weight_packed", parts, ".weight", packed):
+        if name.endswith(".weight") and name in saved and f"{name}_scale" in saved:
+            yield name, saved.maker(name, partial(plain, name.removesuffix(".weight")))
         elif not any(name.endswith(part) for part in parts):
-            yield name, tensor
+            yield name, make
 
 
 def _fp8(saved: _Saved, settings: Settings) -> Named:
     """Numbers of 8 bits whose scales lie beside them: NAME_scale_inv or NAME_scale, of blocks, rows or all."""
     blocks = [list(settings.get("weight_block_size") or (128, 128))]
     scales = ("_scale_inv", "_scale")
+
+    def make(name: str, scale: str) -> Tensor:
+        return dequantize.scaled(saved[name], saved[scale], None, blocks)
+
     for name in saved.tensors:
-        if any(name.endswith(part) and name.removesuffix(part) in saved.tensors for part in scales):
+        if any(name.endswith(part) and name.removesuffix(part) in saved for part in scales):
             continue
-        found = next((saved[name + part] for part in scales if name + part in saved.tensors), None)
-        tensor = saved[name]
-        if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-            scale = saved[name + scales[0]] if found is None else found
-            yield name, saved.made(name, partial(dequantize.scaled, tensor, scale, None, blocks))
+        found = next((name + part for part in scales if name + part in saved), None)
+        dtype = saved.tensors.dtype(name)
+        if dtype in _FP8:
+            yield name, saved.maker(name, partial(make, name, found or name + scales[0]))
         elif found is not None:
-            raise SourceError(
-                f"{saved.path}: {name} is {tensor.dtype} with scales, expected numbers of 8 bits"
-            )
+            raise SourceError(f"{saved.path}: {name} is {dtype} with scales, expected numbers of 8 bits")
         else:
-            yield name, tensor
+            yield name, None
 
 
 def _mxfp4(saved: _Saved, settings: Settings) -> Named:
@@ -224,14 +271,17 @@ def _bitsandbytes(saved: _Saved, settings: Settings) -> Named:
             saved.get(f"{name}.nested_quant_map"),
         )
 
+    def eight(name: str, rows: str) -> Tensor:
+        return dequantize.scaled(saved[name], saved[rows].float() / 127)
+
     for name in saved.tensors:
         rows = f"{name.removesuffix('.weight')}.SCB"
         if f"{name}.absmax" in saved.tensors:
-            yield name, saved.made(name, partial(four, name))
+            yield name, saved.maker(name, partial(four, name))
         elif name.endswith(".weight") and rows in saved.tensors:
-            yield name, saved.made(name, partial(dequantize.scaled, saved[name], saved[rows].float() / 127))
+            yield name, saved.maker(name, partial(eight, name, rows))
         elif not name.endswith((*parts, ".weight_format")) and ".quant_state." not in name:
-            yield name, saved[name]
+            yield name, None
 
 
 def _unread_gptq(settings: Settings) -> str:

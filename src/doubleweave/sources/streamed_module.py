@@ -1,7 +1,8 @@
-"""Make a transformers module of a folder whose weights stay in the files (file_weights.py), where that can be done.
+"""Make a transformers module whose weights stay in the files (file_weights.py), where that can be done.
 
 It can where every weight of the module is a tensor of the files, or several that are stacked or joined
-(converted_weights.py): what transformers makes in another way on loading is its to load. Knows nothing of splits.
+(converted_weights.py): what transformers makes in another way on loading is its to load. Knows nothing of splits, nor
+of formats: tensors of safetensors, of GGUF, of quantized folders and of parts of larger models are `SavedTensors`.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from torch import Tensor, nn
 
 from doubleweave.sources.converted_weights import Made, made_weights
 from doubleweave.sources.file_weights import FileWeight, Opened
-from doubleweave.sources.tensor_files import TensorFiles
+from doubleweave.sources.saved_tensors import Saved, SavedTensors, in_float32
 
 # Of all weights in float32. A module that takes less is loaded whole, which is read once and not at every use.
-LEAST_BYTES = 1 << 30
+LEAST_BYTES = 3 << 28
 # Smaller ones (norms, biases) are loaded: who looks at single numbers does so in them.
 _SMALL_BYTES = 1 << 20
 
 
 def streamed_module(
-    kind: Any, config: Any, files: TensorFiles, is_harmless: Callable[[str, tuple[int, ...]], bool]
+    kind: Any, config: Any, files: SavedTensors, is_harmless: Callable[[str, tuple[int, ...]], bool]
 ) -> Any | None:
     """A module of the class `kind` in float32 and eval mode, None where transformers has to load it whole.
 
@@ -63,7 +64,7 @@ def streamed_module(
 
 
 @contextmanager
-def _opened(files: TensorFiles, name: str, made: Made, module: Any) -> Iterator[Tensor]:
+def _opened(files: SavedTensors, name: str, made: Made, module: Any) -> Iterator[Saved]:
     with files.opened(made.names) as tensors:
         yield made.of(name, tensors, module)
 
@@ -75,7 +76,7 @@ def _weight(opened: Opened, weight: Tensor) -> Tensor:
         made = FileWeight(opened, tuple(weight.shape))
     else:
         with opened() as saved:
-            made = saved.to(torch.float32 if weight.is_floating_point() else weight.dtype, copy=True)
+            made = in_float32(saved) if weight.is_floating_point() else saved[:].to(weight.dtype, copy=True)
     return nn.Parameter(made, requires_grad=False) if is_parameter else made
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from doubleweave.errors import SourceError, first_line
+from doubleweave.sources.saved_tensors import Saved, SavedTensors
 
 # In the order in which transformers looks for them.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -28,7 +29,7 @@ _WRAPPERS = re.compile(
 )
 
 
-class TensorFiles(Mapping[str, Tensor]):
+class TensorFiles(SavedTensors):
     """The tensors of `folder`; `base` is the name of a model's body in its weights' names ("model", "transformer").
 
     Raises SourceError for files that are missing or damaged.
@@ -61,13 +62,13 @@ class TensorFiles(Mapping[str, Tensor]):
         return tensor
 
     @contextmanager
-    def opened(self, names: Sequence[str]) -> Iterator[list[Tensor]]:
+    def opened(self, names: Sequence[str]) -> Iterator[list[Saved]]:
         """Tensors as they are mapped, which no memory is held for behind the context."""
         files: dict[Path, Any] = {}
-        found = []
+        found: list[Saved] = []
         for path, saved in map(self._places.__getitem__, names):
             if path not in files:
-                files[path] = _opened(path) if path.suffix == ".safetensors" else self._open(path)
+                files[path] = _opened(path) if _is_mapped(path) else self._open(path)
             opened = files[path]
             found.append(opened[saved] if isinstance(opened, dict) else opened.get_tensor(saved))
         yield found
@@ -79,13 +80,11 @@ class TensorFiles(Mapping[str, Tensor]):
         return len(self._places)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Its shape, without reading it."""
         path, saved = self._places[name]
         opened = self._open(path)
         return tuple(opened[saved].shape if isinstance(opened, dict) else opened.get_slice(saved).get_shape())
 
     def dtype(self, name: str) -> str:
-        """The dtype that it is saved in, as safetensors or torch writes it."""
         path, saved = self._places[name]
         opened = self._open(path)
         return str(opened[saved].dtype if isinstance(opened, dict) else opened.get_slice(saved).get_dtype())
@@ -156,6 +155,11 @@ def _shards(folder: Path, index: str) -> list[Path]:
     return [folder / name for name in names]
 
 
+def _is_mapped(path: Path) -> bool:
+    """Not so a file of torch's from before 1.6, which is no archive."""
+    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
+
+
 def _opened(path: Path) -> Any:
     """A safetensors file's handle, or the dictionary of a file of torch's."""
     try:
@@ -163,8 +167,7 @@ def _opened(path: Path) -> Any:
             from safetensors import safe_open
 
             return safe_open(path, framework="pt")
-        # A file from before torch 1.6 is no archive, which could be mapped.
-        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_mapped(path))
     except Exception as error:
         reason = first_line(error, "", 200)
         raise SourceError(

@@ -6,16 +6,15 @@ What is not its own (towers, projectors) is left in the files. Knows nothing of 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from doubleweave.errors import SourceError
+from doubleweave.sources.saved_tensors import RenamedTensors
 from doubleweave.sources.tensor_files import TensorFiles
 
 
@@ -47,7 +46,7 @@ def kinds_of_tokens(whole: Any) -> str:
     return ""
 
 
-class TextTensors(Mapping[str, Tensor]):
+class TextTensors(RenamedTensors):
     """The tensors of `files` that the text model of `config` has, under the names that its class gives them.
 
     Ties the head to the embedding in `config` where the files have no head and `whole`, the config of all parts, or
@@ -75,28 +74,15 @@ class TextTensors(Mapping[str, Tensor]):
         wanted = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         # A tower may have an embedding of the same name.
         prefix = max(before, key=lambda one: sum(one + name.removeprefix(body) in files for name in wanted))
-        self._files = files
-        self._saved = {body + name.removeprefix(prefix): name for name in files if name.startswith(prefix)}
+        saved = {body + name.removeprefix(prefix): name for name in files if name.startswith(prefix)}
         for name in wanted:
             if not name.startswith(body) and (found := _nearest(name, prefix, files)):
-                self._saved[name] = found
+                saved[name] = found
         output = model.get_output_embeddings()
         head = next((f"{name}.weight" for name, module in model.named_modules() if module is output), "")
         tied = any(getattr(one, "tie_word_embeddings", False) for one in (config, whole))
-        config.tie_word_embeddings = tied and head not in self._saved
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._files[self._saved[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._saved)
-
-    def __len__(self) -> int:
-        return len(self._saved)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Its shape, without reading it."""
-        return self._files.shape(self._saved[name])
+        config.tie_word_embeddings = tied and head not in saved
+        super().__init__(files, saved)
 
 
 def _nearest(name: str, prefix: str, files: TensorFiles) -> str | None:
