@@ -44,6 +44,7 @@ def write_gguf(path: Path, module: Any, kind: str) -> None:
         (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(
             f"{architecture}.{key}", value
         )
+    writer.add_tokenizer_model("none")
     types = {name: _type_of(name, shape, kind, config.num_hidden_layers) for name, shape in shapes.items()}
     factors = _frequency_factors(config)
     if factors is not None:  # before the others, as llama.cpp's converter writes them
