@@ -278,39 +278,28 @@ struct Operand {
   const float* scales;  // or null
 };
 
-// The first `count` keys.
-template <int kVectors, bool kPairs>
-Operand keys_operand(RowBlock<kVectors, kPairs>& block, const HeadRows& k, int64_t count) {
-  const CacheFormat format = block.params.format;
-  const auto* unpacked = reinterpret_cast<const std::byte*>(block.keys);
-  if constexpr (kPairs) {
-    const bool has_scales = format == CacheFormat::kInt8;
-    if (has_scales) gather_scales(k, count, block.scales);
-    if (!has_scales && k.dim % 2 == 0) return {k.data, k.stride, nullptr};
-    pair_keys(format, k, count, block.keys);
-    return {unpacked, ceil_div(k.dim, 2) * 4, has_scales ? block.scales : nullptr};
+// The first `count` keys or values: where they lie, or unpacked. Pairs of values have a row for two
+// keys.
+template <bool kPairs, bool kAreValues>
+Operand operand(CacheFormat format, const HeadRows& rows, int64_t count, float* unpacked,
+                float* scales) {
+  const auto* data = reinterpret_cast<const std::byte*>(unpacked);
+  if constexpr (!kPairs) {
+    if (format == CacheFormat::kFloat32) return {rows.data, rows.stride, nullptr};
+    unpack(format, rows, count, unpacked);
+    return {data, rows.dim * 4, nullptr};
   } else {
-    if (format == CacheFormat::kFloat32) return {k.data, k.stride, nullptr};
-    unpack(format, k, count, block.keys);
-    return {unpacked, k.dim * 4, nullptr};
-  }
-}
-
-// The first `count` values; pairs have a row for two keys.
-template <int kVectors, bool kPairs>
-Operand values_operand(RowBlock<kVectors, kPairs>& block, const HeadRows& v, int64_t count) {
-  const CacheFormat format = block.params.format;
-  const auto* unpacked = reinterpret_cast<const std::byte*>(block.values);
-  if constexpr (kPairs) {
     const bool has_scales = format == CacheFormat::kInt8;
-    float* scales = block.scales + kKeyBlock;
-    if (has_scales) gather_scales(v, count, scales);
-    pair_values(format, v, count, block.values);
-    return {unpacked, v.dim * 4, has_scales ? scales : nullptr};
-  } else {
-    if (format == CacheFormat::kFloat32) return {v.data, v.stride, nullptr};
-    unpack(format, v, count, block.values);
-    return {unpacked, v.dim * 4, nullptr};
+    if (has_scales) gather_scales(rows, count, scales);
+    const float* found = has_scales ? scales : nullptr;
+    if constexpr (kAreValues) {
+      pair_values(format, rows, count, unpacked);
+      return {data, rows.dim * 4, found};
+    } else {
+      if (!has_scales && rows.dim % 2 == 0) return {rows.data, rows.stride, nullptr};
+      pair_keys(format, rows, count, unpacked);
+      return {data, ceil_div(rows.dim, 2) * 4, found};
+    }
   }
 }
 
@@ -512,8 +501,12 @@ void run_row_block(const AttentionParams& params, const AttentionInputs& inputs,
   for (int64_t key = seen.begin; key < end; key += kKeyBlock) {
     const KeyRange keys = {key, min(end, key + kKeyBlock)};
     const int64_t num_keys = keys.end - keys.begin;
-    score_keys(block, keys_operand(block, rows_from(k, key), num_keys), keys);
-    const Operand values = values_operand(block, rows_from(v, key), num_keys);
+    score_keys(block,
+               operand<kPairs, false>(params.format, rows_from(k, key), num_keys, block.keys,
+                                      block.scales),
+               keys);
+    const Operand values = operand<kPairs, true>(params.format, rows_from(v, key), num_keys,
+                                                 block.values, block.scales + kKeyBlock);
     exponentiate(block, num_keys, values.scales);
     add_values(block, values, num_keys);
   }
