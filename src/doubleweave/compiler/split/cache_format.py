@@ -128,7 +128,7 @@ class _Rewriter:
         else:
             names = {name: f"{name}.float32" for name in written}
             self._more_values += [
-                replace(self._old.split.main.value(name), name=new, kind="chunk")
+                replace(self._old.split.main.value(name), name=new, kind="chunk", window=0)
                 for name, new in names.items()
             ]
             yield replace(call, writes=tuple(names.get(name, name) for name in call.writes))
