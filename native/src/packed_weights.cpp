@@ -136,11 +136,21 @@ void note_whole(const fs::path& path) {
   fs::rename(temporary, beside(path, kWhole), code);
 }
 
+// None where the folder cannot be read; other processes may remove what is in it meanwhile.
+std::vector<fs::path> entries_of(const fs::path& folder) {
+  std::vector<fs::path> found;
+  std::error_code code;
+  for (fs::directory_iterator at(folder, code), end; !code && at != end; at.increment(code)) {
+    found.push_back(at->path());
+  }
+  return found;
+}
+
 uint64_t bytes_of(const fs::path& folder) {
   uint64_t bytes = 0;
-  std::error_code code;
-  for (const auto& entry : fs::directory_iterator(folder, code)) {
-    const uint64_t size = entry.file_size(code);
+  for (const fs::path& path : entries_of(folder)) {
+    std::error_code code;
+    const uint64_t size = fs::file_size(path, code);
     bytes += code ? 0 : size;
   }
   return bytes;
@@ -204,17 +214,15 @@ std::unique_ptr<Instance> PackedWeights::load(const Program& program, const std:
 
 std::vector<KeptWeights> kept_weights(const fs::path& cache) {
   std::vector<KeptWeights> found;
-  std::error_code code;
-  for (const auto& entry : fs::directory_iterator(root_of(cache), code)) {
+  for (const fs::path& folder : entries_of(root_of(cache))) {
     struct stat status{};
-    if (stat(entry.path().c_str(), &status) != 0 || !S_ISDIR(status.st_mode)) {
+    if (stat(folder.c_str(), &status) != 0 || !S_ISDIR(status.st_mode)) {
       continue;
     }
-    const std::string name = content_of(entry.path() / kAbout);
-    found.push_back({name.empty() ? "?" : name, bytes_of(entry.path()),
-                     static_cast<double>(status.st_mtim.tv_sec) +
-                         1e-9 * static_cast<double>(status.st_mtim.tv_nsec),
-                     entry.path()});
+    const std::string name = content_of(folder / kAbout);
+    const double used = static_cast<double>(status.st_mtim.tv_sec) +
+                        1e-9 * static_cast<double>(status.st_mtim.tv_nsec);
+    found.push_back({name.empty() ? "?" : name, bytes_of(folder), used, folder});
   }
   std::ranges::sort(found, {}, &KeptWeights::used);
   return found;

@@ -15,7 +15,7 @@ MOST_BYTES: int = _native.MOST_KEPT_BYTES  # of all programs together
 
 def packed_weights(split: Split, digest: str, name: str) -> _native.PackedWeights:
     """The packed weights of the program with this SHA-256; none are kept where it is small, or the disk is full."""
-    return _native.PackedWeights(_cache(), digest, name, split.weight_bytes)
+    return _native.PackedWeights(_cache(), digest, name, min(split.weight_bytes, MOST_BYTES + 1))
 
 
 def kept() -> list[_native.KeptWeights]:
