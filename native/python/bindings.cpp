@@ -121,14 +121,12 @@ void bind_programs(nb::module_& m) {
       .def_prop_ro("method_names", &Program::method_names, nb::rv_policy::copy)
       .def(
           "load",
-          [](const Program& self, const std::string& method, int workspace_group,
-             const std::string& packed_path) {
-            return std::shared_ptr<Instance>(self.load(method, workspace_group, packed_path));
+          [](const Program& self, const std::string& method, int workspace_group) {
+            return std::shared_ptr<Instance>(self.load(method, workspace_group));
           },
-          "method"_a, "workspace_group"_a = -1, "packed_path"_a = "",
-          nb::call_guard<nb::gil_scoped_release>(),
+          "method"_a, "workspace_group"_a = -1, nb::call_guard<nb::gil_scoped_release>(),
           "Load a method, without the GIL. Instances of one workspace group (not -1) share scratch "
-          "memory. Packed weights are mapped from the file `packed_path`, or written there first.");
+          "memory.");
 }
 
 void bind_threads(nb::module_& m) {
@@ -157,6 +155,7 @@ NB_MODULE(_native, m) {
   bind_execution(m);
   bind_kernels(m);
   bind_turns(m);
+  bind_packed(m);
   m.def("say_crashes", &say_crashes, "exit_code"_a,
         "From now on a crash writes one sentence to standard error and ends the process with this "
         "code.");

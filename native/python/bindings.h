@@ -21,5 +21,6 @@ void bind_memory(nanobind::module_& m);     // KvCache, Buffers, Region
 void bind_execution(nanobind::module_& m);  // Binding, Copy, Task, Execution
 void bind_kernels(nanobind::module_& m);    // attention, rotary
 void bind_turns(nanobind::module_& m);      // Turn, Turns
+void bind_packed(nanobind::module_& m);     // PackedWeights
 
 }  // namespace doubleweave::python

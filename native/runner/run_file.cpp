@@ -265,7 +265,13 @@ RunFile parse(const Json& data) {
   require(data.at("format") == "doubleweave-run", "it is no run file");
   require(data.at("version") == kVersion, "it is of another version");
   RunFile file{};
+  file.name = data.at("name");
   file.program_bytes = data.at("program_bytes");
+  file.program_sha256 = data.at("program_sha256");
+  require(file.program_sha256.size() == 64 &&
+              file.program_sha256.find_first_not_of("0123456789abcdef") == std::string::npos,
+          "the program's SHA-256 is none");
+  file.weight_bytes = data.at("weight_bytes");
   file.program_digests = digests_of(list_in(data, "program_digests"), file.program_bytes);
   data.at("tokenizer_digest").get_to(file.tokenizer_digest);
   file.vocab_size = data.at("vocab_size");
@@ -290,8 +296,8 @@ RunFile parse(const Json& data) {
     segments[item.at("name")] = static_cast<int>(file.segments.size());
     file.segments.push_back({item.at("name"), item.at("device"), item.at("is_static"),
                              item.at("per_worker"), item.at("loads_alone"), item.at("group"),
-                             item.at("each_row"), shapes_of(item.at("inputs")),
-                             shapes_of(item.at("outputs"))});
+                             item.at("each_row"), item.at("weight_bytes"),
+                             shapes_of(item.at("inputs")), shapes_of(item.at("outputs"))});
   }
   for (const Json& item : list_in(data, "calls")) {
     Call call{item.at("name"),

@@ -30,6 +30,7 @@ struct Segment {
   bool loads_alone;  // its backend must not load two methods at once
   int group;         // of scratch memory; -1: its own
   bool each_row;     // it takes one row, and a call runs it for each row of a chunk: a recurrence
+  uint64_t weight_bytes;
   std::vector<std::vector<int32_t>> inputs;
   std::vector<std::vector<int32_t>> outputs;
 };
@@ -50,8 +51,11 @@ struct Chat {
 };
 
 struct RunFile {
+  std::string name;
   int64_t program_bytes;
+  std::string program_sha256;
   std::vector<uint64_t> program_digests;  // of its chunks
+  uint64_t weight_bytes;                  // of all segments, those that are not run here as well
   std::string tokenizer_digest;           // "": there is no tokenizer.json
   int vocab_size;
   int max_context;

@@ -11,6 +11,7 @@
 
 #include "doubleweave/error.h"
 #include "doubleweave/threads.h"
+#include "known_program.h"
 
 namespace doubleweave::runner {
 
@@ -103,6 +104,7 @@ Session::Session(const std::filesystem::path& folder, const RunFile& file,
       planner_(planner),
       wish_(std::move(wish)),
       program_(checked_program(folder, file), file.program_digests),
+      packed_(packed_weights(program_.path(), file)),
       cache_(cache_rows(file), file.max_context, file.outline.rows.most, cache_windows(file)),
       states_(state_bytes(file)),
       region_of_(file.values.size(), -1),
@@ -225,7 +227,7 @@ std::string Session::method_of(const Prepared& prepared, int call, int chunk) co
 // Methods load on every core at once, since packing weights is most of it; but those of a backend
 // that cannot do that load one behind the other.
 void Session::load(const Prepared& prepared) {
-  std::map<std::string, int> groups;
+  std::map<std::string, const Segment*> segments;
   for (size_t task = 0; task < prepared.run.graph.size(); ++task) {
     const int call = prepared.run.graph.call_of[task];
     const std::string method = method_of(prepared, call, prepared.run.graph.chunk_of[task]);
@@ -236,10 +238,10 @@ void Session::load(const Prepared& prepared) {
     if (segment.loads_alone) {
       instances_[{method, 0}] = program_.load(method, segment.group);
     } else {
-      groups[method] = segment.group;
+      segments[method] = &segment;
     }
   }
-  const std::vector<std::pair<std::string, int>> todo(groups.begin(), groups.end());
+  const std::vector<std::pair<std::string, const Segment*>> todo(segments.begin(), segments.end());
   std::vector<std::unique_ptr<Instance>> made(todo.size());
   std::atomic<size_t> next{0};
   std::exception_ptr failed;
@@ -247,7 +249,8 @@ void Session::load(const Prepared& prepared) {
   const auto work = [&] {
     for (size_t i = next++; i < todo.size(); i = next++) {
       try {
-        made[i] = program_.load(todo[i].first, todo[i].second);
+        const auto& [method, segment] = todo[i];
+        made[i] = packed_.load(program_, method, segment->group, segment->weight_bytes);
       } catch (...) {
         const std::lock_guard lock(mutex);
         failed = std::current_exception();

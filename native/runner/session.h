@@ -5,6 +5,7 @@
 #include "doubleweave/buffers.h"
 #include "doubleweave/execution.h"
 #include "doubleweave/kv_cache.h"
+#include "doubleweave/packed_weights.h"
 #include "run_file.h"
 
 namespace doubleweave::runner {
@@ -54,6 +55,7 @@ class Session {
   scheduling::Planner& planner_;
   scheduling::Wish wish_;
   Program program_;
+  PackedWeights packed_;
   KvCache cache_;
   Buffers states_;                  // two copies of each, zero before the first token
   std::vector<int> region_of_;      // of each input, cache and state, behind the buffers

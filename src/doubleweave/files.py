@@ -1,7 +1,9 @@
-"""Whole files: written under another name beside their place, then renamed, so that nobody meets half a file."""
+"""Whole files: written under another name beside their place, then renamed, so that nobody meets half a file; and what
+a large one is known by."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,3 +22,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file (hex), read in blocks: it may be larger than memory. Raises OSError."""
+    digest, block = hashlib.sha256(), bytearray(1 << 20)
+    with open(path, "rb", buffering=0) as file:  # hashlib.file_digest is of Python 3.11
+        while size := file.readinto(block):
+            digest.update(memoryview(block)[:size])
+    return digest.hexdigest()

@@ -5,13 +5,16 @@ from __future__ import annotations
 from graphlib import TopologicalSorter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
 from doubleweave.ir.split import FixedSizes, rows
+from doubleweave.schedule.choice import default_choice, graph_of
 from doubleweave.schedule.chunks import cut
+from doubleweave.schedule.makers import MAKERS, make
 from doubleweave.schedule.pattern import has_instance_per_worker, needed
 from doubleweave.schedule.task_graph import Task, TaskGraph, build
 
@@ -151,3 +154,20 @@ def test_chunks_in_flight_cost_memory_and_a_single_one_reuses_it():
     assert sizes == sorted(set(sizes))
     longer = build(split, cut(128, rows(1, 8)), "last", 1)
     assert sum(longer.buffer_bytes) == sizes[0]
+
+
+@pytest.mark.parametrize("schedule", sorted(MAKERS))
+def test_a_plan_grows_with_its_chunks_alone(schedule):
+    """131,072 tokens in 4,096 chunks: a chunk costs as many tasks, dependencies and places wherever it stands, and no
+    buffer more."""
+    split = toys.split(3, rows(1, 32))
+    choice = default_choice(split, schedule, 2)
+
+    def size(num_chunks):
+        graph = graph_of(split, choice, cut(32 * num_chunks, rows(1, 32)), "last")
+        made = make(schedule, graph, choice.workers, toys.unit_costs(graph), choice.threads)
+        return np.array([len(graph), len(graph.after_list), len(graph.buffer_bytes), *map(len, made.workers)])
+
+    small, middle, large = size(1024), size(2048), size(4096)
+    assert (np.abs((large - middle) - 2 * (middle - small)) <= 2).all()  # where the last chunks differ
+    assert small[2] == large[2]

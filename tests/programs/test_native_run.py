@@ -14,6 +14,7 @@ import pytest
 import toys
 from doubleweave.ir import manifest
 from doubleweave.ir.seal import digest_of
+from doubleweave.predict.run_file import VERSION
 from native_runner import RUNNER, fit_digests, native, needs_runner, report, sentence, write_sealed
 
 pytestmark = needs_runner
@@ -286,11 +287,13 @@ def test_damaged_programs(toy_copy, tmp_path, ids_file):
     assert "has no run.json; expected a folder made by doubleweave compile" in sentence(tmp_path, *options)
     run_file = toy_copy / "run.json"
     text = run_file.read_text()
-    for wrong in (text[: len(text) // 2], "[]", "{}", text.replace('"version": 7', '"version": 8')):
+    other_version = text.replace(f'"version": {VERSION}', f'"version": {VERSION + 2}')
+    assert other_version != text
+    for wrong in (text[: len(text) // 2], "[]", "{}", other_version):
         run_file.write_text(wrong)
         assert "run.json: is damaged" in sentence(toy_copy, *options)
     data = json.loads(text)
-    write_sealed(run_file, data, version=7)
+    write_sealed(run_file, data, version=VERSION + 1)
     assert "is of another version" in sentence(toy_copy, *options)
     for key in data.keys() - {"seal"}:
         write_sealed(run_file, {**data, key: None})

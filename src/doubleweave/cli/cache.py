@@ -34,7 +34,7 @@ def _cache(args: argparse.Namespace) -> None:
         print(f"no cache: ${VARIABLE} is off, or there is no home")
         print_json(args, {"folder": None, "programs": [], "removed_bytes": 0})
         return
-    removed = make_room(most=-1) if args.clear else 0
+    removed = make_room(most=0) if args.clear else 0
     if args.clear:
         forget_all()
     found = kept()

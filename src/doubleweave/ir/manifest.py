@@ -5,7 +5,6 @@ Reading it takes no torch. Unknown keys, another version, or a program file with
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from doubleweave.errors import ProgramError
+from doubleweave.files import sha256_of
 from doubleweave.ir import known_files
 from doubleweave.ir.chat import ChatTemplate
 from doubleweave.ir.check import Check
@@ -223,11 +223,7 @@ def _check_file(path: Path, sha256: str, num_bytes: int | None = None, *, verify
             )
         if not verify and known_files.is_known(path, sha256):
             return
-        with open(path, "rb") as file:
-            if hasattr(hashlib, "file_digest"):  # from Python 3.11 on: it does not read the file as a whole
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            else:
-                digest = hashlib.sha256(file.read()).hexdigest()
+        digest = sha256_of(path)
     except OSError as error:
         raise ProgramError(f"{path}: cannot be read ({error.strerror}); compile the program again") from None
     if digest != sha256:

@@ -275,6 +275,11 @@ class Split:
         used = {call.segment for call in self.calls}
         return Split(tuple(s for s in self.segments if s.name in used), self.functions[:1])
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of all segments."""
+        return sum(segment.weight_bytes for segment in self.segments)
+
     @cached_property
     def _by_name(self) -> dict[str, Segment]:
         return {segment.name: segment for segment in self.segments}

@@ -46,7 +46,10 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
     return {
         "format": "doubleweave-run",
         "version": VERSION,
+        "name": manifest.name,
         "program_bytes": manifest.program_bytes,
+        "program_sha256": manifest.program_sha256,
+        "weight_bytes": manifest.split.weight_bytes,
         "tokenizer_digest": manifest.tokenizer_digest,
         "vocab_size": model.vocab_size,
         "max_context": model.max_context,
@@ -66,6 +69,7 @@ def run_dict(manifest: Manifest, profile: Profile) -> dict[str, Any]:
                 "loads_alone": library_of(segment.backend).loads_alone,
                 "group": shared.get(segment.name, -1),
                 "each_row": segment.each_row,
+                "weight_bytes": segment.weight_bytes,
                 "inputs": [list(port.shape) for port in segment.inputs],
                 "outputs": [list(port.shape) for port in segment.outputs],
                 **_times(segment, profile),

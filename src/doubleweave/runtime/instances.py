@@ -13,7 +13,6 @@ from doubleweave import _native
 from doubleweave.errors import ProgramError
 from doubleweave.ir.manifest import PROGRAM_FILE
 from doubleweave.ir.split import Split
-from doubleweave.runtime.packed_weights import PackedWeights
 from doubleweave.schedule.scratch_groups import groups
 from doubleweave.vendors.library import libraries_of, load_libraries
 from doubleweave.vendors.printed_output import captured
@@ -26,9 +25,12 @@ class Instances:
     at the same time.
     """
 
-    def __init__(self, program: _native.Program, split: Split, packed: PackedWeights) -> None:
+    def __init__(self, program: _native.Program, split: Split, packed: _native.PackedWeights) -> None:
         self._program = program
         self._packed = packed
+        self._weight_bytes = {
+            method: segment.weight_bytes for segment in split.segments for method in segment.methods()
+        }
         # Blocks share a few scratch regions: with one each, a block would keep about 3 MB (docs/design.md).
         shared = groups(split)
         self._groups = {
@@ -74,8 +76,8 @@ class Instances:
 
     def _load(self, method: str) -> _native.Instance:
         try:
-            with self._packed.path_of(method) as packed:
-                return self._program.load(method, self._groups.get(method, -1), packed)
+            group, weight_bytes = self._groups.get(method, -1), self._weight_bytes.get(method, 0)
+            return self._packed.load(self._program, method, group, weight_bytes)
         except _native.Error as error:
             raise ProgramError(f"{self._program.path}: {error}") from error
 
@@ -87,7 +89,7 @@ class Instances:
         return len(self._loaded)
 
 
-def open_instances(folder: Path, split: Split, packed: PackedWeights | None = None) -> Instances:
+def open_instances(folder: Path, split: Split, packed: _native.PackedWeights | None = None) -> Instances:
     """Load the libraries that the split needs, and open a folder's program file; `packed`: where its packed weights are
     kept.
 
@@ -104,4 +106,4 @@ def open_instances(folder: Path, split: Split, packed: PackedWeights | None = No
         raise ProgramError(
             f"{folder}: method {missing[0]!r} of the manifest is not in the program; compile it again"
         )
-    return Instances(program, split, packed or PackedWeights())
+    return Instances(program, split, packed or _native.PackedWeights())

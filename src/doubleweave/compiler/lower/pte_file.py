@@ -25,6 +25,7 @@ from torch import Tensor
 
 from doubleweave.compiler.lower.templates import Data, Template, encode
 from doubleweave.errors import LowerError
+from doubleweave.files import sha256_of
 
 _KEY = re.compile(rb"(?:scale_)?[0-9a-f]{64}")
 _ALIGNMENT = 128  # ExecuTorch's default for segments
@@ -146,8 +147,7 @@ class ProgramWriter:
             self._file.seek(0)
             self._file.write(header)
             self._file.flush()
-        with open(self._path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self._path)
 
     def _piece(self, data: Data, *, is_constant: bool = False) -> int:
         """The number of a piece of data, written or held back when it is met first."""
