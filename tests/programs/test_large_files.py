@@ -46,7 +46,8 @@ def folder(made_once):
     def make(out):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pte_file.ProgramWriter, "_write", with_holes)
-            patch.setattr(pte_file, "sha256_of", lambda path: SHA256)
+            for module in (pte_file, manifest):
+                patch.setattr(module, "sha256_of", lambda path: SHA256)
             patch.setattr(run_file, "chunk_digests", digests)
             doubleweave.compile_llm(toys.model(), out, quantize="8da8w", chunk=(32,))
         assert len(written) > max(across)

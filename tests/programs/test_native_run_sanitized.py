@@ -1,5 +1,5 @@
 """doubleweave-run under the address and undefined-behaviour sanitizers: the tests of the plain one, once more, and the
-C++ tests of its tokenizer and memory."""
+C++ tests of its tokenizer, memory and digest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TESTS = [ROOT / "tests" / "programs" / f"test_native_{name}.py" for name in ("run", "tokenizer")]
-CPP_TESTS = ("test_tokenizer", "test_memory")
+CPP_TESTS = ("test_tokenizer", "test_memory", "test_sha256")
 
 
 @pytest.fixture(scope="module")
