@@ -9,8 +9,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
+from torch import fx
 from torch._export import utils
+from torch.export import exported_program
 from torch.fx.experimental.sym_node import SymNode
+from torch.fx.traceback import NodeSource
 
 import doubleweave as dw
 import toys
@@ -18,13 +22,17 @@ from doubleweave.compiler import less_overhead
 from doubleweave.compiler.less_overhead import on_wide_frame, with_less_overhead
 from doubleweave.compiler.lower import lower
 
+EVERY_DEVICE = [torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA, torch._C.DispatchKey.Meta]
+
 
 def test_programs_are_the_same_without_it(
     toy_8da8w_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(lower, "unchanged_graphs_kept", nullcontext)
+    monkeypatch.setattr(lower, "unchanged_graphs_kept", nullcontext)  # and with it what remembers results
     monkeypatch.setattr(less_overhead, "_operators_listed_once", nullcontext)
+    monkeypatch.setattr(less_overhead, "_operators_of_the_cpu", nullcontext)
     monkeypatch.setattr(less_overhead, "_sizes_computed_once", nullcontext)
+    monkeypatch.setattr(less_overhead, "_nodes_without_copies_and_traces", nullcontext)
     monkeypatch.setattr(less_overhead, "code_made_when_called", nullcontext)
     dw.compile_llm(toys.model(), tmp_path / "out", quantize="8da8w", chunk=(32,), check=False)
     one, other = (hashlib.sha256((f / "program.pte").read_bytes()) for f in (toy_8da8w_dir, tmp_path / "out"))
@@ -40,8 +48,9 @@ def nothing_frozen(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("nothing_frozen")
-def test_all_is_put_back():
+def test_all_is_put_back(monkeypatch: pytest.MonkeyPatch):
     make, add = utils._materialize_cpp_cia_ops, SymNode._add
+    monkeypatch.setattr(exported_program, "_BACKEND_KEYS_TO_OVERRIDE", every := list(EVERY_DEVICE))
     threshold, frozen = gc.get_threshold(), gc.get_freeze_count()
 
     @with_less_overhead
@@ -49,6 +58,9 @@ def test_all_is_put_back():
         assert gc.get_freeze_count() > 100_000
         assert utils._materialize_cpp_cia_ops is not make
         assert SymNode._add is not add
+        assert len(exported_program._BACKEND_KEYS_TO_OVERRIDE) == 2
+        assert fx.config.do_not_emit_stack_traces
+        assert hasattr(NodeSource, "__deepcopy__")
         inner()
         assert gc.get_freeze_count() > 100_000
         raise ValueError("as given")
@@ -60,6 +72,9 @@ def test_all_is_put_back():
     with pytest.raises(ValueError, match="as given"):
         outer()
     assert (utils._materialize_cpp_cia_ops, SymNode._add) == (make, add)
+    assert exported_program._BACKEND_KEYS_TO_OVERRIDE is every
+    assert not fx.config.do_not_emit_stack_traces
+    assert not hasattr(NodeSource, "__deepcopy__")
     assert (gc.get_threshold(), gc.get_freeze_count()) == (threshold, frozen)
 
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 import transformers
 
-from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+from doubleweave.compiler.graph.export_llm import owned_modules
 from doubleweave.compiler.graph.ops import attention_reference, rotary_reference
 from doubleweave.compiler.split.eager import run_eager
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.split_llm import default_policy, split_llm
 from doubleweave.errors import InputError, SplitError
 from doubleweave.ir.split import FixedSizes, SizeRanges, rows
+from exports import export_llm
 
 COMMON = {
     "hidden_size": 64,

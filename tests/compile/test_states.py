@@ -9,13 +9,14 @@ import torch
 import architectures
 import doubleweave as dw
 from doubleweave.compiler.graph import recurrence
-from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+from doubleweave.compiler.graph.export_llm import owned_modules
 from doubleweave.compiler.split.eager import run_eager
 from doubleweave.compiler.split.llm_rows import check_rows
 from doubleweave.compiler.split.split_llm import default_policy, split_llm
 from doubleweave.errors import CheckError, InputError, RunError
 from doubleweave.ir.split import rows
 from doubleweave.sources.hugging_face import from_module
+from exports import export_llm
 
 pytestmark = pytest.mark.usefixtures("lowered_once")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from functools import partial
 
@@ -12,7 +13,7 @@ from test_split_llm import FAMILIES, make_model
 
 import architectures
 import toys
-from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+from doubleweave.compiler.graph.export_llm import owned_modules
 from doubleweave.compiler.graph.ops import attention_reference
 from doubleweave.compiler.graph.static_attention import (
     MASK,
@@ -28,14 +29,15 @@ from doubleweave.compiler.split.eager import run_eager
 from doubleweave.compiler.split.split_llm import default_policy, split_llm
 from doubleweave.errors import PolicyError
 from doubleweave.ir.split import FixedSizes, whole_cache
+from exports import export_llm
 
 pytestmark = pytest.mark.usefixtures("lowered_once")
 
 CONTEXT = 64
 
 
-def split_of(module, attention: str):
-    graph = export_llm(module, 8)
+def split_of(module, attention: str, exported=None):
+    graph = exported or export_llm(module, 8)
     owners = owned_modules(module)
     if attention == "static":
         inline_attention(graph, CONTEXT, -1e9)
@@ -50,7 +52,9 @@ def split_of(module, attention: str):
 
 def assert_alike(module):
     """Over a cache of fixed length the numbers are those of a growing one."""
-    dynamic, static = split_of(module, "dynamic"), split_of(module, "static")
+    exported = export_llm(module, 8)
+    static = split_of(module, "static", copy.deepcopy(exported))
+    dynamic = split_of(module, "dynamic", exported)
     ids = torch.randint(3, 128, (1, 37))
     expected = run_eager(dynamic, ids, 8)
     for chunk in (8, 5, 1):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import architectures
-from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+from doubleweave.compiler.graph.export_llm import owned_modules
 from doubleweave.compiler.graph.general_attention import inline_general
 from doubleweave.compiler.graph.nodes import constant
 from doubleweave.compiler.graph.ops import ATTENTIONS, GENERAL, attention_reference
@@ -19,6 +19,7 @@ from doubleweave.compiler.split.llm_rows import check_rows
 from doubleweave.compiler.split.split_llm import default_policy, split_llm
 from doubleweave.errors import SplitError
 from doubleweave.ir.split import rows
+from exports import export_llm
 
 # One of each form: baddbmm over merged heads, one kv head, a window in a buffer, products with a mask, bmm.
 WRITTEN = ("bloom", "falcon", "gpt_neo", "openai-gpt", "xglm")

@@ -50,6 +50,7 @@ def programs(made_once, ids_file):
     sdk_or_skip()
 
     def program(**options):
+        options = {"soc": "SM8650"} | options
         name = "qnn_" + re.sub(r"\W+", "_", str(sorted(options.items())))
         return made_once(name, lambda folder: compile_toy(folder, ids_file, **options))
 

@@ -23,20 +23,27 @@ _COLLECT_AFTER = 50_000
 # Slots of 8 bytes. Half a megabyte is some thousand frames, deeper than anything here goes.
 _WIDE = 1 << 17
 _MAKE_OPERATORS, _REGISTERED = "_materialize_cpp_cia_ops", "_dispatch_get_registrations_for_dispatch_key"
+_AUTOGRAD_KEYS, _DEVICE_KEYS = "_AUTOGRAD_ALIAS_BACKEND_KEYS_TO_OVERRIDE", "_BACKEND_KEYS_TO_OVERRIDE"
+_NO_TRACES = "do_not_emit_stack_traces"
 _SIZE_OPERATORS = ("_add", "_sub", "_mul", "_eq", "_ne", "_ge", "_gt", "_le", "_lt", "_sym_max", "_sym_min")
 
 _is_frozen = False
 
 
 def with_less_overhead(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """A function that runs with a frozen heap, rare collections, room for its frames, operators listed once, sizes
-    computed once, and code of graphs made when it is called; nested ones change nothing."""
+    """A function that runs with a frozen heap, rare collections, room for its frames, operators listed once and for the
+    CPU alone, sizes computed once, histories of nodes shared, no stack traces in them, and code of graphs made when it
+    is called; nested ones change nothing."""
 
     @functools.wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         import executorch.exir  # noqa: F401  what is imported later is not frozen
 
-        with _frozen_heap(), _operators_listed_once(), _sizes_computed_once(), code_made_when_called():
+        operators = (_operators_listed_once, _operators_of_the_cpu)
+        nodes = (_sizes_computed_once, _nodes_without_copies_and_traces, code_made_when_called)
+        with ExitStack() as stack:
+            for kept_away in (_frozen_heap, *operators, *nodes):
+                stack.enter_context(kept_away())
             return on_wide_frame(function)(*args, **kwargs)
 
     return run
@@ -122,6 +129,36 @@ def _operators_listed_once() -> Iterator[None]:
 
 
 @contextmanager
+def _operators_of_the_cpu() -> Iterator[None]:
+    """Each export overrides torch's composite operators for every device that torch knows: a tenth of the time. What is
+    compiled here is on the CPU."""
+    from torch import _C
+    from torch.export import exported_program
+
+    keys = _C.DispatchKey
+    with ExitStack() as patches:
+        for name, wanted in ((_AUTOGRAD_KEYS, [keys.AutogradCPU]), (_DEVICE_KEYS, [keys.CPU, keys.Meta])):
+            if hasattr(exported_program, name):
+                _replace(patches, exported_program, name, wanted)
+        yield
+
+
+@contextmanager
+def _nodes_without_copies_and_traces() -> Iterator[None]:
+    """torch copies a node's whole history (`NodeSource`) for each node that comes of it, and writes down where in the
+    model's Python each was made: a tenth of the time. A history never changes, so all nodes may have the same; nothing
+    here reads where a node was made."""
+    from torch import fx
+    from torch.fx.traceback import NodeSource
+
+    with ExitStack() as patches:
+        _replace(patches, NodeSource, "__deepcopy__", lambda self, memo: self)
+        if hasattr(fx.config, _NO_TRACES):
+            _replace(patches, fx.config, _NO_TRACES, True)
+        yield
+
+
+@contextmanager
 def _sizes_computed_once() -> Iterator[None]:
     """torch works out the sizes, strides and contiguity of each fake tensor anew, half a million sums and comparisons
     of sizes for a small model, of which one in seventy is new: a tenth of the time. Expressions never change, so a
@@ -152,11 +189,19 @@ def _sizes_computed_once() -> Iterator[None]:
         # Private as they are, a torch without one of them computes as it does.
         for name in _SIZE_OPERATORS if hasattr(SymNode, "_optimized_summation") else ():
             if operator := getattr(SymNode, name, None):
-                setattr(SymNode, name, remembering(name, operator))
-                patches.callback(setattr, SymNode, name, operator)
+                _replace(patches, SymNode, name, remembering(name, operator))
         yield
 
 
 def _content(size: Any) -> tuple[Any, ...]:
     """What a result depends on, of one of the two that an operator meets."""
     return size._expr, size._hint, size.pytype, size._optimized_summation
+
+
+def _replace(patches: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute, until `patches` ends."""
+    if name in vars(owner):
+        patches.callback(setattr, owner, name, getattr(owner, name))
+    else:
+        patches.callback(delattr, owner, name)
+    setattr(owner, name, value)
