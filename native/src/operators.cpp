@@ -4,10 +4,10 @@
 //   doubleweave::biased_attention.out(… as attention's, int block, Tensor? sinks, Tensor? slopes,
 //       Tensor? distances, *, Tensor(a!) out) -> Tensor(a!)
 //   doubleweave::cross_attention.out(… as attention's, *, Tensor(a!) out) -> Tensor(a!)
-//   (k and v of attention and biased_attention may have a format of the cache, as
-//   cache_operators.cpp writes it) doubleweave::rotary.out(Tensor x, Tensor cos, Tensor sin, int
-//   num_heads, *, Tensor(a!) out)
+//   doubleweave::rotary.out(Tensor x, Tensor cos, Tensor sin, int num_heads, *, Tensor(a!) out)
 //       -> Tensor(a!)
+//
+// The keys and values of the first two may have a format of the cache (cache_operators.cpp).
 #include "operators.h"
 
 #include <algorithm>

@@ -59,10 +59,9 @@ def noisiest(
 class Comparison:
     """Called with each call of a run in eager torch: runs the segment's method on what the call read.
 
-    With `sizes` it runs on the first so many rows of a first chunk (where those differ, on the median of three places,
-    unless rows meet in it), one size after the other, and otherwise on all rows
-    of a chunk at once. `bound` takes the place of each segment's own. `worst` is the segment that was furthest from
-    eager torch so far.
+    With `sizes` it runs on the first so many rows of a first chunk, one size after the other, and otherwise on all rows
+    of a chunk at once. Where the first rows differ and no rows meet, the median of three places counts. `bound` takes
+    the place of each segment's own. `worst` is the segment that was furthest from eager torch so far.
     """
 
     def __init__(

@@ -139,7 +139,11 @@ def _required(graph: TaskGraph) -> Iterator[tuple[int, int, str]]:
     split = graph.split
     writer = split.writer()
     kinds = {value.name: value.kind for value in split.values}
-    windows = {value.name: value.window for value in split.values}
+    # The calls that read each value of a cache with a window.
+    seen_by: dict[str, list[int]] = {value.name: [] for value in split.values if value.window}
+    for call_index, call in enumerate(split.calls):
+        for name in seen_by.keys() & set(call.reads):
+            seen_by[name].append(call_index)
     calls, chunks = graph.call_of.tolist(), graph.chunk_of.tolist()
     number = {pair: task for task, pair in enumerate(zip(calls, chunks, strict=True))}
     users: dict[int, list[int]] = {}
@@ -160,10 +164,9 @@ def _required(graph: TaskGraph) -> Iterator[tuple[int, int, str]]:
             if kinds[name] == "cache" and chunk:
                 yield number[call_index, chunk - 1], task, "appends behind the rows of"
             # There is room for the window and one chunk: a row takes the place of one that the chunk before saw.
-            if windows[name] and chunk:
-                for reader, other in enumerate(split.calls):
-                    if name in other.reads and (reader, chunk - 1) in number:
-                        yield number[reader, chunk - 1], task, "overwrites rows of the window of"
+            for reader in seen_by.get(name, ()):
+                if (reader, chunk - 1) in number:
+                    yield number[reader, chunk - 1], task, "overwrites rows of the window of"
         # The listed order is one in which buffers are used rightly: whoever used one comes before its next writer.
         for name in (*call.reads, *call.writes):
             if kinds[name] not in ("chunk", "output"):
