@@ -28,7 +28,7 @@ from common import (
     spread,
     table,
 )
-from peers import add_contest, start_openvino
+from peers import add_contest, start_openvino, start_ours
 from workers import Contest, Entrant, Workers
 
 from doubleweave.ir.cache_format import CACHE_FORMATS
@@ -120,12 +120,7 @@ def quality_lines(found: dict[str, Any]) -> list[str]:
 def start(
     args: argparse.Namespace, workers: Workers, programs: dict[str, Path], context: int
 ) -> dict[str, Entrant]:
-    entrants = {}
-    for name, folder in programs.items():
-        options = ["--schedule", args.schedule, "--threads", str(args.threads)]
-        entrants[name] = Entrant(
-            workers.start(f"cache-{name}", "serve_doubleweave.py", str(folder), *options)
-        )
+    entrants = {name: start_ours(args, workers, folder, f"cache-{name}") for name, folder in programs.items()}
     if not args.no_peer:
         entrants[PEER] = start_openvino(args, workers, context)
     return entrants

@@ -54,9 +54,9 @@ def start_llama(kind: str, name: str = "smollm2", source: Callable[[], Path] = s
     return start
 
 
-def start_ours(args: argparse.Namespace, workers: Workers, program: Path) -> Entrant:
+def start_ours(args: argparse.Namespace, workers: Workers, program: Path, name: str = OURS) -> Entrant:
     options = ["--schedule", args.schedule, "--threads", str(args.threads)]
-    return Entrant(workers.start(OURS, "serve_doubleweave.py", str(program), *options))
+    return Entrant(workers.start(name, "serve_doubleweave.py", str(program), *options))
 
 
 def start_openvino(args: argparse.Namespace, workers: Workers, context: int) -> Entrant:
