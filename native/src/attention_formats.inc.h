@@ -90,13 +90,14 @@ struct Int8 {
   }
 };
 
-// One number, where fewer than kLanes are left.
+// One number with zeros behind it, to be read as a vector where fewer than kLanes are left.
 template <typename Format>
-float load_one(const std::byte* p) {
-  std::byte copy[kLanes * Format::kBytes] = {};
-  for (int64_t i = 0; i < Format::kBytes; ++i) copy[i] = p[i];
-  return Format::load(copy)[0];
-}
+struct Alone {
+  explicit Alone(const std::byte* p) {
+    for (int64_t i = 0; i < Format::kBytes; ++i) bytes[i] = p[i];
+  }
+  std::byte bytes[kLanes * Format::kBytes] = {};
+};
 
 DOUBLEWEAVE_INLINE float float_at(const std::byte* p) {
   return *reinterpret_cast<const MemoryFloat*>(p);
@@ -137,7 +138,7 @@ void unpack_as(const HeadRows& rows, int64_t count, float* out) {
       store(out + column, Format::kHasScale ? x * splat(scale) : x);
     }
     for (; column < rows.dim; ++column) {
-      const float x = load_one<Format>(p + column * Format::kBytes);
+      const float x = Format::load(Alone<Format>(p + column * Format::kBytes).bytes)[0];
       out[column] = Format::kHasScale ? x * scale : x;
     }
   }

@@ -49,7 +49,7 @@ DOUBLEWEAVE_INLINE Vec short_exp2(Vec x) {
   return p * reinterpret_cast<Vec>(reinterpret_cast<IntVec>(biased) << 23);
 }
 
-// The numbers of two rows, as bfloat16 bits in the low half of each lane.
+// kLanes numbers as the bits of bfloat16, in the low half of each lane.
 template <typename Format>
 DOUBLEWEAVE_INLINE UintVec bfloat16_bits(const std::byte* p) {
   if constexpr (Format::kHasScale) return reinterpret_cast<UintVec>(Format::load(p)) >> 16;
@@ -58,9 +58,7 @@ DOUBLEWEAVE_INLINE UintVec bfloat16_bits(const std::byte* p) {
 
 template <typename Format>
 uint32_t bfloat16_bits_of_one(const std::byte* p) {
-  std::byte copy[kLanes * Format::kBytes] = {};
-  for (int64_t i = 0; i < Format::kBytes; ++i) copy[i] = p[i];
-  return bfloat16_bits<Format>(copy)[0];
+  return bfloat16_bits<Format>(Alone<Format>(p).bytes)[0];
 }
 
 // Values of `count` keys as pairs of keys [ceil(count / 2), dim]; the last one alone has zeros.
