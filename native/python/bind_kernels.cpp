@@ -78,9 +78,7 @@ void run_attention(ArrayObject q_object, ArrayObject k_object, ArrayObject v_obj
     return;
   }
   const IntraOpScope scope(num_threads);
-  parallel_items(attention_num_work_items(params), [&](size_t item) {
-    attention_work_item(params, q.data(), k.data(), v.data(), out.data(), item);
-  });
+  attention(params, q.data(), k.data(), v.data(), out.data(), parallel_items);
 }
 
 void run_rotary(ArrayObject x_object, ArrayObject cos_object, ArrayObject sin_object,

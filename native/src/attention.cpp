@@ -2,7 +2,9 @@
 // items.
 #include "doubleweave/attention.h"
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -79,15 +81,87 @@ struct FreeScratch {
   void operator()(float* p) const { ::operator delete[](p, kScratchAlignment); }
 };
 
-// This thread's scratch memory. What it held before is lost when it grows.
-float* scratch(size_t num_floats) {
-  thread_local std::unique_ptr<float[], FreeScratch> memory;
-  thread_local size_t capacity = 0;
-  if (capacity < num_floats) {
-    memory.reset(new (kScratchAlignment) float[num_floats]);
-    capacity = num_floats;
+class Scratch {
+ public:
+  // What it held before is lost when it grows.
+  float* floats(size_t count) {
+    if (capacity_ < count) {
+      memory_.reset(new (kScratchAlignment) float[count]);
+      capacity_ = count;
+    }
+    return memory_.get();
   }
-  return memory.get();
+
+ private:
+  std::unique_ptr<float[], FreeScratch> memory_;
+  size_t capacity_ = 0;
+};
+
+// A call: what its items read.
+struct Attention {
+  const AttentionKernel& kernel;
+  const AttentionParams& params;
+  AttentionInputs inputs;  // without scratch, which each thread has its own
+
+  AttentionInputs on_this_thread() const {
+    thread_local Scratch scratch;
+    AttentionInputs found = inputs;
+    found.scratch = scratch.floats(static_cast<size_t>(kernel.num_scratch_floats(params)));
+    return found;
+  }
+};
+
+template <typename Function>
+void run_items(RunItems run, int64_t num_items, Function function) {
+  run(
+      static_cast<size_t>(num_items),
+      [](void* pointer, size_t item) {
+        (*static_cast<Function*>(pointer))(static_cast<int64_t>(item));
+      },
+      &function);
+}
+
+void attend_in_row_blocks(const Attention& call, RunItems run) {
+  const int64_t blocks = call.kernel.num_row_blocks(call.params);
+  const int64_t heads = call.params.num_kv_heads;
+  run_items(run, heads * blocks, [&](int64_t item) {
+    // Later rows see more keys, so they come first: handed out in order, items balance threads.
+    call.kernel.run(call.params, call.on_this_thread(), item % heads, blocks - 1 - item / heads);
+  });
+}
+
+// Of one row: from its results over each range of keys, a `stride` apart, to that over all of them.
+void merge_ranges(const float* partial, int64_t num_ranges, int64_t stride, int64_t value_dim,
+                  float* out) {
+  float largest = partial[value_dim];
+  for (int64_t range = 1; range < num_ranges; ++range) {
+    largest = std::max(largest, partial[range * stride + value_dim]);
+  }
+  float total = 0;
+  std::fill_n(out, value_dim, 0.0f);
+  for (int64_t range = 0; range < num_ranges; ++range) {
+    const float* found = partial + range * stride;
+    const float factor = std::exp2(found[value_dim] - largest);
+    total += found[value_dim + 1] * factor;
+    for (int64_t i = 0; i < value_dim; ++i) out[i] += found[i] * factor;
+  }
+  for (int64_t i = 0; i < value_dim; ++i) out[i] /= total;
+}
+
+void attend_in_key_ranges(const Attention& call, int64_t num_ranges, RunItems run) {
+  thread_local Scratch scratch;
+  const int64_t rows = call.params.num_queries * call.params.num_heads;
+  const int64_t dim = call.params.value_dim;
+  const int64_t stride = rows * (dim + 2);
+  float* partial = scratch.floats(static_cast<size_t>(num_ranges * stride));
+  run_items(run, num_ranges, [&](int64_t range) {
+    AttentionInputs inputs = call.on_this_thread();
+    inputs.out = partial + range * stride;
+    call.kernel.run_range(call.params, inputs, range, num_ranges);
+  });
+  for (int64_t row = 0; row < rows; ++row) {
+    merge_ranges(partial + row * (dim + 2), num_ranges, stride, dim, call.inputs.out + row * dim);
+  }
 }
 
 }  // namespace
@@ -117,35 +191,20 @@ bool rounds_to_bfloat16(Isa isa, CacheFormat format) {
   return false;
 }
 
-size_t attention_num_work_items(const AttentionParams& params) {
-  const AttentionKernel& kernel = *current_kernel().load();
-  return static_cast<size_t>(params.num_kv_heads * kernel.num_row_blocks(params));
-}
-
-void attention_work_item(const AttentionParams& params, const float* q, const void* k,
-                         const void* v, float* out, size_t item) {
-  const AttentionKernel& kernel = *current_kernel().load();
-  // Later rows see more keys, so they come first.
-  const int64_t blocks = kernel.num_row_blocks(params);
-  const int64_t row_block = blocks - 1 - static_cast<int64_t>(item) / params.num_kv_heads;
-  const int64_t kv_head = static_cast<int64_t>(item) % params.num_kv_heads;
-  const auto num_floats = static_cast<size_t>(kernel.num_scratch_floats(params));
-  kernel.run(params,
-             {q, static_cast<const std::byte*>(k), static_cast<const std::byte*>(v), out,
-              scratch(num_floats)},
-             kv_head, row_block);
+void in_turn(size_t num_items, void (*function)(void*, size_t), void* context) {
+  for (size_t item = 0; item < num_items; ++item) function(context, item);
 }
 
 void attention(const AttentionParams& params, const float* q, const void* k, const void* v,
-               float* out) {
-  // Head by head, so that the keys and values of one stay in the cache.
-  const size_t num_items = attention_num_work_items(params);
-  const auto num_kv_heads = static_cast<size_t>(params.num_kv_heads);
-  for (size_t head = 0; head < num_kv_heads; ++head) {
-    for (size_t item = head; item < num_items; item += num_kv_heads) {
-      attention_work_item(params, q, k, v, out, item);
-    }
+               float* out, RunItems run) {
+  const AttentionKernel& kernel = *current_kernel().load();
+  const auto* keys = static_cast<const std::byte*>(k);
+  const auto* values = static_cast<const std::byte*>(v);
+  const Attention call = {kernel, params, {q, keys, values, out, nullptr}};
+  if (const int64_t num_ranges = kernel.num_key_ranges(params)) {
+    return attend_in_key_ranges(call, num_ranges, run);
   }
+  attend_in_row_blocks(call, run);
 }
 
 }  // namespace doubleweave

@@ -1,7 +1,10 @@
 // Attention for a few rows (one new token, or a handful of guesses): D is in the lanes.
 //
 // Such a call reads every key and value once and does little with each, so what counts is memory:
-// k and v are streamed in place, each block of keys serving all the rows of the kv head.
+// k and v are streamed in place, each block of keys serving all the rows of the kv head. Items are
+// ranges of keys (Dao et al., "Flash-Decoding", 2023): with one for each kv head, three heads would
+// leave one of two threads idle for a third of the time, and each would read a third of every page
+// (at 7,936 keys of 3 heads, two threads take 0.72 of that time in ranges, and one 0.83).
 //
 //   queries [rows, Nd, W]   scores [rows, kDecodeBlock]   output [rows, Nv, W]
 // where Nd = ceil(D / W), Nv = ceil(Dv / W). A last vector that would reach past the end starts
@@ -20,6 +23,30 @@ constexpr int kPrefetchKeys = 16;  // a prefetch past the end of k or v does not
 bool decodes(const AttentionParams& params) {
   return params.num_queries * group_size(params) <= kMaxDecodeRows && params.head_dim >= kLanes &&
          params.value_dim >= kLanes;
+}
+
+// A range's keys and values, which each kv head goes through, stay in the second cache; in it, few
+// are enough to begin anew.
+constexpr int64_t kRangeBytes = int64_t{512} << 10;
+constexpr int64_t kLeastRange = 128;
+
+// The keys that some row sees.
+KeyRange keys_seen(const AttentionParams& params) {
+  return {keys_seen_by(params, 0).begin, keys_seen_by(params, params.num_queries - 1).end};
+}
+
+// A power of two, which as many threads share evenly.
+int64_t num_key_ranges(const AttentionParams& params) {
+  if (!decodes(params)) return 0;
+  const KeyRange seen = keys_seen(params);
+  const int64_t num_keys = seen.end - seen.begin;
+  const int64_t bytes = num_keys * params.num_kv_heads *
+                        (head_bytes(params.format, params.head_dim) +
+                         head_bytes(params.format, params.value_dim));
+  const int64_t for_threads = min(params.num_kv_heads, num_keys / kLeastRange);
+  int64_t count = 1;
+  while (count < for_threads || count * kRangeBytes < bytes) count *= 2;
+  return count;
 }
 
 int64_t vector_offset(int64_t dim, int64_t i) { return min(i * kLanes, dim - kLanes); }
@@ -46,7 +73,7 @@ int64_t decode_scratch_floats(const AttentionParams& params) {
 }
 
 void start_row(const AttentionParams& params, const float* q, int64_t kv_head, int64_t index,
-               float* scratch, DecodeRow& row) {
+               bool is_first, float* scratch, DecodeRow& row) {
   const int64_t dim = params.head_dim;
   row.query = scratch + index * decode_row_floats(params);
   row.scores = row.query + round_up(dim, kLanes);
@@ -56,9 +83,10 @@ void start_row(const AttentionParams& params, const float* q, int64_t kv_head, i
   row.position = params.num_keys - params.num_queries + at.token;
   row.slope = params.slopes == nullptr ? 0.0f : slope_of(params, kv_head, at);
   row.distances = distances_of(params, kv_head, at);
-  row.running_max = first_max(params, kv_head, at);
+  // The sink belongs to the first range.
+  row.running_max = is_first ? first_max(params, kv_head, at) : kLowest;
   row.total = Vec{};
-  row.total[0] = first_total(params);
+  row.total[0] = is_first ? first_total(params) : 0.0f;
   const float* source = q + row_offset(params, kv_head, at, dim);
   const float factor = query_factor(params);
   for (int64_t i = 0; i < ceil_div(dim, kLanes); ++i) {
@@ -239,45 +267,60 @@ void decode_group(const AttentionParams& params, const HeadRows& k, const HeadRo
   }
 }
 
-// Dividing once at the end, not at every block, as online softmax allows.
+// [Dv + 2]: the output, which is still to be divided by the total, the largest score, the total.
 void finish_row(const AttentionParams& params, const DecodeRow& row, float* out) {
-  const Vec factor = splat(1.0f / sum_lanes(row.total));
   for (int64_t i = 0; i < ceil_div(params.value_dim, kLanes); ++i) {
-    store(out + vector_offset(params.value_dim, i), load(row.output + i * kLanes) * factor);
+    store(out + vector_offset(params.value_dim, i), load(row.output + i * kLanes));
   }
+  out[params.value_dim] = row.running_max;
+  out[params.value_dim + 1] = sum_lanes(row.total);
 }
 
 template <typename Format>
-void decode_as(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head) {
+void decode_head(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head,
+                 KeyRange range, bool is_first) {
   const int64_t num_rows = params.num_queries * group_size(params);
   DecodeRow rows[kMaxDecodeRows];
   for (int64_t r = 0; r < num_rows; ++r) {
-    start_row(params, inputs.q, kv_head, r, inputs.scratch, rows[r]);
+    start_row(params, inputs.q, kv_head, r, is_first, inputs.scratch, rows[r]);
   }
   const HeadRows k = rows_of_head(params, inputs.k, kv_head, params.head_dim);
   const HeadRows v = rows_of_head(params, inputs.v, kv_head, params.value_dim);
-  const int64_t end = rows[num_rows - 1].seen.end;
-  for (int64_t key = rows[0].seen.begin; key < end; key += kDecodeBlock) {
-    const KeyRange keys = {key, min(end, key + kDecodeBlock)};
+  for (int64_t key = range.begin; key < range.end; key += kDecodeBlock) {
+    const KeyRange keys = {key, min(range.end, key + kDecodeBlock)};
     for (int64_t r = 0; r < num_rows; r += kMaxGroup) {
       decode_group<Format, kMaxGroup>(params, k, v, keys, min(kMaxGroup, num_rows - r), rows + r);
     }
   }
   for (int64_t r = 0; r < num_rows; ++r) {
     finish_row(params, rows[r],
-               inputs.out + row_offset(params, kv_head, row_at(params, r), params.value_dim));
+               inputs.out + row_offset(params, kv_head, row_at(params, r), params.value_dim + 2));
   }
 }
 
-void decode(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head) {
+template <typename Format>
+void decode_as(const AttentionParams& params, const AttentionInputs& inputs, KeyRange range,
+               bool is_first) {
+  for (int64_t kv_head = 0; kv_head < params.num_kv_heads; ++kv_head) {
+    decode_head<Format>(params, inputs, kv_head, range, is_first);
+  }
+}
+
+void decode(const AttentionParams& params, const AttentionInputs& inputs, int64_t range,
+            int64_t num_ranges) {
+  const KeyRange seen = keys_seen(params);
+  const int64_t each = round_up(ceil_div(seen.end - seen.begin, num_ranges), kLanes);
+  const int64_t begin = min(seen.end, seen.begin + range * each);
+  const KeyRange keys = {begin, min(seen.end, begin + each)};
+  const bool is_first = range == 0;
   switch (params.format) {
     case CacheFormat::kFloat32:
-      return decode_as<Float32>(params, inputs, kv_head);
+      return decode_as<Float32>(params, inputs, keys, is_first);
     case CacheFormat::kBfloat16:
-      return decode_as<Bfloat16>(params, inputs, kv_head);
+      return decode_as<Bfloat16>(params, inputs, keys, is_first);
     case CacheFormat::kFloat16:
-      return decode_as<Float16>(params, inputs, kv_head);
+      return decode_as<Float16>(params, inputs, keys, is_first);
     case CacheFormat::kInt8:
-      return decode_as<Int8>(params, inputs, kv_head);
+      return decode_as<Int8>(params, inputs, keys, is_first);
   }
 }

@@ -21,10 +21,16 @@ struct AttentionInputs {
 
 struct AttentionKernel {
   Isa isa;
-  int64_t (*num_row_blocks)(const AttentionParams& params);  // of one kv head
   int64_t (*num_scratch_floats)(const AttentionParams& params);
+  int64_t (*num_row_blocks)(const AttentionParams& params);  // of one kv head
   void (*run)(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head,
               int64_t row_block);
+  // Of a few rows, which go through the keys in ranges, of all kv heads at once; 0 for more rows.
+  int64_t (*num_key_ranges)(const AttentionParams& params);
+  // Writes partial results [T, H, Dv + 2] to `out`: sums of values times weights, relative to the
+  // largest score, then that score in base 2, and the sum of weights.
+  void (*run_range)(const AttentionParams& params, const AttentionInputs& inputs, int64_t range,
+                    int64_t num_ranges);
   bool (*rounds_to_bfloat16)(CacheFormat format);  // queries and weights
 };
 

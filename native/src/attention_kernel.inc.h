@@ -518,7 +518,7 @@ int64_t num_row_vectors(const AttentionParams& params) {
 }
 
 int64_t num_row_blocks(const AttentionParams& params) {
-  return decodes(params) ? 1 : ceil_div(num_row_vectors(params), kMaxVectors);
+  return ceil_div(num_row_vectors(params), kMaxVectors);
 }
 
 int64_t num_scratch_floats(const AttentionParams& params) {
@@ -551,7 +551,6 @@ void run_prompt(const AttentionParams& params, const AttentionInputs& inputs, in
 
 void run(const AttentionParams& params, const AttentionInputs& inputs, int64_t kv_head,
          int64_t row_block) {
-  if (decodes(params)) return decode(params, inputs, kv_head);
   if constexpr (kHasPairs) {
     if (rounds_to_bfloat16(params.format)) {
       return run_prompt<true>(params, inputs, kv_head, row_block);
@@ -562,8 +561,9 @@ void run(const AttentionParams& params, const AttentionInputs& inputs, int64_t k
 
 }  // namespace
 
-extern const AttentionKernel kKernel = {DOUBLEWEAVE_ISA, num_row_blocks, num_scratch_floats, run,
-                                        rounds_to_bfloat16};
+extern const AttentionKernel kKernel = {
+    DOUBLEWEAVE_ISA, num_scratch_floats, num_row_blocks,    run,
+    num_key_ranges,  decode,             rounds_to_bfloat16};
 
 }  // namespace DOUBLEWEAVE_ISA_NAMESPACE
 }  // namespace doubleweave

@@ -132,9 +132,7 @@ void attend(et::KernelRuntimeContext& context, Stack stack, AttentionParams para
   DOUBLEWEAVE_CHECK(
       context, q_data != nullptr && k_data != nullptr && v_data != nullptr && out_data != nullptr,
       "every tensor has memory");
-  parallel_items(attention_num_work_items(params), [&](size_t item) {
-    attention_work_item(params, q_data, k_data, v_data, out_data, item);
-  });
+  attention(params, q_data, k_data, v_data, out_data, parallel_items);
 }
 
 void attention_kernel(et::KernelRuntimeContext& context, Stack stack) {

@@ -452,6 +452,21 @@ void test_long_context() {
   }
 }
 
+// Few rows go through the keys in ranges: some that a row sees nothing of, and sinks that count once.
+void test_ranges_of_keys() {
+  std::mt19937 random(14);
+  for (int64_t num_keys : {255, 256, 400, 1025, 3000}) {
+    for (int64_t window : {0, 3, 700}) {
+      for (int64_t num_queries : {1, 2}) {
+        dw::AttentionParams params = smollm_params(num_queries, num_keys);
+        params.window = window;
+        params.format = dw::kCacheFormats[random() % 4];
+        check_everywhere(make_case(params, 1.0f, random, window == 0 ? kSinks : kPlain));
+      }
+    }
+  }
+}
+
 // Scores that only grow, and only shrink, along the keys: a new maximum in each block, or none.
 void test_running_maximum() {
   std::mt19937 random(5);
@@ -488,22 +503,23 @@ void test_nan_is_not_hidden() {
   }
 }
 
+void on_four_threads(size_t num_items, void (*function)(void*, size_t), void* context) {
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t item = next++; item < num_items; item = next++) function(context, item);
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back(work);
+  for (std::thread& thread : threads) thread.join();
+}
+
 // Several threads share the items of one call; the result is the same to the last bit.
 void check_shared_call(const Case& c) {
   std::vector<float> alone(c.expected.size());
   std::vector<float> shared(c.expected.size());
   dw::attention(params_of(c), c.q.data(), c.cached_k.data(), c.cached_v.data(), alone.data());
-  const size_t num_items = dw::attention_num_work_items(c.params);
-  std::atomic<size_t> next{0};
-  const auto work = [&] {
-    for (size_t item = next++; item < num_items; item = next++) {
-      dw::attention_work_item(params_of(c), c.q.data(), c.cached_k.data(), c.cached_v.data(),
-                              shared.data(), item);
-    }
-  };
-  std::vector<std::thread> threads;
-  for (int i = 0; i < 4; ++i) threads.emplace_back(work);
-  for (std::thread& thread : threads) thread.join();
+  dw::attention(params_of(c), c.q.data(), c.cached_k.data(), c.cached_v.data(), shared.data(),
+                on_four_threads);
   CHECK(alone == shared, "%s", describe(params_of(c)).c_str());
 }
 
@@ -568,6 +584,7 @@ int main(int argc, char** argv) {
   test_each_small_shape();
   test_large_scores();
   test_long_context();
+  test_ranges_of_keys();
   test_running_maximum();
   test_nan_is_not_hidden();
   test_threads();

@@ -3,9 +3,8 @@
 // but where the instruction set multiplies pairs of bfloat16 and the format has no more digits than
 // those: then queries and the softmax's weights are rounded to bfloat16.
 //
-// The work divides into independent items, so a caller that owns threads runs items on them in any
-// order; a caller that owns none calls `attention`. Nothing here starts a thread. Every function
-// may be called from several threads at once.
+// The work divides into independent items, which a caller that owns threads runs on them. Nothing
+// here starts a thread. Every function may be called from several threads at once.
 #pragma once
 
 #include <cstddef>
@@ -41,20 +40,19 @@ struct AttentionParams {
   CacheFormat format = CacheFormat::kFloat32;  // of k and v
 };
 
-// The number of independent pieces: at least one for each kv head. Pieces differ in cost; the
-// dearest have the lowest indices, so handing them out in order balances threads.
-size_t attention_num_work_items(const AttentionParams& params);
+// Runs function(context, item) for every item in [0, num_items), in any order, and returns when all
+// are done: `parallel_items` of threads.h, or `in_turn`.
+using RunItems = void (*)(size_t num_items, void (*function)(void*, size_t), void* context);
 
-// Computes one piece. All tensors are contiguous: q [T, H, D] and out [T, H, Dv] float32, of any
-// alignment of a float, k [S, Hkv, D] and v [S, Hkv, Dv] rows of the cache's format, of any
-// alignment of its numbers; out must overlap none of the others. Scratch memory is kept per thread,
-// and is small: it grows with the head size, not with T or S.
-void attention_work_item(const AttentionParams& params, const float* q, const void* k,
-                         const void* v, float* out, size_t item);
+void in_turn(size_t num_items, void (*function)(void*, size_t), void* context);
 
-// Computes every piece on this thread.
+// All tensors are contiguous: q [T, H, D] and out [T, H, Dv] float32, of any alignment of a float,
+// k [S, Hkv, D] and v [S, Hkv, Dv] rows of the cache's format, of any alignment of its numbers; out
+// must overlap none of the others. The items do not depend on how they are run, so neither does the
+// result. Scratch memory is kept per thread, and is small: it grows with the head size, and for
+// single tokens by a row of out for half a megabyte of keys and values.
 void attention(const AttentionParams& params, const float* q, const void* k, const void* v,
-               float* out);
+               float* out, RunItems run = in_turn);
 
 // The instruction sets that the kernel is compiled for. The best one that this machine has is
 // chosen at the first use; the environment variable DOUBLEWEAVE_ATTENTION_ISA (a name as below)
@@ -71,8 +69,7 @@ bool rounds_to_bfloat16(Isa isa, CacheFormat format);
 
 Isa attention_isa();  // the one in use
 
-// Chooses another, for tests; false (and no change) if this build or this machine lacks it. An item
-// number belongs to the instruction set it was counted under: do not change it between the two.
+// Chooses another, for tests; false (and no change) if this build or this machine lacks it.
 bool set_attention_isa(Isa isa);
 
 }  // namespace doubleweave
