@@ -40,9 +40,9 @@ int64_t num_key_ranges(const AttentionParams& params) {
   if (!decodes(params)) return 0;
   const KeyRange seen = keys_seen(params);
   const int64_t num_keys = seen.end - seen.begin;
-  const int64_t bytes = num_keys * params.num_kv_heads *
-                        (head_bytes(params.format, params.head_dim) +
-                         head_bytes(params.format, params.value_dim));
+  const int64_t bytes =
+      num_keys * params.num_kv_heads *
+      (head_bytes(params.format, params.head_dim) + head_bytes(params.format, params.value_dim));
   const int64_t for_threads = min(params.num_kv_heads, num_keys / kLeastRange);
   int64_t count = 1;
   while (count < for_threads || count * kRangeBytes < bytes) count *= 2;

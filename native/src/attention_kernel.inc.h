@@ -562,8 +562,8 @@ void run(const AttentionParams& params, const AttentionInputs& inputs, int64_t k
 }  // namespace
 
 extern const AttentionKernel kKernel = {
-    DOUBLEWEAVE_ISA, num_scratch_floats, num_row_blocks,    run,
-    num_key_ranges,  decode,             rounds_to_bfloat16};
+    DOUBLEWEAVE_ISA, num_scratch_floats, num_row_blocks, run, num_key_ranges,
+    decode,          rounds_to_bfloat16};
 
 }  // namespace DOUBLEWEAVE_ISA_NAMESPACE
 }  // namespace doubleweave

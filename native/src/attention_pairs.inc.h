@@ -31,9 +31,20 @@ DOUBLEWEAVE_INLINE Vec paired(Vec first, Vec second) {
 
 // The same for weights, which are not negative: a NaN among them is in their total as well.
 DOUBLEWEAVE_INLINE Vec paired_weights(Vec first, Vec second) {
+#if defined(DOUBLEWEAVE_BF16_PAIRS) && defined(__x86_64__)
+  // Two instructions in place of five: of 48 rows, a fiftieth of a call's time.
+  const IntVec kTurns = {0x00100000, 0x00110001, 0x00120002, 0x00130003, 0x00140004, 0x00150005,
+                         0x00160006, 0x00170007, 0x00180008, 0x00190009, 0x001a000a, 0x001b000b,
+                         0x001c000c, 0x001d000d, 0x001e000e, 0x001f000f};
+  const __m512bh both =
+      _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first));
+  return reinterpret_cast<Vec>(
+      _mm512_permutexvar_epi16(reinterpret_cast<__m512i>(kTurns), reinterpret_cast<__m512i>(both)));
+#else
   const UintVec low = reinterpret_cast<UintVec>(first) + 0x8000u;
   const UintVec high = reinterpret_cast<UintVec>(second) + 0x8000u;
   return reinterpret_cast<Vec>((low >> 16) | (high & 0xffff0000u));
+#endif
 }
 
 // exp2 to a relative 8e-5, a twentieth of what bfloat16 rounds weights by: the minimax polynomial
@@ -43,9 +54,9 @@ DOUBLEWEAVE_INLINE Vec short_exp2(Vec x) {
   x = max(splat(-127.0f), x);
   const Vec biased = x + kRound;
   const Vec f = x - (biased - kRound);
-  const Vec low = f * splat(0x1.62f31ap-1f) + splat(0x1.fff690p-1f);
-  const Vec high = f * splat(0x1.c3f798p-5f) + splat(0x1.f0de3cp-3f);
-  const Vec p = high * (f * f) + low;
+  Vec p = f * splat(0x1.c3f798p-5f) + splat(0x1.f0de3cp-3f);
+  p = p * f + splat(0x1.62f31ap-1f);
+  p = p * f + splat(0x1.fff690p-1f);
   return p * reinterpret_cast<Vec>(reinterpret_cast<IntVec>(biased) << 23);
 }
 

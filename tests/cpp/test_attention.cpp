@@ -452,7 +452,8 @@ void test_long_context() {
   }
 }
 
-// Few rows go through the keys in ranges: some that a row sees nothing of, and sinks that count once.
+// Few rows go through the keys in ranges: some that a row sees nothing of, and sinks that count
+// once.
 void test_ranges_of_keys() {
   std::mt19937 random(14);
   for (int64_t num_keys : {255, 256, 400, 1025, 3000}) {
