@@ -7,7 +7,7 @@ import json
 import pytest
 
 import toys
-from doubleweave.compiler.quantize.calibration import MOST_CHUNKS, MOST_TOKENS, calibration_chunks
+from doubleweave.compiler.quantize.calibration import MOST_CHUNKS, MOST_TOKENS, Calibration
 from doubleweave.errors import InputError
 
 
@@ -19,25 +19,25 @@ def tokenizer(tmp_path_factory):
 
 
 def test_the_packages_own_text_is_the_default(tokenizer):
-    chunks = calibration_chunks(None, tokenizer, 128, toys.VOCAB_SIZE)
+    chunks = Calibration(tokenizer, 128, toys.VOCAB_SIZE).chunks(None)
     assert [tuple(chunk.shape) for chunk in chunks] == [(1, 128)] * (MOST_TOKENS // 128)
 
 
 def test_chunks_of_one_token_are_fewer(tokenizer):
-    assert len(calibration_chunks(None, tokenizer, 1, toys.VOCAB_SIZE)) == MOST_CHUNKS
+    assert len(Calibration(tokenizer, 1, toys.VOCAB_SIZE).chunks(None)) == MOST_CHUNKS
 
 
 def test_token_ids_need_no_tokenizer(tmp_path):
     path = tmp_path / "ids.json"
     path.write_text(json.dumps(list(range(20))))
-    chunks = calibration_chunks(path, tmp_path / "none", 8, toys.VOCAB_SIZE)
+    chunks = Calibration(tmp_path / "none", 8, toys.VOCAB_SIZE).chunks(path)
     assert [chunk.tolist() for chunk in chunks] == [[list(range(8))], [list(range(8, 16))]]
 
 
 def test_a_text_file(tokenizer, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("abcdefghij")
-    (chunk,) = calibration_chunks(path, tokenizer, 10, toys.VOCAB_SIZE)
+    (chunk,) = Calibration(tokenizer, 10, toys.VOCAB_SIZE).chunks(path)
     assert chunk.tolist() == [toys.tokenizer().encode("abcdefghij").ids]
 
 
@@ -61,7 +61,7 @@ def test_what_will_not_do(tokenizer, tmp_path, name, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        calibration_chunks(path, tokenizer, 8, toys.VOCAB_SIZE)
+        Calibration(tokenizer, 8, toys.VOCAB_SIZE).chunks(path)
     assert message in str(caught.value)
 
 
@@ -69,4 +69,4 @@ def test_a_text_needs_a_tokenizer(tmp_path):
     with pytest.raises(
         InputError, match=r"the model has no tokenizer; give token ids, --calibrate FILE\.json"
     ):
-        calibration_chunks(None, tmp_path / "none", 8, toys.VOCAB_SIZE)
+        Calibration(tmp_path / "none", 8, toys.VOCAB_SIZE).chunks(None)

@@ -43,7 +43,8 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     from doubleweave.compiler.graph.order_by_use import order_by_use
     from doubleweave.compiler.graph.rotary_lengths import rotary_border
     from doubleweave.compiler.graph.static_attention import MASK, inline_attention
-    from doubleweave.compiler.quantize.calibration import calibration_chunks
+    from doubleweave.compiler.quantize.calibration import Calibration
+    from doubleweave.compiler.quantize.smooth import smoothed
     from doubleweave.compiler.quantize.tables import quantize_tables
     from doubleweave.compiler.split.cache_format import with_cache_format
     from doubleweave.compiler.split.join import joined
@@ -74,16 +75,17 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
         report("exporting the encoder", 0, 1)
         encoder = split_encoder(decoder, project, encoded)
         torch_split = replace(torch_split, encoded=encoded_example(decoder, project, torch_split.split))
-    report(f"quantizing ({options.recipe})", 0, 1)
     # Before quantizing: the calibration text is read with the saved tokenizer.
     if model.save_tokenizer is not None:
         _save_tokenizer(model.save_tokenizer, folder)
-
-    def chunks_of(text: str | Path | None) -> list[Tensor]:
-        return calibration_chunks(text, folder / TOKENIZER_FILE, most, model.vocab_size)
-
+    calibration = Calibration(folder / TOKENIZER_FILE, most, model.vocab_size)
+    grouped = options.backend.in_groups(torch_split, options.recipe)
+    if grouped is not None:
+        report("scaling channels", 0, 1)
+        torch_split = smoothed(torch_split, calibration.first_tokens(), grouped)
+    report(f"quantizing ({options.recipe})", 0, 1)
     assert options.backend.place is not None
-    lowered = options.backend.place(torch_split, options, chunks_of, report)
+    lowered = options.backend.place(torch_split, options, calibration, report)
     if options.recipe != "none":
         lowered = quantize_tables(lowered)
     stored = with_cache_format(lowered, options.cache or _default_cache(options))

@@ -5,11 +5,10 @@ Records are listed without torch: their functions are imported when they are cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from doubleweave.compiler.program_folder import Progress
@@ -18,11 +17,13 @@ from doubleweave.ir.split import FixedSizes, Segment, SizeRanges
 from doubleweave.vendors.library import Library, library_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
+    from torch import fx
     from torch.export import ExportedProgram
 
     from doubleweave.compiler.backends.lowered import Lowered
     from doubleweave.compiler.backends.unread_weights import UnreadWeights
+    from doubleweave.compiler.quantize.calibration import Calibration
+    from doubleweave.compiler.quantize.channels import Place
     from doubleweave.compiler.split.pieces import TorchSplit
     from doubleweave.compiler.split.weights import Convert
 
@@ -79,10 +80,6 @@ class Options:
     own: Mapping[str, Any] = field(default_factory=dict)
 
 
-# The calibration text (None: the package's) as chunks of token ids, int64 [1, T] each, all of one size.
-CalibrationChunks = Callable[[str | Path | None], "list[Tensor]"]
-
-
 def late(module: str, name: str) -> Callable[..., Any]:
     """A function of a module that is imported when the function is first called."""
 
@@ -116,7 +113,10 @@ class Backend:
     # what does not go together, BackendError for what this machine lacks.
     check: Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, attention, own: own
     # Puts the segments of a split on the backend, and quantizes them.
-    place: Callable[[TorchSplit, Options, CalibrationChunks, Progress], TorchSplit] | None = None
+    place: Callable[[TorchSplit, Options, Calibration, Progress], TorchSplit] | None = None
+    # Of a split and a recipe that rounds activations to 8 bits, the weights that it keeps with a scale for each group of
+    # columns; None for other recipes. Channels are then scaled before (quantize/smooth.py).
+    in_groups: Callable[[TorchSplit, str], Container[Place] | None] = lambda torch_split, recipe: None
     # What compiles a segment with less noise, as options of the command line; "" for nothing.
     quieter: Callable[[Segment], str] = lambda segment: ""
     # Static attention adds it to the scores of keys that a query does not see. Finite: masks are products with it, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,25 +13,42 @@ from torch import Tensor
 from doubleweave.errors import InputError
 
 MOST_TOKENS = 1024
+# How large each channel's numbers become shows in few: with four times as many, quantized logits are as far from float32.
+FIRST_TOKENS = 256
 MOST_CHUNKS = 128  # token by token, a thousand runs of the model in eager torch take longer than compiling it
 
 
-def calibration_chunks(text: str | Path | None, tokenizer: Path, size: int, vocab_size: int) -> list[Tensor]:
-    """Chunks of token ids, int64 [1, size] each, at most `MOST_TOKENS` in all, in at most `MOST_CHUNKS`.
+@dataclass(frozen=True)
+class Calibration:
+    """The texts that a model is calibrated on, as chunks of `size` tokens; `tokenizer` is a file that may be missing."""
 
-    `text` is a text file, or a .json file with a list of token ids; None takes the text that comes with the package.
-    Raises InputError where it cannot be read or is shorter than one chunk.
-    """
-    name = str(text or "the default calibration text")
-    ids = _token_ids(name, text, tokenizer)
-    if len(ids) < size:
-        raise InputError(f"{name}: found {len(ids)} tokens, expected at least {size}, one chunk")
-    if wrong := [token for token in ids if not 0 <= token < vocab_size]:
-        raise InputError(
-            f"{name}: found token {wrong[0]}, expected 0 to {vocab_size - 1}, the model's vocabulary"
-        )
-    number = min(min(len(ids), max(MOST_TOKENS, size)) // size, MOST_CHUNKS)
-    return list(torch.split(torch.tensor([ids[: number * size]]), size, dim=1))
+    tokenizer: Path
+    size: int
+    vocab_size: int
+
+    def chunks(self, text: str | Path | None = None) -> list[Tensor]:
+        """Token ids, int64 [1, size] each, at most `MOST_TOKENS` in all, in at most `MOST_CHUNKS`.
+
+        `text` is a text file, or a .json file with a list of token ids; None takes the text that comes with the package.
+        Raises InputError where it cannot be read or is shorter than one chunk.
+        """
+        name, size = str(text or "the default calibration text"), self.size
+        ids = _token_ids(name, text, self.tokenizer)
+        if len(ids) < size:
+            raise InputError(f"{name}: found {len(ids)} tokens, expected at least {size}, one chunk")
+        if wrong := [token for token in ids if not 0 <= token < self.vocab_size]:
+            raise InputError(
+                f"{name}: found token {wrong[0]}, expected 0 to {self.vocab_size - 1}, the model's vocabulary"
+            )
+        number = min(min(len(ids), max(MOST_TOKENS, size)) // size, MOST_CHUNKS)
+        return list(torch.split(torch.tensor([ids[: number * size]]), size, dim=1))
+
+    def first_tokens(self) -> list[Tensor]:
+        """The beginning of the package's text as one chunk of `FIRST_TOKENS`; none without a tokenizer."""
+        if not self.tokenizer.exists():
+            return []
+        ids = [token for token in text_tokens(self.tokenizer) if token < self.vocab_size]
+        return [torch.tensor([ids[:FIRST_TOKENS]])] if ids else []
 
 
 def _token_ids(name: str, path: str | Path | None, tokenizer: Path) -> list[int]:

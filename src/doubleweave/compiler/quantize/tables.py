@@ -14,6 +14,7 @@ from torch import fx
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 from doubleweave.compiler.graph.table_ops import TABLE_ROWS
 from doubleweave.compiler.policy import DEFAULT_BACKEND
+from doubleweave.compiler.quantize.formats import INT8, Format
 from doubleweave.compiler.quantize.weights import quantized_parts, renumbered
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.transform import copy_graph, transform_segments
@@ -44,14 +45,14 @@ def _tables(graph: fx.Graph) -> set[Any]:
 def _quantize_graph(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     graph = copy_graph(graph_module)
     tables = _tables(graph)
-    quantized: dict[int, int] = {}
+    quantized: dict[int, Format] = {}
     for node in nodes_of(graph):
         if not is_call(node, aten.embedding.default) or node.args[0].target not in tables:
             continue
         table, index = node.args[:2]
-        quantized[int(table.target[1:])] = 8
+        quantized[int(table.target[1:])] = INT8
         with graph.inserting_before(node):
-            values, scales, _ = quantized_parts(graph, table, 8)
+            values, scales, _ = quantized_parts(graph, table, INT8)
             rows = insert(graph, TABLE_ROWS, values, scales, index, like=node)
         node.replace_all_uses_with(rows)
         graph.erase_node(node)

@@ -8,22 +8,26 @@ The recipes are named as in torchao: 8da8w is int8 weights with one scale an out
 weights with one scale for each 32 input features. Both take int8 activations, asymmetric, one scale a
 token, chosen at run time. The head keeps 8 bits in 8da4w, as llama.cpp's Q4_0 does. A linear that experts are chosen by
 stays float32: it is small, and a rounding that changes a choice changes all that follows.
+
+Weights that were quantized before keep their integers in 8da4w (grids.py): those of 4 bits with an offset a group as a
+linear of 4 bits, and one that multiplies the sums of each group's activations by the offsets; those of more bits get 8.
 """
 
 from __future__ import annotations
 
-import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
 
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave::expert_linear
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
+from doubleweave.compiler.quantize.channels import Place
+from doubleweave.compiler.quantize.formats import FORMATS, INT4, INT4_OFFSETS, INT8, Format
+from doubleweave.compiler.quantize.grids import GROUP_SIZE, format_of
 from doubleweave.compiler.split import transform
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.weights import Convert, Weights
@@ -31,22 +35,16 @@ from doubleweave.errors import PolicyError
 from doubleweave.sources.file_weights import FileWeight
 
 RECIPES = ("8da8w", "8da4w", "none")
-GROUP_SIZE = 32
-# The steps from zero to a group's largest magnitude. Int4 reaches -8 … 7: more than 7 may cut that weight off, and a
-# finer grid for the 31 others can be worth it.
-_SCALE_STEPS = (7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5)
-# Numbers that are converted at a time: what is computed on the way stays in the processor's cache, where memory for
-# whole weights would be mapped and given back at every step (ten times as long for 4 bits).
-_NUMBERS = 1 << 19
-_LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
 KEEP_8_BIT = frozenset({"lm_head"})
-# Of a quantized weight, in the order of the operators' arguments.
-_PARTS = ("values", "scales", "zero_points")
+_PROBED_ROWS = 4
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
 _EXPERTS = torch.ops.doubleweave.expert_linear.default
 _QUANTIZED_EXPERTS = torch.ops.doubleweave.expert_linear_quantized.default
+
+# The formats of a segment's weights that are not its recipe's own, by their index.
+Exceptions = tuple[tuple[int, str], ...]
 
 
 def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
@@ -55,105 +53,146 @@ def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
         raise PolicyError(f"quantize: found {recipe!r}, expected one of {', '.join(RECIPES)}")
     if recipe == "none":
         return torch_split
-    names = frozenset(s.name for s in torch_split.split.segments)
-    narrow = names - KEEP_8_BIT if recipe == "8da4w" else frozenset()
-    wide = transform.transform_segments(
-        torch_split, lambda graph: _quantize_graph(graph, bits=8), names - narrow
+    usual = _usual(recipe)
+    exceptions = {s.name: _exceptions(torch_split, s.name, usual) for s in torch_split.split.segments}
+    return transform.transform_variants(
+        torch_split, lambda graph, found: _quantize_graph(graph, usual, found), exceptions
     )
-    return transform.transform_segments(wide, lambda graph: _quantize_graph(graph, bits=4), narrow)
 
 
-def _by_rows(convert: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """The same conversion of a weight [N, K], a few rows at a time."""
-
-    @functools.wraps(convert)
-    def converted(weight: Tensor) -> tuple[Tensor, ...]:
-        weight = weight.detach()
-        rows = max(1, _NUMBERS // weight.shape[1])
-        if len(weight) <= rows or isinstance(weight, FakeTensor):
-            return convert(weight)
-        blocks = weight.blocks(rows) if isinstance(weight, FileWeight) else torch.split(weight, rows)
-        made: tuple[Tensor, ...] = ()
-        start = 0
-        for block in blocks:
-            parts = convert(block)
-            # All of it at once: parts that stay, between memory that is given back, would keep the heap from shrinking.
-            made = made or tuple(part.new_empty(len(weight), *part.shape[1:]) for part in parts)
-            for whole, part in zip(made, parts, strict=True):
-                whole[start : start + len(part)] = part
-            start += len(block)
-        return made
-
-    return converted
+def in_groups(torch_split: TorchSplit, recipe: str) -> set[Place] | None:
+    """The weights that a recipe keeps with a scale for each group of columns; None where it rounds nothing."""
+    if recipe == "none":
+        return None
+    usual, found = _usual(recipe), set()
+    for segment in torch_split.split.segments:
+        others = dict(_exceptions(torch_split, segment.name, usual))
+        for number, _ in _quantized_weights(torch_split.graphs[segment.structure].graph):
+            if FORMATS[others.get(number, usual.name)].bits == 4:
+                found.add(Place(segment.name, number))
+    return found
 
 
-@_by_rows
-def int8_per_channel(weight: Tensor) -> tuple[Tensor, ...]:
-    """float32 [N, K] -> (int8 [N, K] in -127 … 127, scales float32 [N], zero points int64 [N])."""
-    scales = (weight.abs().amax(dim=1) / 127).clamp(min=_LEAST_SCALE)
-    rounded = torch.round(weight / scales.unsqueeze(1)).clamp(-127, 127).to(torch.int8)
-    return rounded, scales, torch.zeros(len(scales), dtype=torch.int64)
+def _usual(recipe: str) -> Format:
+    return INT8 if recipe == "8da8w" else INT4
 
 
-@_by_rows
-def int4_per_group(weight: Tensor) -> tuple[Tensor, ...]:
-    """float32 [N, K] -> (int8 [N, K] in -8 … 7, scales float32 [N, K/32], zero points int32 [N, K/32]).
-
-    Each group takes, of a few scales around its largest magnitude, the one with the least squared error;
-    scales are rounded to bfloat16, the type in which XNNPACK keeps them.
-    """
-    groups = weight.view(weight.shape[0], -1, GROUP_SIZE)
-    largest = groups.abs().amax(dim=2, keepdim=True)
-    best_error = torch.full_like(largest, torch.inf)
-    best_scales, found = torch.empty_like(largest), torch.empty_like(groups)
-    for steps in _SCALE_STEPS:
-        scales = (largest / steps).clamp_(min=_LEAST_SCALE).to(torch.bfloat16).to(torch.float32)
-        torch.div(groups, scales, out=found).round_().clamp_(-8, 7)
-        error = found.mul_(scales).sub_(groups).square_().sum(dim=2, keepdim=True)
-        torch.where(error < best_error, scales, best_scales, out=best_scales)
-        torch.minimum(error, best_error, out=best_error)
-    torch.div(groups, best_scales, out=found).round_().clamp_(-8, 7)
-    scales = best_scales.squeeze(2)
-    return found.to(torch.int8).view(weight.shape), scales, torch.zeros(scales.shape, dtype=torch.int32)
+def _exceptions(torch_split: TorchSplit, name: str, usual: Format) -> Exceptions:
+    """The weights of a segment that another format than 4 bits in groups holds as they are, or better."""
+    if usual is INT8:
+        return ()
+    graph = torch_split.graphs[torch_split.split.segment(name).structure].graph
+    weights = torch_split.weights[name]
+    found = {}
+    for index, has_offsets in _quantized_weights(graph):
+        # Kernels of 4 bits take whole groups.
+        is_wide = name in KEEP_8_BIT or weights[index].shape[-1] % GROUP_SIZE
+        kept = "int8" if is_wide else format_of(_first_rows(weights[index]))
+        if kept == "int8" or (kept == "int4_offsets" and has_offsets):
+            found[index] = kept
+    return tuple(sorted(found.items()))
 
 
-def _quantize_graph(graph_module: fx.GraphModule, bits: int) -> tuple[fx.GraphModule, Convert]:
-    graph = transform.copy_graph(graph_module)
-    quantized: dict[int, int] = {}  # weight index -> bits
-    activations: dict[Any, Any] = {}
+def _quantized_weights(graph: fx.Graph) -> Iterator[tuple[int, bool]]:
+    """The weights that are quantized, by index, and whether a format with offsets is there for them."""
     routers = _routers(graph)
     for node in nodes_of(graph):
         if is_call(node, _EXPERTS) and node.args[2].op == "get_attr":
-            _quantize_experts(graph, node, bits, quantized)
-            continue
-        if not is_call(node, aten.linear.default) or node.args[1].op != "get_attr" or node in routers:
-            continue
-        source, weight = node.args[:2]
+            yield int(node.args[2].target[1:]), False
+        elif is_call(node, aten.linear.default) and node.args[1].op == "get_attr" and node not in routers:
+            yield int(node.args[1].target[1:]), True
+
+
+def _first_rows(weight: Tensor) -> Tensor:
+    """A few rows of a linear's weight [N, K], or of the first expert's of [E, N, K], float32."""
+    if isinstance(weight, FileWeight):
+        with weight.opened() as saved:
+            weight = saved[: _PROBED_ROWS if weight.ndim == 2 else 1].to(torch.float32, copy=True)
+    return (weight[0] if weight.ndim == 3 else weight).detach()[:_PROBED_ROWS]
+
+
+def _quantize_graph(
+    graph_module: fx.GraphModule, usual: Format, exceptions: Exceptions
+) -> tuple[fx.GraphModule, Convert]:
+    graph = transform.copy_graph(graph_module)
+    linears = _Linears(graph, {index: FORMATS[name] for index, name in exceptions}, usual)
+    routers = _routers(graph)
+    for node in nodes_of(graph):
+        if is_call(node, _EXPERTS) and node.args[2].op == "get_attr":
+            linears.quantize_experts(node)
+        elif is_call(node, aten.linear.default) and node.args[1].op == "get_attr" and node not in routers:
+            linears.quantize(node)
+    return renumbered(graph, linears.formats, linears.ones)
+
+
+class _Linears:
+    """Quantizes the linears of a graph, one after the other; what they read is quantized once for all."""
+
+    def __init__(self, graph: fx.Graph, exceptions: Mapping[int, Format], usual: Format) -> None:
+        self._graph, self._exceptions, self._usual = graph, exceptions, usual
+        self.formats: dict[int, Format] = {}  # by weight index
+        self.ones: dict[str, int] = {}  # by name of the weight that adds up a row's groups: its width
+        self._activations: dict[Any, Any] = {}
+        self._sums: dict[Any, Any] = {}
+
+    def quantize(self, node: Any) -> None:
+        source, weight, *bias = node.args
+        found = self._format(weight)
+        with self._graph.inserting_before(node):
+            # q, k and v read the same rows, as do gate and up.
+            x = self._activation(source)
+            parts = quantized_parts(self._graph, weight, found)
+            values = _dequantized(self._graph, parts[:3], found.bits, weight)
+            if found is INT4_OFFSETS:
+                sums = self._sums_of(source, x)
+                offsets = _dequantized(self._graph, parts[3:], 8, parts[3])
+                added = insert(self._graph, aten.linear.default, sums, offsets, like=node)
+                product = insert(self._graph, aten.linear.default, x, values, *bias, like=node)
+                whole = insert(self._graph, aten.add.Tensor, product, added, like=node)
+                node.replace_all_uses_with(whole)
+                self._graph.erase_node(node)
+                return
+        node.args = (x, values, *bias)
+
+    def quantize_experts(self, node: Any) -> None:
+        """In place of an expert_linear: the operator takes rows in float32 and rounds them itself."""
+        x, index, weight, *bias = node.args
+        found = self._format(weight)
+        with self._graph.inserting_before(node):
+            values, scales, _ = quantized_parts(self._graph, weight, found)
+            made = insert(self._graph, _QUANTIZED_EXPERTS, x, index, values, scales, *bias, like=node)
+        node.replace_all_uses_with(made)
+        self._graph.erase_node(node)
+
+    def _format(self, weight: Any) -> Format:
         index = int(weight.target[1:])
-        quantized[index] = _bits_of(weight, bits)
-        with graph.inserting_before(node):
-            if source not in activations:  # q, k and v read the same rows, as do gate and up: quantized once
-                activations[source] = _dynamic_activation(graph, source)
-            dequantized = _dequantized_weight(graph, weight, quantized[index])
-        node.args = (activations[source], dequantized, *node.args[2:])
-    return renumbered(graph, quantized)
+        return self.formats.setdefault(index, self._exceptions.get(index, self._usual))
+
+    def _activation(self, source: Any) -> Any:
+        if source not in self._activations:
+            self._activations[source] = _dynamic_activation(self._graph, source)
+        return self._activations[source]
+
+    def _sums_of(self, source: Any, x: Any) -> Any:
+        """The sums of a row's groups, quantized as activations are: a linear of ones, which delegates take."""
+        if source not in self._sums:
+            width = int(x.meta["val"].shape[-1])
+            name = f"ones{width}"
+            self.ones[name] = width
+            ones = [self._graph.get_attr(f"{name}.{part}") for part in INT8.parts]
+            with x.meta["val"].fake_mode:
+                for node, tensor in zip(ones, group_sums(width), strict=True):
+                    node.meta["val"] = tensor
+            summed = _dequantized(self._graph, ones, 8, ones[0])
+            self._sums[source] = self._activation(insert(self._graph, aten.linear.default, x, summed, like=x))
+        return self._sums[source]
 
 
-def _bits_of(weight: Any, bits: int) -> int:
-    # A width that groups do not divide keeps 8 bits: 4-bit kernels take whole groups.
-    return bits if bits == 8 or int(weight.meta["val"].shape[-1]) % GROUP_SIZE == 0 else 8
-
-
-def _quantize_experts(graph: fx.Graph, node: Any, bits: int, quantized: dict[int, int]) -> None:
-    """In place of an expert_linear: the operator takes rows in float32 and rounds them itself."""
-    x, index, weight, *bias = node.args
-    number = int(weight.target[1:])
-    quantized[number] = _bits_of(weight, bits)
-    with graph.inserting_before(node):
-        values, scales, _ = quantized_parts(graph, weight, quantized[number])
-        made = insert(graph, _QUANTIZED_EXPERTS, x, index, values, scales, *bias, like=node)
-    node.replace_all_uses_with(made)
-    graph.erase_node(node)
+def group_sums(width: int) -> tuple[Tensor, ...]:
+    """The parts in 8 bits of a weight [K/32, K] that adds up each group of a row of K numbers."""
+    count = width // GROUP_SIZE
+    values = torch.eye(count, dtype=torch.int8).repeat_interleave(GROUP_SIZE, dim=1)
+    return values, torch.ones(count), torch.zeros(count, dtype=torch.int64)
 
 
 def _routers(graph: fx.Graph) -> set[Any]:
@@ -180,41 +219,38 @@ def _dynamic_activation(graph: fx.Graph, x: Any) -> Any:
     return insert(graph, qd.dequantize_per_token.default, int8, *grid, torch.float32, like=x)
 
 
-def quantized_parts(graph: fx.Graph, weight: Any, bits: int) -> list[Any]:
-    """Read values, scales and zero points in the place of a weight, once `renumbered` has counted them."""
+def quantized_parts(graph: fx.Graph, weight: Any, into: Format) -> list[Any]:
+    """Read a format's parts in the place of a weight, once `renumbered` has counted them."""
     # The nodes have nested names for a while: `renumbered` counts the buffers once all of them are there.
-    parts = [graph.get_attr(f"{weight.target}.{part}") for part in _PARTS]
-    mode = weight.meta["val"].fake_mode
-    with mode:
-        converted = _converted(weight.meta["val"], bits)
+    parts = [graph.get_attr(f"{weight.target}.{part}") for part in into.parts]
+    with weight.meta["val"].fake_mode:
+        converted = _converted(weight.meta["val"], into)
     for part, tensor in zip(parts, converted, strict=True):
         part.meta["val"] = tensor
     return parts
 
 
-def _dequantized_weight(graph: fx.Graph, weight: Any, bits: int) -> Any:
-    parts = quantized_parts(graph, weight, bits)
+def _dequantized(graph: fx.Graph, parts: list[Any], bits: int, like: Any) -> Any:
     if bits == 8:
-        return insert(graph, qd.dequantize_per_channel.default, *parts, 0, -127, 127, torch.int8, like=weight)
+        return insert(graph, qd.dequantize_per_channel.default, *parts, 0, -127, 127, torch.int8, like=like)
     grid = (-8, 7, torch.int8, GROUP_SIZE, torch.float32)
-    return insert(graph, qd.dequantize_per_channel_group.default, *parts, *grid, like=weight)
+    return insert(graph, qd.dequantize_per_channel_group.default, *parts, *grid, like=like)
 
 
-_CONVERT = {8: int8_per_channel, 4: int4_per_group}
-
-
-def _converted(weight: Tensor, bits: int) -> tuple[Tensor, ...]:
+def _converted(weight: Tensor, into: Format) -> tuple[Tensor, ...]:
     """The parts of a linear's weight [N, K], or of experts' [E, N, K]."""
     if weight.ndim == 2:
-        return _CONVERT[bits](weight)
+        return into.convert(weight)
     # One by one: the search for 4-bit scales takes several times their memory.
     experts = (e[0] for e in weight.blocks(1)) if isinstance(weight, FileWeight) else weight.unbind()
-    return tuple(map(torch.stack, zip(*(_CONVERT[bits](each) for each in experts), strict=True)))
+    return tuple(map(torch.stack, zip(*map(into.convert, experts), strict=True)))
 
 
-def renumbered(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModule, Convert]:
-    """Name the buffers "w0", "w1", … again, in the order in which the new graph reads them. `quantized` has the bits of
-    the weights by index."""
+def renumbered(
+    graph: fx.Graph, formats: Mapping[int, Format], ones: Mapping[str, int] | None = None
+) -> tuple[fx.GraphModule, Convert]:
+    """Name the buffers "w0", "w1", … again, in the order in which the new graph reads them. `formats` are those of the
+    weights that are quantized, by index; `ones` the widths of the weights that add up groups, by name."""
     graph.eliminate_dead_code()
     order = transform.number_weights(graph)
 
@@ -222,9 +258,13 @@ def renumbered(graph: fx.Graph, quantized: dict[int, int]) -> tuple[fx.GraphModu
         parts: dict[str, Tensor] = {}
         for index, tensor in enumerate(weights):
             parts[f"w{index}"] = tensor
-            if index in quantized:
-                names = (f"w{index}.{part}" for part in _PARTS)
-                parts.update(zip(names, _converted(tensor, quantized[index]), strict=True))
+            if index in formats:
+                found = formats[index]
+                names = (f"w{index}.{part}" for part in found.parts)
+                parts.update(zip(names, _converted(tensor, found), strict=True))
+        for name, width in (ones or {}).items():
+            names = (f"{name}.{part}" for part in INT8.parts)
+            parts.update(zip(names, group_sums(width), strict=True))
         return tuple(parts[name] for name in order)
 
     return transform.over_empty_weights(graph), convert

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import fx
 
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.weights import Convert, MadeWeights
+
+_Variant = TypeVar("_Variant")
 
 
 def transform_segments(
@@ -22,17 +26,39 @@ def transform_segments(
     `transform` returns the new graph and a function from a segment's old weights to the new graph's, which is called
     when somebody asks for them.
     """
+    found = (s.name for s in torch_split.split.segments) if names is None else names
+    return transform_variants(torch_split, lambda graph, _: transform(graph), dict.fromkeys(found, ()))
+
+
+def transform_variants(
+    torch_split: TorchSplit,
+    transform: Callable[[fx.GraphModule, _Variant], tuple[fx.GraphModule, Convert]],
+    variants: Mapping[str, _Variant],
+) -> TorchSplit:
+    """`transform_segments` of the segments that `variants` names, whose graphs differ by their variant as well.
+
+    Segments of one structure and one variant stay of one structure. An empty variant leaves the structure its name.
+    """
     graphs = dict(torch_split.graphs)
-    of_structure: dict[str, Convert] = {}
+    made: dict[str, Convert] = {}
     convert: dict[str, Convert] = {}
+    segments = []
     for segment in torch_split.split.segments:
-        if names is not None and segment.name not in names:
-            continue
-        key = segment.structure
-        if key not in of_structure:
-            graphs[key], of_structure[key] = transform(torch_split.graphs[key])
-        convert[segment.name] = of_structure[key]
-    return replace(torch_split, graphs=graphs, weights=MadeWeights(torch_split.weights, convert))
+        if segment.name in variants:
+            variant = variants[segment.name]
+            structure = _structure(segment.structure, variant)
+            if structure not in made:
+                graphs[structure], made[structure] = transform(torch_split.graphs[segment.structure], variant)
+            convert[segment.name] = made[structure]
+            segment = replace(segment, structure=structure)
+        segments.append(segment)
+    split = replace(torch_split.split, segments=tuple(segments))
+    used = {segment.structure: graphs[segment.structure] for segment in segments}
+    return replace(torch_split, split=split, graphs=used, weights=MadeWeights(torch_split.weights, convert))
+
+
+def _structure(name: str, variant: object) -> str:
+    return hashlib.sha256(f"{name} {variant}".encode()).hexdigest()[:16] if variant else name
 
 
 def copy_graph(graph_module: fx.GraphModule) -> fx.Graph:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from doubleweave.compiler.backends.backend import CalibrationChunks, Options
+from doubleweave.compiler.backends.backend import Options
 from doubleweave.compiler.backends.lowered import Lowered, left_over
 from doubleweave.compiler.backends.placing import fits, placed
 from doubleweave.compiler.program_folder import Progress
+from doubleweave.compiler.quantize.calibration import Calibration
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.errors import LowerError
 from doubleweave.vendors.openvino import load_openvino
@@ -21,7 +22,7 @@ from doubleweave.vendors.printed_output import captured
 
 
 def place(
-    torch_split: TorchSplit, options: Options, calibration: CalibrationChunks, report: Progress
+    torch_split: TorchSplit, options: Options, calibration: Calibration, report: Progress
 ) -> TorchSplit:
     """Place the segments that OpenVINO can take on one of its devices."""
     recipes = {segment.name: options.recipe for segment in torch_split.split.segments if fits(segment)}

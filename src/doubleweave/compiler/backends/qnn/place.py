@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from doubleweave.compiler.backends.backend import CalibrationChunks, Options
+from doubleweave.compiler.backends.backend import Options
 from doubleweave.compiler.backends.placing import fits, placed, with_segments
 from doubleweave.compiler.backends.qnn.dynamic import ask_for_dynamic_shape
 from doubleweave.compiler.backends.qnn.quantize import quantize, recipes_of
 from doubleweave.compiler.program_folder import Progress, counted
+from doubleweave.compiler.quantize.calibration import Calibration
 from doubleweave.compiler.quantize.quality import signal_to_noise
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.ir.split import SizeRanges
@@ -17,7 +18,7 @@ CPU = "cpu"  # the recipe of a segment that stays on the CPU, in float32
 
 
 def place(
-    torch_split: TorchSplit, options: Options, calibration: CalibrationChunks, report: Progress
+    torch_split: TorchSplit, options: Options, calibration: Calibration, report: Progress
 ) -> TorchSplit:
     """Place and quantize the segments.
 
@@ -25,7 +26,7 @@ def place(
     with `emulate` each method has a context of its own. Raises PolicyError, LowerError or InputError.
     """
     own = options.own
-    chunks = calibration(own["calibrate"])
+    chunks = calibration.chunks(own["calibrate"])
     step = counted(report, len(torch_split.split.segments) + len(chunks) + 1)
     if own["attention_device"] == "npu":
         torch_split = _with_attention_on_npu(torch_split)

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from doubleweave.compiler.backends.backend import CalibrationChunks, Options
+from doubleweave.compiler.backends.backend import Options
 from doubleweave.compiler.backends.lowered import Lowered
 from doubleweave.compiler.backends.xnnpack.packed_experts import with_packed_experts
 from doubleweave.compiler.backends.xnnpack.taken import configs
 from doubleweave.compiler.graph.nodes import insert, is_call, is_tensor, replace_nodes
 from doubleweave.compiler.program_folder import Progress
+from doubleweave.compiler.quantize.calibration import Calibration
 from doubleweave.compiler.quantize.weights import quantize
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.transform import copy_graph, over_empty_weights
@@ -124,7 +125,7 @@ def _addmm(graph: fx.Graph, node: Any) -> Any:
 
 
 def place(
-    torch_split: TorchSplit, options: Options, calibration: CalibrationChunks, report: Progress
+    torch_split: TorchSplit, options: Options, calibration: Calibration, report: Progress
 ) -> TorchSplit:
     """Quantize the weights; the split puts every segment here by itself."""
     return quantize(torch_split, options.recipe)

@@ -1,0 +1,168 @@
+"""What a quantized weight is kept as: how it is made from float32, and the tensors it is made of.
+
+Knows nothing of graphs or models.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+
+from doubleweave.compiler.quantize.grids import GROUP_SIZE, find_grid, find_symmetric_grid
+from doubleweave.sources.file_weights import FileWeight
+
+Parts = tuple[Tensor, ...]
+
+# The steps from zero to a group's largest magnitude. Int4 reaches -8 … 7: more than 7 may cut that weight off, and a
+# finer grid for the 31 others can be worth it.
+_SCALE_STEPS = (7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5)
+# The same from its lowest to its highest number, which 15 steps hold.
+_SPAN_STEPS = (15.0, 15.5, 16.0, 16.5)
+# Numbers that are converted at a time: what is computed on the way stays in the processor's cache, where memory for
+# whole weights would be mapped and given back at every step (ten times as long for 4 bits).
+_NUMBERS = 1 << 19
+_LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
+
+
+@dataclass(frozen=True)
+class Format:
+    """`convert` makes the parts of a weight [N, K], float32."""
+
+    name: str
+    bits: int
+    convert: Callable[[Tensor], Parts]
+    parts: tuple[str, ...] = ("values", "scales", "zero_points")
+
+
+def _by_rows(convert: Callable[[Tensor], Parts]) -> Callable[[Tensor], Parts]:
+    """The same conversion of a weight [N, K], a few rows at a time."""
+
+    @functools.wraps(convert)
+    def converted(weight: Tensor) -> Parts:
+        weight = weight.detach()
+        if isinstance(
+            weight, FakeTensor
+        ):  # a conversion looks at numbers, so one row of them says what comes out
+            with unset_fake_temporarily():
+                row = convert(torch.zeros(1, int(weight.shape[1])))
+            return tuple(weight.new_empty(len(weight), *part.shape[1:], dtype=part.dtype) for part in row)
+        rows = max(1, _NUMBERS // weight.shape[1])
+        if len(weight) <= rows:
+            return convert(weight)
+        blocks = weight.blocks(rows) if isinstance(weight, FileWeight) else torch.split(weight, rows)
+        made: Parts = ()
+        start = 0
+        for block in blocks:
+            parts = convert(block)
+            # All of it at once: parts that stay, between memory that is given back, would keep the heap from shrinking.
+            made = made or tuple(part.new_empty(len(weight), *part.shape[1:]) for part in parts)
+            for whole, part in zip(made, parts, strict=True):
+                whole[start : start + len(part)] = part
+            start += len(block)
+        return made
+
+    return converted
+
+
+@_by_rows
+def int8_per_channel(weight: Tensor) -> Parts:
+    """float32 [N, K] -> (int8 [N, K] in -127 … 127, scales float32 [N], zero points int64 [N])."""
+    scales = (weight.abs().amax(dim=1) / 127).clamp(min=_LEAST_SCALE)
+    rounded = torch.round(weight / scales.unsqueeze(1)).clamp(-127, 127).to(torch.int8)
+    return rounded, scales, torch.zeros(len(scales), dtype=torch.int64)
+
+
+@_by_rows
+def int4_per_group(weight: Tensor) -> Parts:
+    """float32 [N, K] -> (int8 [N, K] in -8 … 7, scales float32 [N, K/32], zero points int32 [N, K/32]).
+
+    A group that lies on such a grid keeps its integers. Another takes, of a few scales around its largest magnitude, the
+    one with the least squared error. Scales are rounded to bfloat16, the type in which XNNPACK keeps them.
+    """
+    groups = weight.view(weight.shape[0], -1, GROUP_SIZE)
+    largest = groups.abs().amax(dim=2, keepdim=True)
+    best_error = torch.full_like(largest, torch.inf)
+    best_scales, found = torch.empty_like(largest), torch.empty_like(groups)
+    for steps in _SCALE_STEPS:
+        scales = _as_scales(largest / steps)
+        torch.div(groups, scales, out=found).round_().clamp_(-8, 7)
+        error = found.mul_(scales).sub_(groups).square_().sum(dim=2, keepdim=True)
+        torch.where(error < best_error, scales, best_scales, out=best_scales)
+        torch.minimum(error, best_error, out=best_error)
+    grid = find_symmetric_grid(groups.reshape(-1, GROUP_SIZE))
+    on_grid = (grid.fits & (grid.step > 0)).view(largest.shape)
+    best_scales = torch.where(on_grid, _as_scales(grid.step).view(largest.shape), best_scales)
+    torch.div(groups, best_scales, out=found).round_().clamp_(-8, 7)
+    scales = best_scales.squeeze(2)
+    return found.to(torch.int8).view(weight.shape), scales, torch.zeros(scales.shape, dtype=torch.int32)
+
+
+def _as_scales(scales: Tensor) -> Tensor:
+    return scales.clamp(min=_LEAST_SCALE).to(torch.bfloat16).to(torch.float32)
+
+
+@_by_rows
+def int4_with_offsets(weight: Tensor) -> Parts:
+    """float32 [N, K] -> the parts of `int4_per_group`, and what is added to all 32 weights of a group, [N, K/32], as
+    `int8_per_channel` makes it.
+
+    A group that lies on a grid of 16 numbers keeps its integers (Q4_0, Q4_1, Q4_K). Another takes, of a few scales
+    around its span, the one with the least squared error.
+    """
+    groups = weight.reshape(-1, GROUP_SIZE)
+    grid = find_grid(groups)
+    scales, levels = _as_scales(grid.step), _levels(groups, grid.low, grid.step)
+    if not grid.fits.all():
+        rest = ~grid.fits
+        scales[rest], levels[rest] = _searched(groups[rest])
+    offsets = (groups - levels * scales[:, None]).mean(dim=1)
+    shape = (len(weight), -1)
+    scales = scales.view(shape)
+    zero_points = torch.zeros(scales.shape, dtype=torch.int32)
+    return (
+        levels.to(torch.int8).view(weight.shape),
+        scales,
+        zero_points,
+        *int8_per_channel(offsets.view(shape)),
+    )
+
+
+def _levels(groups: Tensor, low: Tensor, step: Tensor) -> Tensor:
+    """The integers -8 … 7 of groups that lie on a grid."""
+    return ((groups - low[:, None]) / step.clamp(min=_LEAST_SCALE)[:, None]).round_().sub_(8).clamp_(-8, 7)
+
+
+def _searched(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales [G] and integers [G, 32] whose best offset leaves the least squared error."""
+    low, high = groups.aminmax(dim=1)
+    best_error = torch.full_like(low, torch.inf)
+    best_scales, best_levels = torch.empty_like(low), torch.empty_like(groups)
+    for steps in _SPAN_STEPS:
+        scales = _as_scales((high - low) / steps)
+        each = scales[:, None]
+        offsets = ((low + high) / 2 + scales / 2)[:, None]
+        for _ in range(2):  # the best offset for the integers moves a few of them
+            levels = ((groups - offsets) / each).round_().clamp_(-8, 7)
+            offsets = (groups - levels * each).mean(dim=1, keepdim=True)
+        error = (levels * each + offsets).sub_(groups).square_().sum(dim=1)
+        is_better = error < best_error
+        best_scales = torch.where(is_better, scales, best_scales)
+        best_levels = torch.where(is_better[:, None], levels, best_levels)
+        best_error = torch.minimum(error, best_error)
+    return best_scales, best_levels
+
+
+INT8 = Format("int8", 8, int8_per_channel)
+INT4 = Format("int4", 4, int4_per_group)
+INT4_OFFSETS = Format(
+    "int4_offsets",
+    4,
+    int4_with_offsets,
+    (*INT4.parts, "offsets", "offset_scales", "offset_zero_points"),
+)
+FORMATS = {each.name: each for each in (INT8, INT4, INT4_OFFSETS)}

@@ -1,0 +1,77 @@
+"""Weights that were quantized before, as a GGUF's are: found by their numbers, so that their integers are kept.
+
+Behind a reader that makes float32 of them, and whatever it does to whole rows, a group's numbers still lie on a grid of a
+few even steps. Numbers that were never quantized do not: that thirty of them come within a hundredth of a step of one by
+chance has a probability of 1e-50. So it does not matter what wrote the file. Knows nothing of graphs or models.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GROUP_SIZE = 32
+# Of a step: float16 rounds a sum of scale and offset by less (AWQ's and GPTQ's folders), float32 by far less.
+_TOLERANCE = 0.01
+# What files have of more bits: up to 5 with an offset (Q5_1, Q5_K), up to 8 around zero (Q6_K, Q8_0), in groups of 16 too.
+_MOST_STEPS, _MOST_SYMMETRIC_STEPS = 31, 128
+
+
+class Grid(NamedTuple):
+    """Of groups [G, N]: whether each lies on a grid, and for those the numbers `low + step * integer`, [G] each."""
+
+    fits: Tensor
+    low: Tensor
+    step: Tensor
+
+
+def find_grid(groups: Tensor, most_steps: int = 15) -> Grid:
+    """The grid of at most so many steps from its lowest number that each group lies on: groups float32 [G, N]."""
+    low, high = groups.aminmax(dim=1)
+    return _grid(groups, low, high - low, most_steps, math.inf)
+
+
+def find_symmetric_grid(groups: Tensor, most_steps: int = 8) -> Grid:
+    """The grid around zero, of at most so many steps down and one less up, that each group lies on."""
+    low, high = groups.aminmax(dim=1)
+    return _grid(groups, torch.zeros_like(low), torch.maximum(-low, high), most_steps, most_steps - 0.5)
+
+
+def _grid(groups: Tensor, low: Tensor, span: Tensor, most_steps: int, most_up: float) -> Grid:
+    fits, step = span == 0, torch.zeros_like(span)
+    high = groups.amax(dim=1) - low
+    # Half as many steps and fewer are every second of more.
+    for count in range(most_steps, most_steps // 2 - 1, -1):
+        left = (~fits).nonzero().squeeze(1)
+        if len(left) == 0:
+            break
+        size = span[left] / count
+        levels = (groups[left] - low[left, None]).div_(size[:, None])
+        is_near = (levels - levels.round()).abs_().amax(dim=1) < _TOLERANCE
+        found = left[is_near & (high[left] < most_up * size)]
+        fits[found] = True
+        step[found] = span[found] / count
+    return Grid(fits, low, step)
+
+
+def format_of(rows: Tensor) -> str | None:
+    """What holds rows of a weight, [N, K] with whole groups, as they were quantized: "int4", "int4_offsets", or "int8" for
+    more bits; None for numbers that were not. A few rows say so of a weight: who converts it looks at each group again.
+    """
+    if not rows.any() or not rows.isfinite().all():
+        return None
+    groups = rows.reshape(-1, GROUP_SIZE)
+    if find_symmetric_grid(groups).fits.all():
+        return "int4"
+    if find_grid(groups).fits.all():
+        return "int4_offsets"
+    halves = rows.reshape(-1, GROUP_SIZE // 2)
+    is_wide = any(
+        bool(find(each, most).fits.all())
+        for find, most in ((find_grid, _MOST_STEPS), (find_symmetric_grid, _MOST_SYMMETRIC_STEPS))
+        for each in (groups, halves)
+    )
+    return "int8" if is_wide else None
