@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import doubleweave as dw
 import toys
 from doubleweave.compiler.graph.table_ops import table_rows_reference
-from doubleweave.compiler.quantize.tables import _tables
+from doubleweave.compiler.quantize.tables import tables
 from doubleweave.compiler.quantize.weights import int8_per_channel
 from doubleweave.errors import InputError
 
@@ -76,4 +76,4 @@ class Lookups(nn.Module):
 
 def test_tables_that_are_more_than_looked_up_stay():
     graph = torch.export.export(Lookups(), (torch.tensor([1, 2, 3, 4]),)).module().graph
-    assert _tables(graph) == {"only.weight"}
+    assert tables(graph) == {"only.weight"}

@@ -70,6 +70,13 @@ def test_a_table_costs_its_rows_alone():
     assert found[0] == pytest.approx(10 + (8 * 8 + 8 * 8 * 4) / 1000)
 
 
+def test_a_table_whose_rows_are_scaled_by_a_delegate_costs_its_rows_alone():
+    segment = replace(SPLIT.segment("embed_tokens"), num_delegated=1, device="cpu")
+    segment = replace(segment, table_bytes=segment.weight_bytes)
+    found = estimate_us(DEVICE, segment, "int8", np.array([8.0]), np.array([8.0]), 1)
+    assert found[0] == pytest.approx(10 + (8 * 8 + 8 * 8 * 4) / 1000)
+
+
 def test_threads_share_the_work_of_a_cpu_as_far_as_it_has_cores():
     work = 2 * 8 * 4096 / 500
     assert us("block_1", threads=4) == pytest.approx(10 + work / 4)

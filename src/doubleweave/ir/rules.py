@@ -131,6 +131,7 @@ def _segment_problem(segment: Segment) -> str | None:
     counts = (
         *(segment.contexts, segment.linear_weights, segment.attended_width, segment.weight_bytes),
         *(segment.chosen_weights, segment.expert_weights - segment.chosen_weights),
+        *(segment.table_bytes, segment.weight_bytes - segment.table_bytes),
         *(segment.num_operators, segment.num_delegated, *(count for row in segment.traffic for count in row)),
     )
     if not all(0 <= count <= 2**62 for count in counts):

@@ -118,7 +118,8 @@ class Segment:
     `linear_weights` counts a language model's multiply-adds with weights for each row (0: not counted).
     `expert_weights` counts the weights of its experts, of which `chosen_weights` are read for each row.
     `attended_width`, where attention is inlined, is its multiply-adds for each row and each row of the cache: widths of
-    queries and outputs of all layers. `num_delegated` of `num_operators` operators run in the backend's delegate, the
+    queries and outputs of all layers. `table_bytes` are those of `weight_bytes` of which a row reads a row, no more.
+    `num_delegated` of `num_operators` operators run in the backend's delegate, the
     others in ExecuTorch's CPU kernels (both are 0 until the segment is lowered). `rows` names the proof that the rows
     of a segment that runs chunk by chunk are independent. `each_row` means that it takes one row, and that a call runs
     it for each row of a chunk in order: a recurrence, which reads the states that it writes.
@@ -141,6 +142,7 @@ class Segment:
     chosen_weights: int = 0
     attended_width: int = 0
     weight_bytes: int = 0
+    table_bytes: int = 0
     num_operators: int = 0
     num_delegated: int = 0
     rows: str = ""

@@ -78,13 +78,14 @@ def estimate(device: Device, segment: Segment, weights: str) -> Estimate:
         return operations / (peak * device.efficiency * 1e3)
 
     row_us = square_us = key_us = 0.0
+    weight_bytes = segment.weight_bytes - segment.table_bytes
     if any(CACHED in port.shape for port in segment.inputs):
         # Two products of a multiply-add each, queries by keys and weights by values, in the float32 of our CPU kernel.
         width = math.prod(size for size in segment.inputs[0].shape if isinstance(size, int))
         key_us = us(4.0 * width, "float32")
     elif segment.num_delegated:  # a segment that nothing was delegated of copies a table's rows
         # One multiply-add a row and weight; without a count, the weights' bytes give their number.
-        row_us = us(2.0 * (segment.linear_weights or segment.weight_bytes / WEIGHT_BYTES[weights]), weights)
+        row_us = us(2.0 * (segment.linear_weights or weight_bytes / WEIGHT_BYTES[weights]), weights)
         if segment.attended_width:
             # Inlined, attention goes over the whole cache and the chunk's own rows, whatever the mask hides.
             square_us = us(2.0 * segment.attended_width, "float16")
@@ -102,8 +103,8 @@ def estimate(device: Device, segment: Segment, weights: str) -> Estimate:
             call_bytes += fixed
     expert_bytes = 0.0
     if segment.num_delegated:
-        expert_bytes = min(segment.expert_weights * WEIGHT_BYTES[weights], float(segment.weight_bytes))
-        call_bytes += segment.weight_bytes
+        expert_bytes = min(segment.expert_weights * WEIGHT_BYTES[weights], float(weight_bytes))
+        call_bytes += weight_bytes
     launch_us = device.launch_us
     if segment.each_row:  # a launch, and its weights and states, for each row
         row_us, launch_us = row_us + launch_us, 0.0

@@ -37,6 +37,7 @@ from doubleweave.compiler.lower.templates import (
     may_be_made_up,
 )
 from doubleweave.compiler.program_folder import Progress, counted
+from doubleweave.compiler.quantize.tables import tables
 from doubleweave.compiler.split.fold_constants import fold, is_constant
 from doubleweave.compiler.split.pieces import TorchSplit, weight_bytes, with_weights
 from doubleweave.compiler.split.transform import transform_segments
@@ -118,10 +119,12 @@ def _written(
                 used = writer.add(method, weights)
                 if method.template.traffic is not None and size is not None:
                     moves.append(method.template.traffic._replace(size=size))
+            looked_up = tables(torch_split.graphs[segment.structure].graph)
             segments.append(
                 replace(
                     segment,
                     weight_bytes=used,
+                    table_bytes=min(used, sum(weights[int(name[1:])].nbytes for name in looked_up)),
                     traffic=tuple(moves),
                     num_operators=method.template.num_operators,
                     num_delegated=method.template.num_delegated,

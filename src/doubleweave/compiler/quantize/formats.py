@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.nn import functional
 
-from doubleweave.compiler.quantize.grids import GROUP_SIZE, find_grid, find_symmetric_grid
+from doubleweave.compiler.quantize.grids import GROUP_SIZE, Grid, find_grid, find_symmetric_grid
 from doubleweave.sources.file_weights import FileWeight
 
 Parts = tuple[Tensor, ...]
@@ -21,12 +22,19 @@ Parts = tuple[Tensor, ...]
 # The steps from zero to a group's largest magnitude. Int4 reaches -8 … 7: more than 7 may cut that weight off, and a
 # finer grid for the 31 others can be worth it.
 _SCALE_STEPS = (7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5)
-# The same from its lowest to its highest number, which 15 steps hold.
-_SPAN_STEPS = (15.0, 15.5, 16.0, 16.5)
 # Numbers that are converted at a time: what is computed on the way stays in the processor's cache, where memory for
 # whole weights would be mapped and given back at every step (ten times as long for 4 bits).
 _NUMBERS = 1 << 19
+_PROBED_GROUPS = 8
 _LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
+
+
+# Sums of groups are quantized on the scale of the activations that they are of. This share of them is rarely larger than
+# the largest activation, and is rounded less than the sum's own terms are. It is 6/25, so that no share of a sum of whole
+# steps lies in the middle between two steps, where kernels round one way or the other.
+SUMS_SHARE = 0.24
+# Of a quantized weight, in the order of the operators' arguments.
+PARTS = ("values", "scales", "zero_points")
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,6 @@ class Format:
     name: str
     bits: int
     convert: Callable[[Tensor], Parts]
-    parts: tuple[str, ...] = ("values", "scales", "zero_points")
 
 
 def _by_rows(convert: Callable[[Tensor], Parts]) -> Callable[[Tensor], Parts]:
@@ -94,9 +101,11 @@ def int4_per_group(weight: Tensor) -> Parts:
         error = found.mul_(scales).sub_(groups).square_().sum(dim=2, keepdim=True)
         torch.where(error < best_error, scales, best_scales, out=best_scales)
         torch.minimum(error, best_error, out=best_error)
-    grid = find_symmetric_grid(groups.reshape(-1, GROUP_SIZE))
-    on_grid = (grid.fits & (grid.step > 0)).view(largest.shape)
-    best_scales = torch.where(on_grid, _as_scales(grid.step).view(largest.shape), best_scales)
+    flat = weight.reshape(-1, GROUP_SIZE)
+    if _begins_on(find_symmetric_grid, flat):
+        grid = find_symmetric_grid(flat)
+        on_grid = (grid.fits & (grid.step > 0)).view(largest.shape)
+        best_scales = torch.where(on_grid, _as_scales(grid.step).view(largest.shape), best_scales)
     torch.div(groups, best_scales, out=found).round_().clamp_(-8, 7)
     scales = best_scales.squeeze(2)
     return found.to(torch.int8).view(weight.shape), scales, torch.zeros(scales.shape, dtype=torch.int32)
@@ -108,61 +117,46 @@ def _as_scales(scales: Tensor) -> Tensor:
 
 @_by_rows
 def int4_with_offsets(weight: Tensor) -> Parts:
-    """float32 [N, K] -> the parts of `int4_per_group`, and what is added to all 32 weights of a group, [N, K/32], as
-    `int8_per_channel` makes it.
+    """float32 [N, K] -> the parts of `int4_per_group` for `K + 2 * num_sums(K)` columns.
 
-    A group that lies on a grid of 16 numbers keeps its integers (Q4_0, Q4_1, Q4_K). Another takes, of a few scales
-    around its span, the one with the least squared error.
+    Behind the weights come twice `num_sums(K)` columns, of what is added to all weights of a group: in 4 bits, and what
+    they leave in 4 bits more. They multiply the sums of each group's activations, which are `SUMS_SHARE` of themselves.
+    A group that lies on a grid of 16 numbers keeps its integers (Q4_0, Q4_1, Q4_K); another's reach from its lowest to
+    its highest number. (To search for a shorter reach with less squared error brings logits no nearer to float32's.)
     """
     groups = weight.reshape(-1, GROUP_SIZE)
-    grid = find_grid(groups)
-    scales, levels = _as_scales(grid.step), _levels(groups, grid.low, grid.step)
-    if not grid.fits.all():
-        rest = ~grid.fits
-        scales[rest], levels[rest] = _searched(groups[rest])
-    offsets = (groups - levels * scales[:, None]).mean(dim=1)
-    shape = (len(weight), -1)
-    scales = scales.view(shape)
-    zero_points = torch.zeros(scales.shape, dtype=torch.int32)
-    return (
-        levels.to(torch.int8).view(weight.shape),
-        scales,
-        zero_points,
-        *int8_per_channel(offsets.view(shape)),
-    )
-
-
-def _levels(groups: Tensor, low: Tensor, step: Tensor) -> Tensor:
-    """The integers -8 … 7 of groups that lie on a grid."""
-    return ((groups - low[:, None]) / step.clamp(min=_LEAST_SCALE)[:, None]).round_().sub_(8).clamp_(-8, 7)
-
-
-def _searched(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales [G] and integers [G, 32] whose best offset leaves the least squared error."""
     low, high = groups.aminmax(dim=1)
-    best_error = torch.full_like(low, torch.inf)
-    best_scales, best_levels = torch.empty_like(low), torch.empty_like(groups)
-    for steps in _SPAN_STEPS:
-        scales = _as_scales((high - low) / steps)
-        each = scales[:, None]
-        offsets = ((low + high) / 2 + scales / 2)[:, None]
-        for _ in range(2):  # the best offset for the integers moves a few of them
-            levels = ((groups - offsets) / each).round_().clamp_(-8, 7)
-            offsets = (groups - levels * each).mean(dim=1, keepdim=True)
-        error = (levels * each + offsets).sub_(groups).square_().sum(dim=1)
-        is_better = error < best_error
-        best_scales = torch.where(is_better, scales, best_scales)
-        best_levels = torch.where(is_better[:, None], levels, best_levels)
-        best_error = torch.minimum(error, best_error)
-    return best_scales, best_levels
+    step = (high - low) / 15
+    if _begins_on(find_grid, groups):
+        grid = find_grid(groups)
+        step = torch.where(grid.fits, grid.step, step)
+    step.clamp_(min=_LEAST_SCALE)
+    scales = _as_scales(step)
+    levels = ((groups - low[:, None]) / step[:, None]).round_().sub_(8).clamp_(-8, 7)
+    offsets = (groups - levels * scales[:, None]).mean(dim=1).view(len(weight), -1) / SUMS_SHARE
+    columns = functional.pad(offsets, (0, num_sums(weight.shape[1]) - offsets.shape[1]))
+    first = int4_per_group(columns)
+    second = int4_per_group(columns - dequantized(first[0], first[1]))
+    values = torch.cat((levels.to(torch.int8).view(weight.shape), first[0], second[0]), dim=1)
+    all_scales = torch.cat((scales.view(len(weight), -1), first[1], second[1]), dim=1)
+    return values, all_scales, torch.zeros(all_scales.shape, dtype=torch.int32)
+
+
+def num_sums(width: int) -> int:
+    """The sums of a row's groups, and zeros up to whole groups of them."""
+    return -(-width // GROUP_SIZE**2) * GROUP_SIZE
+
+
+def dequantized(values: Tensor, scales: Tensor) -> Tensor:
+    return (values.view(*scales.shape, -1) * scales.unsqueeze(-1)).view(values.shape)
+
+
+def _begins_on(find: Callable[[Tensor], Grid], groups: Tensor) -> bool:
+    """Whether the first groups lie on a grid: to look at each takes longer than all else."""
+    return bool(find(groups[:_PROBED_GROUPS]).fits.all())
 
 
 INT8 = Format("int8", 8, int8_per_channel)
 INT4 = Format("int4", 4, int4_per_group)
-INT4_OFFSETS = Format(
-    "int4_offsets",
-    4,
-    int4_with_offsets,
-    (*INT4.parts, "offsets", "offset_scales", "offset_zero_points"),
-)
+INT4_OFFSETS = Format("int4_offsets", 4, int4_with_offsets)
 FORMATS = {each.name: each for each in (INT8, INT4, INT4_OFFSETS)}

@@ -57,18 +57,17 @@ def _grid(groups: Tensor, low: Tensor, span: Tensor, most_steps: int, most_up: f
     return Grid(fits, low, step)
 
 
-def format_of(rows: Tensor) -> str | None:
-    """What holds rows of a weight, [N, K] with whole groups, as they were quantized: "int4", "int4_offsets", or "int8" for
-    more bits; None for numbers that were not. A few rows say so of a weight: who converts it looks at each group again.
+def format_of(groups: Tensor) -> str | None:
+    """What holds groups [G, 32] as they were quantized: "int4", "int4_offsets", or "int8" for more bits; None for numbers
+    that were not. A few groups say so of a weight: who converts it looks at each again.
     """
-    if not rows.any() or not rows.isfinite().all():
+    if not groups.any() or not groups.isfinite().all():
         return None
-    groups = rows.reshape(-1, GROUP_SIZE)
     if find_symmetric_grid(groups).fits.all():
         return "int4"
     if find_grid(groups).fits.all():
         return "int4_offsets"
-    halves = rows.reshape(-1, GROUP_SIZE // 2)
+    halves = groups.reshape(-1, GROUP_SIZE // 2)
     is_wide = any(
         bool(find(each, most).fits.all())
         for find, most in ((find_grid, _MOST_STEPS), (find_symmetric_grid, _MOST_SYMMETRIC_STEPS))

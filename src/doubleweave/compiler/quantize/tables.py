@@ -26,28 +26,30 @@ aten = torch.ops.aten
 def quantize_tables(torch_split: TorchSplit) -> TorchSplit:
     """Quantize every table that nothing but lookups reads, where they are computed by the CPU's own operators."""
     segments = (segment for segment in torch_split.split.segments if segment.backend == DEFAULT_BACKEND)
-    names = frozenset(s.name for s in segments if _tables(torch_split.graphs[s.structure].graph))
+    names = frozenset(s.name for s in segments if tables(torch_split.graphs[s.structure].graph))
     return transform_segments(torch_split, _quantize_graph, names)
 
 
-def _tables(graph: fx.Graph) -> set[Any]:
-    """The weights that nothing but lookups reads, by name."""
+def tables(graph: fx.Graph) -> set[Any]:
+    """The weights that nothing but lookups reads, by name; of a quantized table its rows and their scales."""
     looked_up: set[Any] = set()
     else_read: set[Any] = set()
     for node in nodes_of(graph):
+        taken = node.args[:1] if is_call(node, aten.embedding.default) else ()
+        taken = node.args[:2] if is_call(node, TABLE_ROWS) else taken
         for source in node.all_input_nodes:
             if source.op == "get_attr":
-                is_lookup = is_call(node, aten.embedding.default) and source is node.args[0]
-                (looked_up if is_lookup and source is not node.args[1] else else_read).add(source.target)
+                is_lookup = source in taken and source not in node.args[len(taken) :]
+                (looked_up if is_lookup else else_read).add(source.target)
     return looked_up - else_read
 
 
 def _quantize_graph(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     graph = copy_graph(graph_module)
-    tables = _tables(graph)
+    found = tables(graph)
     quantized: dict[int, Format] = {}
     for node in nodes_of(graph):
-        if not is_call(node, aten.embedding.default) or node.args[0].target not in tables:
+        if not is_call(node, aten.embedding.default) or node.args[0].target not in found:
             continue
         table, index = node.args[:2]
         quantized[int(table.target[1:])] = INT8

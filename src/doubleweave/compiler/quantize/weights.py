@@ -5,12 +5,13 @@ the quantize and dequantize operators of PyTorch's `quantized_decomposed` namesp
 and which run in eager torch as well (the numeric reference of a quantized program).
 
 The recipes are named as in torchao: 8da8w is int8 weights with one scale an output feature, 8da4w int4
-weights with one scale for each 32 input features. Both take int8 activations, asymmetric, one scale a
+weights with one scale and one offset for each 32 input features. Both take int8 activations, asymmetric, one scale a
 token, chosen at run time. The head keeps 8 bits in 8da4w, as llama.cpp's Q4_0 does. A linear that experts are chosen by
 stays float32: it is small, and a rounding that changes a choice changes all that follows.
 
-Weights that were quantized before keep their integers in 8da4w (grids.py): those of 4 bits with an offset a group as a
-linear of 4 bits, and one that multiplies the sums of each group's activations by the offsets; those of more bits get 8.
+Kernels of 4 bits have no offsets: they become further columns of a weight, which multiply the sums of each group's
+activations (formats.py). Weights that were quantized before keep their integers in 8da4w (grids.py): those around zero
+without offsets, and those of more bits in 8.
 """
 
 from __future__ import annotations
@@ -26,7 +27,16 @@ from torch import Tensor, fx
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave::expert_linear
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 from doubleweave.compiler.quantize.channels import Place
-from doubleweave.compiler.quantize.formats import FORMATS, INT4, INT4_OFFSETS, INT8, Format
+from doubleweave.compiler.quantize.formats import (
+    FORMATS,
+    INT4,
+    INT4_OFFSETS,
+    INT8,
+    PARTS,
+    SUMS_SHARE,
+    Format,
+    num_sums,
+)
 from doubleweave.compiler.quantize.grids import GROUP_SIZE, format_of
 from doubleweave.compiler.split import transform
 from doubleweave.compiler.split.pieces import TorchSplit
@@ -74,7 +84,7 @@ def in_groups(torch_split: TorchSplit, recipe: str) -> set[Place] | None:
 
 
 def _usual(recipe: str) -> Format:
-    return INT8 if recipe == "8da8w" else INT4
+    return INT8 if recipe == "8da8w" else INT4_OFFSETS
 
 
 def _exceptions(torch_split: TorchSplit, name: str, usual: Format) -> Exceptions:
@@ -85,12 +95,13 @@ def _exceptions(torch_split: TorchSplit, name: str, usual: Format) -> Exceptions
     weights = torch_split.weights[name]
     found = {}
     for index, has_offsets in _quantized_weights(graph):
-        # Kernels of 4 bits take whole groups.
-        is_wide = name in KEEP_8_BIT or weights[index].shape[-1] % GROUP_SIZE
-        kept = "int8" if is_wide else format_of(_first_rows(weights[index]))
-        if kept == "int8" or (kept == "int4_offsets" and has_offsets):
-            found[index] = kept
-    return tuple(sorted(found.items()))
+        # Kernels of 4 bits take whole groups, and experts' know no offsets.
+        if name in KEEP_8_BIT or weights[index].shape[-1] % GROUP_SIZE:
+            found[index] = INT8.name
+        else:
+            kept = format_of(_first_rows(weights[index]).reshape(-1, GROUP_SIZE)) or usual.name
+            found[index] = kept if has_offsets or kept != usual.name else INT4.name
+    return tuple(sorted(item for item in found.items() if item[1] != usual.name))
 
 
 def _quantized_weights(graph: fx.Graph) -> Iterator[tuple[int, bool]]:
@@ -140,19 +151,9 @@ class _Linears:
         found = self._format(weight)
         with self._graph.inserting_before(node):
             # q, k and v read the same rows, as do gate and up.
-            x = self._activation(source)
+            x = self._with_sums(source) if found is INT4_OFFSETS else self._activation(source)
             parts = quantized_parts(self._graph, weight, found)
-            values = _dequantized(self._graph, parts[:3], found.bits, weight)
-            if found is INT4_OFFSETS:
-                sums = self._sums_of(source, x)
-                offsets = _dequantized(self._graph, parts[3:], 8, parts[3])
-                added = insert(self._graph, aten.linear.default, sums, offsets, like=node)
-                product = insert(self._graph, aten.linear.default, x, values, *bias, like=node)
-                whole = insert(self._graph, aten.add.Tensor, product, added, like=node)
-                node.replace_all_uses_with(whole)
-                self._graph.erase_node(node)
-                return
-        node.args = (x, values, *bias)
+            node.args = (x, _dequantized(self._graph, parts, found.bits, weight), *bias)
 
     def quantize_experts(self, node: Any) -> None:
         """In place of an expert_linear: the operator takes rows in float32 and rounds them itself."""
@@ -173,26 +174,30 @@ class _Linears:
             self._activations[source] = _dynamic_activation(self._graph, source)
         return self._activations[source]
 
-    def _sums_of(self, source: Any, x: Any) -> Any:
-        """The sums of a row's groups, quantized as activations are: a linear of ones, which delegates take."""
+    def _with_sums(self, source: Any) -> Any:
+        """A row, and behind it twice the sums of its groups, quantized. The sums are those of the quantized row, by a
+        linear, which delegates take."""
         if source not in self._sums:
+            x = self._activation(source)
             width = int(x.meta["val"].shape[-1])
-            name = f"ones{width}"
+            name = f"sums{width}"
             self.ones[name] = width
-            ones = [self._graph.get_attr(f"{name}.{part}") for part in INT8.parts]
+            ones = [self._graph.get_attr(f"{name}.{part}") for part in PARTS]
             with x.meta["val"].fake_mode:
                 for node, tensor in zip(ones, group_sums(width), strict=True):
                     node.meta["val"] = tensor
-            summed = _dequantized(self._graph, ones, 8, ones[0])
-            self._sums[source] = self._activation(insert(self._graph, aten.linear.default, x, summed, like=x))
+            weight = _dequantized(self._graph, ones, 8, source)
+            sums = insert(self._graph, aten.linear.default, x, weight, like=source)
+            row = insert(self._graph, aten.cat.default, [source, sums, sums], -1, like=source)
+            self._sums[source] = self._activation(row)
         return self._sums[source]
 
 
 def group_sums(width: int) -> tuple[Tensor, ...]:
-    """The parts in 8 bits of a weight [K/32, K] that adds up each group of a row of K numbers."""
-    count = width // GROUP_SIZE
-    values = torch.eye(count, dtype=torch.int8).repeat_interleave(GROUP_SIZE, dim=1)
-    return values, torch.ones(count), torch.zeros(count, dtype=torch.int64)
+    """The parts in 8 bits of a weight that adds up each group of a row of `width` numbers, `SUMS_SHARE` of the sum."""
+    count, padded = width // GROUP_SIZE, num_sums(width)
+    values = torch.eye(padded, count, dtype=torch.int8).repeat_interleave(GROUP_SIZE, dim=1)
+    return values, torch.full((padded,), SUMS_SHARE), torch.zeros(padded, dtype=torch.int64)
 
 
 def _routers(graph: fx.Graph) -> set[Any]:
@@ -222,7 +227,7 @@ def _dynamic_activation(graph: fx.Graph, x: Any) -> Any:
 def quantized_parts(graph: fx.Graph, weight: Any, into: Format) -> list[Any]:
     """Read a format's parts in the place of a weight, once `renumbered` has counted them."""
     # The nodes have nested names for a while: `renumbered` counts the buffers once all of them are there.
-    parts = [graph.get_attr(f"{weight.target}.{part}") for part in into.parts]
+    parts = [graph.get_attr(f"{weight.target}.{part}") for part in PARTS]
     with weight.meta["val"].fake_mode:
         converted = _converted(weight.meta["val"], into)
     for part, tensor in zip(parts, converted, strict=True):
@@ -260,10 +265,10 @@ def renumbered(
             parts[f"w{index}"] = tensor
             if index in formats:
                 found = formats[index]
-                names = (f"w{index}.{part}" for part in found.parts)
+                names = (f"w{index}.{part}" for part in PARTS)
                 parts.update(zip(names, _converted(tensor, found), strict=True))
         for name, width in (ones or {}).items():
-            names = (f"{name}.{part}" for part in INT8.parts)
+            names = (f"{name}.{part}" for part in PARTS)
             parts.update(zip(names, group_sums(width), strict=True))
         return tuple(parts[name] for name in order)
 
