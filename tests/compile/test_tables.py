@@ -11,9 +11,12 @@ from torch.nn import functional as F
 import doubleweave as dw
 import toys
 from doubleweave.compiler.graph.table_ops import table_rows_reference
+from doubleweave.compiler.quantize.calibration import Calibration
+from doubleweave.compiler.quantize.formats import int8_per_channel
+from doubleweave.compiler.quantize.smooth import smoothed
 from doubleweave.compiler.quantize.tables import tables
-from doubleweave.compiler.quantize.weights import int8_per_channel
 from doubleweave.errors import InputError
+from exports import split_of
 
 TABLE = toys.VOCAB_SIZE * toys.HIDDEN
 pytestmark = pytest.mark.usefixtures("lowered_once")
@@ -38,10 +41,14 @@ def test_a_table_takes_a_byte_a_number(recipe, request):
 
 
 def test_a_tied_table_takes_no_room(toy_8da8w_dir, tied_dir):
-    for folder, module in ((tied_dir, toys.module(tied=True)), (toy_8da8w_dir, toys.module())):
+    for folder, is_tied in ((tied_dir, True), (toy_8da8w_dir, False)):
+        split = split_of(toys.module(tied=is_tied))
+        text = Calibration(folder / "tokenizer.json", 32, toys.VOCAB_SIZE).first_tokens()
+        split = smoothed(split, text)  # as in a program: a head's columns are scaled, and so is a table's
         data = (folder / "program.pte").read_bytes()
-        for weight in (module.lm_head.weight, module.model.embed_tokens.weight):
-            assert data.count(int8_per_channel(weight.detach())[0].numpy().tobytes()) == 1
+        for segment in ("lm_head", "embed_tokens"):
+            rows = int8_per_channel(split.weights[segment][0])[0].numpy().tobytes()
+            assert data.count(rows) == 1
     tied, untied = ((folder / "program.pte").stat().st_size for folder in (tied_dir, toy_8da8w_dir))
     assert untied - tied >= TABLE
 

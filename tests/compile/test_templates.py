@@ -98,17 +98,18 @@ def test_a_layer_with_zero_biases_stands_for_layers_with_others():
     assert filled(template, weights) == filled(direct, weights)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_large_weights_are_lowered_over_memory_that_nobody_reads(bits):
+@pytest.mark.parametrize("name", ["int4", "int4_offsets", "int8"])
+def test_large_weights_are_lowered_over_memory_that_nobody_reads(name):
     """Two linears of which one is large: only the template's weights are made up, and they take their places."""
     from doubleweave.compiler.lower.lower import lower_graph, matrices
     from doubleweave.compiler.lower.templates import as_they_are, made_up
+    from doubleweave.compiler.quantize.formats import FORMATS
     from doubleweave.compiler.quantize.weights import _quantize_graph
 
     graph, weights, segment = one_large(
         torch.ops.aten.linear.default, torch.randn(1024, 1024), torch.zeros(1, 2, 1024)
     )
-    quantized, convert = _quantize_graph(graph, bits)
+    quantized, convert = _quantize_graph(graph, FORMATS[name], ())
     over = made_up(convert(weights), matrices(quantized.graph))
     assert [tensor in over.unread for tensor in over.weights].count(True) == 1
     template = lower_graph(quantized, over, segment, {"m": 2})[2]

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 import toys
 from doubleweave.errors import PolicyError
-from doubleweave.ir.split import rows
 
 pytestmark = pytest.mark.usefixtures("lowered_once")
 
@@ -28,7 +27,7 @@ def weights(draw):
 
 @given(weights())
 def test_int8_moves_a_weight_by_half_a_step_at_most(weight):
-    from doubleweave.compiler.quantize.weights import int8_per_channel
+    from doubleweave.compiler.quantize.formats import int8_per_channel
 
     values, scales, zero_points = int8_per_channel(weight)
     assert (values.dtype, scales.dtype, zero_points.dtype) == (torch.int8, torch.float32, torch.int64)
@@ -44,7 +43,8 @@ def test_int8_moves_a_weight_by_half_a_step_at_most(weight):
 
 @given(weights())
 def test_int4_moves_a_weight_by_little_and_less_than_plain_rounding(weight):
-    from doubleweave.compiler.quantize.weights import GROUP_SIZE, int4_per_group
+    from doubleweave.compiler.quantize.formats import int4_per_group
+    from doubleweave.compiler.quantize.grids import GROUP_SIZE
 
     values, scales, zero_points = int4_per_group(weight)
     assert (values.dtype, scales.dtype, zero_points.dtype) == (torch.int8, torch.float32, torch.int32)
@@ -64,21 +64,18 @@ def test_int4_moves_a_weight_by_little_and_less_than_plain_rounding(weight):
     assert torch.equal(found, squared_error(scales))
 
 
-def split_of(recipe):
-    from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+def split_of(recipe, folder=None):
+    """The toy's split as it is lowered; `folder` has the tokenizer by which its channels are scaled."""
+    from doubleweave.compiler.quantize.calibration import Calibration
+    from doubleweave.compiler.quantize.smooth import smoothed
     from doubleweave.compiler.quantize.tables import quantize_tables
-    from doubleweave.compiler.quantize.weights import quantize
-    from doubleweave.compiler.split.split_llm import default_policy, split_llm
+    from doubleweave.compiler.quantize.weights import in_groups, quantize
+    from exports import split_of as exported
 
-    module = toys.module()
-    graph = export_llm(module, 32)
-    owners = owned_modules(module)
-    split = split_llm(
-        graph,
-        owners,
-        policy=default_policy(rows(1, 32)),
-        max_context=toys.MAX_CONTEXT,
-    )
+    split = exported(toys.module(), 32)
+    if folder is not None:
+        text = Calibration(folder / "tokenizer.json", 32, toys.VOCAB_SIZE).first_tokens()
+        split = smoothed(split, text, in_groups(split, recipe))
     quantized = quantize(split, recipe)
     return quantized if recipe == "none" else quantize_tables(quantized)
 
@@ -90,10 +87,11 @@ def test_compiled_program_agrees_with_the_split_in_eager_torch(recipe, request):
     from doubleweave.compiler.split.cache_format import with_cache_format
     from doubleweave.compiler.split.eager import run_eager
 
-    program = doubleweave.open(request.getfixturevalue(f"toy_{recipe}_dir"))
+    folder = request.getfixturevalue(f"toy_{recipe}_dir")
+    program = doubleweave.open(folder)
     assert program.manifest.model.quantize == recipe
     with torch.no_grad():
-        compiled = with_cache_format(split_of(recipe), "bfloat16")  # such a recipe's default
+        compiled = with_cache_format(split_of(recipe, folder), "bfloat16")  # such a recipe's default
         wanted = run_eager(compiled, torch.from_numpy(TOKENS)[None])[0].numpy()
         exact = run_eager(split_of("none"), torch.from_numpy(TOKENS)[None])[0].numpy()
     # Queries as they are: those that products of bfloat16 round would move more activations to the other side.

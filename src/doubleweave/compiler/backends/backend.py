@@ -114,8 +114,8 @@ class Backend:
     check: Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, attention, own: own
     # Puts the segments of a split on the backend, and quantizes them.
     place: Callable[[TorchSplit, Options, Calibration, Progress], TorchSplit] | None = None
-    # Of a split and a recipe that rounds activations to 8 bits, the weights that it keeps with a scale for each group of
-    # columns; None for other recipes. Channels are then scaled before (quantize/smooth.py).
+    # Of a split and a recipe that rounds activations to 8 bits, the weights that it keeps with a scale for each group
+    # of columns; None for other recipes. Channels are then scaled before (quantize/smooth.py).
     in_groups: Callable[[TorchSplit, str], Container[Place] | None] = lambda torch_split, recipe: None
     # What compiles a segment with less noise, as options of the command line; "" for nothing.
     quieter: Callable[[Segment], str] = lambda segment: ""

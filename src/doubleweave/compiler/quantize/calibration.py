@@ -13,14 +13,14 @@ from torch import Tensor
 from doubleweave.errors import InputError
 
 MOST_TOKENS = 1024
-# How large each channel's numbers become shows in few: with four times as many, quantized logits are as far from float32.
+# How large each channel's numbers become shows in few: with four times as many, logits come no nearer to float32.
 FIRST_TOKENS = 256
 MOST_CHUNKS = 128  # token by token, a thousand runs of the model in eager torch take longer than compiling it
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The texts that a model is calibrated on, as chunks of `size` tokens; `tokenizer` is a file that may be missing."""
+    """The texts that a model is calibrated on, as chunks of `size` tokens; the file `tokenizer` may be missing."""
 
     tokenizer: Path
     size: int
@@ -29,8 +29,8 @@ class Calibration:
     def chunks(self, text: str | Path | None = None) -> list[Tensor]:
         """Token ids, int64 [1, size] each, at most `MOST_TOKENS` in all, in at most `MOST_CHUNKS`.
 
-        `text` is a text file, or a .json file with a list of token ids; None takes the text that comes with the package.
-        Raises InputError where it cannot be read or is shorter than one chunk.
+        `text` is a text file, or a .json file with a list of token ids; None takes the text that comes with the
+        package. Raises InputError where it cannot be read or is shorter than one chunk.
         """
         name, size = str(text or "the default calibration text"), self.size
         ids = _token_ids(name, text, self.tokenizer)

@@ -1,8 +1,9 @@
 """Find the channels of a language model's split that can be scaled: computed in one place, read by linears alone.
 
-Divided by a factor a channel where they are made and multiplied by it in the columns of who reads them, the numbers stay
-what they were. Three places have that: a norm's own weights, what a gate is multiplied with before the down-projection,
-and values, which attention adds up and the output projection reads. Knows nothing of recipes or backends.
+Divided by a factor a channel where they are made and multiplied by it in the columns of who reads them, the numbers
+stay what they were. Three places have that: a norm's own weights, what a gate is multiplied with before the
+down-projection, and values, which attention adds up and the output projection reads. Knows nothing of recipes or
+backends.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Channels:
     """`makers` are the weights whose rows are divided by a factor of each channel (a norm's; a linear's, and its bias),
     `readers` those whose column j is multiplied by the factor of channel `of_column[j]`, [K].
 
-    The activation that the readers share is the input `port` of their segment, or the node called `node` in it. `tables`
-    are the same tensors as readers, which others look rows up in.
+    The activation that the readers share is the input `port` of their segment, or the node called `node` in it.
+    `tables` are the same tensors as readers, which others look rows up in.
     """
 
     makers: tuple[Place, ...]
@@ -121,7 +122,7 @@ def _across(
 
 
 def _makers(segment: str, node: Any) -> tuple[Place, ...]:
-    """The weights whose rows are the channels of a node's last dim, or one factor of each; none where there are none."""
+    """The weights whose rows are the channels of a node's last dim, or a factor of each; none where there are none."""
     while is_call(node, *LAYOUT) and len(node.users) == 1:
         node = node.args[0]
     if is_call(node, aten.linear.default):

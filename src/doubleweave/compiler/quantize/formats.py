@@ -29,9 +29,9 @@ _PROBED_GROUPS = 8
 _LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
 
 
-# Sums of groups are quantized on the scale of the activations that they are of. This share of them is rarely larger than
-# the largest activation, and is rounded less than the sum's own terms are. It is 6/25, so that no share of a sum of whole
-# steps lies in the middle between two steps, where kernels round one way or the other.
+# Sums of groups are quantized on the scale of the activations that they are of. This share of them is rarely larger
+# than the largest activation, and is rounded less than the sum's own terms are. It is 6/25, so that no share of a sum
+# of whole steps lies in the middle between two steps, where kernels round one way or the other.
 SUMS_SHARE = 0.24
 # Of a quantized weight, in the order of the operators' arguments.
 PARTS = ("values", "scales", "zero_points")
@@ -88,8 +88,8 @@ def int8_per_channel(weight: Tensor) -> Parts:
 def int4_per_group(weight: Tensor) -> Parts:
     """float32 [N, K] -> (int8 [N, K] in -8 … 7, scales float32 [N, K/32], zero points int32 [N, K/32]).
 
-    A group that lies on such a grid keeps its integers. Another takes, of a few scales around its largest magnitude, the
-    one with the least squared error. Scales are rounded to bfloat16, the type in which XNNPACK keeps them.
+    A group that lies on such a grid keeps its integers. Another takes, of a few scales around its largest magnitude,
+    the one with the least squared error. Scales are rounded to bfloat16, the type in which XNNPACK keeps them.
     """
     groups = weight.view(weight.shape[0], -1, GROUP_SIZE)
     largest = groups.abs().amax(dim=2, keepdim=True)

@@ -1,8 +1,8 @@
 """Weights that were quantized before, as a GGUF's are: found by their numbers, so that their integers are kept.
 
-Behind a reader that makes float32 of them, and whatever it does to whole rows, a group's numbers still lie on a grid of a
-few even steps. Numbers that were never quantized do not: that thirty of them come within a hundredth of a step of one by
-chance has a probability of 1e-50. So it does not matter what wrote the file. Knows nothing of graphs or models.
+Behind a reader that makes float32 of them, and whatever it does to whole rows, a group's numbers still lie on a grid of
+a few even steps. Numbers that were never quantized do not: that thirty of them come within a hundredth of a step of one
+by chance has a probability of 1e-50. So it does not matter what wrote the file. Knows nothing of graphs or models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 GROUP_SIZE = 32
 # Of a step: float16 rounds a sum of scale and offset by less (AWQ's and GPTQ's folders), float32 by far less.
 _TOLERANCE = 0.01
-# What files have of more bits: up to 5 with an offset (Q5_1, Q5_K), up to 8 around zero (Q6_K, Q8_0), in groups of 16 too.
+# What files have of more bits, in groups of 16 too: up to 5 with an offset (Q5_1, Q5_K), up to 8 around zero (Q6_K,
+# Q8_0).
 _MOST_STEPS, _MOST_SYMMETRIC_STEPS = 31, 128
 
 
@@ -58,8 +59,8 @@ def _grid(groups: Tensor, low: Tensor, span: Tensor, most_steps: int, most_up: f
 
 
 def format_of(groups: Tensor) -> str | None:
-    """What holds groups [G, 32] as they were quantized: "int4", "int4_offsets", or "int8" for more bits; None for numbers
-    that were not. A few groups say so of a weight: who converts it looks at each again.
+    """What holds groups [G, 32] as they were quantized: "int4", "int4_offsets", or "int8" for more bits; None for
+    numbers that were not. A few groups say so of a weight: who converts it looks at each again.
     """
     if not groups.any() or not groups.isfinite().all():
         return None

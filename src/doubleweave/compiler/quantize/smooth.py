@@ -81,8 +81,8 @@ def _factors(torch_split: TorchSplit, channels: Channels, activation: Tensor, is
 
 
 def _numbers(of_column: Tensor) -> Tensor:
-    """For each column the least channel among those that share a factor with its own: those that a group has columns of,
-    and what these share one with."""
+    """For each column the least channel among those that share a factor with its own: those that a group has columns
+    of, and what these share one with."""
     width = len(of_column)
     group = torch.arange(width) // GROUP_SIZE
     number, before = of_column, None
