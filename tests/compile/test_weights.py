@@ -74,7 +74,7 @@ def split_of(recipe, folder=None):
 
     split = exported(toys.module(), 32)
     if folder is not None:
-        text = Calibration(folder / "tokenizer.json", 32, toys.VOCAB_SIZE).first_tokens()
+        text = Calibration(folder / "tokenizer.json", 32, toys.VOCAB_SIZE).first_tokens(toys.MAX_CONTEXT)
         split = smoothed(split, text, in_groups(split, recipe))
     quantized = quantize(split, recipe)
     return quantized if recipe == "none" else quantize_tables(quantized)
@@ -138,3 +138,39 @@ def test_unknown_recipes(recipe, tmp_path):
     with pytest.raises(PolicyError, match=message):
         doubleweave.compile_llm(toys.model(), tmp_path / "out", quantize=recipe)
     assert not list(tmp_path.iterdir())
+
+
+def on_a_grid(parameter, bits):
+    """Fill a weight with numbers of so many bits a group, with an offset."""
+    levels = torch.randint(0, 1 << bits, (parameter.numel() // 32, 32)).float()
+    levels[:, :2] = torch.tensor([0.0, (1 << bits) - 1])
+    low, step = torch.randn(len(levels), 1) * 0.1, (torch.rand(len(levels), 1) + 0.5) * 0.5 / (1 << bits)
+    parameter.copy_((low + levels * step).view_as(parameter))
+
+
+@pytest.mark.parametrize("has_four", [True, False])
+def test_more_bits_are_kept_beside_four_alone(has_four):
+    """As llama.cpp's mixtures have them: the values' projections in 5 bits, all else in 4, or all in 5."""
+    from doubleweave.compiler.quantize.weights import quantize
+    from exports import split_of as exported
+
+    module = toys.module()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim == 2 and "layers" in name:
+                on_a_grid(parameter, 5 if "v_proj" in name or not has_four else 4)
+    split = exported(module, 16)
+    quantized = quantize(split, "8da4w")
+    wide = {
+        name: sum(t.dtype == torch.int8 and int(t.abs().max()) > 8 for t in quantized.weights[name])
+        for name in ("block_1", "lm_head")
+    }
+    assert wide == {"block_1": 1 if has_four else 0, "lm_head": 1}
+    module_noise = {}
+    for name in ("block_1",):
+        exact, rounded = split.module(name), quantized.module(name)
+        inputs = [torch.randn(1, 8, *map(int, port.shape[2:])) for port in split.split.segment(name).inputs]
+        pairs = list(zip(exact(*inputs), rounded(*inputs), strict=True))
+        module_noise[name] = max(float((a - b).norm() / a.norm()) for a, b in pairs)
+    # Activations alone are rounded where the integers are kept.
+    assert (module_noise["block_1"] < 0.02) == has_four

@@ -82,7 +82,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     grouped = options.backend.in_groups(torch_split, options.recipe)
     if grouped is not None:
         report("scaling channels", 0, 1)
-        torch_split = smoothed(torch_split, calibration.first_tokens(), grouped)
+        torch_split = smoothed(torch_split, calibration.first_tokens(options.max_context), grouped)
     report(f"quantizing ({options.recipe})", 0, 1)
     assert options.backend.place is not None
     lowered = options.backend.place(torch_split, options, calibration, report)

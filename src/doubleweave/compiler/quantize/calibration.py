@@ -43,12 +43,12 @@ class Calibration:
         number = min(min(len(ids), max(MOST_TOKENS, size)) // size, MOST_CHUNKS)
         return list(torch.split(torch.tensor([ids[: number * size]]), size, dim=1))
 
-    def first_tokens(self) -> list[Tensor]:
-        """The beginning of the package's text as one chunk of `FIRST_TOKENS`; none without a tokenizer."""
+    def first_tokens(self, most: int) -> list[Tensor]:
+        """The beginning of the package's text as one chunk, of at most so many tokens; none without a tokenizer."""
         if not self.tokenizer.exists():
             return []
         ids = [token for token in text_tokens(self.tokenizer) if token < self.vocab_size]
-        return [torch.tensor([ids[:FIRST_TOKENS]])] if ids else []
+        return [torch.tensor([ids[: min(most, FIRST_TOKENS)]])] if ids else []
 
 
 def _token_ids(name: str, path: str | Path | None, tokenizer: Path) -> list[int]:

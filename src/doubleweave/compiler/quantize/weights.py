@@ -11,7 +11,7 @@ stays float32: it is small, and a rounding that changes a choice changes all tha
 
 Kernels of 4 bits have no offsets: they become further columns of a weight, which multiply the sums of each group's
 activations (formats.py). Weights that were quantized before keep their integers in 8da4w (grids.py): those around zero
-without offsets, and those of more bits in 8.
+without offsets, and in a file that mixes them those of more bits in 8.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from doubleweave.sources.file_weights import FileWeight
 RECIPES = ("8da8w", "8da4w", "none")
 KEEP_8_BIT = frozenset({"lm_head"})
 _PROBED_ROWS = 4
+_WIDE = "more bits"  # than 4, in the file
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
@@ -64,9 +65,10 @@ def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
     if recipe == "none":
         return torch_split
     usual = _usual(recipe)
-    exceptions = {s.name: _exceptions(torch_split, s.name, usual) for s in torch_split.split.segments}
     return transform.transform_variants(
-        torch_split, lambda graph, found: _quantize_graph(graph, usual, found), exceptions
+        torch_split,
+        lambda graph, found: _quantize_graph(graph, usual, found),
+        _exceptions(torch_split, usual),
     )
 
 
@@ -75,8 +77,9 @@ def in_groups(torch_split: TorchSplit, recipe: str) -> set[Place] | None:
     if recipe == "none":
         return None
     usual, found = _usual(recipe), set()
+    exceptions = _exceptions(torch_split, usual)
     for segment in torch_split.split.segments:
-        others = dict(_exceptions(torch_split, segment.name, usual))
+        others = dict(exceptions[segment.name])
         for number, _ in _quantized_weights(torch_split.graphs[segment.structure].graph):
             if FORMATS[others.get(number, usual.name)].bits == 4:
                 found.add(Place(segment.name, number))
@@ -87,21 +90,41 @@ def _usual(recipe: str) -> Format:
     return INT8 if recipe == "8da8w" else INT4_OFFSETS
 
 
-def _exceptions(torch_split: TorchSplit, name: str, usual: Format) -> Exceptions:
-    """The weights of a segment that another format than 4 bits in groups holds as they are, or better."""
+def _exceptions(torch_split: TorchSplit, usual: Format) -> dict[str, Exceptions]:
+    """By segment, the weights that another format than the recipe's holds as they are, or better."""
     if usual is INT8:
-        return ()
-    graph = torch_split.graphs[torch_split.split.segment(name).structure].graph
-    weights = torch_split.weights[name]
+        return {segment.name: () for segment in torch_split.split.segments}
+    chosen = {segment.name: _chosen(torch_split, segment.name) for segment in torch_split.split.segments}
+    names = {name for each in chosen.values() for name in each.values()}
+    # A file of more bits throughout is a source like one of 16: only beside 4 bits are they there on purpose.
+    is_mixed = not names.isdisjoint((INT4.name, INT4_OFFSETS.name))
+
+    def exceptions(segment: str) -> Exceptions:
+        graph = torch_split.graphs[torch_split.split.segment(segment).structure].graph
+        found = {}
+        for index, has_offsets in _quantized_weights(graph):
+            kept = chosen[segment].get(index, usual.name)
+            if kept == _WIDE:
+                kept = INT8.name if is_mixed else usual.name
+            found[index] = INT4.name if kept == INT4_OFFSETS.name and not has_offsets else kept
+        return tuple(sorted(item for item in found.items() if item[1] != usual.name))
+
+    return {segment: exceptions(segment) for segment in chosen}
+
+
+def _chosen(torch_split: TorchSplit, segment: str) -> dict[int, str]:
+    """The formats that weights of a segment ask for, by index."""
+    graph = torch_split.graphs[torch_split.split.segment(segment).structure].graph
+    weights = torch_split.weights[segment]
     found = {}
-    for index, has_offsets in _quantized_weights(graph):
-        # Kernels of 4 bits take whole groups, and experts' know no offsets.
-        if name in KEEP_8_BIT or weights[index].shape[-1] % GROUP_SIZE:
+    for index, _ in _quantized_weights(graph):
+        if (
+            segment in KEEP_8_BIT or weights[index].shape[-1] % GROUP_SIZE
+        ):  # kernels of 4 bits take whole groups
             found[index] = INT8.name
-        else:
-            kept = format_of(_first_rows(weights[index]).reshape(-1, GROUP_SIZE)) or usual.name
-            found[index] = kept if has_offsets or kept != usual.name else INT4.name
-    return tuple(sorted(item for item in found.items() if item[1] != usual.name))
+        elif kept := format_of(_first_rows(weights[index]).reshape(-1, GROUP_SIZE)):
+            found[index] = _WIDE if kept == INT8.name else kept
+    return found
 
 
 def _quantized_weights(graph: fx.Graph) -> Iterator[tuple[int, bool]]:
