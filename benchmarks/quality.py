@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,14 @@ from doubleweave.check.quick_weights import quick_modules
 from doubleweave.compiler.backends import backends
 from doubleweave.compiler.backends.backend import Options
 from doubleweave.compiler.pipeline_llm import splits_of
-from doubleweave.compiler.quantize import grids
+from doubleweave.compiler.quantize.calibration import Calibration
+from doubleweave.compiler.quantize.channels import find_channels
+from doubleweave.compiler.quantize.smooth import scaled, smoothed
+from doubleweave.compiler.quantize.tables import quantize_tables
+from doubleweave.compiler.quantize.weights import in_groups, quantize
 from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.ir.manifest import TOKENIZER_FILE
 from doubleweave.ir.split import rows
 from doubleweave.sources import load
 
@@ -43,19 +47,19 @@ LIMITS = {"8da8w": 0.004, "8da4w": 0.010, FORGOTTEN: 0.10}
 def main() -> None:
     args = arguments()
     with tempfile.TemporaryDirectory() as folder:
-        exact = split_of(args.source, "none", Path(folder))
+        exact = split_of(args.source, Path(folder))
         texts = {name: tokens_of(Path(folder), files, args.tokens) for name, files in TEXTS.items()}
         note(f"float32: {', '.join(f'{name} {ids.shape[1]} tokens' for name, ids in texts.items())}")
         wanted = {name: log_probabilities(exact, ids) for name, ids in texts.items()}
         found: dict[str, Any] = {}
         for recipe in (*RECIPES, FORGOTTEN):
             note(recipe)
-            with forgotten() if recipe == FORGOTTEN else nullcontext():
-                split = split_of(args.source, recipe.partition(",")[0], Path(folder), recipe == FORGOTTEN)
-                found[recipe] = {
-                    name: compared(wanted[name], log_probabilities(split, ids), ids)
-                    for name, ids in texts.items()
-                }
+            source = without_grids(exact) if recipe == FORGOTTEN else exact
+            split = quantized(source, recipe.partition(",")[0], Path(folder))
+            found[recipe] = {
+                name: compared(wanted[name], log_probabilities(split, ids), ids)
+                for name, ids in texts.items()
+            }
     lines = [["recipe", "text", "perplexity", "divergence", "same next tokens"]]
     for recipe, by_text in found.items():
         for name, each in by_text.items():
@@ -88,14 +92,36 @@ def arguments() -> argparse.Namespace:
     return p.parse_args()
 
 
-def split_of(source: str, recipe: str, folder: Path, in_float16: bool = False) -> TorchSplit:
+def split_of(source: str, folder: Path) -> TorchSplit:
     model = load(source)
-    if in_float16:
-        with torch.no_grad():
-            for parameter in model.module.parameters():
-                parameter.copy_(parameter.to(torch.float16))
-    options = Options(backends()["xnnpack"], recipe, rows(1, 128), model.max_context, cache="float32")
+    options = Options(backends()["xnnpack"], "none", rows(1, 128), model.max_context)
     return splits_of(model, options, folder, lambda what, done, total: None).lowered
+
+
+def quantized(split: TorchSplit, recipe: str, folder: Path) -> TorchSplit:
+    """As the pipeline of a compile does it."""
+    text = Calibration(folder / TOKENIZER_FILE, CHUNK, split_vocabulary(split)).first_tokens(CHUNK)
+    return quantize_tables(quantize(smoothed(split, text, in_groups(split, recipe) or ()), recipe))
+
+
+def split_vocabulary(split: TorchSplit) -> int:
+    (output,) = (value for value in split.split.values if value.kind == "output")
+    return int(output.shape[-1])
+
+
+def without_grids(split: TorchSplit) -> TorchSplit:
+    """The same numbers from weights in float16 that lie on no grid: each channel is moved by up to 5%."""
+    found = find_channels(split)
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.rand(int(each.of_column.max()) + 1, generator=generator) / 10 + 0.95 for each in found]
+    moved = scaled(split, found, factors)
+    rounded = {
+        name: tuple(
+            each.to(torch.float16).to(each.dtype) if each.ndim > 1 else each for each in moved.weights[name]
+        )
+        for name in moved.weights
+    }
+    return replace(moved, weights=rounded)
 
 
 def tokens_of(folder: Path, files: tuple[str, ...], most: int) -> Tensor:
@@ -122,17 +148,6 @@ def compared(wanted: Tensor, found: Tensor, ids: Tensor) -> dict[str, float]:
         "divergence": float((wanted.exp() * (wanted - found)).sum(dim=-1).mean()),
         "same": float((wanted.argmax(dim=-1) == found.argmax(dim=-1)).float().mean()),
     }
-
-
-@contextmanager
-def forgotten() -> Iterator[None]:
-    """Meanwhile no weight is known to have been quantized before: what a source of 16 bits would be."""
-    tolerance = grids._TOLERANCE
-    grids._TOLERANCE = -1.0
-    try:
-        yield
-    finally:
-        grids._TOLERANCE = tolerance
 
 
 if __name__ == "__main__":

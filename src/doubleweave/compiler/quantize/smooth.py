@@ -37,18 +37,25 @@ def smoothed(torch_split: TorchSplit, chunks: Sequence[Tensor], grouped: Contain
     Columns of weights in `grouped` have one factor in each group, so that a group that lay on a grid still does.
     """
     found = find_channels(torch_split) if chunks else []
+    largest = _largest_activations(torch_split, found, chunks)
+    factors = []
+    for channels, activation in zip(found, largest, strict=True):
+        is_grouped = any(place in grouped for place in channels.readers)
+        factors.append(_factors(torch_split, channels, activation, is_grouped))
+    return scaled(torch_split, found, factors)
+
+
+def scaled(torch_split: TorchSplit, found: Sequence[Channels], factors: Sequence[Tensor]) -> TorchSplit:
+    """The split whose channels are divided by factors, one a channel, and whose readers' columns are multiplied."""
     if not found:
         return torch_split
     rows: dict[Place, Tensor] = {}  # what a weight's rows are divided by
     columns: dict[Place, Tensor] = {}  # what its columns are multiplied by
     tables: dict[Place, Tensor] = {}  # the same of a table
-    largest = _largest_activations(torch_split, found, chunks)
-    for channels, activation in zip(found, largest, strict=True):
-        is_grouped = any(place in grouped for place in channels.readers)
-        factors = _factors(torch_split, channels, activation, is_grouped)
-        rows |= dict.fromkeys(channels.makers, factors)
-        columns |= dict.fromkeys((*channels.readers, *channels.tables), factors[channels.of_column])
-        tables |= dict.fromkeys(channels.tables, factors[channels.of_column])
+    for channels, each in zip(found, factors, strict=True):
+        rows |= dict.fromkeys(channels.makers, each)
+        columns |= dict.fromkeys((*channels.readers, *channels.tables), each[channels.of_column])
+        tables |= dict.fromkeys(channels.tables, each[channels.of_column])
 
     def scaling(segment: str) -> Convert:
         def convert(weights: Weights) -> Weights:
@@ -61,8 +68,8 @@ def smoothed(torch_split: TorchSplit, chunks: Sequence[Tensor], grouped: Contain
         return convert
 
     names = {place.segment for place in (*rows, *columns)}
-    scaled = MadeWeights(torch_split.weights, {name: scaling(name) for name in names})
-    return _with_divided_rows(replace(torch_split, weights=scaled), tables)
+    weights = MadeWeights(torch_split.weights, {name: scaling(name) for name in names})
+    return _with_divided_rows(replace(torch_split, weights=weights), tables)
 
 
 def _factors(torch_split: TorchSplit, channels: Channels, activation: Tensor, is_grouped: bool) -> Tensor:
