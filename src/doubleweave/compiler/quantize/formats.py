@@ -46,18 +46,30 @@ class Format:
     convert: Callable[[Tensor], Parts]
 
 
+def _without_numbers(convert: Callable[[Tensor], Parts], weight: FakeTensor) -> Parts:
+    """The parts of a weight whose shape alone is known: a conversion looks at numbers, so a row of zeros is converted.
+
+    Zero points, which backends look at, have their numbers.
+    """
+    with unset_fake_temporarily():
+        row = convert(torch.zeros(1, int(weight.shape[1])))
+    shapes = [(len(weight), *part.shape[1:]) for part in row]
+    return tuple(
+        weight.new_empty(shape, dtype=part.dtype)
+        if part.dtype == torch.int8 or part.is_floating_point()
+        else torch.zeros(shape, dtype=part.dtype)
+        for part, shape in zip(row, shapes, strict=True)
+    )
+
+
 def _by_rows(convert: Callable[[Tensor], Parts]) -> Callable[[Tensor], Parts]:
     """The same conversion of a weight [N, K], a few rows at a time."""
 
     @functools.wraps(convert)
     def converted(weight: Tensor) -> Parts:
         weight = weight.detach()
-        if isinstance(
-            weight, FakeTensor
-        ):  # a conversion looks at numbers, so one row of them says what comes out
-            with unset_fake_temporarily():
-                row = convert(torch.zeros(1, int(weight.shape[1])))
-            return tuple(weight.new_empty(len(weight), *part.shape[1:], dtype=part.dtype) for part in row)
+        if isinstance(weight, FakeTensor):
+            return _without_numbers(convert, weight)
         rows = max(1, _NUMBERS // weight.shape[1])
         if len(weight) <= rows:
             return convert(weight)

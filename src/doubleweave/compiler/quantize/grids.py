@@ -19,6 +19,7 @@ _TOLERANCE = 0.01
 # What files have of more bits, in groups of 16 too: up to 5 with an offset (Q5_1, Q5_K), up to 8 around zero (Q6_K,
 # Q8_0).
 _MOST_STEPS, _MOST_SYMMETRIC_STEPS = 31, 128
+_PROBED_GROUPS = 16
 
 
 class Grid(NamedTuple):
@@ -58,20 +59,35 @@ def _grid(groups: Tensor, low: Tensor, span: Tensor, most_steps: int, most_up: f
     return Grid(fits, low, step)
 
 
+def _lies_on_halves(groups: Tensor) -> bool:
+    """Whether groups, or halves of them, lie on a grid of more steps around zero, or halves on one with an offset."""
+    halves = groups.reshape(-1, GROUP_SIZE // 2)
+    low, high = halves.aminmax(dim=1)
+    return _lies_on(halves, low, high - low, _MOST_STEPS) or any(
+        _lies_on(each, torch.zeros(len(each)), each.abs().amax(dim=1), _MOST_SYMMETRIC_STEPS)
+        for each in (groups, halves)
+    )
+
+
+def _lies_on(groups: Tensor, low: Tensor, span: Tensor, most_steps: int) -> bool:
+    """Whether each group lies on a grid: all counts of steps at once, which takes a hundredth of one by one."""
+    counts = torch.arange(most_steps, most_steps // 2, -1).view(-1, 1)
+    step = (span / counts).clamp(min=torch.finfo(torch.float32).tiny)
+    levels = (groups - low[:, None]) / step.unsqueeze(-1)  # [counts, G, N]
+    fits = (levels - levels.round()).abs().amax(dim=-1) < _TOLERANCE
+    return bool(fits.any(dim=0).all())
+
+
 def format_of(groups: Tensor) -> str | None:
     """What holds groups [G, 32] as they were quantized: "int4", "int4_offsets", or "int8" for more bits; None for
     numbers that were not. A few groups say so of a weight: who converts it looks at each again.
     """
+    groups = groups[:_PROBED_GROUPS]
     if not groups.any() or not groups.isfinite().all():
+        return None
+    low, high = groups.aminmax(dim=1)
+    if not _lies_on(groups, low, high - low, _MOST_STEPS) and not _lies_on_halves(groups):
         return None
     if find_symmetric_grid(groups).fits.all():
         return "int4"
-    if find_grid(groups).fits.all():
-        return "int4_offsets"
-    halves = groups.reshape(-1, GROUP_SIZE // 2)
-    is_wide = any(
-        bool(find(each, most).fits.all())
-        for find, most in ((find_grid, _MOST_STEPS), (find_symmetric_grid, _MOST_SYMMETRIC_STEPS))
-        for each in (groups, halves)
-    )
-    return "int8" if is_wide else None
+    return "int4_offsets" if find_grid(groups).fits.all() else "int8"
