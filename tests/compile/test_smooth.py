@@ -115,3 +115,35 @@ def test_a_weight_that_is_used_twice_is_left_alone():
     assert not any(
         place in (Place(names[0], 0), Place(names[1], 0)) for each in found for place in each.readers
     )
+
+
+def test_a_part_of_what_a_linear_computes_is_left_alone():
+    """Keys and values of one linear, of which slices are taken, and values whose heads are turned."""
+    from torch import fx
+
+    split = split_of(toys.module())
+    name = "block_0"
+    structure = split.split.segment(name).structure
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(split.graphs[structure].graph, {}))
+    outputs = next(node for node in graph.nodes if node.op == "output").args[0]
+    values = next(node for node in outputs if "linear" in node.name)
+    found = find_channels(split)
+    assert any(place.segment == name for each in found if each.port is not None for place in each.makers)
+    turned = {}
+    for change in ("slice", "transpose"):
+        changed = fx.Graph()
+        copied: dict = {}
+        result = changed.graph_copy(graph, copied)
+        node = copied[values]
+        with changed.inserting_after(node):
+            if change == "slice":
+                new = changed.call_function(torch.ops.aten.slice.Tensor, (node, 2, 0, 8))
+            else:
+                new = changed.call_function(torch.ops.aten.transpose.int, (node, 1, 2))
+        new.meta["val"] = node.meta["val"]
+        changed.output(tuple(new if each is node else each for each in result))
+        graphs = {**split.graphs, structure: fx.GraphModule(split.graphs[structure], changed)}
+        turned[change] = find_channels(replace(split, graphs=graphs))
+    for each in turned.values():
+        assert not any(place.segment == name for c in each if c.port is not None for place in c.makers)

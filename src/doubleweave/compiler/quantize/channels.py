@@ -16,13 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from doubleweave.compiler.graph.nodes import LAYOUT, is_call, nodes_of, output_node
+from doubleweave.compiler.graph.nodes import is_call, nodes_of, output_node
 from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.ir.split import Call
 from doubleweave.sources.file_weights import FileWeight
 
 aten = torch.ops.aten
+# They leave the order of a row's numbers as it is.
+_IN_ORDER = (
+    *(aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unsqueeze.default),
+    *(aten.squeeze.dim, aten.clone.default, aten.contiguous.default),
+)
 
 
 class Place(NamedTuple):
@@ -61,7 +66,12 @@ def find_channels(torch_split: TorchSplit) -> list[Channels]:
             if value not in call.reads[:2]:
                 found += _across(graphs, edges, value, result, groups)
     found += [each for value in edges.makers for each in _across(graphs, edges, value, value, (1, 1))]
-    return [each for channels in found if (each := _with_tables(torch_split, graphs, channels)) is not None]
+    holders: defaultdict[Any, list[Place]] = defaultdict(list)
+    for segment, weights in torch_split.weights.items():
+        for number, weight in enumerate(weights):
+            holders[_identity(weight)].append(Place(segment, number))
+    with_tables = (_with_tables(torch_split, graphs, holders, each) for each in found)
+    return [each for each in with_tables if each is not None and _are_whole(torch_split, each)]
 
 
 def _graph(torch_split: TorchSplit, segment: str) -> fx.Graph:
@@ -123,7 +133,7 @@ def _across(
 
 def _makers(segment: str, node: Any) -> tuple[Place, ...]:
     """The weights whose rows are the channels of a node's last dim, or a factor of each; none where there are none."""
-    while is_call(node, *LAYOUT) and len(node.users) == 1:
+    while is_call(node, *_IN_ORDER) and len(node.users) == 1:
         node = node.args[0]
     if is_call(node, aten.linear.default):
         own = [each for each in node.args[1:] if each is not None]
@@ -161,14 +171,19 @@ def _is_vector(weight: Any, node: Any) -> bool:
     return tuple(weight.meta["val"].shape) == (node.meta["val"].shape[-1],)
 
 
+def _are_whole(torch_split: TorchSplit, channels: Channels) -> bool:
+    """Whether makers have a row for each channel: not of a slice of what a linear computes, or of each head of it."""
+    count = int(channels.of_column.max()) + 1
+    return all(len(torch_split.weights[place.segment][place.weight]) == count for place in channels.makers)
+
+
 def _with_tables(
-    torch_split: TorchSplit, graphs: Mapping[str, fx.Graph], channels: Channels
+    torch_split: TorchSplit,
+    graphs: Mapping[str, fx.Graph],
+    holders: Mapping[Any, list[Place]],
+    channels: Channels,
 ) -> Channels | None:
     """The channels with the tables that are tied to readers; None where a weight is used in any other way too."""
-    holders: defaultdict[Any, list[Place]] = defaultdict(list)
-    for segment, weights in torch_split.weights.items():
-        for number, weight in enumerate(weights):
-            holders[_identity(weight)].append(Place(segment, number))
     tables = []
     for place in (*channels.makers, *channels.readers):
         weight = torch_split.weights[place.segment][place.weight]
