@@ -129,7 +129,7 @@ def tokens_of(folder: Path, files: tuple[str, ...], most: int) -> Tensor:
     import tokenizers
 
     text = "".join((ROOT / name).read_text() for name in files)
-    ids = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    ids = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE)).encode(text).ids
     return torch.tensor([ids[:most]])
 
 

@@ -7,8 +7,9 @@ import torch
 
 import toys
 from doubleweave.check import quick_weights
-from doubleweave.check.quick_weights import dequantize, quick_modules
+from doubleweave.check.quick_weights import quick_modules
 from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
+from doubleweave.compiler.quantize.formats import dequantize
 from doubleweave.compiler.quantize.weights import quantize
 from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.split_llm import default_policy, split_llm

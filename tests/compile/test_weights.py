@@ -166,11 +166,9 @@ def test_more_bits_are_kept_beside_four_alone(has_four):
         for name in ("block_1", "lm_head")
     }
     assert wide == {"block_1": 1 if has_four else 0, "lm_head": 1}
-    module_noise = {}
-    for name in ("block_1",):
-        exact, rounded = split.module(name), quantized.module(name)
-        inputs = [torch.randn(1, 8, *map(int, port.shape[2:])) for port in split.split.segment(name).inputs]
-        pairs = list(zip(exact(*inputs), rounded(*inputs), strict=True))
-        module_noise[name] = max(float((a - b).norm() / a.norm()) for a, b in pairs)
+    exact, rounded = split.module("block_1"), quantized.module("block_1")
+    inputs = [torch.randn(1, 8, *map(int, port.shape[2:])) for port in split.split.segment("block_1").inputs]
+    pairs = zip(exact(*inputs), rounded(*inputs), strict=True)
+    noise = max(float((a - b).norm() / a.norm()) for a, b in pairs)
     # Activations alone are rounded where the integers are kept.
-    assert (module_noise["block_1"] < 0.02) == has_four
+    assert (noise < 0.02) == has_four

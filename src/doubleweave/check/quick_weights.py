@@ -11,6 +11,7 @@ import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
 from doubleweave.compiler.graph.nodes import is_call, nodes_of
+from doubleweave.compiler.quantize.formats import dequantize
 from doubleweave.compiler.split.pieces import SegmentModules, TorchSplit
 from doubleweave.compiler.split.transform import copy_graph
 from doubleweave.sources.file_weights import FEATURES, linear_in_blocks
@@ -57,13 +58,3 @@ def product(
         for rows in blocks
     )
     return linear_in_blocks(x, weights, len(values), bias)
-
-
-def dequantize(values: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:
-    """int8 [N, …], scales [N] or, for groups of columns, [N, groups] -> float32 [N, …]."""
-    found = values.to(torch.float32)
-    groups = found.view(scales.numel(), -1)
-    if zero_points is not None and bool(zero_points.any()):
-        groups -= zero_points.reshape(-1, 1)
-    groups *= scales.reshape(-1, 1)
-    return found

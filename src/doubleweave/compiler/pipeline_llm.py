@@ -79,10 +79,10 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     if model.save_tokenizer is not None:
         _save_tokenizer(model.save_tokenizer, folder)
     calibration = Calibration(folder / TOKENIZER_FILE, most, model.vocab_size)
-    grouped = options.backend.in_groups(torch_split, options.recipe)
-    if grouped is not None:
+    text = calibration.first_tokens(options.max_context)
+    if text and (grouped := options.backend.in_groups(torch_split, options.recipe)) is not None:
         report("scaling channels", 0, 1)
-        torch_split = smoothed(torch_split, calibration.first_tokens(options.max_context), grouped)
+        torch_split = smoothed(torch_split, text, grouped)
     report(f"quantizing ({options.recipe})", 0, 1)
     assert options.backend.place is not None
     lowered = options.backend.place(torch_split, options, calibration, report)

@@ -96,6 +96,11 @@ def linear_in_blocks(
     return result
 
 
+def in_blocks(weight: Tensor, rows: int) -> Iterator[Tensor]:
+    """A weight's rows, so many behind one another; each block in the place of the one before, where they are read."""
+    return weight.blocks(rows) if isinstance(weight, FileWeight) else iter(torch.split(weight.detach(), rows))
+
+
 def in_memory(tensor: Tensor) -> Tensor:
     """The tensor, read where it is in a file."""
     return tensor.read() if isinstance(tensor, FileWeight) else tensor

@@ -24,15 +24,17 @@ ENCODED = "encoded"  # of a placeholder: keys or values that the encoder gave, t
 PAST = "past"  # of a placeholder: the node whose rows of earlier chunks it stands for, and to whose piece it belongs
 
 
-# Operators that lay the numbers of one tensor out anew and compute nothing.
-LAYOUT = frozenset(
+# Operators that give the numbers of one tensor other axes, in the order that they have.
+RESHAPES = frozenset(
     {
         *(aten.view.default, aten.reshape.default, aten.flatten.using_ints),
-        *(aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default),
-        *(aten.transpose.int, aten.permute.default, aten.slice.Tensor, aten.select.int),
-        *(aten.clone.default, aten.contiguous.default),
+        *(aten.unsqueeze.default, aten.squeeze.dim, aten.clone.default, aten.contiguous.default),
     }
 )
+# Operators that lay the numbers of one tensor out anew and compute nothing.
+LAYOUT = RESHAPES | {
+    *(aten.expand.default, aten.transpose.int, aten.permute.default, aten.slice.Tensor, aten.select.int)
+}
 
 
 def nodes_of(graph: fx.Graph) -> list[Any]:

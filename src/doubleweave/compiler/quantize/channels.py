@@ -16,18 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from doubleweave.compiler.graph.nodes import is_call, nodes_of, output_node
+from doubleweave.compiler.graph.nodes import RESHAPES, is_call, nodes_of, output_node
 from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.ir.split import Call
 from doubleweave.sources.file_weights import FileWeight
 
 aten = torch.ops.aten
-# They leave the order of a row's numbers as it is.
-_IN_ORDER = (
-    *(aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unsqueeze.default),
-    *(aten.squeeze.dim, aten.clone.default, aten.contiguous.default),
-)
 
 
 class Place(NamedTuple):
@@ -133,7 +128,7 @@ def _across(
 
 def _makers(segment: str, node: Any) -> tuple[Place, ...]:
     """The weights whose rows are the channels of a node's last dim, or a factor of each; none where there are none."""
-    while is_call(node, *_IN_ORDER) and len(node.users) == 1:
+    while is_call(node, *RESHAPES) and len(node.users) == 1:
         node = node.args[0]
     if is_call(node, aten.linear.default):
         own = [each for each in node.args[1:] if each is not None]

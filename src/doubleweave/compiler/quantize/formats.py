@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.nn import functional
 
 from doubleweave.compiler.quantize.grids import GROUP_SIZE, Grid, find_grid, find_symmetric_grid
-from doubleweave.sources.file_weights import FileWeight
+from doubleweave.sources.file_weights import in_blocks
 
 Parts = tuple[Tensor, ...]
 
@@ -73,10 +73,9 @@ def _by_rows(convert: Callable[[Tensor], Parts]) -> Callable[[Tensor], Parts]:
         rows = max(1, _NUMBERS // weight.shape[1])
         if len(weight) <= rows:
             return convert(weight)
-        blocks = weight.blocks(rows) if isinstance(weight, FileWeight) else torch.split(weight, rows)
         made: Parts = ()
         start = 0
-        for block in blocks:
+        for block in in_blocks(weight, rows):
             parts = convert(block)
             # All of it at once: parts that stay, between memory that is given back, would keep the heap from shrinking.
             made = made or tuple(part.new_empty(len(weight), *part.shape[1:]) for part in parts)
@@ -148,7 +147,7 @@ def int4_with_offsets(weight: Tensor) -> Parts:
     offsets = (groups - levels * scales[:, None]).mean(dim=1).view(len(weight), -1) / SUMS_SHARE
     columns = functional.pad(offsets, (0, num_sums(weight.shape[1]) - offsets.shape[1]))
     first = int4_per_group(columns)
-    second = int4_per_group(columns - dequantized(first[0], first[1]))
+    second = int4_per_group(columns - dequantize(first[0], first[1]))
     values = torch.cat((levels.to(torch.int8).view(weight.shape), first[0], second[0]), dim=1)
     all_scales = torch.cat((scales.view(len(weight), -1), first[1], second[1]), dim=1)
     return values, all_scales, torch.zeros(all_scales.shape, dtype=torch.int32)
@@ -159,8 +158,14 @@ def num_sums(width: int) -> int:
     return -(-width // GROUP_SIZE**2) * GROUP_SIZE
 
 
-def dequantized(values: Tensor, scales: Tensor) -> Tensor:
-    return (values.view(*scales.shape, -1) * scales.unsqueeze(-1)).view(values.shape)
+def dequantize(values: Tensor, scales: Tensor, zero_points: Tensor | None = None) -> Tensor:
+    """int8 [N, …], scales [N] or, for groups of columns, [N, groups] -> float32 [N, …]."""
+    found = values.to(torch.float32)
+    groups = found.view(scales.numel(), -1)
+    if zero_points is not None and bool(zero_points.any()):
+        groups -= zero_points.reshape(-1, 1)
+    groups *= scales.reshape(-1, 1)
+    return found
 
 
 def _begins_on(find: Callable[[Tensor], Grid], groups: Tensor) -> bool:

@@ -25,7 +25,7 @@ from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.pieces import SegmentModules, TorchSplit
 from doubleweave.compiler.split.transform import copy_graph, over_empty_weights, transform_segments
 from doubleweave.compiler.split.weights import Convert, MadeWeights, Weights
-from doubleweave.sources.file_weights import FileWeight
+from doubleweave.sources.file_weights import FEATURES, FileWeight, in_blocks
 from doubleweave.sources.saved_tensors import Rows, Saved
 
 aten = torch.ops.aten
@@ -37,6 +37,8 @@ def smoothed(torch_split: TorchSplit, chunks: Sequence[Tensor], grouped: Contain
     Columns of weights in `grouped` have one factor in each group, so that a group that lay on a grid still does.
     """
     found = find_channels(torch_split) if chunks else []
+    if not found:
+        return torch_split
     largest = _largest_activations(torch_split, found, chunks)
     factors = []
     for channels, activation in zip(found, largest, strict=True):
@@ -47,8 +49,6 @@ def smoothed(torch_split: TorchSplit, chunks: Sequence[Tensor], grouped: Contain
 
 def scaled(torch_split: TorchSplit, found: Sequence[Channels], factors: Sequence[Tensor]) -> TorchSplit:
     """The split whose channels are divided by factors, one a channel, and whose readers' columns are multiplied."""
-    if not found:
-        return torch_split
     rows: dict[Place, Tensor] = {}  # what a weight's rows are divided by
     columns: dict[Place, Tensor] = {}  # what its columns are multiplied by
     tables: dict[Place, Tensor] = {}  # the same of a table
@@ -76,7 +76,7 @@ def _factors(torch_split: TorchSplit, channels: Channels, activation: Tensor, is
     """The factor of each channel: it leaves activations and weights as large as one another."""
     weights = torch.zeros_like(activation)
     for place in channels.readers:
-        for block in _blocks(torch_split.weights[place.segment][place.weight]):
+        for block in in_blocks(torch_split.weights[place.segment][place.weight], FEATURES):
             weights = torch.maximum(weights, block.abs().amax(dim=0))
     number = _numbers(channels.of_column) if is_grouped else channels.of_column
     count = int(channels.of_column.max()) + 1
@@ -99,10 +99,6 @@ def _numbers(of_column: Tensor) -> Tensor:
             least = torch.full((width,), width).scatter_reduce_(0, key, number, "amin")
             number = least[key]
     return number
-
-
-def _blocks(weight: Tensor) -> Iterator[Tensor]:
-    return weight.blocks(1024) if isinstance(weight, FileWeight) else iter((weight.detach(),))
 
 
 def _scaled(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:

@@ -42,7 +42,7 @@ from doubleweave.compiler.split import transform
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.weights import Convert, Weights
 from doubleweave.errors import PolicyError
-from doubleweave.sources.file_weights import FileWeight
+from doubleweave.sources.file_weights import FileWeight, in_blocks
 
 RECIPES = ("8da8w", "8da4w", "none")
 KEEP_8_BIT = frozenset({"lm_head"})
@@ -270,7 +270,7 @@ def _converted(weight: Tensor, into: Format) -> tuple[Tensor, ...]:
     if weight.ndim == 2:
         return into.convert(weight)
     # One by one: the search for 4-bit scales takes several times their memory.
-    experts = (e[0] for e in weight.blocks(1)) if isinstance(weight, FileWeight) else weight.unbind()
+    experts = (block[0] for block in in_blocks(weight, 1))
     return tuple(map(torch.stack, zip(*map(into.convert, experts), strict=True)))
 
 

@@ -6,7 +6,6 @@ binding. One on another device gives float32, and a small segment behind it writ
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from doubleweave.compiler.graph.cache_rows import stored
 from doubleweave.compiler.graph.nodes import insert, is_call, output_node
 from doubleweave.compiler.graph.ops import ATTENTIONS, CACHE_ROWS, CROSS
 from doubleweave.compiler.policy import KERNELS_BACKEND
-from doubleweave.compiler.split.pieces import TorchSplit, with_weights
+from doubleweave.compiler.split.pieces import TorchSplit, derived_structure, with_weights
 from doubleweave.compiler.split.transform import copy_graph
 from doubleweave.compiler.split.weights import JoinedWeights
 from doubleweave.ir.cache_format import SCALE_BYTES, heads_of
@@ -140,7 +139,7 @@ class _Rewriter:
             return _port(old, self._stored[name].value) if name in self._stored else old
 
         inputs = tuple(map(port, segment.inputs, call.reads))
-        digest = _digest(segment.structure, [each.dtype for each in inputs])
+        digest = derived_structure(segment.structure, [each.dtype for each in inputs])
         if digest not in self._graphs:
             graph = copy_graph(self._old.graphs[segment.structure])
             for node, each in zip(graph.find_nodes(op="placeholder"), inputs, strict=True):
@@ -157,7 +156,9 @@ class _Rewriter:
             _port(port, each.value) if each else port
             for port, each in zip(segment.outputs, found, strict=True)
         )
-        digest = _digest(segment.structure, [each and (each.value.dtype, each.heads) for each in found])
+        digest = derived_structure(
+            segment.structure, [each and (each.value.dtype, each.heads) for each in found]
+        )
         if digest not in self._graphs:
             graph = copy_graph(self._old.graphs[segment.structure])
             output = output_node(graph)
@@ -179,7 +180,7 @@ class _Rewriter:
         inputs = tuple(Port(f"in{i}", "float32", value.shape) for i, value in enumerate(values))
         outputs = tuple(Port(f"out{i}", s.value.dtype, s.value.shape) for i, s in enumerate(stored))
         heads = [each.heads for each in stored]
-        digest = _digest("", [heads, *inputs, *outputs])
+        digest = derived_structure("", [heads, *inputs, *outputs])
         for found in self._storing:
             if found.structure == digest:
                 return found.name
@@ -201,7 +202,3 @@ def _port(port: Port, value: Value) -> Port:
     """A port that takes a value of the cache: all rows so far, or those of the chunk."""
     axis = port.shape[1]
     return Port(port.name, value.dtype, tuple(axis if size == ROWS else size for size in value.shape))
-
-
-def _digest(structure: str, what: Any) -> str:
-    return hashlib.sha256(f"{structure} {what}".encode()).hexdigest()[:16]

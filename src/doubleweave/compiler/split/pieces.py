@@ -307,6 +307,11 @@ def extract(
     return with_weights(graph, tensors), tensors
 
 
+def derived_structure(name: str, what: object) -> str:
+    """The name of the structure that a pass makes of another: the same for the same `what`."""
+    return hashlib.sha256(f"{name} {what}".encode()).hexdigest()[:16]
+
+
 def structure(graph: fx.Graph, weights: tuple[Tensor, ...], ports: tuple[Port, ...]) -> str:
     """A digest of graph, ports and weights, without the numbers of weights of 16 bytes and more."""
     numbers = [w.tolist() if w.numel() * w.element_size() < SMALL_BYTES else None for w in weights]

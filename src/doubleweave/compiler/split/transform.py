@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -10,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import fx
 
-from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.compiler.split.pieces import TorchSplit, derived_structure
 from doubleweave.compiler.split.weights import Convert, MadeWeights
 
 _Variant = TypeVar("_Variant")
@@ -46,7 +45,7 @@ def transform_variants(
     for segment in torch_split.split.segments:
         if segment.name in variants:
             variant = variants[segment.name]
-            structure = _structure(segment.structure, variant)
+            structure = derived_structure(segment.structure, variant) if variant else segment.structure
             if structure not in made:
                 graphs[structure], made[structure] = transform(torch_split.graphs[segment.structure], variant)
             convert[segment.name] = made[structure]
@@ -55,10 +54,6 @@ def transform_variants(
     split = replace(torch_split.split, segments=tuple(segments))
     used = {segment.structure: graphs[segment.structure] for segment in segments}
     return replace(torch_split, split=split, graphs=used, weights=MadeWeights(torch_split.weights, convert))
-
-
-def _structure(name: str, variant: object) -> str:
-    return hashlib.sha256(f"{name} {variant}".encode()).hexdigest()[:16] if variant else name
 
 
 def copy_graph(graph_module: fx.GraphModule) -> fx.Graph:

@@ -10,7 +10,6 @@ The recipes are named by bits: 16a8w is 16-bit activations and 8-bit weights, on
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +24,7 @@ from doubleweave.compiler.graph.nodes import constant
 from doubleweave.compiler.graph.ops import REFERENCES
 from doubleweave.compiler.quiet import quiet
 from doubleweave.compiler.split.eager import run_chunks
-from doubleweave.compiler.split.pieces import TorchSplit, with_weights
+from doubleweave.compiler.split.pieces import TorchSplit, derived_structure, with_weights
 from doubleweave.compiler.split.transform import copy_graph, number_weights, transform_segments
 from doubleweave.errors import LowerError, PolicyError
 from doubleweave.ir.split import Segment, SizeRanges
@@ -132,7 +131,7 @@ def _replaced(torch_split: TorchSplit, modules: Mapping[str, fx.GraphModule]) ->
     for segment in torch_split.split.segments:
         structure = segment.structure
         if segment.name in modules:
-            structure = hashlib.sha256(f"{segment.structure} {segment.name}".encode()).hexdigest()[:16]
+            structure = derived_structure(segment.structure, segment.name)
             graphs[structure], weights[segment.name] = _as_structure(modules[segment.name])
         else:
             graphs[structure] = torch_split.graphs[structure]
