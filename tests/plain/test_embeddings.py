@@ -82,6 +82,17 @@ def problem(split: Split) -> str | None:
 
 
 @pytest.mark.parametrize("shape", [rows(1, 32), FixedSizes((1, 8))])
+def test_rows_stand_on_the_second_axis_of_what_sessions_fill(shape):
+    split = toys.split(1, shape)
+    for name, other in (("input_ids", (1, 1, "T")), ("k_0", ("T", 1, 1, 4))):
+        value = next(value for value in split.values if value.name == name)
+        values = tuple(replace(v, shape=other) if v is value else v for v in split.values)
+        moved = replace(split, functions=(replace(split.main, values=values),))
+        assert moved.values != split.values
+        assert problem(moved) == f"value {name} has no rows"
+
+
+@pytest.mark.parametrize("shape", [rows(1, 32), FixedSizes((1, 8))])
 def test_encoders_are_no_part_of_what_sessions_run(shape):
     split = toys.split(2, shape)
     both = with_encoder(split)

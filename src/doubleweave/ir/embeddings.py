@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from doubleweave.ir.split import Call, Function, Split, Value
+from doubleweave.ir.split import ROWS, Call, Function, Split, Value
 
 LOOKUP = "embed_tokens"  # the segment of the model's input embeddings
 _IDS = "input_ids"
@@ -25,7 +25,7 @@ def why_no_rows(split: Split) -> str:
     if len(readers) != 1 or readers[0].reads != (_IDS,) or len(readers[0].writes) != 1:
         return "the model does not look its tokens up in one table, whose rows others could replace"
     value = split.main.value(readers[0].writes[0])
-    if value.kind != "chunk" or value.dtype != "float32" or len(value.shape) != 3:
+    if (value.kind, value.dtype, len(value.shape), value.shape[1:2]) != ("chunk", "float32", 3, (ROWS,)):
         return (
             f"what the model looks up is {value.type_text} ({value.kind}), expected float32 rows of one chunk"
         )

@@ -197,6 +197,8 @@ def _rows_problem(value: Value) -> str | None:
         return f"value {value.name} has a window that is none"
     rows = ENCODED if value.kind == "encoded" else ROWS
     is_rows = [size for size in value.shape if isinstance(size, str)] == [rows]
+    if is_rows and value.kind in ("input", "cache"):
+        is_rows = value.shape.index(rows) == 1  # sessions fill them row by row
     return None if is_rows else f"value {value.name} has no rows"
 
 

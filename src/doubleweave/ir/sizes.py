@@ -67,7 +67,9 @@ def _function(node: ast.expr, found: set[str]) -> _Function:
             apply, parts = _BINARY[type(op)], [left, right]
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             apply, parts = operator.neg, [operand]
-        case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in _FUNCTIONS:
+        case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in _FUNCTIONS and (
+            len(parts) == 2 or (len(parts) > 2 and name in ("Max", "Min"))
+        ):
             apply = _FUNCTIONS[name]
         case _:
             raise ValueError(f"{ast.unparse(node)!r} is no size expression")
@@ -97,16 +99,17 @@ def solve(size: Size, found: int, values: dict[str, int]) -> bool:
     it, or where all symbols are known and the size is another; raises ValueError for several unknown symbols.
     """
     unknown = [name for name in sorted(symbols(size)) if name not in values]
-    if not unknown:
-        return evaluate(size, values) == found
     if len(unknown) > 1:
         raise ValueError(f"{size!r} has several unknown symbols")
-    (name,) = unknown
     try:
-        # Two points give a line; whether the size is one is checked at the solution.
-        zero, one = (evaluate(size, {**values, name: number}) for number in (0, 1))
+        return _solve(size, found, values, unknown[0]) if unknown else evaluate(size, values) == found
     except ZeroDivisionError:
         return False
+
+
+def _solve(size: Size, found: int, values: dict[str, int], name: str) -> bool:
+    # Two points give a line; whether the size is one is checked at the solution.
+    zero, one = (evaluate(size, {**values, name: number}) for number in (0, 1))
     if one == zero:
         return False
     number = (found - zero) // (one - zero)

@@ -40,13 +40,27 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
         return insert(graph, aten.rms_norm.default, x, list(weight.meta["val"].shape), weight, eps, like=node)
 
     replace_nodes(graph, fused)
+    replace_nodes(graph, partial(_without_copies, graph))
     replace_nodes(graph, partial(_with_open_rows, graph))
     return over_empty_weights(graph), lambda weights: weights
 
 
+def _without_copies(graph: fx.Graph, node: Any) -> Any:
+    """A copy's input, and a reshape in the place of a view that needs one.
+
+    QNN's quantizer has no rule for copies: it gives them scales of their own. A copy of one row has nothing to do, so
+    the compiler leaves it out, with the change of scales.
+    """
+    if is_call(node, aten.clone.default, aten.contiguous.default):
+        return node.args[0]
+    if is_call(node, aten.view.default, aten._unsafe_view.default):
+        return insert(graph, aten.reshape.default, *node.args, like=node)
+    return None
+
+
 def _with_open_rows(graph: fx.Graph, node: Any) -> Any:
     """A view that names its number of rows, as heads do that are told apart for a norm of their own."""
-    if not is_call(node, aten.view.default, aten.reshape.default, aten._unsafe_view.default):
+    if not is_call(node, aten.reshape.default):
         return None
     sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
     if sizes.count(-1) != 1 or sizes == list(node.args[1]):
