@@ -111,7 +111,7 @@ def test_prompt_lengths_agree_with_token_by_token(program, token_by_token, shape
 
 
 def perplexity(program: dw.Program) -> float:
-    return float(score(program, program.session(), (DATA / "essay.txt").read_text())["perplexity"])
+    return score(program, program.session(), (DATA / "essay.txt").read_text()).perplexity
 
 
 @pytest.fixture(scope="module")

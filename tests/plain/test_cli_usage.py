@@ -34,7 +34,7 @@ def test_help_lists_every_command(cli):
         (["run", "x", "--threads", "two"], "argument --threads: invalid int value"),
         (["run", "x", "--temperature", "warm"], "argument --temperature: invalid float value"),
         (["compile", "x"], "the following arguments are required: -o/--out"),
-        (["score", "x"], "the following arguments are required: FILE"),
+        (["score"], "the following arguments are required: DIR"),
     ],
 )
 def test_wrong_usage_is_one_line_that_points_to_help(refused, argv, message):

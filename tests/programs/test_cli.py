@@ -12,12 +12,16 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import toys
+from doubleweave.ir import manifest
 from doubleweave.ir.seal import sealed
 from doubleweave.schedule.choice import SCHEDULES
+from doubleweave.texts import held_out_texts
 
 
 def last_json(out):
@@ -105,7 +109,6 @@ def test_bench_reports_medians_and_spread(cli, toy_program_dir):
 
 
 def test_score_is_the_perplexity_of_the_model(cli, toy_program_dir, toy_static_dir, tmp_path):
-    import numpy as np
     import torch
 
     text = "a text that is longer than one chunk of the toy, so that it is scored in several of them" * 2
@@ -120,6 +123,38 @@ def test_score_is_the_perplexity_of_the_model(cli, toy_program_dir, toy_static_d
         assert report["tokens"] == ids.shape[1] - 1
         assert np.isclose(report["nll"], loss, rtol=1e-5)
         assert np.isclose(report["perplexity"], np.exp(loss), rtol=1e-4)
+
+
+def test_score_against_float32(cli, refused, toy_program_dir, toy_8da4w_dir, toy_copy, tmp_path):
+    (tmp_path / "text.txt").write_text("a text that is longer than one chunk of the toy, " * 3)
+    code, out, _ = cli("score", toy_8da4w_dir, tmp_path / "text.txt", "--against", toy_program_dir, "--json")
+    report = last_json(out)
+    assert code == 0
+    assert report["over"] == pytest.approx(report["perplexity"] / np.exp(report["exact_nll"]) - 1)
+    assert 0 < report["kl"] < 1
+    assert 0 < report["top1"] <= 1
+    assert f"{report['over']:+.2%}" in out
+    code, out, _ = cli(
+        "score", toy_program_dir, tmp_path / "text.txt", "--against", toy_program_dir, "--json"
+    )
+    same = last_json(out)
+    assert (same["over"], same["kl"], same["top1"]) == (0, 0, 1)
+    replace(manifest.read(toy_copy), tokenizer_digest="0" * 16).write(toy_copy)
+    message = refused("score", toy_program_dir, tmp_path / "text.txt", "--against", toy_copy)
+    assert "has another tokenizer or vocabulary; expected a program of the same model" in message
+
+
+def test_score_without_a_file_takes_the_texts_of_the_package(cli, toy_program_dir):
+    code, out, _ = cli("score", toy_program_dir, "--json")
+    report = last_json(out)
+    assert code == 0
+    texts = held_out_texts()
+    assert [each["text"] for each in report["scores"]] == list(texts)
+    for each in report["scores"]:
+        assert each["num_tokens"] == len(toys.tokenizer().encode(texts[each["text"]]).ids) - 1
+    assert sum(each["num_tokens"] for each in report["scores"]) == report["tokens"]
+    mean = sum(each["nll"] * each["num_tokens"] for each in report["scores"]) / report["tokens"]
+    assert report["nll"] == pytest.approx(mean)
 
 
 PROMPT = ["-p", "hello"]

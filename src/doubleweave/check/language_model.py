@@ -39,11 +39,11 @@ from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.errors import CheckError, RunError
 from doubleweave.ir.check import Check
 from doubleweave.ir.manifest import TOKENIZER_FILE
-from doubleweave.ir.split import ENCODER, FixedSizes, Split, most_rows
+from doubleweave.ir.split import ENCODER, FixedSizes, most_rows
 from doubleweave.runtime.open import open_llm
 from doubleweave.schedule.choice import chunk_shape
 from doubleweave.sources.encoder_decoder import Decoder
-from doubleweave.vendors.library import emulator_of, libraries_of
+from doubleweave.vendors.library import emulator_of, missing_here
 
 # Of the largest logit. float32 kernels that add up in another order are off by some 1e-6 of it (SmolLM2: 3e-6), by 5e-5
 # where random weights let one number outweigh all others. What is wrong is off by more than 1e-3 as a rule.
@@ -113,7 +113,7 @@ def check_llm(compiled: Compiled, report: Progress) -> Check:
 
 def _hold_all(subject: _Subject, first: Place, far: Sequence[Place], report: Progress) -> Check:
     compiled, split = subject.compiled, subject.compiled.lowered.split
-    reason = _cannot_run(split)
+    reason = missing_here(split)
     ran = Check("split" if reason else "program", reason, first.end, tuple({place.start: 0 for place in far}))
     report("checking: the split", 1, 3)
     short = first.cut(compiled.split_chunks)
@@ -303,12 +303,6 @@ class _Subject:
 
     def _refusal(self, what: str) -> CheckError:
         return refusal(self.compiled, what)
-
-
-def _cannot_run(split: Split) -> str:
-    """Why the program is not run here, "" where it is."""
-    missing = (library.missing(split.segments_of(name)) for name, library in libraries_of(split).items())
-    return next(filter(None, missing), "")
 
 
 def _hold_emulated(subject: _Subject, ran: Check, first: Place, far: Sequence[Place]) -> Check:

@@ -102,6 +102,12 @@ def add_compile(commands: Any) -> None:
         help="run all layers of a large model against the source, several times as long as its first layers and each "
         "segment by itself",
     )
+    p.add_argument(
+        "--score",
+        action="store_true",
+        help="run the program over the package's texts (18,000 tokens of several kinds) against float32; the manifest "
+        "keeps perplexity, divergence and equal next tokens",
+    )
     p.add_argument("--json", action="store_true", help="print a summary as one JSON object on the last line")
     p.set_defaults(command=_compile)
 
@@ -155,6 +161,7 @@ def _add_option(p: argparse.ArgumentParser, option: Option, help_text: str) -> N
 
 def _compile(args: argparse.Namespace) -> None:
     from doubleweave.cli.show_program import check_lines, compile_summary, quality_lines
+    from doubleweave.cli.show_scores import score_lines
     from doubleweave.entries.compile_llm import compile_llm
 
     if (args.source is None) == (args.checkpoint is None):
@@ -177,6 +184,7 @@ def _compile(args: argparse.Namespace) -> None:
             adapter=args.adapter,
             trust_remote_code=args.trust_remote_code,
             check="whole" if args.check_whole else not args.no_check,
+            score=args.score,
             progress=progress,
             **_given(args),
         )
@@ -186,7 +194,7 @@ def _compile(args: argparse.Namespace) -> None:
         f"{summary['program_bytes'] / 2**20:.0f} MiB in {summary['seconds']:.0f} s, "
         f"at most {summary['peak_memory_bytes'] / 2**20:.0f} MiB of memory in a process"
     )
-    for line in (*check_lines(manifest), *quality_lines(manifest)):
+    for line in (*check_lines(manifest), *quality_lines(manifest), *score_lines(manifest.scores)):
         print(line)
     if not summary["tokenizer"]:
         print("note: the source has no tokenizer that can be read; give prompts as --token-ids")

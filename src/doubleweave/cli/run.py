@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,10 @@ from doubleweave.cli.options import (
     trace_path,
     workers_of,
 )
+from doubleweave.cli.show_scores import score_dict, score_lines
 from doubleweave.errors import InputError
+from doubleweave.ir.text_score import together
+from doubleweave.texts import held_out_texts
 from doubleweave.vendors.library import emulator_of
 
 if TYPE_CHECKING:
@@ -112,29 +116,53 @@ def _bench(args: argparse.Namespace) -> None:
 
 def add_score(commands: Any) -> None:
     p = commands.add_parser(
-        "score", help="perplexity of a text", description="Perplexity of a text, through the prefill path."
+        "score",
+        help="perplexity of texts",
+        description="Perplexity of a text, through the prefill path; without one, of the package's own: prose, "
+        "documentation, code, conversations and German, none of which recipes are calibrated on.",
     )
     add_program(p)
-    p.add_argument("file", metavar="FILE", help="a text file")
+    p.add_argument("file", metavar="FILE", nargs="?", help="a text file")
+    p.add_argument(
+        "--against",
+        metavar="DIR",
+        help="a program of the same model, compiled with --quantize none: how much perplexity rises, how far the next "
+        "token's probabilities diverge, and how many next tokens are the same",
+    )
     add_schedule_options(p)
     add_json(p)
     p.set_defaults(command=_score)
 
 
 def _score(args: argparse.Namespace) -> None:
-    from doubleweave.measure.perplexity import score
+    from doubleweave.measure.perplexity import check_same_vocabulary, score
 
-    try:
-        text = Path(args.file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{args.file}: cannot be read as text ({error})") from None
+    texts = held_out_texts() if args.file is None else {Path(args.file).name: _text(args.file)}
     program = open_quietly(args.program)
-    result = score(program, _session(program, args), text)
-    print(
-        f"perplexity {result['perplexity']:.4f} over {result['tokens']} tokens, "
-        f"{result['tok_per_s']:.0f} tokens/s"
-    )
-    print_json(args, result)
+    session, exact = _session(program, args), None
+    if args.against is not None:
+        other = open_quietly(args.against)
+        check_same_vocabulary(program, other, args.against)
+        exact = other.session(threads=args.threads)
+    start = time.perf_counter()
+    scores = [score(program, session, text, name, exact) for name, text in texts.items()]
+    seconds = time.perf_counter() - start
+    whole = together("all", scores)
+    speed = whole.num_tokens / seconds
+    if args.file is None or exact is not None:
+        print("\n".join(score_lines(scores)))
+    else:
+        print(f"perplexity {whole.perplexity:.4f} over {whole.num_tokens} tokens, {speed:.0f} tokens/s")
+    about = {"tokens": whole.num_tokens, "tok_per_s": speed, "schedule": session.schedule}
+    about |= {"threads": session.threads, "scores": [score_dict(each) for each in scores]}
+    print_json(args, {**score_dict(whole), **about})
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from None
 
 
 def _add_trace_option(p: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from doubleweave.cli.show_scores import score_dict, score_lines
 from doubleweave.compiler.backends import backends
 from doubleweave.ir.manifest import TOKENIZER_FILE, Manifest
 from doubleweave.ir.split import FixedSizes, Function, Segment
@@ -26,6 +27,7 @@ def compile_summary(out: str, manifest: Manifest, seconds: float) -> dict[str, A
         "tokenizer": (Path(out) / TOKENIZER_FILE).exists(),
         "seconds": seconds,
         "check": None if manifest.check is None else asdict(manifest.check),
+        "scores": [score_dict(score) for score in manifest.scores],
         "peak_memory_bytes": _peak_memory_bytes(),
         "snr_db": {s.name: s.snr_db for s in manifest.split.segments if s.snr_db is not None},
     }
@@ -90,6 +92,7 @@ def inspect_dict(manifest: Manifest) -> dict[str, Any]:
     model = manifest.model
     about: dict[str, Any] = {"model": manifest.name, "program_bytes": manifest.program_bytes}
     about["check"] = None if manifest.check is None else asdict(manifest.check)
+    about["scores"] = [score_dict(score) for score in manifest.scores]
     if model is not None:
         about.update(quantize=model.quantize, max_context=model.max_context, cache=_cached_bytes(manifest))
     else:
@@ -155,7 +158,7 @@ def inspect_table(manifest: Manifest) -> str:
     if found := _cached_bytes(manifest):
         formats = ", ".join(f"{count:,} bytes a token in {dtype}" for dtype, count in found.items())
         parts.append(f"cache: {formats}")
-    parts += check_lines(manifest)
+    parts += [*check_lines(manifest), *score_lines(manifest.scores)]
     return "\n".join(parts)
 
 

@@ -20,10 +20,11 @@ from doubleweave.ir.check import Check
 from doubleweave.ir.rules import language_model_problem, split_problem
 from doubleweave.ir.seal import digest_of, is_whole, sealed
 from doubleweave.ir.split import FixedSizes, Range, SizeRanges, Split
+from doubleweave.ir.text_score import TextScore
 from doubleweave.ir.trees import Tree
 
 FORMAT = "doubleweave-program"
-VERSION = 6  # programs of another version are refused, not converted: they can be compiled again
+VERSION = 7  # programs of another version are refused, not converted: they can be compiled again
 PROGRAM_FILE = "program.pte"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -55,6 +56,7 @@ class Manifest:
     `name` is the source's or the module's; `model` is None for a module that is no language model. state.bin holds the
     first values of the states, in the order of `Split.states`; its digest is "" where there are none. `check` is what
     was compared with the source before the program was written, None for a program that was compiled without.
+    `scores` are those of the package's texts, empty unless they were asked for.
     `tokenizer_digest` is that of tokenizer.json (seal.py), "" where there is none.
     """
 
@@ -67,6 +69,7 @@ class Manifest:
     made_with: dict[str, str]
     check: Check | None = None
     tokenizer_digest: str = ""
+    scores: tuple[TextScore, ...] = ()
 
     def write(self, folder: Path) -> None:
         data = {"format": FORMAT, "version": VERSION, **to_plain(self)}

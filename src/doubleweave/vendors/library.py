@@ -58,6 +58,12 @@ def load_libraries(split: Split) -> None:
         library.load(split.segments_of(name))
 
 
+def missing_here(split: Split) -> str:
+    """Why a program of this split cannot run on this machine, "" where it can."""
+    missing = (library.missing(split.segments_of(name)) for name, library in libraries_of(split).items())
+    return next(filter(None, missing), "")
+
+
 def emulator_of(split: Split) -> str:
     """The name of an emulator that runs segments of the split, "" for none."""
     return next((library.emulator for library in libraries_of(split).values() if library.emulator), "")

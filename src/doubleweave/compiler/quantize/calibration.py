@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from doubleweave.errors import InputError
+from doubleweave.texts import calibration_text
 
 MOST_TOKENS = 1024
 # How large each channel's numbers become shows in few: with four times as many, logits come no nearer to float32.
@@ -53,8 +53,7 @@ class Calibration:
 
 def _token_ids(name: str, path: str | Path | None, tokenizer: Path) -> list[int]:
     try:
-        file = files("doubleweave") / "calibration.txt" if path is None else Path(path)
-        text = file.read_text()
+        text = calibration_text() if path is None else Path(path).read_text()
         if name.endswith(".json"):
             return [int(token) for token in json.loads(text)]
     except (OSError, ValueError, TypeError) as error:
@@ -70,7 +69,7 @@ def _token_ids(name: str, path: str | Path | None, tokenizer: Path) -> list[int]
 
 def text_tokens(tokenizer: Path) -> list[int]:
     """The token ids of the text that comes with the package."""
-    return _encoded(files("doubleweave").joinpath("calibration.txt").read_text(), tokenizer)
+    return _encoded(calibration_text(), tokenizer)
 
 
 def _encoded(text: str, tokenizer: Path) -> list[int]:
