@@ -11,8 +11,8 @@ import gguf_files
 import toys
 from doubleweave.compiler.quantize.channels import Place, find_channels
 from doubleweave.compiler.quantize.grids import GROUP_SIZE, format_of
-from doubleweave.compiler.quantize.smooth import _largest_activations, _numbers, smoothed
-from doubleweave.compiler.quantize.weights import in_groups, quantize
+from doubleweave.compiler.quantize.smooth import _columns, _numbers, smoothed
+from doubleweave.compiler.quantize.weights import quantize, rounding
 from doubleweave.compiler.split.eager import run_eager
 from exports import split_of
 
@@ -33,7 +33,7 @@ def with_large_channels(module):
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_logits_stay_what_they_were(is_tied):
     split = split_of(with_large_channels(toys.module(tied=is_tied)))
-    scaled = smoothed(split, [IDS])
+    scaled = smoothed(split, [IDS]).split
     before, after = run_eager(split, IDS), run_eager(scaled, IDS)
     assert (after - before).abs().max() < 1e-4 * before.abs().max()
     assert any(
@@ -46,7 +46,7 @@ def test_logits_stay_what_they_were(is_tied):
 def test_every_kind_of_norm_and_gate(architecture):
     split = split_of(gguf_files.module_of(architecture))
     assert find_channels(split)
-    before, after = run_eager(split, IDS), run_eager(smoothed(split, [IDS]), IDS)
+    before, after = run_eager(split, IDS), run_eager(smoothed(split, [IDS]).split, IDS)
     assert (after - before).abs().max() < 1e-4 * before.abs().max()
 
 
@@ -61,10 +61,10 @@ def test_where_channels_are():
 
 def test_large_channels_shrink_and_logits_come_nearer():
     split = split_of(with_large_channels(toys.module()))
-    scaled = smoothed(split, [IDS])
+    scaled = smoothed(split, [IDS]).split
     found = find_channels(split)
-    before, after = (_largest_activations(each, found, [IDS]) for each in (split, scaled))
-    spread = [[float(x.max() / x.median()) for x in largest] for largest in (before, after)]
+    before, after = (_columns(each, found, [IDS]) for each in (split, scaled))
+    spread = [[float(x.largest.max() / x.largest.median()) for x in all_of] for all_of in (before, after)]
     assert sum(spread[1]) < 0.3 * sum(spread[0])
     exact = run_eager(split, IDS)
     noise = [(run_eager(quantize(each, "8da8w"), IDS) - exact).square().mean() for each in (split, scaled)]
@@ -73,7 +73,7 @@ def test_large_channels_shrink_and_logits_come_nearer():
 
 def test_without_a_text_nothing_is_scaled():
     split = split_of(toys.module())
-    assert smoothed(split, []) is split
+    assert smoothed(split, []).split is split
 
 
 def test_groups_stay_on_their_grid():
@@ -85,8 +85,9 @@ def test_groups_stay_on_their_grid():
                 low, step = torch.randn(len(levels), 1) * 0.05, torch.rand(len(levels), 1) * 0.02 + 0.005
                 parameter.copy_((low + levels * step).view_as(parameter))
     split = split_of(with_large_channels(module))
-    grouped = in_groups(split, "8da4w")
-    scaled = smoothed(split, [IDS], grouped)
+    grouped, free = rounding(split, "8da4w")
+    scaled = smoothed(split, [IDS], grouped).split
+    assert not free
     assert grouped
     for place in grouped:
         weight, before = (each.weights[place.segment][place.weight] for each in (scaled, split))

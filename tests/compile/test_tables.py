@@ -44,7 +44,9 @@ def test_a_tied_table_takes_no_room(toy_8da8w_dir, tied_dir):
     for folder, is_tied in ((tied_dir, True), (toy_8da8w_dir, False)):
         split = split_of(toys.module(tied=is_tied))
         text = Calibration(folder / "tokenizer.json", 32, toys.VOCAB_SIZE).first_tokens(toys.MAX_CONTEXT)
-        split = smoothed(split, text)  # as in a program: a head's columns are scaled, and so is a table's
+        split = smoothed(
+            split, text
+        ).split  # as in a program: a head's columns are scaled, and so is a table's
         data = (folder / "program.pte").read_bytes()
         for segment in ("lm_head", "embed_tokens"):
             rows = int8_per_channel(split.weights[segment][0])[0].numpy().tobytes()

@@ -66,16 +66,19 @@ def test_int4_moves_a_weight_by_little_and_less_than_plain_rounding(weight):
 
 def split_of(recipe, folder=None):
     """The toy's split as it is lowered; `folder` has the tokenizer by which its channels are scaled."""
+    from doubleweave.compiler.quantize.best_grids import with_best_grids
     from doubleweave.compiler.quantize.calibration import Calibration
     from doubleweave.compiler.quantize.smooth import smoothed
     from doubleweave.compiler.quantize.tables import quantize_tables
-    from doubleweave.compiler.quantize.weights import in_groups, quantize
+    from doubleweave.compiler.quantize.weights import quantize, rounding
     from exports import split_of as exported
 
     split = exported(toys.module(), 32)
     if folder is not None:
         text = Calibration(folder / "tokenizer.json", 32, toys.VOCAB_SIZE).first_tokens(toys.MAX_CONTEXT)
-        split = smoothed(split, text, in_groups(split, recipe))
+        if (found := rounding(split, recipe)) is not None:
+            split, importance = smoothed(split, text, found.on_grids)
+            split = with_best_grids(split, found.free, importance)
     quantized = quantize(split, recipe)
     return quantized if recipe == "none" else quantize_tables(quantized)
 

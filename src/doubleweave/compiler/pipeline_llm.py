@@ -43,6 +43,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     from doubleweave.compiler.graph.order_by_use import order_by_use
     from doubleweave.compiler.graph.rotary_lengths import rotary_border
     from doubleweave.compiler.graph.static_attention import MASK, inline_attention
+    from doubleweave.compiler.quantize.best_grids import with_best_grids
     from doubleweave.compiler.quantize.calibration import Calibration
     from doubleweave.compiler.quantize.smooth import smoothed
     from doubleweave.compiler.quantize.tables import quantize_tables
@@ -80,12 +81,14 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
         _save_tokenizer(model.save_tokenizer, folder)
     calibration = Calibration(folder / TOKENIZER_FILE, most, model.vocab_size)
     text = calibration.first_tokens(options.max_context)
-    if text and (grouped := options.backend.in_groups(torch_split, options.recipe)) is not None:
+    source = torch_split
+    if text and (rounding := options.backend.rounding(torch_split, options.recipe)) is not None:
         report("scaling channels", 0, 1)
-        torch_split = smoothed(torch_split, text, grouped)
+        torch_split, importance = smoothed(torch_split, text, rounding.on_grids)
+        source = with_best_grids(torch_split, rounding.free, importance)
     report(f"quantizing ({options.recipe})", 0, 1)
     assert options.backend.place is not None
-    lowered = options.backend.place(torch_split, options, calibration, report)
+    lowered = options.backend.place(source, options, calibration, report)
     if options.recipe != "none":
         lowered = quantize_tables(lowered)
     stored = with_cache_format(lowered, options.cache or _default_cache(options))

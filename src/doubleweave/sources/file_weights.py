@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from doubleweave.errors import SourceError
-from doubleweave.sources.saved_tensors import Saved, in_float32
+from doubleweave.sources.saved_tensors import Rows, Saved, in_float32
 
 # Output features of a product that are computed at a time.
 FEATURES = 4096
@@ -99,6 +99,19 @@ def linear_in_blocks(
 def in_blocks(weight: Tensor, rows: int) -> Iterator[Tensor]:
     """A weight's rows, so many behind one another; each block in the place of the one before, where they are read."""
     return weight.blocks(rows) if isinstance(weight, FileWeight) else iter(torch.split(weight.detach(), rows))
+
+
+def computed_rows(weight: Tensor, compute: Callable[[Tensor, slice | Tensor], Tensor]) -> Tensor:
+    """`compute` of a weight's rows, float32, and which they are; of one in a file whenever they are read."""
+    if not isinstance(weight, FileWeight):
+        return compute(weight.detach(), slice(None))
+
+    @contextmanager
+    def opened() -> Iterator[Saved]:
+        with weight.opened() as saved:
+            yield Rows(tuple(weight.shape), lambda some: compute(saved[some].to(torch.float32), some))
+
+    return FileWeight(opened, tuple(weight.shape))
 
 
 def in_memory(tensor: Tensor) -> Tensor:

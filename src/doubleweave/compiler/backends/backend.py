@@ -5,7 +5,7 @@ Records are listed without torch: their functions are imported when they are cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from doubleweave.compiler.backends.lowered import Lowered
     from doubleweave.compiler.backends.unread_weights import UnreadWeights
     from doubleweave.compiler.quantize.calibration import Calibration
-    from doubleweave.compiler.quantize.channels import Place
+    from doubleweave.compiler.quantize.weights import Rounding
     from doubleweave.compiler.split.pieces import TorchSplit
     from doubleweave.compiler.split.weights import Convert
 
@@ -114,9 +114,9 @@ class Backend:
     check: Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, attention, own: own
     # Puts the segments of a split on the backend, and quantizes them.
     place: Callable[[TorchSplit, Options, Calibration, Progress], TorchSplit] | None = None
-    # Of a split and a recipe that rounds activations to 8 bits, the weights that it keeps with a scale for each group
-    # of columns; None for other recipes. Channels are then scaled before (quantize/smooth.py).
-    in_groups: Callable[[TorchSplit, str], Container[Place] | None] = lambda torch_split, recipe: None
+    # What a recipe that rounds activations to 8 bits rounds a split's weights to; None for other recipes. Channels are
+    # then scaled before (quantize/smooth.py), and weights put on grids (quantize/best_grids.py).
+    rounding: Callable[[TorchSplit, str], Rounding | None] = lambda torch_split, recipe: None
     # What compiles a segment with less noise, as options of the command line; "" for nothing.
     quieter: Callable[[Segment], str] = lambda segment: ""
     # Static attention adds it to the scores of keys that a query does not see. Finite: masks are products with it, and

@@ -107,7 +107,7 @@ def int4_per_group(weight: Tensor) -> Parts:
     best_error = torch.full_like(largest, torch.inf)
     best_scales, found = torch.empty_like(largest), torch.empty_like(groups)
     for steps in _SCALE_STEPS:
-        scales = _as_scales(largest / steps)
+        scales = as_scales(largest / steps)
         torch.div(groups, scales, out=found).round_().clamp_(-8, 7)
         error = found.mul_(scales).sub_(groups).square_().sum(dim=2, keepdim=True)
         torch.where(error < best_error, scales, best_scales, out=best_scales)
@@ -116,13 +116,14 @@ def int4_per_group(weight: Tensor) -> Parts:
     if _begins_on(find_symmetric_grid, flat):
         grid = find_symmetric_grid(flat)
         on_grid = (grid.fits & (grid.step > 0)).view(largest.shape)
-        best_scales = torch.where(on_grid, _as_scales(grid.step).view(largest.shape), best_scales)
+        best_scales = torch.where(on_grid, as_scales(grid.step).view(largest.shape), best_scales)
     torch.div(groups, best_scales, out=found).round_().clamp_(-8, 7)
     scales = best_scales.squeeze(2)
     return found.to(torch.int8).view(weight.shape), scales, torch.zeros(scales.shape, dtype=torch.int32)
 
 
-def _as_scales(scales: Tensor) -> Tensor:
+def as_scales(scales: Tensor) -> Tensor:
+    """Rounded as XNNPACK keeps them, and none that it refuses."""
     return scales.clamp(min=_LEAST_SCALE).to(torch.bfloat16).to(torch.float32)
 
 
@@ -132,8 +133,8 @@ def int4_with_offsets(weight: Tensor) -> Parts:
 
     Behind the weights come twice `num_sums(K)` columns, of what is added to all weights of a group: in 4 bits, and what
     they leave in 4 bits more. They multiply the sums of each group's activations, which are `SUMS_SHARE` of themselves.
-    A group that lies on a grid of 16 numbers keeps its integers (Q4_0, Q4_1, Q4_K); another's reach from its lowest to
-    its highest number. (To search for a shorter reach with less squared error brings logits no nearer to float32's.)
+    A group that lies on a grid of 16 numbers keeps its integers (Q4_0, Q4_1, Q4_K, and best_grids.py); another's reach
+    from its lowest to its highest number.
     """
     groups = weight.reshape(-1, GROUP_SIZE)
     low, high = groups.aminmax(dim=1)
@@ -142,7 +143,7 @@ def int4_with_offsets(weight: Tensor) -> Parts:
         grid = find_grid(groups)
         step = torch.where(grid.fits, grid.step, step)
     step.clamp_(min=_LEAST_SCALE)
-    scales = _as_scales(step)
+    scales = as_scales(step)
     levels = ((groups - low[:, None]) / step[:, None]).round_().sub_(8).clamp_(-8, 7)
     offsets = (groups - levels * scales[:, None]).mean(dim=1).view(len(weight), -1) / SUMS_SHARE
     columns = functional.pad(offsets, (0, num_sums(weight.shape[1]) - offsets.shape[1]))

@@ -9,11 +9,10 @@ divided again when they are looked up. Knows nothing of backends or recipes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -25,26 +24,35 @@ from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.pieces import SegmentModules, TorchSplit
 from doubleweave.compiler.split.transform import copy_graph, over_empty_weights, transform_segments
 from doubleweave.compiler.split.weights import Convert, MadeWeights, Weights
-from doubleweave.sources.file_weights import FEATURES, FileWeight, in_blocks
-from doubleweave.sources.saved_tensors import Rows, Saved
+from doubleweave.sources.file_weights import FEATURES, computed_rows, in_blocks
 
 aten = torch.ops.aten
 
 
-def smoothed(torch_split: TorchSplit, chunks: Sequence[Tensor], grouped: Container[Place] = ()) -> TorchSplit:
+class Smoothed(NamedTuple):
+    """`importance` is the mean square of what the columns of a weight multiply, [K]."""
+
+    split: TorchSplit
+    importance: Mapping[Place, Tensor]
+
+
+def smoothed(torch_split: TorchSplit, chunks: Sequence[Tensor], grouped: Container[Place] = ()) -> Smoothed:
     """The split with factors moved into its weights, by its activations over chunks of token ids, int64 [1, T] each.
 
     Columns of weights in `grouped` have one factor in each group, so that a group that lay on a grid still does.
     """
     found = find_channels(torch_split) if chunks else []
     if not found:
-        return torch_split
-    largest = _largest_activations(torch_split, found, chunks)
-    factors = []
-    for channels, activation in zip(found, largest, strict=True):
+        return Smoothed(torch_split, {})
+    factors: list[Tensor] = []
+    importance: dict[Place, Tensor] = {}
+    for channels, columns in zip(found, _columns(torch_split, found, chunks), strict=True):
         is_grouped = any(place in grouped for place in channels.readers)
-        factors.append(_factors(torch_split, channels, activation, is_grouped))
-    return scaled(torch_split, found, factors)
+        each = _factors(torch_split, channels, columns.largest, is_grouped)
+        factors.append(each)
+        mean_square = columns.squares / columns.count / each[channels.of_column].square()
+        importance |= dict.fromkeys(channels.readers, mean_square)
+    return Smoothed(scaled(torch_split, found, factors), importance)
 
 
 def scaled(torch_split: TorchSplit, found: Sequence[Channels], factors: Sequence[Tensor]) -> TorchSplit:
@@ -109,17 +117,7 @@ def _scaled(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tens
             numbers = numbers / (rows[some].unsqueeze(1) if numbers.ndim == 2 else rows[some])
         return numbers if columns is None else numbers * columns
 
-    if rows is None and columns is None:
-        return weight
-    if not isinstance(weight, FileWeight):
-        return scale(weight.detach(), slice(None))
-
-    @contextmanager
-    def opened() -> Iterator[Saved]:
-        with weight.opened() as saved:
-            yield Rows(tuple(weight.shape), lambda some: scale(saved[some].to(torch.float32), some))
-
-    return FileWeight(opened, tuple(weight.shape))
+    return weight if rows is None and columns is None else computed_rows(weight, scale)
 
 
 def _with_divided_rows(torch_split: TorchSplit, tables: Mapping[Place, Tensor]) -> TorchSplit:
@@ -144,14 +142,25 @@ def _divided(graph_module: fx.GraphModule, table: int, factors: Tensor) -> tuple
     return over_empty_weights(graph), lambda weights: (*weights, 1 / factors)
 
 
-def _largest_activations(
-    torch_split: TorchSplit, found: Sequence[Channels], chunks: Sequence[Tensor]
-) -> list[Tensor]:
-    """The largest magnitude of each column that the readers get, [K] for each."""
-    largest = [torch.zeros(len(channels.of_column)) for channels in found]
-    by_segment: defaultdict[str, list[tuple[Channels, Tensor]]] = defaultdict(list)
-    for channels, sizes in zip(found, largest, strict=True):
-        by_segment[channels.readers[0].segment].append((channels, sizes))
+class _Columns:
+    """Of the numbers in each column that readers get, [K] each: the largest magnitude, and the sum of squares."""
+
+    def __init__(self, width: int) -> None:
+        self.largest, self.squares, self.count = torch.zeros(width), torch.zeros(width), 0
+
+    def add(self, tensor: Tensor) -> None:
+        rows = tensor.detach().flatten(0, -2)
+        torch.maximum(self.largest, rows.abs().amax(dim=0), out=self.largest)
+        self.squares += rows.square().sum(dim=0)
+        self.count += len(rows)
+
+
+def _columns(torch_split: TorchSplit, found: Sequence[Channels], chunks: Sequence[Tensor]) -> list[_Columns]:
+    """Those of the readers of each."""
+    columns = [_Columns(len(channels.of_column)) for channels in found]
+    by_segment: defaultdict[str, list[tuple[Channels, _Columns]]] = defaultdict(list)
+    for channels, each in zip(found, columns, strict=True):
+        by_segment[channels.readers[0].segment].append((channels, each))
     inner = {
         name: [channels.node for channels, _ in all_of if channels.port is None]
         for name, all_of in by_segment.items()
@@ -162,9 +171,8 @@ def _largest_activations(
         def run(*inputs: Tensor) -> Any:
             *results, shown = modules[name](*inputs)
             nodes = iter(shown)
-            for channels, sizes in by_segment[name]:
-                tensor = next(nodes) if channels.port is None else inputs[channels.port]
-                torch.maximum(sizes, tensor.detach().abs().flatten(0, -2).amax(dim=0), out=sizes)
+            for channels, each in by_segment[name]:
+                each.add(next(nodes) if channels.port is None else inputs[channels.port])
             return results
 
         return run
@@ -174,7 +182,7 @@ def _largest_activations(
     }
     for _ in run_chunks(torch_split, chunks, run):
         pass
-    return largest
+    return columns
 
 
 def _showing(torch_split: TorchSplit, inner: Mapping[str, Sequence[str]]) -> dict[str, fx.Graph]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.ao.quantization.fx._decomposed
@@ -72,17 +72,28 @@ def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
     )
 
 
-def in_groups(torch_split: TorchSplit, recipe: str) -> set[Place] | None:
-    """The weights that a recipe keeps with a scale for each group of columns; None where it rounds nothing."""
+class Rounding(NamedTuple):
+    """Of the weights that a recipe rounds to 4 bits with offsets: those whose groups lie on grids, which it keeps, and
+    the others."""
+
+    on_grids: set[Place]
+    free: set[Place]
+
+
+def rounding(torch_split: TorchSplit, recipe: str) -> Rounding | None:
+    """What a recipe rounds weights to; None where it rounds nothing."""
     if recipe == "none":
         return None
-    usual, found = _usual(recipe), set()
+    usual, found = _usual(recipe), Rounding(set(), set())
     exceptions = _exceptions(torch_split, usual)
     for segment in torch_split.split.segments:
-        others = dict(exceptions[segment.name])
+        others, chosen = dict(exceptions[segment.name]), _chosen(torch_split, segment.name)
         for number, _ in _quantized_weights(torch_split.graphs[segment.structure].graph):
-            if FORMATS[others.get(number, usual.name)].bits == 4:
-                found.add(Place(segment.name, number))
+            place = Place(segment.name, number)
+            if chosen.get(number) in (INT4.name, INT4_OFFSETS.name):
+                found.on_grids.add(place)
+            elif others.get(number, usual.name) == INT4_OFFSETS.name:
+                found.free.add(place)
     return found
 
 

@@ -14,5 +14,5 @@ BACKEND = Backend(
     about="any CPU",
     recipes={"8da8w": "8-bit weights", "8da4w": "4-bit weights in groups of 32", "none": "float32"},
     place=late(_LOWER, "place"),
-    in_groups=late("doubleweave.compiler.quantize.weights", "in_groups"),
+    rounding=late("doubleweave.compiler.quantize.weights", "rounding"),
 )
