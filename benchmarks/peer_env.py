@@ -43,9 +43,14 @@ def requantised_gguf(cache: Path, source: Path, kind: str, name: str = "smollm2"
     target = _weights(cache) / f"{name}.{kind}.gguf"
     if not target.exists():
         part = target.with_suffix(".part")
-        _run([llama_cpp(cache), SERVE / "make_gguf.py", source, part, kind], cache)
+        requantise(cache, source, part, kind)
         part.rename(target)
     return target
+
+
+def requantise(cache: Path, source: Path, target: Path, kind: str) -> None:
+    """Write the GGUF `source` as one of `kind` (Q8_0, Q4_0 or Q4_K_S), by llama.cpp itself."""
+    _run([llama_cpp(cache), SERVE / "make_gguf.py", source, target, kind], cache)
 
 
 def openvino_int8(cache: Path, source: Path) -> Path:

@@ -1,153 +1,141 @@
-"""How far the CPU's recipes are from float32: perplexity, divergence and next tokens, over texts of several kinds.
+"""How far the CPU's recipes are from float32: perplexity, divergence and equal next tokens, over held-out texts.
 
-Every recipe is computed by the split that is lowered, in eager torch, which the check of a compile holds programs
-against; so neither the cache's format nor kernels move a number. Divergence (of float32's next token, in nats) and
-equal next tokens say more than perplexity does, which noise moves by half a percent either way.
+The texts are the package's, 16,674 tokens of SmolLM2; programs run as users run them. Divergence (of float32's next
+token, in nats) and equal next tokens say more than perplexity does, which noise moves by half a percent either way.
+
+What stands for a source of 16 bits is the same model in a GGUF of float16 whose channels were moved against one
+another (moved_channels.py), so that no group of weights lies on a grid any more: by up to 5%, which leaves groups near
+their grids, and by up to a factor of two, which leaves nothing of them; llama.cpp, which moves no channel back, feels
+the second more. It quantizes these files to 4 bits itself, and its own logits are scored beside ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import ROOT, finish, note, parser, run, table, target
-from torch import Tensor
+import numpy as np
+import peer_env
+from common import compiled, finish, note, parser, run, smollm2_gguf, table, target
+from moved_channels import write_moved
+from workers import Worker, Workers
 
-from doubleweave.check.quick_weights import quick_modules
-from doubleweave.compiler.backends import backends
-from doubleweave.compiler.backends.backend import Options
-from doubleweave.compiler.pipeline_llm import splits_of
-from doubleweave.compiler.quantize.calibration import Calibration
-from doubleweave.compiler.quantize.channels import find_channels
-from doubleweave.compiler.quantize.smooth import scaled, smoothed
-from doubleweave.compiler.quantize.tables import quantize_tables
-from doubleweave.compiler.quantize.weights import in_groups, quantize
-from doubleweave.compiler.split.eager import run_chunks
-from doubleweave.compiler.split.pieces import TorchSplit
-from doubleweave.ir.manifest import TOKENIZER_FILE
-from doubleweave.ir.split import rows
-from doubleweave.sources import load
+import doubleweave as dw
+from doubleweave.ir.text_score import TextScore, together
+from doubleweave.measure.perplexity import Logits, logits_of, score_text
+from doubleweave.texts import held_out_texts
 
-CHUNK = 256
+WINDOW = 1024
+FILE = "Q4_1 file"
+SPREADS = {"16 bits, moved by 5%": 0.05, "16 bits, moved by 2": 0.7}
 RECIPES = ("8da8w", "8da4w")
-FORGOTTEN = "8da4w, from 16 bits"
-TEXTS = {
-    "prose": ("tests/data/essay.txt",),
-    "documentation": ("docs/design.md", "docs/memory.md"),
-    "code": ("src/doubleweave/schedule/choice.py", "src/doubleweave/compiler/split/split_llm.py"),
-}
-# Perplexity over float32, at most.
-LIMITS = {"8da8w": 0.004, "8da4w": 0.010, FORGOTTEN: 0.10}
+LLAMA = ("Q4_0", "Q4_K_S")
+ALL = "all"
+# Perplexity over float32, at most; next tokens that are the same, at least.
+LIMITS = {(FILE, "8da8w"): 0.004, (FILE, "8da4w"): 0.010, **{(source, "8da4w"): 0.10 for source in SPREADS}}
+SAME = {(FILE, "8da8w"): 0.97}
+
+Key = tuple[str, str]
 
 
 def main() -> None:
     args = arguments()
-    with tempfile.TemporaryDirectory() as folder:
-        exact = split_of(args.source, Path(folder))
-        texts = {name: tokens_of(Path(folder), files, args.tokens) for name, files in TEXTS.items()}
-        note(f"float32: {', '.join(f'{name} {ids.shape[1]} tokens' for name, ids in texts.items())}")
-        wanted = {name: log_probabilities(exact, ids) for name, ids in texts.items()}
-        found: dict[str, Any] = {}
-        for recipe in (*RECIPES, FORGOTTEN):
-            note(recipe)
-            source = without_grids(exact) if recipe == FORGOTTEN else exact
-            split = quantized(source, recipe.partition(",")[0], Path(folder))
-            found[recipe] = {
-                name: compared(wanted[name], log_probabilities(split, ids), ids)
-                for name, ids in texts.items()
-            }
-    lines = [["recipe", "text", "perplexity", "divergence", "same next tokens"]]
-    for recipe, by_text in found.items():
-        for name, each in by_text.items():
-            lines.append(
-                [
-                    recipe,
-                    name,
-                    f"{each['perplexity']:+.2%}",
-                    f"{each['divergence']:.4f}",
-                    f"{each['same']:.1%}",
-                ]
-            )
-    targets = {
-        recipe: target(max(each["perplexity"] for each in found[recipe].values()), limit, at_least=False)
-        for recipe, limit in LIMITS.items()
-    }
-    finish(
-        "quality",
-        [table(lines)],
-        {"source": args.source, "tokens": args.tokens, "found": found, "targets": targets},
-    )
+    found: dict[Key, list[TextScore]] = {}
+    sizes: dict[Key, int] = {}
+    with tempfile.TemporaryDirectory() as name, Workers(args.cache / "logs") as workers:
+        folder = Path(name)
+        files = {FILE: smollm2_gguf()}
+        for source, spread in SPREADS.items():
+            files[source] = folder / f"{spread}.gguf"
+            write_moved(smollm2_gguf(), files[source], spread)
+        for source, path in files.items():
+            exact = opened(folder / f"{source}-none", "none", path)
+            for recipe in RECIPES:
+                program = opened(folder / f"{source}-{recipe}", recipe, path)
+                note(f"scoring {recipe} from {source}")
+                logits = logits_of(program.session(threads=args.threads))
+                found[source, recipe] = scores(args, exact, logits)
+                sizes[source, recipe] = program.manifest.program_bytes
+            for kind in LLAMA if source in SPREADS else ():
+                file, key = folder / f"{source}-{kind}.gguf", (source, f"llama.cpp {kind}")
+                peer_env.requantise(args.cache, path, file, kind)
+                note(f"scoring llama.cpp's {kind} from {source}")
+                worker = workers.start(
+                    f"llama-logits-{source}-{kind}", "serve_llama_logits.py", str(file),
+                    "--threads", str(args.threads), "--context", str(WINDOW),
+                    python=peer_env.llama_cpp(args.cache),
+                )  # fmt: skip
+                found[key] = scores(args, exact, llama_logits(worker, folder / "logits.npy"))
+                sizes[key] = file.stat().st_size
+    report(args, found, sizes)
 
 
 def arguments() -> argparse.Namespace:
     p = parser(__doc__)
-    p.add_argument("--source", default="smollm2", help="a model with a tokenizer (default: smollm2)")
-    p.add_argument(
-        "--tokens", type=int, default=1536, metavar="N", help="the most of each text (default 1536)"
-    )
+    p.add_argument("--tokens", type=int, metavar="N", help="the most of each text (default: all of it)")
     return p.parse_args()
 
 
-def split_of(source: str, folder: Path) -> TorchSplit:
-    model = load(source)
-    options = Options(backends()["xnnpack"], "none", rows(1, 128), model.max_context)
-    return splits_of(model, options, folder, lambda what, done, total: None).lowered
+def opened(folder: Path, recipe: str, source: Path) -> dw.Program:
+    program = dw.open(compiled(folder, "--quantize", recipe, "--no-check", source=str(source)))
+    assert isinstance(program, dw.Program)
+    return program
 
 
-def quantized(split: TorchSplit, recipe: str, folder: Path) -> TorchSplit:
-    """As the pipeline of a compile does it."""
-    text = Calibration(folder / TOKENIZER_FILE, CHUNK, split_vocabulary(split)).first_tokens(CHUNK)
-    return quantize_tables(quantize(smoothed(split, text, in_groups(split, recipe) or ()), recipe))
+def scores(args: argparse.Namespace, exact: dw.Program, found: Logits) -> list[TextScore]:
+    session = exact.session(threads=args.threads)
+    texts = {name: exact.text.encode_raw(text)[: args.tokens] for name, text in held_out_texts().items()}
+    step = min(session.score_rows, WINDOW)
+    return [score_text(name, ids, WINDOW, step, found, logits_of(session)) for name, ids in texts.items()]
 
 
-def split_vocabulary(split: TorchSplit) -> int:
-    (output,) = (value for value in split.split.values if value.kind == "output")
-    return int(output.shape[-1])
+def llama_logits(worker: Worker, file: Path) -> Logits:
+    def logits(ids: Sequence[int], step: int) -> Iterator[Any]:
+        worker.ask("logits", ids=list(ids), out=str(file))
+        rows = np.load(file, mmap_mode="r")
+        for start in range(0, len(ids), step):
+            yield rows[start : start + step]
+
+    return logits
 
 
-def without_grids(split: TorchSplit) -> TorchSplit:
-    """The same numbers from weights in float16 that lie on no grid: each channel is moved by up to 5%."""
-    found = find_channels(split)
-    generator = torch.Generator().manual_seed(0)
-    factors = [torch.rand(int(each.of_column.max()) + 1, generator=generator) / 10 + 0.95 for each in found]
-    moved = scaled(split, found, factors)
-    rounded = {
-        name: tuple(
-            each.to(torch.float16).to(each.dtype) if each.ndim > 1 else each for each in moved.weights[name]
+def report(args: argparse.Namespace, found: dict[Key, list[TextScore]], sizes: dict[Key, int]) -> None:
+    lines = [["weights from", "recipe", "MB", "text", "perplexity", "divergence", "same next tokens"]]
+    whole = {key: together(ALL, each) for key, each in found.items()}
+    for key, each in found.items():
+        for score in (*each, whole[key]):
+            about = (*key, f"{sizes[key] / 1e6:.0f}") if score is each[0] else ("", "", "")
+            lines.append([*about, score.text, f"{score.over:+.2%}", f"{score.kl:.4f}", f"{score.top1:.1%}"])
+    targets = {
+        f"perplexity, {recipe} from {source}": target(
+            whole[source, recipe].over or 0.0, limit, at_least=False
         )
-        for name in moved.weights
+        for (source, recipe), limit in LIMITS.items()
     }
-    return replace(moved, weights=rounded)
-
-
-def tokens_of(folder: Path, files: tuple[str, ...], most: int) -> Tensor:
-    """Token ids, int64 [1, T]."""
-    import tokenizers
-
-    text = "".join((ROOT / name).read_text() for name in files)
-    ids = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE)).encode(text).ids
-    return torch.tensor([ids[:most]])
-
-
-@torch.no_grad()
-def log_probabilities(split: TorchSplit, ids: Tensor) -> Tensor:
-    """[T, vocab] of the token behind each."""
-    chunks = run_chunks(split, torch.split(ids, CHUNK, dim=1), quick_modules(split))
-    return torch.cat(list(chunks), dim=1)[0].log_softmax(dim=-1)
-
-
-def compared(wanted: Tensor, found: Tensor, ids: Tensor) -> dict[str, float]:
-    targets = ids[0, 1:, None]
-    losses = [-each[:-1].gather(1, targets).mean() for each in (found, wanted)]
-    return {
-        "perplexity": float((losses[0] - losses[1]).exp()) - 1,
-        "divergence": float((wanted.exp() * (wanted - found)).sum(dim=-1).mean()),
-        "same": float((wanted.argmax(dim=-1) == found.argmax(dim=-1)).float().mean()),
+    targets |= {
+        f"same next tokens, {recipe} from {source}": target(
+            whole[source, recipe].top1 or 0.0, limit, at_least=True
+        )
+        for (source, recipe), limit in SAME.items()
     }
+    for source, kind in itertools.product(SPREADS, LLAMA):
+        ours, other = whole[source, "8da4w"], whole[source, f"llama.cpp {kind}"].kl or 0.0
+        targets[f"divergence, 8da4w over llama.cpp's {kind}, from {source}"] = target(
+            (ours.kl or 0.0) / other, 1.0, at_least=False
+        )
+    by_recipe = {
+        f"{recipe} from {source}": {
+            "bytes": sizes[source, recipe],
+            "scores": [asdict(score) | {"over": score.over} for score in (*each, whole[source, recipe])],
+        }
+        for (source, recipe), each in found.items()
+    }
+    finish("quality", [table(lines)], {"found": by_recipe, "targets": targets})
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def test_groups_stay_on_their_grid():
     grouped, free = rounding(split, "8da4w")
     scaled = smoothed(split, [IDS], grouped).split
     assert not free
+    assert rounding(split, "8da8w") == (set(), set())  # whose columns have a factor each
     assert grouped
     for place in grouped:
         weight, before = (each.weights[place.segment][place.weight] for each in (scaled, split))

@@ -73,8 +73,8 @@ def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
 
 
 class Rounding(NamedTuple):
-    """Of the weights that a recipe rounds to 4 bits with offsets: those whose groups lie on grids, which it keeps, and
-    the others."""
+    """Of the weights that a recipe rounds to 4 bits: those whose groups lie on grids, which it keeps, and others that
+    can be put on one, as they get offsets."""
 
     on_grids: set[Place]
     free: set[Place]
@@ -89,10 +89,10 @@ def rounding(torch_split: TorchSplit, recipe: str) -> Rounding | None:
     for segment in torch_split.split.segments:
         others, chosen = dict(exceptions[segment.name]), _chosen(torch_split, segment.name)
         for number, _ in _quantized_weights(torch_split.graphs[segment.structure].graph):
-            place = Place(segment.name, number)
-            if chosen.get(number) in (INT4.name, INT4_OFFSETS.name):
+            place, into = Place(segment.name, number), FORMATS[others.get(number, usual.name)]
+            if into.bits == 4 and chosen.get(number) in (INT4.name, INT4_OFFSETS.name):
                 found.on_grids.add(place)
-            elif others.get(number, usual.name) == INT4_OFFSETS.name:
+            elif into is INT4_OFFSETS:
                 found.free.add(place)
     return found
 
