@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.weights import Convert, MadeWeights, Weights
 from doubleweave.sources.file_weights import computed_rows
 
-_LEVELS = 15
+LEVELS = 15
 # Parts of half of what a group spans. More of them, or more turns, bring divergence no further down (docs/design.md).
 _REACHES = (1.0, 0.9, 0.8)
 _TURNS = 3
@@ -73,9 +74,22 @@ def _rounded(weight: Tensor, importance: Tensor | None) -> Tensor:
     return computed_rows(weight, compute)
 
 
+class Grids(NamedTuple):
+    """Of groups [N, K/32, 32]: the numbers `start + step * level` for levels from 0 to 15, [N, K/32, 1] each."""
+
+    step: Tensor
+    start: Tensor
+
+
 def on_best_grid(weight: Tensor, importance: Tensor) -> Tensor:
     """float32 [N, K], importance [K] -> the weight's nearest numbers on the best grids found."""
     groups = weight.reshape(len(weight), -1, GROUP_SIZE)
+    step, start = best_grids(groups, importance)
+    return levels_on(groups, step, start).mul_(step).add_(start).view_as(weight)
+
+
+def best_grids(groups: Tensor, importance: Tensor) -> Grids:
+    """The best grids found for groups float32 [N, K/32, 32], by the importance of each column, [K]."""
     each = importance.view(1, -1, GROUP_SIZE)
     low, high = groups.aminmax(dim=2, keepdim=True)
     middle, half = (low + high) / 2, (high - low) / 2
@@ -84,27 +98,27 @@ def on_best_grid(weight: Tensor, importance: Tensor) -> Tensor:
 
     def consider(step: Tensor, start: Tensor) -> None:
         nonlocal least, best_step, best_start
-        error = _levels(groups, step, start).mul_(step).add_(start).sub_(groups).square_().mul_(each)
+        error = levels_on(groups, step, start).mul_(step).add_(start).sub_(groups).square_().mul_(each)
         total = error.sum(dim=2, keepdim=True)
         is_less = total < least
         least = torch.where(is_less, total, least)
         best_step, best_start = torch.where(is_less, step, best_step), torch.where(is_less, start, best_start)
 
     for reach in _REACHES:
-        step = as_scales(half * (2 * reach / _LEVELS))
-        consider(step, middle - step * (_LEVELS / 2))
+        step = as_scales(half * (2 * reach / LEVELS))
+        consider(step, middle - step * (LEVELS / 2))
     total = each.sum(dim=2, keepdim=True)
     mean = (groups * each).sum(dim=2, keepdim=True) / total
     for _ in range(_TURNS):
-        levels = _levels(groups, best_step, best_start)
+        levels = levels_on(groups, best_step, best_start)
         mean_level = (levels * each).sum(dim=2, keepdim=True) / total
         levels.sub_(mean_level)
         slope = (levels * groups * each).sum(dim=2, keepdim=True)
         slope /= (levels.square_() * each).sum(dim=2, keepdim=True)
         step = as_scales(slope.nan_to_num(nan=0.0))
         consider(step, mean - step * mean_level)
-    return _levels(groups, best_step, best_start).mul_(best_step).add_(best_start).view_as(weight)
+    return Grids(best_step, best_start)
 
 
-def _levels(groups: Tensor, step: Tensor, start: Tensor) -> Tensor:
-    return ((groups - start) / step).round_().clamp_(0, _LEVELS)
+def levels_on(groups: Tensor, step: Tensor, start: Tensor) -> Tensor:
+    return ((groups - start) / step).round_().clamp_(0, LEVELS)

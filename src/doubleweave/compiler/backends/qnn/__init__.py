@@ -38,7 +38,12 @@ BACKEND = Backend(
     to_edge=late(f"{__name__}.lower", "to_edge"),
     way_out="keep it on the CPU: --keep {}=cpu",
     about="Qualcomm's NPU, on x86 its emulator",
-    recipes={"16a8w": "16-bit activations, 8-bit weights", "16a4w": "", "8a8w": ""},
+    recipes={
+        "16a8w": "16-bit activations, 8-bit weights",
+        "16a4w_block": "4-bit weights in blocks of 32",
+        "16a4w": "4-bit weights, one scale an output feature",
+        "8a8w": "",
+    },
     options=(
         Option(
             "soc",

@@ -23,6 +23,7 @@ from doubleweave.vendors.qnn_messages import refusal, traffic
 from doubleweave.vendors.qnn_sdk import load_sdk
 
 aten = torch.ops.aten
+_DEQUANTIZE_BLOCKS = "torchao.dequantize_affine.default"
 
 
 def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
@@ -121,7 +122,11 @@ def _to_edge(exported: dict[str, torch.export.ExportedProgram], target: str) -> 
     for name, program in exported.items():
         passes = get_qnn_pass_manager_cls(QnnExecuTorchBackendType.kHtpBackend)()
         programs[name] = passes.transform_for_export_pipeline(program)
-        transforms[name] = passes.get_to_edge_transform_passes(program, compiler_specs=asked)
+        # The compiler fails over blocks in a linear (q::GenPad, error 1002), not in a convolution of one pixel.
+        has_blocks = any(str(node.target) == _DEQUANTIZE_BLOCKS for node in program.graph.nodes)
+        transforms[name] = passes.get_to_edge_transform_passes(
+            program, compiler_specs=asked, convert_linear_to_conv2d=has_blocks
+        )
     with QnnManagerContext(dict.fromkeys(exported, asked)):
         edge = to_edge_transform_and_lower(
             programs,
