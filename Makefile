@@ -9,9 +9,11 @@ NATIVE := $(shell find native CMakeLists.txt -type f 2>/dev/null)
 demo: install
 	$(BIN)/python examples/demo.py
 
-test: install check test-native
+# Those that run alone are in few files: collecting all of them again takes longer.
+test: install
+	$(MAKE) -j2 check test-native
 	$(BIN)/python -m pytest -q -rs -n 2 --dist worksteal -m "not alone"
-	$(BIN)/python -m pytest -q -rs -m alone
+	$(BIN)/python -m pytest -q -rs -m alone $$(grep -rl --include='test_*.py' 'mark.alone' tests)
 
 test-fast: install
 	$(BIN)/python -m pytest -q tests/plain
@@ -20,7 +22,7 @@ test-native: install
 	$(BIN)/cmake -S . -B build/native-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DPython_EXECUTABLE=$(abspath $(BIN))/python -DDOUBLEWEAVE_BUILD_TESTS=ON -DDOUBLEWEAVE_BUILD_PYTHON=OFF
 	$(BIN)/cmake --build build/native-tests --target doubleweave-tests
-	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
+	$(BIN)/ctest --test-dir build/native-tests --output-on-failure -j2
 
 check: install
 	$(BIN)/ruff check src tests benchmarks examples

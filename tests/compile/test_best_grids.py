@@ -79,7 +79,7 @@ def test_logits_come_nearer():
     split = split_of(toys.module())
     found = rounding(split, "8da4w")
     assert found.free
-    assert not found.on_grids
+    assert not found.grouped
     scaled, importance = smoothed(split, [IDS])
     assert found.free >= importance.keys() - {("lm_head", 0)}
     exact = run_eager(split, IDS)
@@ -91,6 +91,6 @@ def test_logits_come_nearer():
 def test_what_a_recipe_rounds_to_8_bits_is_left_alone():
     split = split_of(toys.module())
     found = rounding(split, "8da8w")
-    assert found == (set(), set())
+    assert found == (set(), (), set(), 0.5)
     assert with_best_grids(split, found.free, {}) is split
     assert rounding(split, "none") is None

@@ -51,6 +51,41 @@ def test_compiles_a_folder_over_an_older_program(cli, source, toy_copy, toy_prog
     }
 
 
+def test_scores_are_kept_and_shown(cli, source, tmp_path, monkeypatch):
+    import doubleweave
+    from doubleweave.entries import score_compiled
+    from doubleweave.ir.text_score import together
+    from doubleweave.measure.perplexity import score
+
+    texts = {name: text[:300] for name, text in score_compiled.held_out_texts().items()}
+    monkeypatch.setattr(score_compiled, "held_out_texts", lambda: texts)
+    monkeypatch.setattr(score_compiled, "calibration_text", lambda: "a text that scales are found on " * 5)
+    code, out, _ = cli("compile", source, "-o", tmp_path / "out", "--quantize", "8da8w", "--score")
+    assert code == 0
+    program = doubleweave.open(tmp_path / "out")
+    scores = program.manifest.scores
+    assert [each.text for each in scores] == ["calibration", *texts]
+    exact = doubleweave.compile_llm(source, tmp_path / "exact", quantize="none")
+    assert exact.scores == ()
+    session = doubleweave.open(tmp_path / "exact").session()
+    for each in scores[1:]:
+        wanted = score(program, program.session(), texts[each.text], exact=session)
+        assert (each.nll, each.exact_nll) == pytest.approx((wanted.nll, wanted.exact_nll), rel=1e-4)
+        assert (each.kl, each.top1) == pytest.approx((wanted.kl, wanted.top1), rel=0.05, abs=1e-4)
+    whole = together("all held out", scores[1:])
+    assert f"{whole.over:+.2%}" in out
+    assert f"{whole.kl:.4f}" in cli("inspect", tmp_path / "out")[1]
+    found = json.loads(cli("inspect", tmp_path / "out", "--json")[1].splitlines()[-1])["scores"]
+    assert [each["top1"] for each in found] == [each.top1 for each in scores]
+
+
+def test_a_model_without_a_tokenizer_has_no_scores(refused, tmp_path):
+    toys.module().save_pretrained(tmp_path / "bare")
+    message = refused("compile", tmp_path / "bare", "-o", tmp_path / "out", "--score")
+    assert "has no tokenizer that can be read; leave it out" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_program_is_readable_by_others_as_any_new_folder(toy_program_dir, tmp_path):
     (tmp_path / "new").mkdir()
     assert toy_program_dir.stat().st_mode == (tmp_path / "new").stat().st_mode

@@ -85,10 +85,10 @@ def test_groups_stay_on_their_grid():
                 low, step = torch.randn(len(levels), 1) * 0.05, torch.rand(len(levels), 1) * 0.02 + 0.005
                 parameter.copy_((low + levels * step).view_as(parameter))
     split = split_of(with_large_channels(module))
-    grouped, free = rounding(split, "8da4w")
+    grouped, _, free, _ = rounding(split, "8da4w")
     scaled = smoothed(split, [IDS], grouped).split
     assert not free
-    assert rounding(split, "8da8w") == (set(), set())  # whose columns have a factor each
+    assert rounding(split, "8da8w") == (set(), (), set(), 0.5)  # whose columns have a factor each
     assert grouped
     for place in grouped:
         weight, before = (each.weights[place.segment][place.weight] for each in (scaled, split))
@@ -96,6 +96,27 @@ def test_groups_stay_on_their_grid():
         assert not torch.equal(weight, before)
     before, after = run_eager(split, IDS), run_eager(scaled, IDS)
     assert (after - before).abs().max() < 1e-4 * before.abs().max()
+
+
+def test_what_is_left_alone_has_its_importance():
+    split = split_of(with_large_channels(toys.module()))
+    places = [
+        place for channels in find_channels(split) for place in channels.readers if place.segment == "block_1"
+    ]
+    scaled, importance = smoothed(split, [IDS], unscaled=places)
+    columns = {
+        place: c
+        for c, f in zip(_columns(split, find_channels(split), [IDS]), find_channels(split), strict=True)
+        for place in f.readers
+    }
+    for place in places:
+        after, before = (each.weights[place.segment][place.weight] for each in (scaled, split))
+        factors = after / before  # of rows, where others read what they make
+        assert torch.allclose(factors, factors[:, :1].expand_as(factors), rtol=1e-3)
+        assert torch.allclose(importance[place], columns[place].squares / columns[place].count)
+    others = [place for place in importance if place not in places]
+    assert others
+    assert any(not torch.allclose(importance[p], columns[p].squares / columns[p].count) for p in others)
 
 
 def test_columns_of_a_group_share_a_factor():

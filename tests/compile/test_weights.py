@@ -77,7 +77,7 @@ def split_of(recipe, folder=None):
     if folder is not None:
         text = Calibration(folder / "tokenizer.json", 32, toys.VOCAB_SIZE).first_tokens(toys.MAX_CONTEXT)
         if (found := rounding(split, recipe)) is not None:
-            split, importance = smoothed(split, text, found.on_grids)
+            split, importance = smoothed(split, text, found.grouped)
             split = with_best_grids(split, found.free, importance)
     quantized = quantize(split, recipe)
     return quantized if recipe == "none" else quantize_tables(quantized)

@@ -120,7 +120,14 @@ def test_inlined_attention_goes_over_the_whole_cache():
 
 @pytest.mark.parametrize(
     ("recipe", "kind"),
-    [("none", "float32"), ("8da8w", "int8"), ("8da4w", "int4"), ("16a4w", "int4"), ("8a8w", "int8")],
+    [
+        ("none", "float32"),
+        ("8da8w", "int8"),
+        ("8da4w", "int4"),
+        ("16a4w", "int4"),
+        ("16a4w_block", "int4"),
+        ("8a8w", "int8"),
+    ],
 )
 def test_the_format_of_a_recipes_weights(recipe, kind):
     assert weight_format(recipe) == kind

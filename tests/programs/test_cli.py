@@ -144,11 +144,12 @@ def test_score_against_float32(cli, refused, toy_program_dir, toy_8da4w_dir, toy
     assert "has another tokenizer or vocabulary; expected a program of the same model" in message
 
 
-def test_score_without_a_file_takes_the_texts_of_the_package(cli, toy_program_dir):
+def test_score_without_a_file_takes_the_texts_of_the_package(cli, toy_program_dir, monkeypatch):
+    texts = {name: text[:400] for name, text in held_out_texts().items()}
+    monkeypatch.setattr("doubleweave.cli.run.held_out_texts", lambda: texts)
     code, out, _ = cli("score", toy_program_dir, "--json")
     report = last_json(out)
     assert code == 0
-    texts = held_out_texts()
     assert [each["text"] for each in report["scores"]] == list(texts)
     for each in report["scores"]:
         assert each["num_tokens"] == len(toys.tokenizer().encode(texts[each["text"]]).ids) - 1

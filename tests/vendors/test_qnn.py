@@ -73,6 +73,25 @@ def test_the_emulator_is_held_against_the_quantized_split(programs):
     assert 0 < check.top1 <= 1
 
 
+def test_blocks_of_4_bits_on_the_emulator(programs):
+    found, wide = (
+        manifest.read(programs(quantize="16a4w_block", emulate=True)),
+        manifest.read(programs(emulate=True)),
+    )
+    assert found.check.ran == "program"
+    assert found.check.segment_noise < 0.05
+    recipes = {s.name: s.recipe for s in found.split.segments if s.backend == "qnn"}
+    assert recipes == {
+        "block_0": "16a4w_block",
+        "block_1": "16a4w_block",
+        "block_2": "16a4w_block",
+        "lm_head": "16a8w",
+    }
+    noise = {s.name: s.snr_db for s in found.split.segments}
+    assert all(noise[name] > 12 for name in recipes)
+    assert found.check.kl < 20 * wide.check.kl
+
+
 def test_a_chips_build_is_checked_as_a_split(programs):
     check = manifest.read(programs()).check
     assert check.ran == "split"
@@ -359,7 +378,7 @@ def test_inspect_says_which_build_it_is(programs):
         ),
         (
             {"backend": "qnn", "soc": "SM8650", "quantize": "8da8w"},
-            "quantize: found '8da8w', expected one of 16a8w, 16a4w, 8a8w for qnn",
+            "quantize: found '8da8w', expected one of 16a8w, 16a4w_block, 16a4w, 8a8w for qnn",
         ),
         (
             {"backend": "qnn", "soc": "SM8650", "shape": "bounded"},
@@ -384,6 +403,8 @@ def test_recipes_go_by_the_last_pattern_that_matches():
     names = ["block_0", "block_1", "lm_head"]
     found = recipes_of(names, "16a4w", {"block_*": "16a8w", "block_1": "cpu"})
     assert found == {"block_0": "16a8w", "block_1": "cpu", "lm_head": "16a4w"}
+    found = recipes_of(names, "16a4w_block", {"block_1": "16a4w"})
+    assert found == {"block_0": "16a4w_block", "block_1": "16a4w", "lm_head": "16a8w"}
     with pytest.raises(PolicyError, match=r"keep: .layer_0. matches no segment; expected block_0 to lm_head"):
         recipes_of(names, "16a4w", {"layer_0": "16a8w"})
     with pytest.raises(PolicyError, match="keep: found '4a4w'"):

@@ -18,7 +18,7 @@ import architectures
 from roots import NAMED
 
 
-@pytest.mark.parametrize("root", NAMED or ("cohere",))
+@pytest.mark.parametrize("root", NAMED or ("deepseek_v3",))
 def test_two_layers_on_the_emulator(root, tmp_path, capsys):
     import doubleweave as dw
     from doubleweave.cli.main import main

@@ -84,8 +84,10 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     source = torch_split
     if text and (rounding := options.backend.rounding(torch_split, options.recipe)) is not None:
         report("scaling channels", 0, 1)
-        torch_split, importance = smoothed(torch_split, text, rounding.on_grids)
-        source = with_best_grids(torch_split, rounding.free, importance)
+        grouped, unscaled, free, exponent = rounding
+        torch_split, importance = smoothed(torch_split, text, grouped, unscaled, exponent)
+        source = with_best_grids(torch_split, free, importance)
+        calibration = replace(calibration, importance=importance)
     report(f"quantizing ({options.recipe})", 0, 1)
     assert options.backend.place is not None
     lowered = options.backend.place(source, options, calibration, report)

@@ -40,7 +40,7 @@ class Device:
 
 def weight_format(recipe: str) -> str:
     """The format of a quantization recipe's weights, such as int4 of "8da4w"."""
-    return "float32" if recipe == "none" else "int4" if recipe.endswith("4w") else "int8"
+    return "float32" if recipe == "none" else "int4" if "4w" in recipe else "int8"
 
 
 class Estimate(NamedTuple):

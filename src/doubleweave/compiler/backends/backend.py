@@ -114,8 +114,8 @@ class Backend:
     check: Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, attention, own: own
     # Puts the segments of a split on the backend, and quantizes them.
     place: Callable[[TorchSplit, Options, Calibration, Progress], TorchSplit] | None = None
-    # What a recipe that rounds activations to 8 bits rounds a split's weights to; None for other recipes. Channels are
-    # then scaled before (quantize/smooth.py), and weights put on grids (quantize/best_grids.py).
+    # What a recipe rounds a split's weights to; None for one that gains nothing where channels are scaled before
+    # (quantize/smooth.py) and weights put on grids (quantize/best_grids.py).
     rounding: Callable[[TorchSplit, str], Rounding | None] = lambda torch_split, recipe: None
     # What compiles a segment with less noise, as options of the command line; "" for nothing.
     quieter: Callable[[Segment], str] = lambda segment: ""

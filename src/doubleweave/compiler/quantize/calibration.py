@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from doubleweave.compiler.quantize.channels import Place
 from doubleweave.errors import InputError
 from doubleweave.texts import calibration_text
 
@@ -20,11 +22,15 @@ MOST_CHUNKS = 128  # token by token, a thousand runs of the model in eager torch
 
 @dataclass(frozen=True)
 class Calibration:
-    """The texts that a model is calibrated on, as chunks of `size` tokens; the file `tokenizer` may be missing."""
+    """The texts that a model is calibrated on, as chunks of `size` tokens; the file `tokenizer` may be missing.
+
+    `importance` is what was found on the first: the mean square of what each column of a weight multiplies, [K].
+    """
 
     tokenizer: Path
     size: int
     vocab_size: int
+    importance: Mapping[Place, Tensor] = field(default_factory=dict)
 
     def chunks(self, text: str | Path | None = None) -> list[Tensor]:
         """Token ids, int64 [1, size] each, at most `MOST_TOKENS` in all, in at most `MOST_CHUNKS`.

@@ -36,23 +36,36 @@ class Smoothed(NamedTuple):
     importance: Mapping[Place, Tensor]
 
 
-def smoothed(torch_split: TorchSplit, chunks: Sequence[Tensor], grouped: Container[Place] = ()) -> Smoothed:
+def smoothed(
+    torch_split: TorchSplit,
+    chunks: Sequence[Tensor],
+    grouped: Container[Place] = (),
+    unscaled: Container[Place] = (),
+    exponent: float = 0.5,
+) -> Smoothed:
     """The split with factors moved into its weights, by its activations over chunks of token ids, int64 [1, T] each.
 
-    Columns of weights in `grouped` have one factor in each group, so that a group that lay on a grid still does.
+    Columns of weights in `grouped` have one factor in each group, so that a group that lay on a grid still does; those
+    in `unscaled` have none. `exponent` is that of activations (of weights it is what is left of 1): 0.5 leaves both as
+    large as one another.
     """
     found = find_channels(torch_split) if chunks else []
     if not found:
         return Smoothed(torch_split, {})
     factors: list[Tensor] = []
     importance: dict[Place, Tensor] = {}
+    scaled_channels = []
     for channels, columns in zip(found, _columns(torch_split, found, chunks), strict=True):
         is_grouped = any(place in grouped for place in channels.readers)
-        each = _factors(torch_split, channels, columns.largest, is_grouped)
-        factors.append(each)
+        each = _factors(torch_split, channels, columns.largest, is_grouped, exponent)
+        if any(place in unscaled for place in channels.readers):
+            each = torch.ones_like(each)
+        else:
+            scaled_channels.append(channels)
+            factors.append(each)
         mean_square = columns.squares / columns.count / each[channels.of_column].square()
         importance |= dict.fromkeys(channels.readers, mean_square)
-    return Smoothed(scaled(torch_split, found, factors), importance)
+    return Smoothed(scaled(torch_split, scaled_channels, factors), importance)
 
 
 def scaled(torch_split: TorchSplit, found: Sequence[Channels], factors: Sequence[Tensor]) -> TorchSplit:
@@ -80,8 +93,10 @@ def scaled(torch_split: TorchSplit, found: Sequence[Channels], factors: Sequence
     return _with_divided_rows(replace(torch_split, weights=weights), tables)
 
 
-def _factors(torch_split: TorchSplit, channels: Channels, activation: Tensor, is_grouped: bool) -> Tensor:
-    """The factor of each channel: it leaves activations and weights as large as one another."""
+def _factors(
+    torch_split: TorchSplit, channels: Channels, activation: Tensor, is_grouped: bool, exponent: float
+) -> Tensor:
+    """The factor of each channel: that of the largest activation and of the largest weight."""
     weights = torch.zeros_like(activation)
     for place in channels.readers:
         for block in in_blocks(torch_split.weights[place.segment][place.weight], FEATURES):
@@ -90,7 +105,7 @@ def _factors(torch_split: TorchSplit, channels: Channels, activation: Tensor, is
     count = int(channels.of_column.max()) + 1
     largest = (torch.zeros(count).scatter_reduce_(0, number, each, "amax") for each in (activation, weights))
     activations, columns = largest
-    found = (activations / columns).sqrt()
+    found = activations.pow(exponent) / columns.pow(1 - exponent)
     found = torch.where(found.isfinite() & (found > 0), found, 1.0)
     return torch.empty(count).scatter_(0, channels.of_column, found[number])
 

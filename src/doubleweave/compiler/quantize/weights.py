@@ -17,7 +17,7 @@ without offsets, and in a file that mixes them those of more bits in 8.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -73,28 +73,43 @@ def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
 
 
 class Rounding(NamedTuple):
-    """Of the weights that a recipe rounds to 4 bits: those whose groups lie on grids, which it keeps, and others that
-    can be put on one, as they get offsets."""
+    """What a recipe rounds weights to: those whose columns have one factor in each group, as groups lie on grids that
+    it keeps; those whose columns are not scaled at all; and those that are put on grids. `exponent` is how much of what
+    activations have in large channels goes into weights: 0.5 leaves both as large as one another.
+    """
 
-    on_grids: set[Place]
-    free: set[Place]
+    grouped: Collection[Place] = ()
+    unscaled: Collection[Place] = ()
+    free: Collection[Place] = ()
+    exponent: float = 0.5
 
 
 def rounding(torch_split: TorchSplit, recipe: str) -> Rounding | None:
-    """What a recipe rounds weights to; None where it rounds nothing."""
+    """Of this file's recipes; None for one that rounds nothing."""
     if recipe == "none":
         return None
-    usual, found = _usual(recipe), Rounding(set(), set())
+    usual = _usual(recipe)
     exceptions = _exceptions(torch_split, usual)
+    grids, free = on_grids(torch_split), set()
     for segment in torch_split.split.segments:
-        others, chosen = dict(exceptions[segment.name]), _chosen(torch_split, segment.name)
+        others = dict(exceptions[segment.name])
         for number, _ in _quantized_weights(torch_split.graphs[segment.structure].graph):
             place, into = Place(segment.name, number), FORMATS[others.get(number, usual.name)]
-            if into.bits == 4 and chosen.get(number) in (INT4.name, INT4_OFFSETS.name):
-                found.on_grids.add(place)
-            elif into is INT4_OFFSETS:
-                found.free.add(place)
-    return found
+            if into.bits == 8:
+                grids.discard(place)
+            elif into is INT4_OFFSETS and place not in grids:
+                free.add(place)
+    return Rounding(grouped=grids, free=free)
+
+
+def on_grids(torch_split: TorchSplit) -> set[Place]:
+    """The linears' weights whose groups lie on grids of 16 numbers."""
+    return {
+        Place(segment.name, number)
+        for segment in torch_split.split.segments
+        for number, name in _chosen(torch_split, segment.name).items()
+        if name in (INT4.name, INT4_OFFSETS.name)
+    }
 
 
 def _usual(recipe: str) -> Format:

@@ -75,6 +75,7 @@ BACKEND = Backend(
     takes_fixed_sizes_only=True,
     check=_check,
     place=late(f"{__name__}.place", "place"),
+    rounding=late(f"{__name__}.place", "rounding"),
     quieter=lambda segment: f"--keep {segment.name}={'cpu' if segment.recipe == '16a8w' else '16a8w'}",
     # The scores are quantized: less would take the steps of the scale, and ExecuTorch's Qualcomm examples say that this
     # leaves a hidden key no weight.

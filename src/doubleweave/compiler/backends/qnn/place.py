@@ -7,10 +7,11 @@ from dataclasses import replace
 from doubleweave.compiler.backends.backend import Options
 from doubleweave.compiler.backends.placing import fits, placed, with_segments
 from doubleweave.compiler.backends.qnn.dynamic import ask_for_dynamic_shape
-from doubleweave.compiler.backends.qnn.quantize import quantize, recipes_of
+from doubleweave.compiler.backends.qnn.quantize import BLOCKS, quantize, recipes_of
 from doubleweave.compiler.program_folder import Progress, counted
 from doubleweave.compiler.quantize.calibration import Calibration
 from doubleweave.compiler.quantize.quality import signal_to_noise
+from doubleweave.compiler.quantize.weights import Rounding, on_grids
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.ir.split import SizeRanges
 
@@ -38,11 +39,17 @@ def place(
         if isinstance(split.split.segment(name).shape, SizeRanges):
             step(f"asking QNN for {name} with sizes that change")
             ask_for_dynamic_shape(split, name, on_npu[name], own["soc"], chunks[0].shape[1])
-    quantized = quantize(split, on_npu, own["soc"], chunks, step)
+    quantized = quantize(split, on_npu, own["soc"], chunks, step, calibration.importance)
     step("comparing with float32")
     # Two chunks are enough to tell where the noise is; each runs every segment twice in eager torch.
     found = signal_to_noise(split, quantized, list(on_npu), chunks[:2])
     return with_segments(quantized, lambda segment: replace(segment, snr_db=found.get(segment.name)))
+
+
+def rounding(torch_split: TorchSplit, recipe: str) -> Rounding | None:
+    """Channels are scaled where weights are put in blocks of 4 bits, for the weights more than for activations, which
+    have 16. A group that lies on a grid would lose more than they gain (docs/design.md)."""
+    return Rounding(unscaled=on_grids(torch_split), exponent=0.25) if recipe == BLOCKS else None
 
 
 def _with_attention_on_npu(torch_split: TorchSplit) -> TorchSplit:
