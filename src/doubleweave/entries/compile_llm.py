@@ -55,9 +55,10 @@ def compile_llm(
     `out`.
 
     backend: "xnnpack" (any CPU), "qnn" (Qualcomm's NPUs) or "openvino" (Intel's chips). quantize: a recipe of the
-    backend, by default its first: "8da8w", "8da4w" or "none" for xnnpack; "16a8w", "16a4w" or "8a8w" for qnn; "8w" or
-    "none" for openvino. shape: "bounded" (linears take 1 to max(chunk) rows, default 128) or "static" (one method for
-    each size in `chunk`, default 1, 32, 128; XNNPACK stands in for the NPU); NPUs' backends are always static.
+    backend, by default its first: "8da8w", "8da4w" or "none" for xnnpack; "16a8w", "16a4w_block", "16a4w" or "8a8w" for
+    qnn; "8w" or "none" for openvino. shape: "bounded" (linears take 1 to max(chunk) rows, default 128) or "static" (one
+    method for each size in `chunk`, default 1, 32, 128; XNNPACK stands in for the NPU); NPUs' backends are always
+    static.
     attention: "dynamic" (over a cache that grows, on the CPU) or "static" (inlined, over a cache of `max_context`
     tokens, which must be given: the all-static way).
     cache: what keys and values are kept in: "float32", "bfloat16", "float16" or "int8" (a scale for each head of a
