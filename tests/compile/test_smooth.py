@@ -11,7 +11,7 @@ import gguf_files
 import toys
 from doubleweave.compiler.quantize.channels import Place, find_channels
 from doubleweave.compiler.quantize.grids import GROUP_SIZE, format_of
-from doubleweave.compiler.quantize.smooth import _columns, _numbers, smoothed
+from doubleweave.compiler.quantize.smooth import _columns, _numbers, scaled, smoothed
 from doubleweave.compiler.quantize.weights import quantize, rounding
 from doubleweave.compiler.split.eager import run_eager
 from exports import split_of
@@ -69,6 +69,26 @@ def test_large_channels_shrink_and_logits_come_nearer():
     exact = run_eager(split, IDS)
     noise = [(run_eager(quantize(each, "8da8w"), IDS) - exact).square().mean() for each in (split, scaled)]
     assert noise[1] < 0.5 * noise[0]
+
+
+def test_channels_of_weights_that_are_made_when_asked_for():
+    split = split_of(toys.module(tied=True))
+    found = find_channels(split)
+    once = scaled(split, found, [torch.ones(int(each.of_column.max()) + 1) for each in found])
+    once = replace(once, weights=_MadeAnew(once.weights))
+    assert [(each.makers, each.readers) for each in find_channels(once)] == [
+        (each.makers, each.readers) for each in found
+    ]
+
+
+class _MadeAnew(dict):
+    """Weights that are other tensors whenever they are asked for."""
+
+    def __getitem__(self, name):
+        return tuple(weight.clone() for weight in super().__getitem__(name))
+
+    def items(self):
+        return ((name, self[name]) for name in self)
 
 
 def test_without_a_text_nothing_is_scaled():

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from doubleweave.compiler.graph.nodes import RESHAPES, is_call, nodes_of, output_node
 from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS
 from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.compiler.split.weights import Weights
 from doubleweave.ir.split import Call
 from doubleweave.sources.file_weights import FileWeight
 
@@ -61,12 +62,14 @@ def find_channels(torch_split: TorchSplit) -> list[Channels]:
             if value not in call.reads[:2]:
                 found += _across(graphs, edges, value, result, groups)
     found += [each for value in edges.makers for each in _across(graphs, edges, value, value, (1, 1))]
+    # Held as long as they are told apart: what is made when it is asked for would lie where another was.
+    weights = dict(torch_split.weights)
     holders: defaultdict[Any, list[Place]] = defaultdict(list)
-    for segment, weights in torch_split.weights.items():
-        for number, weight in enumerate(weights):
+    for segment, own in weights.items():
+        for number, weight in enumerate(own):
             holders[_identity(weight)].append(Place(segment, number))
-    with_tables = (_with_tables(torch_split, graphs, holders, each) for each in found)
-    return [each for each in with_tables if each is not None and _are_whole(torch_split, each)]
+    with_tables = (_with_tables(weights, graphs, holders, each) for each in found)
+    return [each for each in with_tables if each is not None and _are_whole(weights, each)]
 
 
 def _graph(torch_split: TorchSplit, segment: str) -> fx.Graph:
@@ -166,14 +169,14 @@ def _is_vector(weight: Any, node: Any) -> bool:
     return tuple(weight.meta["val"].shape) == (node.meta["val"].shape[-1],)
 
 
-def _are_whole(torch_split: TorchSplit, channels: Channels) -> bool:
+def _are_whole(weights: Mapping[str, Weights], channels: Channels) -> bool:
     """Whether makers have a row for each channel: not of a slice of what a linear computes, or of each head of it."""
     count = int(channels.of_column.max()) + 1
-    return all(len(torch_split.weights[place.segment][place.weight]) == count for place in channels.makers)
+    return all(len(weights[place.segment][place.weight]) == count for place in channels.makers)
 
 
 def _with_tables(
-    torch_split: TorchSplit,
+    weights: Mapping[str, Weights],
     graphs: Mapping[str, fx.Graph],
     holders: Mapping[Any, list[Place]],
     channels: Channels,
@@ -181,7 +184,7 @@ def _with_tables(
     """The channels with the tables that are tied to readers; None where a weight is used in any other way too."""
     tables = []
     for place in (*channels.makers, *channels.readers):
-        weight = torch_split.weights[place.segment][place.weight]
+        weight = weights[place.segment][place.weight]
         others = [each for each in holders[_identity(weight)] if each != place]
         if others and (place in channels.makers or not all(_is_table(graphs[p.segment], p) for p in others)):
             return None
