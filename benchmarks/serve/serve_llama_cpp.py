@@ -22,23 +22,14 @@ def main() -> None:
 
     import llama_cpp as llama
     import numpy as np
+    from llama_model import Model
 
-    llama.llama_backend_init()
-    model = llama.llama_model_load_from_file(args.gguf.encode(), llama.llama_model_default_params())
-    if not model:
-        raise SystemExit(f"{args.gguf}: llama.cpp cannot load it")
-    vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
-    contexts = {}
-    for n_ubatch in args.n_ubatch:
-        params = llama.llama_context_default_params()
-        params.n_ctx = args.context
-        params.n_batch = args.context
-        params.n_ubatch = n_ubatch
-        params.n_threads = params.n_threads_batch = args.threads
-        params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        contexts[n_ubatch] = llama.llama_init_from_model(model, params)
-        if not contexts[n_ubatch]:
-            raise SystemExit(f"llama.cpp gives no context of {args.context} tokens")
+    model = Model(args.gguf)
+    flash = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    contexts = {
+        n_ubatch: model.context(args.context, args.threads, n_ubatch=n_ubatch, flash_attn_type=flash)
+        for n_ubatch in args.n_ubatch
+    }
 
     def prefill_decode(ids: list[int], gen: int, n_ubatch: int) -> dict[str, Any]:
         context = contexts[n_ubatch]
@@ -51,7 +42,7 @@ def main() -> None:
                 raise RuntimeError(f"llama_decode gave {failed}")
             row = llama.llama_get_logits_ith(context, -1)
             address = ctypes.cast(row, ctypes.POINTER(ctypes.c_float))
-            return int(np.argmax(np.ctypeslib.as_array(address, (vocab,))))
+            return int(np.argmax(np.ctypeslib.as_array(address, (model.vocab_size,))))
 
         start = time.perf_counter()
         tokens = [feed(ids)]

@@ -17,18 +17,10 @@ def main() -> None:
 
     import llama_cpp as llama
     import numpy as np
+    from llama_model import Model
 
-    llama.llama_backend_init()
-    model = llama.llama_model_load_from_file(args.gguf.encode(), llama.llama_model_default_params())
-    if not model:
-        raise SystemExit(f"{args.gguf}: llama.cpp cannot load it")
-    vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
-    params = llama.llama_context_default_params()
-    params.n_ctx = params.n_batch = args.context
-    params.n_threads = params.n_threads_batch = args.threads
-    context = llama.llama_init_from_model(model, params)
-    if not context:
-        raise SystemExit(f"llama.cpp gives no context of {args.context} tokens")
+    model = Model(args.gguf)
+    context = model.context(args.context, args.threads)
 
     def logits(ids: list[int], out: str) -> dict[str, Any]:
         """Writes float32 [tokens, vocab] into the file `out`."""
@@ -42,7 +34,7 @@ def main() -> None:
         if failed:
             raise RuntimeError(f"llama_decode gave {failed}")
         address = ctypes.cast(llama.llama_get_logits(context), ctypes.POINTER(ctypes.c_float))
-        np.save(out, np.ctypeslib.as_array(address, (len(ids), vocab)))
+        np.save(out, np.ctypeslib.as_array(address, (len(ids), model.vocab_size)))
         llama.llama_batch_free(batch)
         return {}
 
