@@ -136,7 +136,7 @@ def help_of_compile() -> str:
         ),
         (
             {"backend": "toy", "mark": "striped"},
-            "mark: is no option of a backend or a source; expected one of soc, calibrate, keep, emulate, "
+            "mark: is no option of a backend or a source; expected one of soc, calibrate, keep, budget, emulate, "
             "attention_device, device, marker, params, tokenizer, adapter, trust_remote_code",
         ),
         ({"backend": "portable"}, "backend: found 'portable', expected one of xnnpack, qnn, openvino, toy"),

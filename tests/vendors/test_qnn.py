@@ -162,6 +162,32 @@ def test_every_static_segment_is_one_context_binary(programs, soc):
     assert others == ["embed_tokens", "rotary", "attention"]
 
 
+def test_a_budget_gives_the_noisiest_segments_8_bits(tmp_path):
+    import torch
+
+    sdk_or_skip()
+    with torch.no_grad():  # what the model finds likeliest: noise makes it less likely
+        ids = toys.module(num_layers=2).generate(
+            torch.tensor([[5, 9, 7]]), max_new_tokens=45, do_sample=False, eos_token_id=None
+        )
+    text = tmp_path / "ids.json"
+    text.write_text(json.dumps(ids[0].tolist()))
+
+    def of_4_bits(budget):
+        segments = eager_reference(text, "16a4w_block", budget).split.segments
+        return {s.name: s.snr_db for s in segments if s.recipe == "16a4w_block"}, {s.name for s in segments}
+
+    all_of, names = of_4_bits("1000")
+    assert sorted(all_of) == ["block_0", "block_1", "block_2"]
+    with pytest.raises(PolicyError, match="with all of these segments in 8 bits perplexity rises by"):
+        of_4_bits(0.0005)
+    some, same_names = of_4_bits(0.03)
+    assert same_names == names
+    assert len(some) < len(all_of)
+    kept = all_of.keys() - some.keys()
+    assert max(all_of[name] for name in kept) <= min((all_of[name] for name in some), default=float("inf"))
+
+
 def test_on_the_chip_prefill_and_decode_share_one_context(programs):
     on_chip, emulated = contexts_of(programs()), contexts_of(programs(emulate=True))
     for segment in ("block_0", "block_1", "block_2", "lm_head"):
@@ -175,7 +201,7 @@ def test_on_the_chip_prefill_and_decode_share_one_context(programs):
     assert manifest.read(programs(emulate=True)).split.segment("block_1").contexts == len(SIZES)
 
 
-def eager_reference(ids_file, **options):
+def eager_reference(ids_file, recipe="16a8w", budget=None, **options):
     """The same quantized segments, in eager torch."""
     import tempfile
 
@@ -184,8 +210,9 @@ def eager_reference(ids_file, **options):
     from doubleweave.compiler.pipeline_llm import splits_of
 
     qnn = backends()["qnn"]
-    own = own_options(qnn, "dynamic", {"soc": "SM8650", "calibrate": ids_file, "emulate": True})
-    options = Options(qnn, "16a8w", FixedSizes(SIZES), toys.MAX_CONTEXT, own=own, **options)
+    given = {"soc": "SM8650", "calibrate": ids_file, "emulate": True, "budget": budget}
+    own = qnn.check(recipe, "dynamic", own_options(qnn, "dynamic", given))
+    options = Options(qnn, recipe, FixedSizes(SIZES), toys.MAX_CONTEXT, own=own, **options)
     with tempfile.TemporaryDirectory() as folder:
         return splits_of(toys.model(num_layers=2), options, Path(folder), lambda *step: None).lowered
 
@@ -383,6 +410,14 @@ def test_inspect_says_which_build_it_is(programs):
         (
             {"backend": "qnn", "soc": "SM8650", "shape": "bounded"},
             "shape: found 'bounded', but qnn takes fixed sizes only; use static or leave it out",
+        ),
+        (
+            {"backend": "qnn", "soc": "SM8650", "budget": 0.05},
+            "budget: found it for 16a8w, expected one of 16a4w_block, 16a4w; leave it out",
+        ),
+        (
+            {"backend": "qnn", "soc": "SM8650", "quantize": "16a4w", "budget": "5%"},
+            "budget: found '5%', expected how much perplexity may rise, such as 0.05 for 5 percent",
         ),
         ({"soc": "SM8650"}, "soc: is an option of the qnn backend; add backend qnn or leave it out"),
         ({"quantize": "16a8w"}, "quantize: found '16a8w', expected one of 8da8w, 8da4w, none for xnnpack"),

@@ -5,6 +5,7 @@ Imports compiler.backends, compiler.quantize and vendors; knows nothing of other
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,15 +13,33 @@ from doubleweave.compiler.backends.backend import Backend, Option, late
 from doubleweave.errors import PolicyError
 from doubleweave.vendors.qnn_sdk import SOCS, find_sdk, keep_from_downloading
 
+BLOCKS = "16a4w_block"
+NARROW = (BLOCKS, "16a4w")  # recipes of 4 bits
+
 
 def _check(recipe: str, attention: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
     if not own["soc"]:
         raise PolicyError("soc: qnn compiles for one chip; name it, such as SM8650")
     if own["attention_device"] == "npu" and attention != "dynamic":
         raise _ATTENTION_DEVICE.misplaced("npu", "qnn", attention, "qnn")
+    if own["budget"] is not None and recipe not in NARROW:
+        raise PolicyError(f"budget: found it for {recipe}, expected one of {', '.join(NARROW)}; leave it out")
+    budget = None if own["budget"] is None else _budget(own["budget"])
     find_sdk()  # its errors come before the work
     keep_from_downloading()
-    return own
+    return {**own, "budget": budget}
+
+
+def _budget(given: object) -> float:
+    try:
+        budget = float(str(given))
+    except ValueError:
+        budget = math.nan
+    if not 0 < budget < math.inf:
+        raise PolicyError(
+            f"budget: found {given!r}, expected how much perplexity may rise, such as 0.05 for 5 percent"
+        )
+    return budget
 
 
 _ATTENTION_DEVICE = Option(
@@ -40,7 +59,7 @@ BACKEND = Backend(
     about="Qualcomm's NPU, on x86 its emulator",
     recipes={
         "16a8w": "16-bit activations, 8-bit weights",
-        "16a4w_block": "4-bit weights in blocks of 32",
+        BLOCKS: "4-bit weights in blocks of 32",
         "16a4w": "4-bit weights, one scale an output feature",
         "8a8w": "",
     },
@@ -63,6 +82,12 @@ BACKEND = Backend(
             default={},
             metavar="PATTERN=RECIPE",
             example="block_*=16a8w",
+        ),
+        Option(
+            "budget",
+            "how much perplexity may rise on the calibration text, such as 0.05: as few segments of 4 bits as hold it "
+            "get 16a8w",
+            metavar="PART",
         ),
         Option(
             "emulate",

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 from doubleweave.compiler.backends.backend import Options
 from doubleweave.compiler.backends.placing import fits, placed, with_segments
+from doubleweave.compiler.backends.qnn import BLOCKS, NARROW
+from doubleweave.compiler.backends.qnn.budget import within_budget
 from doubleweave.compiler.backends.qnn.dynamic import ask_for_dynamic_shape
-from doubleweave.compiler.backends.qnn.quantize import BLOCKS, quantize, recipes_of
+from doubleweave.compiler.backends.qnn.quantize import KEPT, quantize, recipes_of
 from doubleweave.compiler.program_folder import Progress, counted
 from doubleweave.compiler.quantize.calibration import Calibration
 from doubleweave.compiler.quantize.quality import signal_to_noise
@@ -43,6 +45,15 @@ def place(
     step("comparing with float32")
     # Two chunks are enough to tell where the noise is; each runs every segment twice in eager torch.
     found = signal_to_noise(split, quantized, list(on_npu), chunks[:2])
+    if own["budget"] is not None:
+        wide = {name: KEPT for name, recipe in on_npu.items() if recipe in NARROW}
+        others = with_segments(
+            split, lambda segment: replace(segment, recipe=wide.get(segment.name, segment.recipe))
+        )
+        others = quantize(others, wide, own["soc"], chunks, step)
+        narrow = {name: found[name] for name in wide}
+        quantized = within_budget(split, quantized, others, narrow, chunks, own["budget"], step)
+        found |= signal_to_noise(split, quantized, list(wide), chunks[:2])
     return with_segments(quantized, lambda segment: replace(segment, snr_db=found.get(segment.name)))
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from doubleweave.compiler.backends.export_segment import export_segment
-from doubleweave.compiler.backends.qnn import BACKEND
+from doubleweave.compiler.backends.qnn import BACKEND, BLOCKS
 from doubleweave.compiler.backends.qnn import lower as qnn
 from doubleweave.compiler.backends.qnn.blocks import with_blocks
 from doubleweave.compiler.graph.nodes import constant
@@ -40,8 +40,7 @@ from doubleweave.ir.split import Segment, SizeRanges
 aten = torch.ops.aten
 
 RECIPES = tuple(BACKEND.recipes)
-BLOCKS = "16a4w_block"
-_KEPT = "16a8w"  # what the head and the linears of sums and offsets get beside it
+KEPT = "16a8w"  # what the head and the linears of sums and offsets get beside it
 
 
 def recipes_of(names: Sequence[str], recipe: str, keep: Mapping[str, str]) -> dict[str, str]:
@@ -52,7 +51,7 @@ def recipes_of(names: Sequence[str], recipe: str, keep: Mapping[str, str]) -> di
     """
     if unknown := sorted(set(keep.values()) - {*RECIPES, "cpu"}):
         raise PolicyError(f"keep: found {unknown[0]!r}, expected one of {', '.join(RECIPES)}, cpu")
-    chosen = {name: _KEPT if recipe == BLOCKS and name in KEEP_8_BIT else recipe for name in names}
+    chosen = {name: KEPT if recipe == BLOCKS and name in KEEP_8_BIT else recipe for name in names}
     for pattern, other in keep.items():
         matching = fnmatch.filter(names, pattern)
         if not matching:
@@ -122,7 +121,7 @@ def observed(
     if scales:
         blocks = {node.name: (1, GROUP_SIZE) for node in _linears(module) if node.args[1].target in scales}
         quantizer.set_block_size_map(blocks)
-        kept = ModuleQConfig(QuantDtype[f"use_{_KEPT}"], **config)
+        kept = ModuleQConfig(QuantDtype[f"use_{KEPT}"], **config)
         quantizer.set_submodule_qconfig_list([(lambda node: node.name not in blocks, kept)])
         _with_all_levels(quantizer.default_quant_config)
     with _refusals_of(segment.name):
