@@ -8,17 +8,17 @@ from typing import Any
 
 from doubleweave.ir.text_score import TextScore, together
 from doubleweave.tables import format_table
+from doubleweave.texts import CALIBRATION
 
 _HEADER = ("text", "tokens", "perplexity", "over float32", "divergence", "same next tokens")
-# What recipes are calibrated on counts for nothing.
-_CALIBRATION = "calibration"
 
 
 def score_lines(scores: Sequence[TextScore]) -> list[str]:
     """A line for each text, and one for all that are held out; none without scores."""
     if not scores:
         return []
-    held_out = [score for score in scores if score.text != _CALIBRATION]
+    # What recipes are calibrated on counts for nothing.
+    held_out = [score for score in scores if score.text != CALIBRATION]
     shown = [*scores, together("all held out", held_out)] if len(held_out) > 1 else scores
     rows = [_row(score) for score in shown]
     columns = len(_HEADER) if any(score.kl is not None for score in scores) else 3

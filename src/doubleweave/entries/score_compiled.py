@@ -19,10 +19,9 @@ from doubleweave.ir.manifest import TOKENIZER_FILE, Manifest
 from doubleweave.ir.text_score import TextScore
 from doubleweave.measure.perplexity import Logits, logits_of, score_text
 from doubleweave.runtime.open import open_llm
-from doubleweave.texts import calibration_text, held_out_texts
+from doubleweave.texts import CALIBRATION, calibration_text, held_out_texts
 from doubleweave.vendors.library import emulator_of, missing_here
 
-CALIBRATION = "calibration"
 # Tokens that are scored on their own, and of them those that run at a time.
 _WINDOW, _STEP = 1024, 128
 
@@ -43,7 +42,7 @@ def score_compiled(
     assert manifest.model is not None
     window = min(_WINDOW, manifest.model.max_context)
     texts = {CALIBRATION: calibration_text(), **held_out_texts()}
-    ids = {name: tokenizer.encode(text).ids for name, text in texts.items()}
+    ids = {name: tokenizer.encode(text, add_special_tokens=False).ids for name, text in texts.items()}
     total = sum(map(len, ids.values()))
     done = 0
     scores = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+CALIBRATION = "calibration"  # its name among scores
 _FOLDER = files("doubleweave") / "texts"
 
 
