@@ -139,6 +139,8 @@ def test_score_against_float32(cli, refused, toy_program_dir, toy_8da4w_dir, toy
     )
     same = last_json(out)
     assert (same["over"], same["kl"], same["top1"]) == (0, 0, 1)
+    message = refused("score", toy_program_dir, tmp_path / "text.txt", "--against", toy_8da4w_dir)
+    assert "is compiled with --quantize 8da4w; expected --quantize none" in message
     replace(manifest.read(toy_copy), tokenizer_digest="0" * 16).write(toy_copy)
     message = refused("score", toy_program_dir, tmp_path / "text.txt", "--against", toy_copy)
     assert "has another tokenizer or vocabulary; expected a program of the same model" in message

@@ -135,14 +135,14 @@ def add_score(commands: Any) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    from doubleweave.measure.perplexity import check_same_vocabulary, score
+    from doubleweave.measure.perplexity import check_exact, score
 
     texts = held_out_texts() if args.file is None else {Path(args.file).name: _text(args.file)}
     program = open_quietly(args.program)
     session, exact = _session(program, args), None
     if args.against is not None:
         other = open_quietly(args.against)
-        check_same_vocabulary(program, other, args.against)
+        check_exact(program, other, args.against)
         exact = other.session(threads=args.threads)
     start = time.perf_counter()
     scores = [score(program, session, text, name, exact) for name, text in texts.items()]

@@ -31,8 +31,12 @@ def score(
     return score_text(name, program.text.encode_raw(text), window, step, *map(logits_of, sessions))
 
 
-def check_same_vocabulary(program: Program, other: Program, name: str) -> None:
-    """Raises InputError where the logits of the program `other`, called `name`, are of other tokens."""
+def check_exact(program: Program, other: Program, name: str) -> None:
+    """Raises InputError where the program `other`, called `name`, is not the same model in float32."""
+    if other.model.quantize != "none":
+        raise InputError(
+            f"against: {name} is compiled with --quantize {other.model.quantize}; expected --quantize none"
+        )
     tokens = [each.manifest.tokenizer_digest for each in (program, other)]
     sizes = [each.model.vocab_size for each in (program, other)]
     if tokens[0] != tokens[1] or sizes[0] != sizes[1]:
