@@ -31,6 +31,17 @@ def test_blocks_are_whole_numbers_of_sixteenths():
     assert (moved - weight).square().mean() < 0.01 * weight.var()
 
 
+def test_blocks_that_nothing_reached_lie_on_sixteenths_too():
+    generator = torch.Generator().manual_seed(0)
+    weight, importance = torch.randn(8, 128, generator=generator), torch.ones(128)
+    importance[32:64] = 0
+    rest, offsets, scales = blocks_of(weight, importance)
+    sixteenths = scales / (scales.amax(dim=1, keepdim=True) / 16)
+    assert torch.allclose(sixteenths, sixteenths.round(), atol=1e-4)
+    moved = rest + offsets.repeat_interleave(GROUP_SIZE, dim=1)
+    assert (moved - weight).square().mean() < 0.01 * weight.var()
+
+
 def test_a_split_in_blocks_gives_what_its_weights_say():
     split = split_of(toys.module())
     names = [segment.name for segment in split.split.segments if segment.name.startswith("block")]

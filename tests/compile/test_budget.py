@@ -65,7 +65,7 @@ def test_as_few_as_hold_the_budget(splits):
     assert rises[0] > rises[3] + 0.01
     for budget in ((rises[0] + rises[1]) / 2, rises[3] + 0.001, max(rises) + 1):
         told = []
-        found = within_budget(exact, narrow, wide, snr, CHUNKS, budget, told.append)
+        found = within_budget(exact, narrow, lambda: wide, snr, CHUNKS, budget, told.append)
         kept = {s.name for s in found.split.segments if s.name in NAMES and s.recipe == "off by 0.0001"}
         assert rise(exact, found) <= budget
         # The noisiest, in their order; with one less it does not hold.
@@ -81,4 +81,6 @@ def test_a_budget_that_nothing_holds(splits):
     with pytest.raises(
         PolicyError, match=r"with all of these segments in 8 bits perplexity rises by .*; expected at"
     ):
-        within_budget(exact, narrow, narrow, dict.fromkeys(NAMES, 1.0), CHUNKS, 1e-6, lambda what: None)
+        within_budget(
+            exact, narrow, lambda: narrow, dict.fromkeys(NAMES, 1.0), CHUNKS, 1e-6, lambda what: None
+        )

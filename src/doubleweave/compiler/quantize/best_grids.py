@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from doubleweave.compiler.quantize.channels import Place
-from doubleweave.compiler.quantize.formats import as_scales
+from doubleweave.compiler.quantize.formats import NUMBERS, as_scales
 from doubleweave.compiler.quantize.grids import GROUP_SIZE
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.weights import Convert, MadeWeights, Weights
@@ -28,7 +27,6 @@ LEVELS = 15
 # Parts of half of what a group spans. More of them, or more turns, bring divergence no further down (docs/design.md).
 _REACHES = (1.0, 0.9, 0.8)
 _TURNS = 3
-_NUMBERS = 1 << 19  # at a time, so that they stay in the processor's cache
 
 
 def with_best_grids(
@@ -64,60 +62,64 @@ def _rounded(weight: Tensor, importance: Tensor | None) -> Tensor:
     each = each / each.mean().clamp(min=torch.finfo(each.dtype).tiny)
 
     def compute(numbers: Tensor, rows: slice | Tensor) -> Tensor:
-        made = torch.empty_like(numbers)
-        step = max(1, _NUMBERS // numbers.shape[1])
-        for start in range(0, len(numbers), step):
-            block = numbers[start : start + step]
-            made[start : start + step] = on_best_grid(block, each)
-        return made
+        step = max(1, NUMBERS // numbers.shape[1])
+        return torch.cat([on_best_grid(block, each) for block in torch.split(numbers, step)])
 
     return computed_rows(weight, compute)
 
 
-class Grids(NamedTuple):
-    """Of groups [N, K/32, 32]: the numbers `start + step * level` for levels from 0 to 15, [N, K/32, 1] each."""
+class GridSearch:
+    """Of groups float32 [N, K/32, 32], the grids considered so far whose errors count least, by the importance of each
+    column, [K]: the numbers `start + step * level` for levels from 0 to 15, [N, K/32, 1] each.
+    """
 
-    step: Tensor
-    start: Tensor
+    def __init__(self, groups: Tensor, importance: Tensor, step: Tensor, start: Tensor) -> None:
+        each = importance.view(1, -1, GROUP_SIZE)
+        # A group whose columns nothing reached has columns alike.
+        self._each = torch.where(each.sum(dim=2, keepdim=True) > 0, each, torch.ones_like(each))
+        self._weight = self._each.sum(dim=2, keepdim=True)
+        self._groups, self.step, self.start = groups, step, start
+        self._least = torch.full_like(step, torch.inf)
+
+    def consider(self, step: Tensor, start: Tensor) -> None:
+        error = levels_on(self._groups, step, start).mul_(step).add_(start).sub_(self._groups)
+        total = error.square_().mul_(self._each).sum(dim=2, keepdim=True)
+        is_less = total < self._least
+        self._least = torch.where(is_less, total, self._least)
+        self.step, self.start = torch.where(is_less, step, self.step), torch.where(is_less, start, self.start)
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """Of numbers shaped like the groups, each as often as its column counts."""
+        return (numbers * self._each).sum(dim=2, keepdim=True)
+
+    def mean(self, numbers: Tensor) -> Tensor:
+        return self.sum(numbers) / self._weight
 
 
 def on_best_grid(weight: Tensor, importance: Tensor) -> Tensor:
     """float32 [N, K], importance [K] -> the weight's nearest numbers on the best grids found."""
     groups = weight.reshape(len(weight), -1, GROUP_SIZE)
-    step, start = best_grids(groups, importance)
-    return levels_on(groups, step, start).mul_(step).add_(start).view_as(weight)
+    found = best_grids(groups, importance)
+    return levels_on(groups, found.step, found.start).mul_(found.step).add_(found.start).view_as(weight)
 
 
-def best_grids(groups: Tensor, importance: Tensor) -> Grids:
+def best_grids(groups: Tensor, importance: Tensor) -> GridSearch:
     """The best grids found for groups float32 [N, K/32, 32], by the importance of each column, [K]."""
-    each = importance.view(1, -1, GROUP_SIZE)
     low, high = groups.aminmax(dim=2, keepdim=True)
     middle, half = (low + high) / 2, (high - low) / 2
-    least = torch.full_like(low, torch.inf)
-    best_step, best_start = torch.ones_like(low), low
-
-    def consider(step: Tensor, start: Tensor) -> None:
-        nonlocal least, best_step, best_start
-        error = levels_on(groups, step, start).mul_(step).add_(start).sub_(groups).square_().mul_(each)
-        total = error.sum(dim=2, keepdim=True)
-        is_less = total < least
-        least = torch.where(is_less, total, least)
-        best_step, best_start = torch.where(is_less, step, best_step), torch.where(is_less, start, best_start)
-
+    search = GridSearch(groups, importance, torch.ones_like(low), low)
     for reach in _REACHES:
         step = as_scales(half * (2 * reach / LEVELS))
-        consider(step, middle - step * (LEVELS / 2))
-    total = each.sum(dim=2, keepdim=True)
-    mean = (groups * each).sum(dim=2, keepdim=True) / total
+        search.consider(step, middle - step * (LEVELS / 2))
+    mean = search.mean(groups)
     for _ in range(_TURNS):
-        levels = levels_on(groups, best_step, best_start)
-        mean_level = (levels * each).sum(dim=2, keepdim=True) / total
+        levels = levels_on(groups, search.step, search.start)
+        mean_level = search.mean(levels)
         levels.sub_(mean_level)
-        slope = (levels * groups * each).sum(dim=2, keepdim=True)
-        slope /= (levels.square_() * each).sum(dim=2, keepdim=True)
+        slope = search.sum(levels * groups) / search.sum(levels.square())
         step = as_scales(slope.nan_to_num(nan=0.0))
-        consider(step, mean - step * mean_level)
-    return Grids(best_step, best_start)
+        search.consider(step, mean - step * mean_level)
+    return search
 
 
 def levels_on(groups: Tensor, step: Tensor, start: Tensor) -> Tensor:

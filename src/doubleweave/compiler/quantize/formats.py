@@ -24,7 +24,7 @@ Parts = tuple[Tensor, ...]
 _SCALE_STEPS = (7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5)
 # Numbers that are converted at a time: what is computed on the way stays in the processor's cache, where memory for
 # whole weights would be mapped and given back at every step (ten times as long for 4 bits).
-_NUMBERS = 1 << 19
+NUMBERS = 1 << 19
 _PROBED_GROUPS = 8
 _LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
 
@@ -70,7 +70,7 @@ def _by_rows(convert: Callable[[Tensor], Parts]) -> Callable[[Tensor], Parts]:
         weight = weight.detach()
         if isinstance(weight, FakeTensor):
             return _without_numbers(convert, weight)
-        rows = max(1, _NUMBERS // weight.shape[1])
+        rows = max(1, NUMBERS // weight.shape[1])
         if len(weight) <= rows:
             return convert(weight)
         made: Parts = ()

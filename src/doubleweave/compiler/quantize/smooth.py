@@ -56,11 +56,11 @@ def smoothed(
     importance: dict[Place, Tensor] = {}
     scaled_channels = []
     for channels, columns in zip(found, _columns(torch_split, found, chunks), strict=True):
-        is_grouped = any(place in grouped for place in channels.readers)
-        each = _factors(torch_split, channels, columns.largest, is_grouped, exponent)
         if any(place in unscaled for place in channels.readers):
-            each = torch.ones_like(each)
+            each = torch.ones(int(channels.of_column.max()) + 1)
         else:
+            is_grouped = any(place in grouped for place in channels.readers)
+            each = _factors(torch_split, channels, columns.largest, is_grouped, exponent)
             scaled_channels.append(channels)
             factors.append(each)
         mean_square = columns.squares / columns.count / each[channels.of_column].square()

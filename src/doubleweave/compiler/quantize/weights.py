@@ -56,6 +56,8 @@ _QUANTIZED_EXPERTS = torch.ops.doubleweave.expert_linear_quantized.default
 
 # The formats of a segment's weights that are not its recipe's own, by their index.
 Exceptions = tuple[tuple[int, str], ...]
+# By segment and index, what weights ask for: a format's name, or _WIDE.
+Chosen = dict[str, dict[int, str]]
 
 
 def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
@@ -65,10 +67,11 @@ def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
     if recipe == "none":
         return torch_split
     usual = _usual(recipe)
+    chosen = {} if usual is INT8 else _chosen(torch_split)
     return transform.transform_variants(
         torch_split,
         lambda graph, found: _quantize_graph(graph, usual, found),
-        _exceptions(torch_split, usual),
+        _exceptions(torch_split, usual, chosen),
     )
 
 
@@ -89,67 +92,66 @@ def rounding(torch_split: TorchSplit, recipe: str) -> Rounding | None:
     if recipe == "none":
         return None
     usual = _usual(recipe)
-    exceptions = _exceptions(torch_split, usual)
-    grids, free = on_grids(torch_split), set()
+    free: set[Place] = set()
+    if usual is INT8:
+        return Rounding(grouped=set(), free=free)
+    chosen = _chosen(torch_split)
+    exceptions, grids = _exceptions(torch_split, usual, chosen), _on_grids(chosen)
     for segment in torch_split.split.segments:
         others = dict(exceptions[segment.name])
         for number, _ in _quantized_weights(torch_split.graphs[segment.structure].graph):
-            place, into = Place(segment.name, number), FORMATS[others.get(number, usual.name)]
-            if into.bits == 8:
-                grids.discard(place)
-            elif into is INT4_OFFSETS and place not in grids:
+            place = Place(segment.name, number)
+            if others.get(number, usual.name) == INT4_OFFSETS.name and place not in grids:
                 free.add(place)
     return Rounding(grouped=grids, free=free)
 
 
 def on_grids(torch_split: TorchSplit) -> set[Place]:
     """The linears' weights whose groups lie on grids of 16 numbers."""
-    return {
-        Place(segment.name, number)
-        for segment in torch_split.split.segments
-        for number, name in _chosen(torch_split, segment.name).items()
-        if name in (INT4.name, INT4_OFFSETS.name)
-    }
+    return _on_grids(_chosen(torch_split))
+
+
+def _on_grids(chosen: Chosen) -> set[Place]:
+    kept = (INT4.name, INT4_OFFSETS.name)
+    return {Place(name, number) for name, own in chosen.items() for number in own if own[number] in kept}
 
 
 def _usual(recipe: str) -> Format:
     return INT8 if recipe == "8da8w" else INT4_OFFSETS
 
 
-def _exceptions(torch_split: TorchSplit, usual: Format) -> dict[str, Exceptions]:
+def _exceptions(torch_split: TorchSplit, usual: Format, chosen: Chosen) -> dict[str, Exceptions]:
     """By segment, the weights that another format than the recipe's holds as they are, or better."""
-    if usual is INT8:
-        return {segment.name: () for segment in torch_split.split.segments}
-    chosen = {segment.name: _chosen(torch_split, segment.name) for segment in torch_split.split.segments}
     names = {name for each in chosen.values() for name in each.values()}
     # A file of more bits throughout is a source like one of 16: only beside 4 bits are they there on purpose.
     is_mixed = not names.isdisjoint((INT4.name, INT4_OFFSETS.name))
 
-    def exceptions(segment: str) -> Exceptions:
-        graph = torch_split.graphs[torch_split.split.segment(segment).structure].graph
+    def exceptions(own: Mapping[int, str], graph: fx.Graph) -> Exceptions:
         found = {}
         for index, has_offsets in _quantized_weights(graph):
-            kept = chosen[segment].get(index, usual.name)
+            kept = own.get(index, usual.name)
             if kept == _WIDE:
                 kept = INT8.name if is_mixed else usual.name
             found[index] = INT4.name if kept == INT4_OFFSETS.name and not has_offsets else kept
         return tuple(sorted(item for item in found.items() if item[1] != usual.name))
 
-    return {segment: exceptions(segment) for segment in chosen}
+    return {
+        segment.name: exceptions(chosen.get(segment.name, {}), torch_split.graphs[segment.structure].graph)
+        for segment in torch_split.split.segments
+    }
 
 
-def _chosen(torch_split: TorchSplit, segment: str) -> dict[int, str]:
-    """The formats that weights of a segment ask for, by index."""
-    graph = torch_split.graphs[torch_split.split.segment(segment).structure].graph
-    weights = torch_split.weights[segment]
-    found = {}
-    for index, _ in _quantized_weights(graph):
-        if (
-            segment in KEEP_8_BIT or weights[index].shape[-1] % GROUP_SIZE
-        ):  # kernels of 4 bits take whole groups
-            found[index] = INT8.name
-        elif kept := format_of(_first_rows(weights[index]).reshape(-1, GROUP_SIZE)):
-            found[index] = _WIDE if kept == INT8.name else kept
+def _chosen(torch_split: TorchSplit) -> Chosen:
+    """The formats that the linears' weights ask for."""
+    found: Chosen = {}
+    for segment in torch_split.split.segments:
+        own, weights = found.setdefault(segment.name, {}), torch_split.weights[segment.name]
+        for index, _ in _quantized_weights(torch_split.graphs[segment.structure].graph):
+            # Kernels of 4 bits take whole groups.
+            if segment.name in KEEP_8_BIT or weights[index].shape[-1] % GROUP_SIZE:
+                own[index] = INT8.name
+            elif kept := format_of(_first_rows(weights[index]).reshape(-1, GROUP_SIZE)):
+                own[index] = _WIDE if kept == INT8.name else kept
     return found
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
-from doubleweave.compiler.quantize.best_grids import LEVELS, best_grids, levels_on
+from doubleweave.compiler.quantize.best_grids import LEVELS, GridSearch, best_grids, levels_on
 from doubleweave.compiler.quantize.channels import Place
 from doubleweave.compiler.quantize.grids import GROUP_SIZE
 from doubleweave.compiler.split.pieces import TorchSplit, derived_structure
@@ -97,27 +97,19 @@ def blocks_of(weight: Tensor, importance: Tensor) -> tuple[Tensor, Tensor, Tenso
     Of the scales next to the best block's own that one is taken whose error counts least.
     """
     groups = weight.reshape(len(weight), -1, GROUP_SIZE)
-    each = (importance / importance.mean()).view(1, -1, GROUP_SIZE)
-    total = each.sum(dim=2, keepdim=True)
-    mean = (groups * each).sum(dim=2, keepdim=True) / total
-    wanted, first = best_grids(groups, importance)
-    unit = wanted.amax(dim=1, keepdim=True) / _SCALES
-    nearest = (wanted / unit).round()
-    least = torch.full_like(wanted, torch.inf)
-    step, start = wanted, first
+    best = best_grids(groups, importance)
+    unit = best.step.amax(dim=1, keepdim=True) / _SCALES
+    nearest = (best.step / unit).round()
+    search = GridSearch(groups, importance / importance.mean(), best.step, best.start)
+    mean = search.mean(groups)
     for near in (0, -1, 1):
         # The largest stays what it is: the others are sixteenths of it.
         count = torch.where(nearest == _SCALES, nearest, (nearest + near).clamp(1, _SCALES))
-        found = count * unit
-        begin = first + (wanted - found) * (LEVELS / 2)
+        step = count * unit
+        start = best.start + (best.step - step) * (LEVELS / 2)
         for _ in range(_TURNS):
-            mean_level = (levels_on(groups, found, begin) * each).sum(dim=2, keepdim=True) / total
-            begin = mean - found * mean_level
-        error = levels_on(groups, found, begin).mul_(found).add_(begin).sub_(groups).square_().mul_(each)
-        sums = error.sum(dim=2, keepdim=True)
-        is_less = sums < least
-        least = torch.where(is_less, sums, least)
-        step, start = torch.where(is_less, found, step), torch.where(is_less, begin, start)
-    levels = levels_on(groups, step, start).sub_(_MIDDLE)
-    offsets = start + step * _MIDDLE
-    return levels.mul_(step).view_as(weight), offsets.squeeze(2), step.squeeze(2)
+            start = mean - step * search.mean(levels_on(groups, step, start))
+        search.consider(step, start)
+    levels = levels_on(groups, search.step, search.start).sub_(_MIDDLE)
+    offsets = search.start + search.step * _MIDDLE
+    return levels.mul_(search.step).view_as(weight), offsets.squeeze(2), search.step.squeeze(2)

@@ -21,36 +21,42 @@ from doubleweave.errors import PolicyError
 def within_budget(
     exact: TorchSplit,
     narrow: TorchSplit,
-    wide: TorchSplit,
+    make_wide: Callable[[], TorchSplit],
     snr: Mapping[str, float],
     chunks: Sequence[Tensor],
     budget: float,
     report: Callable[[str], None],
 ) -> TorchSplit:
-    """The split `narrow` with as few segments of `wide` as hold the budget, of those in `snr`, in decibels each.
+    """The split `narrow` with as few segments in more bits as hold the budget, of those in `snr`, in decibels each.
 
-    `chunks` are token ids, int64 [1, T] each, of one text. Raises PolicyError where all of `wide` is over it.
+    `make_wide` gives the split that has them all so, and is called where `narrow` is over the budget. `chunks` are
+    token ids, int64 [1, T] each, of one text. Raises PolicyError where the wide split is over the budget as well.
     """
     wanted = _loss(exact, chunks)
     worst_first = sorted(snr, key=snr.__getitem__)
 
-    def rise(count: int) -> float:
-        found = math.expm1(_loss(mixed(narrow, wide, worst_first[:count]), chunks) - wanted)
+    def rise(torch_split: TorchSplit, count: int) -> float:
+        found = math.expm1(_loss(torch_split, chunks) - wanted)
         report(f"{found:+.1%} with {count} of {len(worst_first)} segments in 8 bits")
         return found
 
-    if rise(0) <= budget:
+    if rise(narrow, 0) <= budget:
         return narrow
+    wide = make_wide()
+
+    def first(count: int) -> TorchSplit:
+        return mixed(narrow, wide, worst_first[:count])
+
     low, high = 0, len(worst_first)  # over the budget, and within it
-    if (least := rise(high)) > budget:
+    if (least := rise(first(high), high)) > budget:
         raise PolicyError(
             f"budget: found {budget:g}, but with all of these segments in 8 bits perplexity rises by {least:.1%}; "
             f"expected at least {least:.3f}"
         )
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if rise(middle) <= budget else (middle, high)
-    return mixed(narrow, wide, worst_first[:high])
+        low, high = (low, middle) if rise(first(middle), middle) <= budget else (middle, high)
+    return first(high)
 
 
 def mixed(narrow: TorchSplit, wide: TorchSplit, names: Collection[str]) -> TorchSplit:

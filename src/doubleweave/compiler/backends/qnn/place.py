@@ -50,9 +50,16 @@ def place(
         others = with_segments(
             split, lambda segment: replace(segment, recipe=wide.get(segment.name, segment.recipe))
         )
-        others = quantize(others, wide, own["soc"], chunks, step)
         narrow = {name: found[name] for name in wide}
-        quantized = within_budget(split, quantized, others, narrow, chunks, own["budget"], step)
+        quantized = within_budget(
+            split,
+            quantized,
+            lambda: quantize(others, wide, own["soc"], chunks, step),
+            narrow,
+            chunks,
+            own["budget"],
+            step,
+        )
         found |= signal_to_noise(split, quantized, list(wide), chunks[:2])
     return with_segments(quantized, lambda segment: replace(segment, snr_db=found.get(segment.name)))
 
