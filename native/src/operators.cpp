@@ -212,7 +212,7 @@ void register_operators() {
                       et::Kernel("doubleweave::biased_attention.out", biased_attention_kernel),
                       et::Kernel("doubleweave::cross_attention.out", cross_attention_kernel),
                       et::Kernel("doubleweave::rotary.out", rotary_kernel)});
-    register_expert_operators();
+    register_linear_operators();
     register_table_operators();
     register_cache_operators();
   });

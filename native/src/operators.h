@@ -4,12 +4,12 @@
 namespace doubleweave {
 
 /// Makes our kernels known to ExecuTorch, once per process: `doubleweave::attention.out`,
-/// `doubleweave::rotary.out`, those of mixtures of experts, tables and caches.
+/// `doubleweave::rotary.out`, those of linears, experts, tables and caches.
 void register_operators();
 
 /// `doubleweave::expert_linear_packed.out` and `doubleweave::expert_sum.out`; register_operators
 /// calls it.
-void register_expert_operators();
+void register_linear_operators();
 
 /// `doubleweave::table_rows.out`; register_operators calls it.
 void register_table_operators();

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 import torch
 
 import toys
+from doubleweave.compiler.graph.linear_ops import dequantized
 from doubleweave.compiler.quantize.best_grids import _rounded, on_best_grid, with_best_grids
-from doubleweave.compiler.quantize.formats import SUMS_SHARE, dequantize, int4_with_offsets, num_sums
+from doubleweave.compiler.quantize.formats import int4_with_offsets
 from doubleweave.compiler.quantize.grids import GROUP_SIZE, find_grid
 from doubleweave.compiler.quantize.smooth import smoothed
 from doubleweave.compiler.quantize.weights import quantize, rounding
@@ -46,15 +47,9 @@ def test_groups_lie_on_grids_whose_integers_are_found():
     weight, importance = weight_and_importance()
     found = on_best_grid(weight, importance)
     assert find_grid(found.view(-1, GROUP_SIZE)).fits.all()
-    values, scales, _ = int4_with_offsets(found)
-    columns, sums = weight.shape[1], num_sums(weight.shape[1])
-    numbers = dequantize(values, scales)
-    offsets = (numbers[:, columns : columns + sums] + numbers[:, columns + sums :])[
-        :, : columns // GROUP_SIZE
-    ]
-    stored = numbers[:, :columns] + (offsets * SUMS_SHARE).repeat_interleave(GROUP_SIZE, dim=1)
-    step = scales[:, : columns // GROUP_SIZE].repeat_interleave(GROUP_SIZE, dim=1)
-    assert ((stored - found).abs() < 0.05 * step).all()
+    parts = int4_with_offsets(found)
+    step = parts[1].repeat_interleave(GROUP_SIZE, dim=1)
+    assert ((dequantized(*parts) - found).abs() < 0.05 * step).all()
 
 
 def test_groups_of_equal_numbers_and_of_zeros():

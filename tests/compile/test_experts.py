@@ -79,21 +79,22 @@ def test_the_quantized_reference_is_a_linear_of_rounded_rows(groups, has_own_row
 
 
 def test_packed_weights_hold_every_weight():
-    from doubleweave.compiler.backends.xnnpack import packed_experts
+    from doubleweave.compiler.backends.xnnpack import packed_linears
 
     whole = torch.randint(-127, 128, (3, 20, 30), dtype=torch.int8)
-    packed = packed_experts.pack_int8(whole)
+    packed = packed_linears.pack_int8(whole)
     assert packed.shape == (3, 2, 8, 16, 4)
     for e, n, k in ((0, 0, 0), (2, 19, 29), (1, 15, 4), (1, 16, 7)):
         assert int(packed[e, n // 16, k // 4, n % 16, k % 4]) & 255 == int(whole[e, n, k]) + 128
     narrow = torch.randint(-8, 8, (3, 20, 64), dtype=torch.int8)
-    packed = packed_experts.pack_int4(narrow)
-    assert packed.shape == (3, 2, 8, 16, 4)
+    packed = packed_linears.pack_int4(narrow).view(
+        3, 2, 2, 4, 16, 4
+    )  # two groups of one bundle of two blocks
     for e, n, k in ((0, 0, 0), (2, 19, 63), (1, 15, 4), (1, 16, 43)):
-        byte = int(packed[e, n // 16, k // 8, n % 16, k % 4]) & 255
+        byte = int(packed[e, k // 32, n // 16, k % 32 // 8, n % 16, k % 4]) & 255
         assert (byte >> 4 if k % 8 >= 4 else byte & 15) == int(narrow[e, n, k]) + 8
-    assert torch.equal(packed_experts.pack_float32(rows(3, 20, 5))[2, 1, :, 3], rows(3, 20, 5)[2, 19])
-    sums = packed_experts.pack_sums(narrow, rows(3, 20, 2))
+    assert torch.equal(packed_linears.pack_float32(rows(3, 20, 5))[2, 1, :, 3], rows(3, 20, 5)[2, 19])
+    sums = packed_linears.pack_sums(narrow, rows(3, 20, 2))
     wanted = (narrow.view(3, 20, 2, 32).sum(3) * rows(3, 20, 2)).sum(2)
     assert torch.allclose(sums.reshape(3, 32)[:, :20], wanted, atol=1e-4)
 

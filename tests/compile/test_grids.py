@@ -11,7 +11,8 @@ from gguf import quants
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubleweave.compiler.quantize.formats import INT4, INT4_OFFSETS, SUMS_SHARE, num_sums
+from doubleweave.compiler.graph.linear_ops import dequantized
+from doubleweave.compiler.quantize.formats import INT4, INT4_OFFSETS
 from doubleweave.compiler.quantize.grids import GROUP_SIZE, find_grid, find_symmetric_grid, format_of
 
 ROWS, COLUMNS = 6, 256
@@ -43,7 +44,7 @@ def groups_of(weight: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        (Types.Q4_0, "int4_offsets"),  # -8 … 8: its scales may be negative, which kernels do not take
+        (Types.Q4_0, "int4"),  # its scales may be negative
         (Types.Q4_1, "int4_offsets"),
         (Types.Q4_K, "int4_offsets"),
         (Types.Q5_0, "int8"),
@@ -87,55 +88,52 @@ def test_every_count_of_steps_is_found(count, seed):
 
 
 @given(st.integers(0, 2**31))
-def test_a_symmetric_grid_has_no_eight(seed):
+def test_a_symmetric_grid_has_eight_steps_to_one_side(seed):
     generator = torch.Generator().manual_seed(seed)
     levels = torch.randint(-8, 8, (8, GROUP_SIZE), generator=generator)
-    levels[0, 0], levels[1, 0] = 8, -8
-    fits = find_symmetric_grid(levels * 0.3).fits
-    assert not fits[0]
-    assert fits[1:].all()
-
-
-def in_float32(parts: tuple[torch.Tensor, ...], columns: int) -> torch.Tensor:
-    """What a weight with columns of offsets does to a row, as one matrix."""
-    values, scales, _ = parts
-    whole = (values.view(*scales.shape, -1) * scales[..., None]).view(values.shape)
-    weight, offsets = whole[:, :columns], whole[:, columns:]
-    both = sum(torch.split(offsets, num_sums(columns), dim=1))[:, : columns // GROUP_SIZE]
-    return weight + (both * SUMS_SHARE).repeat_interleave(GROUP_SIZE, dim=1)
+    levels[0, :2] = torch.tensor([8, -8])
+    levels[1, 0], levels[2, 0] = -8, 7
+    levels[3] = -levels[1]
+    grid = find_symmetric_grid(levels * 0.3)
+    assert not grid.fits[0]
+    assert grid.fits[1:].all()
+    found = levels * 0.3 / grid.step[:, None]
+    assert (found[1:] > -8.5).all()
+    assert (found[1:] < 7.5).all()
+    assert grid.step[1] > 0 > grid.step[3]
 
 
 @pytest.mark.parametrize("kind", [Types.Q4_0, Types.Q4_1, Types.Q4_K])
 def test_integers_are_kept(kind):
     weight = as_in_a_file(kind)
-    found = in_float32(INT4_OFFSETS.convert(weight), COLUMNS)
+    found = dequantized(*INT4_OFFSETS.convert(weight))
     steps = find_grid(groups_of(weight)).step.view(ROWS, -1).amax(dim=1, keepdim=True)
     off = (found - weight).abs() / steps
-    # Scales have 8 digits, offsets twice 4 bits of the largest among 32.
+    # Scales have 8 digits, offsets as many bits of the largest of their row.
     assert off.max() < 0.1
     assert off.mean() < 0.02
-    plain = INT4.convert(weight)
-    rounded = (plain[0].view(*plain[1].shape, -1) * plain[1][..., None]).view(weight.shape)
-    assert (found - weight).square().mean() < 0.01 * (rounded - weight).square().mean()
+    rounded = dequantized(*INT4.convert(weight))
+    if kind == Types.Q4_0:  # around zero: scales alone are rounded
+        assert ((rounded - weight).abs() <= 2**-8 * weight.abs()).all()
+    else:
+        assert (found - weight).square().mean() < 0.01 * (rounded - weight).square().mean()
 
 
 @given(st.integers(0, 2**31), st.sampled_from([32, 576, 1056]))
 def test_other_weights_move_by_half_a_step(seed, columns):
     weight = torch.randn(3, columns, generator=torch.Generator().manual_seed(seed))
     parts = INT4_OFFSETS.convert(weight)
-    assert parts[0].shape == (3, columns + 2 * num_sums(columns))
-    assert parts[0].dtype == torch.int8
+    assert [tuple(part.shape) for part in parts] == [(3, columns), *2 * [(3, columns // 32)], (3,)]
+    assert [part.dtype for part in parts] == [torch.int8, torch.float32, torch.int8, torch.float32]
     assert -8 <= int(parts[0].min()) <= int(parts[0].max()) <= 7
     assert (parts[1] > 0).all()
     assert torch.equal(parts[1], parts[1].to(torch.bfloat16).to(torch.float32))
     low, high = groups_of(weight).aminmax(dim=1)
     steps = ((high - low) / 15).view(3, -1).repeat_interleave(GROUP_SIZE, dim=1)
-    assert ((in_float32(parts, columns) - weight).abs() < 0.75 * steps).all()
+    assert ((dequantized(*parts) - weight).abs() < 0.75 * steps).all()
 
 
 def test_weights_of_one_number():
     for number in (0.0, 3.0):
         weight = torch.full((2, 64), number)
-        assert torch.allclose(
-            in_float32(INT4_OFFSETS.convert(weight), 64), weight, atol=1e-20 + 0.02 * number
-        )
+        assert torch.allclose(dequantized(*INT4_OFFSETS.convert(weight)), weight, atol=1e-20 + 0.02 * number)

@@ -101,21 +101,23 @@ def test_a_layer_with_zero_biases_stands_for_layers_with_others():
 @pytest.mark.parametrize("name", ["int4", "int4_offsets", "int8"])
 def test_large_weights_are_lowered_over_memory_that_nobody_reads(name):
     """Two linears of which one is large: only the template's weights are made up, and they take their places."""
+    from doubleweave.compiler.backends.xnnpack.lower import prepare
     from doubleweave.compiler.lower.lower import lower_graph, matrices
     from doubleweave.compiler.lower.templates import as_they_are, made_up
     from doubleweave.compiler.quantize.formats import FORMATS
     from doubleweave.compiler.quantize.weights import _quantize_graph
 
     graph, weights, segment = one_large(
-        torch.ops.aten.linear.default, torch.randn(1024, 1024), torch.zeros(1, 2, 1024)
+        torch.ops.aten.linear.default, torch.randn(2048, 1024), torch.zeros(1, 2, 1024)
     )
     quantized, convert = _quantize_graph(graph, FORMATS[name], ())
-    over = made_up(convert(weights), matrices(quantized.graph))
+    prepared, pack = prepare(quantized)
+    over = made_up(pack(convert(weights)), matrices(prepared.graph))
     assert [tensor in over.unread for tensor in over.weights].count(True) == 1
-    template = lower_graph(quantized, over, segment, {"m": 2})[2]
+    template = lower_graph(prepared, over, segment, {"m": 2})[2]
     assert template.is_complete
-    other = convert(tuple(torch.randn_like(weight) for weight in weights))
-    direct = lower_graph(quantized, as_they_are(other), segment, {"m": 2})[2]
+    other = pack(convert(tuple(torch.randn_like(weight) for weight in weights)))
+    direct = lower_graph(prepared, as_they_are(other), segment, {"m": 2})[2]
     assert filled(template, other) == filled(direct, other)
 
 
@@ -201,17 +203,10 @@ def test_made_up_weights_look_like_the_real_ones():
     assert all(torch.equal(a, b) for a, b in zip(made, made_up(real).weights, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("encoding", "tensor", "data"),
-    [
-        ("raw", [1, -2], b"\x01\xfe"),
-        ("nibbles", [-8, 7, 0, -1], b"\xf0\x78"),
-    ],
-)
-def test_encodings(encoding, tensor, data):
+def test_bytes_of_constants():
     from doubleweave.compiler.lower.templates import Constant, encode
 
-    weights = (torch.tensor(tensor, dtype=torch.int8),)
-    assert encode(Constant(0, encoding), weights) == data
+    weights = (torch.tensor([1, -2], dtype=torch.int8), torch.tensor([1.0], dtype=torch.bfloat16))
+    assert encode(Constant(0), weights) == b"\x01\xfe"
+    assert encode(Constant(1), weights) == b"\x80\x3f"
     assert encode(b"as it is", weights) == b"as it is"
-    assert encode(Constant(0, "bfloat16"), (torch.tensor([1.0]),)) == b"\x80\x3f"

@@ -46,8 +46,8 @@ def test_int4_moves_a_weight_by_little_and_less_than_plain_rounding(weight):
     from doubleweave.compiler.quantize.formats import int4_per_group
     from doubleweave.compiler.quantize.grids import GROUP_SIZE
 
-    values, scales, zero_points = int4_per_group(weight)
-    assert (values.dtype, scales.dtype, zero_points.dtype) == (torch.int8, torch.float32, torch.int32)
+    values, scales = int4_per_group(weight)
+    assert (values.dtype, scales.dtype) == (torch.int8, torch.float32)
     assert -8 <= int(values.min()) <= int(values.max()) <= 7
     assert scales.shape == (weight.shape[0], weight.shape[1] // GROUP_SIZE)
     assert torch.equal(scales, scales.to(torch.bfloat16).to(torch.float32))
@@ -112,12 +112,24 @@ def test_compiled_program_agrees_with_the_split_in_eager_torch(recipe, request):
     assert np.abs(exact - wanted).mean() > 2 * np.abs(found - wanted).mean()
 
 
+def stored(split, name):
+    """The integers that a segment's linears and tables are stored as."""
+    ours, qd = torch.ops.doubleweave, torch.ops.quantized_decomposed
+    places = {
+        ours.linear_quantized.default: 1,
+        ours.table_rows.default: 0,
+        qd.dequantize_per_channel.default: 0,
+    }
+    module = split.module(name)
+    nodes = [node for node in module.graph.nodes if node.target in places]
+    return [module.get_buffer(node.args[places[node.target]].target) for node in nodes]
+
+
 def test_linears_and_tables_are_quantized_and_the_head_keeps_8_bits():
     for recipe, block_range in (("8da8w", 127), ("8da4w", 8)):
         split = split_of(recipe)
         largest = {
-            name: max((int(t.abs().max()) for t in tensors if t.dtype == torch.int8), default=0)
-            for name, tensors in split.weights.items()
+            name: max((int(t.abs().max()) for t in stored(split, name)), default=0) for name in split.weights
         }
         assert largest["rotary"] == largest["attention"] == 0
         assert largest["embed_tokens"] == 127
@@ -165,8 +177,7 @@ def test_more_bits_are_kept_beside_four_alone(has_four):
     split = exported(module, 16)
     quantized = quantize(split, "8da4w")
     wide = {
-        name: sum(t.dtype == torch.int8 and int(t.abs().max()) > 8 for t in quantized.weights[name])
-        for name in ("block_1", "lm_head")
+        name: sum(int(t.abs().max()) > 8 for t in stored(quantized, name)) for name in ("block_1", "lm_head")
     }
     assert wide == {"block_1": 1 if has_four else 0, "lm_head": 1}
     exact, rounded = split.module("block_1"), quantized.module("block_1")
@@ -174,4 +185,4 @@ def test_more_bits_are_kept_beside_four_alone(has_four):
     pairs = zip(exact(*inputs), rounded(*inputs), strict=True)
     noise = max(float((a - b).norm() / a.norm()) for a, b in pairs)
     # Activations alone are rounded where the integers are kept.
-    assert (noise < 0.02) == has_four
+    assert (noise < 0.03) == has_four

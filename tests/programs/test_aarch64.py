@@ -53,7 +53,7 @@ def test_the_attention_kernels_compute_the_same(build):
 
 
 @pytest.mark.parametrize(
-    "name", ["test_experts", "test_memory", "test_rotary", "test_scheduling", "test_sha256", "test_tokenizer"]
+    "name", ["test_linears", "test_memory", "test_rotary", "test_scheduling", "test_sha256", "test_tokenizer"]
 )
 def test_what_the_programs_are_made_of(build, name):
     assert ", 0 failed" in run(build / "tests" / "cpp" / name)

@@ -6,10 +6,13 @@ Knows nothing of language models.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
+from doubleweave.compiler.graph.linear_ops import LINEAR_QUANTIZED, dequantized, on_grids
 from doubleweave.compiler.graph.nodes import is_call, nodes_of
 from doubleweave.compiler.quantize.formats import dequantize
 from doubleweave.compiler.split.pieces import SegmentModules, TorchSplit
@@ -44,6 +47,8 @@ def _rewritten(module: fx.GraphModule) -> fx.Graph:
         if is_call(node, aten.linear.default) and is_call(node.args[1], dequantize):
             x, weight, *bias = node.args
             node.target, node.args = product, (x, *weight.args, *bias)
+        elif is_call(node, LINEAR_QUANTIZED):
+            node.target = quantized_product
     graph.eliminate_dead_code()
     return graph
 
@@ -52,9 +57,26 @@ def product(
     x: Tensor, values: Tensor, scales: Tensor, zero_points: Tensor | None, bias: Tensor | None = None
 ) -> Tensor:
     """`linear` over what `dequantize` gives of [N, K], some output features at a time: a head's are gigabytes."""
+    return _in_blocks(dequantize, x, bias, values, scales, zero_points)
+
+
+def quantized_product(
+    x: Tensor,
+    values: Tensor,
+    scales: Tensor,
+    offsets: Tensor | None = None,
+    offset_scales: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """`linear_quantized`, some output features at a time."""
+    return _in_blocks(dequantized, on_grids(x), bias, values, scales, offsets, offset_scales)
+
+
+def _in_blocks(
+    exact: Callable[..., Tensor], x: Tensor, bias: Tensor | None, values: Tensor, *parts: Tensor | None
+) -> Tensor:
     blocks = (slice(start, start + FEATURES) for start in range(0, len(values), FEATURES))
     weights = (
-        dequantize(values[rows], scales[rows], None if zero_points is None else zero_points[rows])
-        for rows in blocks
+        exact(values[rows], *(None if part is None else part[rows] for part in parts)) for rows in blocks
     )
     return linear_in_blocks(x, weights, len(values), bias)

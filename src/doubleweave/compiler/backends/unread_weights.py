@@ -21,12 +21,12 @@ _TOUCHED = 1024
 
 
 class _Name(bytes):
-    """Which weight it is, in which encoding; its length is that of the weight's bytes."""
+    """Which weight it is; its length is that of the weight's bytes."""
 
     size: int
 
-    def __new__(cls, index: int, encoding: str, size: int) -> _Name:
-        made = super().__new__(cls, f"weight {index} {encoding}".encode())
+    def __new__(cls, index: int, size: int) -> _Name:
+        made = super().__new__(cls, f"weight {index}".encode())
         made.size = size
         return made
 
@@ -54,13 +54,15 @@ class UnreadWeights:
             start.copy_(torch.randint(-8, 8, start.shape, generator=generator))
         else:
             start.copy_(torch.rand(start.shape, generator=generator) + 0.5)
-        return self._named(made, index, "raw")
+        self._memory.append(made)
+        self._names[made.data_ptr()] = _Name(index, made.nbytes)
+        self._numbers[made.data_ptr()] = index
+        return made
 
-    def digests(self) -> dict[bytes, tuple[int, str]]:
-        """The SHA-256 of each name, with the weight and the encoding that it stands for."""
+    def digests(self) -> dict[bytes, int]:
+        """The SHA-256 of each name, with the weight that it stands for."""
         return {
-            hashlib.sha256(name).digest(): (self._numbers[address], name.split()[-1].decode())
-            for address, name in self._names.items()
+            hashlib.sha256(name).digest(): self._numbers[address] for address, name in self._names.items()
         }
 
     def __contains__(self, tensor: Tensor) -> bool:
@@ -107,17 +109,6 @@ class UnreadWeights:
             yield
         finally:
             del module.bytes
-
-    def as_nibbles(self, values: Tensor) -> Tensor:
-        """Memory for an unread weight's 4-bit values, two a byte: uint8 [N, K / 2]."""
-        packed = torch.empty(len(values), (values.shape[1] + 1) // 2, dtype=torch.uint8)
-        return self._named(packed, self._numbers[values.data_ptr()], "nibbles")
-
-    def _named(self, tensor: Tensor, index: int, encoding: str) -> Tensor:
-        self._memory.append(tensor)
-        self._names[tensor.data_ptr()] = _Name(index, encoding, tensor.nbytes)
-        self._numbers[tensor.data_ptr()] = index
-        return tensor
 
     def _name_of(self, address: int, size: int) -> _Name | None:
         name = self._names.get(address)

@@ -3,32 +3,31 @@
 `expert_linear` multiplies each row by the weights of the experts that it chose, `expert_sum` adds up a row's results.
 What lies between two products (a gate, an activation, a norm) stays the model's own operators, so that no table of
 activations is needed. Both keep rows apart. `expert_linear_quantized` is `expert_linear` on the int8 grid of a row and
-over weights in fewer bits.
+over weights in fewer bits (linear_ops.py).
 
 As in ops.py, eager mode computes a reference in plain operators, and a program calls the `.out` overload
-(native/src/expert_operators.cpp). Programs do not take these weights as they are here: `expert_linear_packed` has them
-in the order in which its kernel reads them (packed_experts.py), and runs in programs alone.
+(native/src/linear_operators.cpp). Programs do not take these weights as they are here: `expert_linear_packed` has them
+in the order in which its kernel reads them (packed_linears.py), and runs in programs alone.
 
-Shape legend: T rows, C choices of a row, E experts, K input features, N output features, G groups of K.
+Shape legend: T rows, C choices of a row, E experts, K input features, N output features.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed
 from torch import Tensor
 
+from doubleweave.compiler.graph.linear_ops import PACKED_PARTS, dequantized, on_grids
 from doubleweave.compiler.graph.ops import _LIBRARY
-
-qd = torch.ops.quantized_decomposed
 
 _LINEAR = "Tensor x, Tensor index, Tensor weight"
 _LIBRARY.define(f"expert_linear({_LINEAR}, Tensor? bias=None) -> Tensor")
-_LIBRARY.define(f"expert_linear_quantized({_LINEAR}, Tensor scales, Tensor? bias=None) -> Tensor")
+_QUANTIZED = "Tensor scales, Tensor? offsets=None, Tensor? offset_scales=None, Tensor? bias=None"
+_LIBRARY.define(f"expert_linear_quantized({_LINEAR}, {_QUANTIZED}) -> Tensor")
 for _name, _arguments in (
     (
         "expert_linear_packed",
-        f"{_LINEAR}, Tensor? scales, Tensor? sums, Tensor? bias, int in_features, int out_features",
+        f"{_LINEAR}, {PACKED_PARTS}, Tensor? bias, int in_features, int out_features",
     ),
     ("expert_sum", "Tensor x, Tensor scores"),
 ):
@@ -57,19 +56,20 @@ def expert_linear_reference(x: Tensor, index: Tensor, weight: Tensor, bias: Tens
 
 
 def expert_linear_quantized_reference(
-    x: Tensor, index: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None = None
+    x: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    offsets: Tensor | None = None,
+    offset_scales: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """`expert_linear` of rows on an int8 grid of their own, by weights int8 [E, N, K] times scales.
-
-    scales float32 [E, N], or [E, N, G] for the groups of K. The grid of a row is that of
-    `quantized_decomposed.choose_qparams_per_token_asymmetric`, which linears take as well.
-    """
-    grid = (*qd.choose_qparams_per_token_asymmetric(x, torch.int8), -128, 127, torch.int8)
-    rounded = qd.dequantize_per_token(qd.quantize_per_token(x, *grid), *grid, torch.float32)
+    """`expert_linear` as `linear_quantized` is `linear`: each part has E in front."""
+    rounded = on_grids(x)
     out = x.new_empty(*index.shape, weight.shape[1])
     for expert in _chosen(index):  # one at a time: all of them in float32 may be more than there is memory
-        groups = weight[expert].view(weight.shape[1], scales[expert][0].numel(), -1)
-        exact = (groups * scales[expert].view(weight.shape[1], -1, 1)).view(weight.shape[1:])
+        parts = (None if part is None else part[expert] for part in (offsets, offset_scales))
+        exact = dequantized(weight[expert], scales[expert], *parts)
         of_expert = None if bias is None else bias[expert : expert + 1]
         chosen = (index == expert).any(1)
         found = expert_linear_reference(
@@ -94,6 +94,8 @@ def _fake_packed(
     weight: Tensor,
     scales: Tensor | None,
     sums: Tensor | None,
+    offsets: Tensor | None,
+    offset_scales: Tensor | None,
     bias: Tensor | None,
     in_features: int,
     out_features: int,

@@ -11,7 +11,7 @@ It knows nothing of models or devices.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,27 +32,11 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return memoryview(numbers)
 
 
-def _nibbles(tensor: Tensor) -> memoryview:
-    """Two 4-bit weights a byte, offset by 8, the even one low: XNNPACK's qc4w layout."""
-    offset = tensor.contiguous().view(-1) + 8  # 0 … 15
-    even = torch.nn.functional.pad(offset, (0, offset.numel() % 2))
-    pairs = even.view(torch.int16)  # the first of a pair, and 256 times the second
-    return raw_bytes((pairs >> 4 | pairs).to(torch.uint8))
-
-
-_ENCODINGS: dict[str, Callable[[Tensor], memoryview]] = {
-    "raw": raw_bytes,
-    "bfloat16": lambda tensor: raw_bytes(tensor.to(torch.bfloat16)),
-    "nibbles": _nibbles,
-}
-
-
 @dataclass(frozen=True)
 class Constant:
-    """Bytes in a program that come from weight `index` of the segment, in some encoding."""
+    """Bytes in a program that are those of weight `index` of the segment."""
 
     index: int
-    encoding: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +62,7 @@ class Template:
 
 def encode(source: Constant | bytes, weights: tuple[Tensor, ...]) -> Data:
     """The bytes a template's constant has over these weights."""
-    return source if isinstance(source, bytes) else _ENCODINGS[source.encoding](weights[source.index])
+    return source if isinstance(source, bytes) else raw_bytes(weights[source.index])
 
 
 class MadeUp(NamedTuple):
@@ -117,9 +101,7 @@ def made_up(weights: tuple[Tensor, ...], matrices: Set[int] = frozenset()) -> Ma
             low, high = (-8, 8) if isinstance(tensor, FakeTensor) or _has_4_bits(tensor) else (-127, 128)
             return torch.randint(low, high, tensor.shape, dtype=torch.int8, generator=generator)
         if tensor.is_floating_point():
-            # Exact in bfloat16, as the 4-bit scales are that XNNPACK keeps in that type.
-            numbers = torch.rand(tensor.shape, generator=generator) + 0.5
-            return numbers.to(torch.bfloat16).to(tensor.dtype)
+            return (torch.rand(tensor.shape, generator=generator) + 0.5).to(tensor.dtype)
         return tensor
 
     made = tuple(one(index, tensor) for index, tensor in enumerate(weights))
@@ -135,13 +117,11 @@ def make_templates(program: Any, named_data: Any, over: MadeUp) -> dict[str, Tem
     """Turn emitted methods (exir's Program, its NamedDataStoreOutput) into templates, by the method's name."""
     made_up = over.numbers
     by_digest: dict[bytes, Constant | bytes] = {
-        digest: Constant(*source) for digest, source in over.unread.digests().items()
+        digest: Constant(index) for digest, index in over.unread.digests().items()
     }
     read = {index: tensor for index, tensor in enumerate(over.weights) if tensor not in over.unread}
     for index, tensor in read.items():
-        for encoding, to_bytes in _ENCODINGS.items():
-            if encoding == "raw" or (encoding == "bfloat16") == tensor.is_floating_point():
-                by_digest.setdefault(hashlib.sha256(to_bytes(tensor)).digest(), Constant(index, encoding))
+        by_digest.setdefault(hashlib.sha256(raw_bytes(tensor)).digest(), Constant(index))
     _check_distinct([read[index] for index in made_up if index in read])
 
     def origin(data: bytes) -> Constant | bytes:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
-from torch.nn import functional
 
 from doubleweave.compiler.quantize.grids import GROUP_SIZE, Grid, find_grid, find_symmetric_grid
 from doubleweave.sources.file_weights import in_blocks
@@ -29,20 +28,12 @@ _PROBED_GROUPS = 8
 _LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
 
 
-# Sums of groups are quantized on the scale of the activations that they are of. This share of them is rarely larger
-# than the largest activation, and is rounded less than the sum's own terms are. It is 6/25, so that no share of a sum
-# of whole steps lies in the middle between two steps, where kernels round one way or the other.
-SUMS_SHARE = 0.24
-# Of a quantized weight, in the order of the operators' arguments.
-PARTS = ("values", "scales", "zero_points")
-
-
 @dataclass(frozen=True)
 class Format:
-    """`convert` makes the parts of a weight [N, K], float32."""
+    """`convert` makes the parts of a weight [N, K], float32; `parts` are their names."""
 
     name: str
-    bits: int
+    parts: tuple[str, ...]
     convert: Callable[[Tensor], Parts]
 
 
@@ -97,10 +88,11 @@ def int8_per_channel(weight: Tensor) -> Parts:
 
 @_by_rows
 def int4_per_group(weight: Tensor) -> Parts:
-    """float32 [N, K] -> (int8 [N, K] in -8 … 7, scales float32 [N, K/32], zero points int32 [N, K/32]).
+    """float32 [N, K] -> (int8 [N, K] in -8 … 7, scales float32 [N, K/32]).
 
-    A group that lies on such a grid keeps its integers. Another takes, of a few scales around its largest magnitude,
-    the one with the least squared error. Scales are rounded to bfloat16, the type in which XNNPACK keeps them.
+    A group that lies on such a grid keeps its integers, and a scale that may be negative (Q4_0). Another takes, of a
+    few scales around its largest magnitude, the one with the least squared error. Scales are rounded to bfloat16, the
+    type in which the kernel reads them.
     """
     groups = weight.view(weight.shape[0], -1, GROUP_SIZE)
     largest = groups.abs().amax(dim=2, keepdim=True)
@@ -115,26 +107,25 @@ def int4_per_group(weight: Tensor) -> Parts:
     flat = weight.reshape(-1, GROUP_SIZE)
     if _begins_on(find_symmetric_grid, flat):
         grid = find_symmetric_grid(flat)
-        on_grid = (grid.fits & (grid.step > 0)).view(largest.shape)
+        on_grid = (grid.fits & (grid.step != 0)).view(largest.shape)
         best_scales = torch.where(on_grid, as_scales(grid.step).view(largest.shape), best_scales)
     torch.div(groups, best_scales, out=found).round_().clamp_(-8, 7)
-    scales = best_scales.squeeze(2)
-    return found.to(torch.int8).view(weight.shape), scales, torch.zeros(scales.shape, dtype=torch.int32)
+    return found.to(torch.int8).view(weight.shape), best_scales.squeeze(2)
 
 
 def as_scales(scales: Tensor) -> Tensor:
-    """Rounded as XNNPACK keeps them, and none that it refuses."""
-    return scales.clamp(min=_LEAST_SCALE).to(torch.bfloat16).to(torch.float32)
+    """Rounded as the kernel reads them, and none that is zero."""
+    positive = scales.abs().clamp(min=_LEAST_SCALE).to(torch.bfloat16).to(torch.float32)
+    return positive.copysign(scales)
 
 
 @_by_rows
 def int4_with_offsets(weight: Tensor) -> Parts:
-    """float32 [N, K] -> the parts of `int4_per_group` for `K + 2 * num_sums(K)` columns.
+    """float32 [N, K] -> (int8 [N, K] in -8 … 7, scales float32 [N, K/32], offsets int8 [N, K/32], scales of those
+    float32 [N]).
 
-    Behind the weights come twice `num_sums(K)` columns, of what is added to all weights of a group: in 4 bits, and what
-    they leave in 4 bits more. They multiply the sums of each group's activations, which are `SUMS_SHARE` of themselves.
-    A group that lies on a grid of 16 numbers keeps its integers (Q4_0, Q4_1, Q4_K, and best_grids.py); another's reach
-    from its lowest to its highest number.
+    A group's offset is added to all of its weights. A group that lies on a grid of 16 numbers keeps its integers (Q4_1,
+    Q4_K, and best_grids.py); another's reach from its lowest to its highest number.
     """
     groups = weight.reshape(-1, GROUP_SIZE)
     low, high = groups.aminmax(dim=1)
@@ -145,18 +136,10 @@ def int4_with_offsets(weight: Tensor) -> Parts:
     step.clamp_(min=_LEAST_SCALE)
     scales = as_scales(step)
     levels = ((groups - low[:, None]) / step[:, None]).round_().sub_(8).clamp_(-8, 7)
-    offsets = (groups - levels * scales[:, None]).mean(dim=1).view(len(weight), -1) / SUMS_SHARE
-    columns = functional.pad(offsets, (0, num_sums(weight.shape[1]) - offsets.shape[1]))
-    first = int4_per_group(columns)
-    second = int4_per_group(columns - dequantize(first[0], first[1]))
-    values = torch.cat((levels.to(torch.int8).view(weight.shape), first[0], second[0]), dim=1)
-    all_scales = torch.cat((scales.view(len(weight), -1), first[1], second[1]), dim=1)
-    return values, all_scales, torch.zeros(all_scales.shape, dtype=torch.int32)
-
-
-def num_sums(width: int) -> int:
-    """The sums of a row's groups, and zeros up to whole groups of them."""
-    return -(-width // GROUP_SIZE**2) * GROUP_SIZE
+    added = (groups - levels * scales[:, None]).mean(dim=1).view(len(weight), -1)
+    offset_scales = (added.abs().amax(dim=1) / 127).clamp(min=_LEAST_SCALE)
+    offsets = (added / offset_scales.unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8)
+    return levels.to(torch.int8).view(weight.shape), scales.view(len(weight), -1), offsets, offset_scales
 
 
 def dequantize(values: Tensor, scales: Tensor, zero_points: Tensor | None = None) -> Tensor:
@@ -174,7 +157,7 @@ def _begins_on(find: Callable[[Tensor], Grid], groups: Tensor) -> bool:
     return bool(find(groups[:_PROBED_GROUPS]).fits.all())
 
 
-INT8 = Format("int8", 8, int8_per_channel)
-INT4 = Format("int4", 4, int4_per_group)
-INT4_OFFSETS = Format("int4_offsets", 4, int4_with_offsets)
+INT8 = Format("int8", ("values", "scales", "zero_points"), int8_per_channel)
+INT4 = Format("int4", ("values", "scales"), int4_per_group)
+INT4_OFFSETS = Format("int4_offsets", ("values", "scales", "offsets", "offset_scales"), int4_with_offsets)
 FORMATS = {each.name: each for each in (INT8, INT4, INT4_OFFSETS)}

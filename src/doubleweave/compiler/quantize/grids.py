@@ -37,9 +37,15 @@ def find_grid(groups: Tensor, most_steps: int = 15) -> Grid:
 
 
 def find_symmetric_grid(groups: Tensor, most_steps: int = 8) -> Grid:
-    """The grid around zero, of at most so many steps down and one less up, that each group lies on."""
+    """The grid around zero, of at most so many steps to one side and one less to the other, that each group lies on.
+
+    Steps are negative where there are more up than down.
+    """
     low, high = groups.aminmax(dim=1)
-    return _grid(groups, torch.zeros_like(low), torch.maximum(-low, high), most_steps, most_steps - 0.5)
+    zero, span = torch.zeros_like(low), torch.maximum(-low, high)
+    down = _grid(groups, zero, span, most_steps, most_steps - 0.5)
+    up = _grid(-groups, zero, span, most_steps, most_steps - 0.5)
+    return Grid(down.fits | up.fits, zero, torch.where(down.fits, down.step, -up.step))
 
 
 def _grid(groups: Tensor, low: Tensor, span: Tensor, most_steps: int, most_up: float) -> Grid:

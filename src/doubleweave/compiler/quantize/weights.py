@@ -5,13 +5,13 @@ the quantize and dequantize operators of PyTorch's `quantized_decomposed` namesp
 and which run in eager torch as well (the numeric reference of a quantized program).
 
 The recipes are named as in torchao: 8da8w is int8 weights with one scale an output feature, 8da4w int4
-weights with one scale and one offset for each 32 input features. Both take int8 activations, asymmetric, one scale a
-token, chosen at run time. The head keeps 8 bits in 8da4w, as llama.cpp's Q4_0 does. A linear that experts are chosen by
-stays float32: it is small, and a rounding that changes a choice changes all that follows.
+weights with one scale and one offset for each 32 input features, in operators of our own (graph/linear_ops.py). Both
+take int8 activations, asymmetric, one scale a token, chosen at run time. The head keeps 8 bits in 8da4w, as llama.cpp's
+Q4_0 does. A linear that experts are chosen by stays float32: it is small, and a rounding that changes a choice changes
+all that follows.
 
-Kernels of 4 bits have no offsets: they become further columns of a weight, which multiply the sums of each group's
-activations (formats.py). Weights that were quantized before keep their integers in 8da4w (grids.py): those around zero
-without offsets, and in a file that mixes them those of more bits in 8.
+Weights that were quantized before keep their integers in 8da4w (grids.py): those around zero without offsets, and in
+a file that mixes them those of more bits in 8.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave::expert_linear
+from doubleweave.compiler.graph.linear_ops import LINEAR_QUANTIZED
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 from doubleweave.compiler.quantize.channels import Place
 from doubleweave.compiler.quantize.formats import (
@@ -32,10 +33,7 @@ from doubleweave.compiler.quantize.formats import (
     INT4,
     INT4_OFFSETS,
     INT8,
-    PARTS,
-    SUMS_SHARE,
     Format,
-    num_sums,
 )
 from doubleweave.compiler.quantize.grids import GROUP_SIZE, format_of
 from doubleweave.compiler.split import transform
@@ -99,7 +97,7 @@ def rounding(torch_split: TorchSplit, recipe: str) -> Rounding | None:
     exceptions, grids = _exceptions(torch_split, usual, chosen), _on_grids(chosen)
     for segment in torch_split.split.segments:
         others = dict(exceptions[segment.name])
-        for number, _ in _quantized_weights(torch_split.graphs[segment.structure].graph):
+        for number in _quantized_weights(torch_split.graphs[segment.structure].graph):
             place = Place(segment.name, number)
             if others.get(number, usual.name) == INT4_OFFSETS.name and place not in grids:
                 free.add(place)
@@ -128,11 +126,11 @@ def _exceptions(torch_split: TorchSplit, usual: Format, chosen: Chosen) -> dict[
 
     def exceptions(own: Mapping[int, str], graph: fx.Graph) -> Exceptions:
         found = {}
-        for index, has_offsets in _quantized_weights(graph):
+        for index in _quantized_weights(graph):
             kept = own.get(index, usual.name)
             if kept == _WIDE:
                 kept = INT8.name if is_mixed else usual.name
-            found[index] = INT4.name if kept == INT4_OFFSETS.name and not has_offsets else kept
+            found[index] = kept
         return tuple(sorted(item for item in found.items() if item[1] != usual.name))
 
     return {
@@ -146,7 +144,7 @@ def _chosen(torch_split: TorchSplit) -> Chosen:
     found: Chosen = {}
     for segment in torch_split.split.segments:
         own, weights = found.setdefault(segment.name, {}), torch_split.weights[segment.name]
-        for index, _ in _quantized_weights(torch_split.graphs[segment.structure].graph):
+        for index in _quantized_weights(torch_split.graphs[segment.structure].graph):
             # Kernels of 4 bits take whole groups.
             if segment.name in KEEP_8_BIT or weights[index].shape[-1] % GROUP_SIZE:
                 own[index] = INT8.name
@@ -155,14 +153,14 @@ def _chosen(torch_split: TorchSplit) -> Chosen:
     return found
 
 
-def _quantized_weights(graph: fx.Graph) -> Iterator[tuple[int, bool]]:
-    """The weights that are quantized, by index, and whether a format with offsets is there for them."""
+def _quantized_weights(graph: fx.Graph) -> Iterator[int]:
+    """The weights that are quantized, by index."""
     routers = _routers(graph)
     for node in nodes_of(graph):
         if is_call(node, _EXPERTS) and node.args[2].op == "get_attr":
-            yield int(node.args[2].target[1:]), False
+            yield int(node.args[2].target[1:])
         elif is_call(node, aten.linear.default) and node.args[1].op == "get_attr" and node not in routers:
-            yield int(node.args[1].target[1:]), True
+            yield int(node.args[1].target[1:])
 
 
 def _first_rows(weight: Tensor) -> Tensor:
@@ -184,7 +182,7 @@ def _quantize_graph(
             linears.quantize_experts(node)
         elif is_call(node, aten.linear.default) and node.args[1].op == "get_attr" and node not in routers:
             linears.quantize(node)
-    return renumbered(graph, linears.formats, linears.ones)
+    return renumbered(graph, linears.formats)
 
 
 class _Linears:
@@ -193,26 +191,31 @@ class _Linears:
     def __init__(self, graph: fx.Graph, exceptions: Mapping[int, Format], usual: Format) -> None:
         self._graph, self._exceptions, self._usual = graph, exceptions, usual
         self.formats: dict[int, Format] = {}  # by weight index
-        self.ones: dict[str, int] = {}  # by name of the weight that adds up a row's groups: its width
         self._activations: dict[Any, Any] = {}
-        self._sums: dict[Any, Any] = {}
 
     def quantize(self, node: Any) -> None:
         source, weight, *bias = node.args
         found = self._format(weight)
         with self._graph.inserting_before(node):
-            # q, k and v read the same rows, as do gate and up.
-            x = self._with_sums(source) if found is INT4_OFFSETS else self._activation(source)
             parts = quantized_parts(self._graph, weight, found)
-            node.args = (x, _dequantized(self._graph, parts, found.bits, weight), *bias)
+            if found is INT8:
+                # q, k and v read the same rows, as do gate and up.
+                grid = (0, -127, 127, torch.int8)
+                exact = insert(self._graph, qd.dequantize_per_channel.default, *parts, *grid, like=weight)
+                node.args = (self._activation(source), exact, *bias)
+                return
+            made = insert(self._graph, LINEAR_QUANTIZED, source, *_operands(parts, bias), like=node)
+        node.replace_all_uses_with(made)
+        self._graph.erase_node(node)
 
     def quantize_experts(self, node: Any) -> None:
         """In place of an expert_linear: the operator takes rows in float32 and rounds them itself."""
         x, index, weight, *bias = node.args
         found = self._format(weight)
         with self._graph.inserting_before(node):
-            values, scales, _ = quantized_parts(self._graph, weight, found)
-            made = insert(self._graph, _QUANTIZED_EXPERTS, x, index, values, scales, *bias, like=node)
+            parts = quantized_parts(self._graph, weight, found)
+            parts = parts[:2] if found is INT8 else parts  # zero points are zeros
+            made = insert(self._graph, _QUANTIZED_EXPERTS, x, index, *_operands(parts, bias), like=node)
         node.replace_all_uses_with(made)
         self._graph.erase_node(node)
 
@@ -225,30 +228,10 @@ class _Linears:
             self._activations[source] = _dynamic_activation(self._graph, source)
         return self._activations[source]
 
-    def _with_sums(self, source: Any) -> Any:
-        """A row, and behind it twice the sums of its groups, quantized. The sums are those of the quantized row, by a
-        linear, which delegates take."""
-        if source not in self._sums:
-            x = self._activation(source)
-            width = int(x.meta["val"].shape[-1])
-            name = f"sums{width}"
-            self.ones[name] = width
-            ones = [self._graph.get_attr(f"{name}.{part}") for part in PARTS]
-            with x.meta["val"].fake_mode:
-                for node, tensor in zip(ones, group_sums(width), strict=True):
-                    node.meta["val"] = tensor
-            weight = _dequantized(self._graph, ones, 8, source)
-            sums = insert(self._graph, aten.linear.default, x, weight, like=source)
-            row = insert(self._graph, aten.cat.default, [source, sums, sums], -1, like=source)
-            self._sums[source] = self._activation(row)
-        return self._sums[source]
 
-
-def group_sums(width: int) -> tuple[Tensor, ...]:
-    """The parts in 8 bits of a weight that adds up each group of a row of `width` numbers, `SUMS_SHARE` of the sum."""
-    count, padded = width // GROUP_SIZE, num_sums(width)
-    values = torch.eye(padded, count, dtype=torch.int8).repeat_interleave(GROUP_SIZE, dim=1)
-    return values, torch.full((padded,), SUMS_SHARE), torch.zeros(padded, dtype=torch.int64)
+def _operands(parts: list[Any], bias: list[Any]) -> list[Any]:
+    """Of an operator whose weight has values, scales and perhaps offsets and their scales, and perhaps a bias."""
+    return [*parts, *[None] * (4 - len(parts)), *bias] if bias else parts
 
 
 def _routers(graph: fx.Graph) -> set[Any]:
@@ -278,19 +261,12 @@ def _dynamic_activation(graph: fx.Graph, x: Any) -> Any:
 def quantized_parts(graph: fx.Graph, weight: Any, into: Format) -> list[Any]:
     """Read a format's parts in the place of a weight, once `renumbered` has counted them."""
     # The nodes have nested names for a while: `renumbered` counts the buffers once all of them are there.
-    parts = [graph.get_attr(f"{weight.target}.{part}") for part in PARTS]
+    parts = [graph.get_attr(f"{weight.target}.{part}") for part in into.parts]
     with weight.meta["val"].fake_mode:
         converted = _converted(weight.meta["val"], into)
     for part, tensor in zip(parts, converted, strict=True):
         part.meta["val"] = tensor
     return parts
-
-
-def _dequantized(graph: fx.Graph, parts: list[Any], bits: int, like: Any) -> Any:
-    if bits == 8:
-        return insert(graph, qd.dequantize_per_channel.default, *parts, 0, -127, 127, torch.int8, like=like)
-    grid = (-8, 7, torch.int8, GROUP_SIZE, torch.float32)
-    return insert(graph, qd.dequantize_per_channel_group.default, *parts, *grid, like=like)
 
 
 def _converted(weight: Tensor, into: Format) -> tuple[Tensor, ...]:
@@ -302,11 +278,9 @@ def _converted(weight: Tensor, into: Format) -> tuple[Tensor, ...]:
     return tuple(map(torch.stack, zip(*map(into.convert, experts), strict=True)))
 
 
-def renumbered(
-    graph: fx.Graph, formats: Mapping[int, Format], ones: Mapping[str, int] | None = None
-) -> tuple[fx.GraphModule, Convert]:
+def renumbered(graph: fx.Graph, formats: Mapping[int, Format]) -> tuple[fx.GraphModule, Convert]:
     """Name the buffers "w0", "w1", … again, in the order in which the new graph reads them. `formats` are those of the
-    weights that are quantized, by index; `ones` the widths of the weights that add up groups, by name."""
+    weights that are quantized, by index."""
     graph.eliminate_dead_code()
     order = transform.number_weights(graph)
 
@@ -316,11 +290,8 @@ def renumbered(
             parts[f"w{index}"] = tensor
             if index in formats:
                 found = formats[index]
-                names = (f"w{index}.{part}" for part in PARTS)
+                names = (f"w{index}.{part}" for part in found.parts)
                 parts.update(zip(names, _converted(tensor, found), strict=True))
-        for name, width in (ones or {}).items():
-            names = (f"{name}.{part}" for part in PARTS)
-            parts.update(zip(names, group_sums(width), strict=True))
         return tuple(parts[name] for name in order)
 
     return transform.over_empty_weights(graph), convert

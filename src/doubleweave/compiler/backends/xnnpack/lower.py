@@ -17,7 +17,7 @@ from torch import fx
 
 from doubleweave.compiler.backends.backend import Options
 from doubleweave.compiler.backends.lowered import Lowered
-from doubleweave.compiler.backends.xnnpack.packed_experts import with_packed_experts
+from doubleweave.compiler.backends.xnnpack.packed_linears import with_packed_linears
 from doubleweave.compiler.backends.xnnpack.taken import configs
 from doubleweave.compiler.graph.nodes import insert, is_call, is_tensor, replace_nodes
 from doubleweave.compiler.program_folder import Progress
@@ -36,7 +36,7 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     RMSNorm's mean over the last dim is not delegated and would cut the segment in two; as a linear onto
     one feature with the weights 1/n it is.
     """
-    packed, pack = with_packed_experts(graph_module)
+    packed, pack = with_packed_linears(graph_module)
     graph = copy_graph(packed)
     num_weights = len({node.target for node in graph.find_nodes(op="get_attr")})
     added: list[int] = []  # widths; equal ones share a vector

@@ -1,37 +1,43 @@
 // Sorts rows by expert, and chooses the compilation of the kernel that suits this machine.
-#include "doubleweave/experts.h"
+#include "doubleweave/linears.h"
 
 #include <algorithm>
 #include <atomic>
 #include <vector>
 
 #include "doubleweave/threads.h"
-#include "experts_kernel.h"
+#include "linears_kernel.h"
+
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace doubleweave {
 namespace {
 
-std::vector<const ExpertKernel*> kernels_here() {
-  std::vector<const ExpertKernel*> found;
+std::vector<const LinearKernel*> kernels_here() {
+  std::vector<const LinearKernel*> found;
 #if defined(__x86_64__)
   __builtin_cpu_init();  // for callers that run before main
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vnni");
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx512 && avx2) found.push_back(&experts_avx512vnni::kKernel);
-  if (avx2 && __builtin_cpu_supports("avxvnni")) found.push_back(&experts_avxvnni::kKernel);
-  if (avx2) found.push_back(&experts_avx2::kKernel);
+  if (avx512 && avx2) found.push_back(&linears_avx512vnni::kKernel);
+  if (avx2 && __builtin_cpu_supports("avxvnni")) found.push_back(&linears_avxvnni::kKernel);
+  if (avx2) found.push_back(&linears_avx2::kKernel);
 #elif defined(__aarch64__)
-  found.push_back(&experts_neon::kKernel);
+  if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) found.push_back(&linears_neondot::kKernel);
+  found.push_back(&linears_neon::kKernel);
 #endif
-  found.push_back(&experts_baseline::kKernel);
+  found.push_back(&linears_baseline::kKernel);
   found.push_back(nullptr);
   return found;
 }
 
-std::atomic<const ExpertKernel*>& current_kernel() {
-  static std::atomic<const ExpertKernel*> kernel{expert_kernels()[0]};
+std::atomic<const LinearKernel*>& current_kernel() {
+  static std::atomic<const LinearKernel*> kernel{linear_kernels()[0]};
   return kernel;
 }
 
@@ -41,6 +47,7 @@ struct Scratch {
   std::vector<float> scales;
   std::vector<float> zeros;
   std::vector<int32_t> sums;
+  std::vector<int16_t> group_sums;
   std::vector<int64_t> begins;   // of each expert's entries
   std::vector<int32_t> entries;  // places in index, sorted by expert
   std::vector<int32_t> used;     // experts that some row chose
@@ -69,30 +76,36 @@ void sort_by_expert(const ExpertRows& rows, int64_t num_experts, Scratch& s) {
   s.begins.insert(s.begins.begin(), 0);
 }
 
-PackedRows pack_rows(const ExpertKernel& kernel, ExpertFormat format, int64_t in_features,
+PackedRows pack_rows(const LinearKernel& kernel, LinearFormat format, int64_t in_features,
                      const ExpertRows& rows, Scratch& s) {
   const int64_t num_rows = rows.num_rows * (rows.has_own_rows ? rows.num_choices : 1);
   const int64_t bytes = kernel.row_bytes(in_features);
-  const int64_t num_sums = expert_row_sums(format, in_features);
+  const int64_t num_sums = linear_row_sums(format, in_features);
   make_room(s.rows, num_rows * bytes);
   make_room(s.scales, num_rows);
   make_room(s.zeros, num_rows);
   make_room(s.sums, num_rows * num_sums);
-  const PackedRows packed = {s.rows.data(), s.scales.data(), s.zeros.data(), s.sums.data()};
+  const int64_t num_group_sums =
+      format == LinearFormat::kInt4 ? 2 * linear_group_pairs(in_features) : 0;
+  make_room(s.group_sums, num_rows * num_group_sums);
+  const PackedRows packed = {s.rows.data(), s.scales.data(), s.zeros.data(), s.sums.data(),
+                             s.group_sums.data()};
   parallel_items(static_cast<size_t>(num_rows), [&](size_t row) {
     const auto r = static_cast<int64_t>(row);
-    kernel.pack_row(
-        format, rows.x + r * in_features, in_features,
-        {packed.data + r * bytes, packed.scales + r, packed.zeros + r, packed.sums + r * num_sums});
+    int16_t* group_sums = packed.group_sums + r * num_group_sums;
+    if (num_group_sums > 0) group_sums[num_group_sums - 1] = 0;
+    kernel.pack_row(format, rows.x + r * in_features, in_features,
+                    {packed.data + r * bytes, packed.scales + r, packed.zeros + r,
+                     packed.sums + r * num_sums, group_sums});
   });
   return packed;
 }
 
 // Bytes of the scales of one expert's weights.
-int64_t scale_bytes(const ExpertWeights& w, int64_t num_blocks) {
-  return w.format == ExpertFormat::kInt4
-             ? num_blocks * (w.in_features / kExpertGroup) * kExpertBlock * 2
-             : num_blocks * kExpertBlock * 4;
+int64_t scale_bytes(const LinearWeights& w, int64_t num_blocks) {
+  return w.format == LinearFormat::kInt4
+             ? num_blocks * (w.in_features / kLinearGroup) * kLinearBlock * 2
+             : num_blocks * kLinearBlock * 4;
 }
 
 // Blocks of one work item: their weights stay in the second cache while an expert's rows go by.
@@ -101,29 +114,31 @@ constexpr int64_t kMostAhead = int64_t{1} << 17;  // bytes
 
 }  // namespace
 
-const ExpertKernel* const* expert_kernels() {
-  static const std::vector<const ExpertKernel*> kernels = kernels_here();
+const LinearKernel* const* linear_kernels() {
+  static const std::vector<const LinearKernel*> kernels = kernels_here();
   return kernels.data();
 }
 
-void use_expert_kernel(const ExpertKernel* kernel) {
-  current_kernel().store(kernel == nullptr ? expert_kernels()[0] : kernel);
+void use_linear_kernel(const LinearKernel* kernel) {
+  current_kernel().store(kernel == nullptr ? linear_kernels()[0] : kernel);
 }
 
-int64_t expert_block_bytes(ExpertFormat format, int64_t in_features) {
+int64_t linear_block_bytes(LinearFormat format, int64_t in_features) {
   switch (format) {
-    case ExpertFormat::kFloat32:
-      return in_features * kExpertBlock * 4;
-    case ExpertFormat::kInt8:
-      return (in_features + 3) / 4 * kExpertBlock * 4;
-    case ExpertFormat::kInt4:
-      return in_features / 8 * kExpertBlock * 4;
+    case LinearFormat::kFloat32:
+      return in_features * kLinearBlock * 4;
+    case LinearFormat::kInt8:
+      return (in_features + 3) / 4 * kLinearBlock * 4;
+    case LinearFormat::kInt4:
+      return in_features / 8 * kLinearBlock * 4;
   }
   return 0;
 }
 
-int64_t expert_row_sums(ExpertFormat format, int64_t in_features) {
-  return format == ExpertFormat::kInt4 ? in_features / kExpertGroup : 1;
+int64_t linear_group_pairs(int64_t in_features) { return (in_features / kLinearGroup + 1) / 2; }
+
+int64_t linear_row_sums(LinearFormat format, int64_t in_features) {
+  return format == LinearFormat::kInt4 ? in_features / kLinearGroup : 1;
 }
 
 bool are_experts(const ExpertRows& rows, int64_t num_experts) {
@@ -132,17 +147,17 @@ bool are_experts(const ExpertRows& rows, int64_t num_experts) {
                      [&](int64_t expert) { return expert >= 0 && expert < num_experts; });
 }
 
-void expert_linear(const ExpertWeights& weights, const ExpertRows& rows, float* out) {
+void expert_linear(const LinearWeights& weights, const ExpertRows& rows, float* out) {
   thread_local Scratch s;
-  const ExpertKernel& kernel = *current_kernel().load();
-  const int64_t num_blocks = (weights.out_features + kExpertBlock - 1) / kExpertBlock;
+  const LinearKernel& kernel = *current_kernel().load();
+  const int64_t num_blocks = (weights.out_features + kLinearBlock - 1) / kLinearBlock;
   sort_by_expert(rows, weights.num_experts, s);
   PackedRows packed{};
-  if (weights.format != ExpertFormat::kFloat32) {
+  if (weights.format != LinearFormat::kFloat32) {
     packed = pack_rows(kernel, weights.format, weights.in_features, rows, s);
   }
   const Scratch& sorted = s;  // a thread_local's name is another thread's own inside the items
-  const int64_t block_bytes = expert_block_bytes(weights.format, weights.in_features);
+  const int64_t block_bytes = linear_block_bytes(weights.format, weights.in_features);
   const int64_t weight_bytes = num_blocks * block_bytes;
   const int64_t bytes_of_scales = scale_bytes(weights, num_blocks);
   const int64_t items_each = (num_blocks + kItemBlocks - 1) / kItemBlocks;
@@ -152,14 +167,20 @@ void expert_linear(const ExpertWeights& weights, const ExpertRows& rows, float* 
     const int64_t expert = sorted.used[static_cast<size_t>(i / items_each)];
     const int64_t block = i % items_each * kItemBlocks;
     const int64_t begin = sorted.begins[static_cast<size_t>(expert)];
-    ExpertTile tile{};
+    LinearTile tile{};
     tile.format = weights.format;
     tile.in_features = weights.in_features;
     tile.out_features = weights.out_features;
     tile.weights = static_cast<const uint8_t*>(weights.weights) + expert * weight_bytes;
-    if (weights.format != ExpertFormat::kFloat32) {
+    if (weights.format != LinearFormat::kFloat32) {
       tile.scales = static_cast<const uint8_t*>(weights.scales) + expert * bytes_of_scales;
-      tile.sums = weights.sums + expert * num_blocks * kExpertBlock;
+      tile.sums = weights.sums + expert * num_blocks * kLinearBlock;
+    }
+    if (weights.offsets != nullptr) {
+      tile.offsets = weights.offsets + expert * num_blocks *
+                                           linear_group_pairs(weights.in_features) * 2 *
+                                           kLinearBlock;
+      tile.offset_scales = weights.offset_scales + expert * num_blocks * kLinearBlock;
     }
     if (weights.bias != nullptr) tile.bias = weights.bias + expert * weights.out_features;
     tile.first_block = block;
@@ -181,6 +202,12 @@ void expert_linear(const ExpertWeights& weights, const ExpertRows& rows, float* 
     }
     kernel.run(tile);
   });
+}
+
+void linear(const LinearWeights& weights, const float* x, int64_t num_rows, float* out) {
+  thread_local std::vector<int64_t> first;  // zeros
+  make_room(first, num_rows);
+  expert_linear(weights, {num_rows, 1, false, x, first.data()}, out);
 }
 
 void expert_sum(const float* x, const float* scores, float* out, int64_t num_rows,

@@ -1,7 +1,7 @@
 // Speed of the experts' kernel at OLMoE-like shapes: 64 experts, 8 a row, 1,024 features to 512 and
 // back. Decode is memory: bytes of the chosen experts a second; prefill is products a second.
 // On one thread, in its processor time, so that what else runs counts less.
-// usage: bench_experts
+// usage: bench_linears
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -9,7 +9,7 @@
 #include <random>
 #include <vector>
 
-#include "doubleweave/experts.h"
+#include "doubleweave/linears.h"
 #include "doubleweave/threads.h"
 
 namespace dw = doubleweave;
@@ -24,15 +24,15 @@ struct Layer {
   std::vector<float> scales;
   std::vector<uint16_t> group_scales;
   std::vector<float> sums;
-  dw::ExpertWeights view{};
+  dw::LinearWeights view{};
 };
 
-Layer make_layer(dw::ExpertFormat format, int64_t in_features, int64_t out_features) {
+Layer make_layer(dw::LinearFormat format, int64_t in_features, int64_t out_features) {
   static std::mt19937 random(1);
   Layer layer;
   const auto weights = static_cast<size_t>(kExperts * in_features * out_features);
-  const size_t bits = format == dw::ExpertFormat::kFloat32 ? 32
-                      : format == dw::ExpertFormat::kInt8  ? 8
+  const size_t bits = format == dw::LinearFormat::kFloat32 ? 32
+                      : format == dw::LinearFormat::kInt8  ? 8
                                                            : 4;
   layer.weights.resize(weights * bits / 8);
   for (size_t i = 0; i + 4 <= layer.weights.size(); i += 4) {
@@ -41,7 +41,7 @@ Layer make_layer(dw::ExpertFormat format, int64_t in_features, int64_t out_featu
     std::memcpy(&layer.weights[i], bits == 32 ? static_cast<const void*>(&value) : &number, 4);
   }
   layer.scales.assign(static_cast<size_t>(kExperts * out_features), 0.01f);
-  layer.group_scales.assign(weights / dw::kExpertGroup, 0x3c24);
+  layer.group_scales.assign(weights / dw::kLinearGroup, 0x3c24);
   layer.sums.assign(static_cast<size_t>(kExperts * out_features), 0.1f);
   layer.view.format = format;
   layer.view.num_experts = kExperts;
@@ -70,7 +70,7 @@ double measure(std::vector<Layer>& layers, int64_t num_rows) {
     const std::clock_t start = std::clock();
     for (Layer& layer : layers) {
       layer.view.weights = layer.weights.data();
-      layer.view.scales = layer.view.format == dw::ExpertFormat::kInt4
+      layer.view.scales = layer.view.format == dw::LinearFormat::kInt4
                               ? static_cast<const void*>(layer.group_scales.data())
                               : layer.scales.data();
       layer.view.sums = layer.sums.data();
@@ -89,11 +89,11 @@ int main() {
   dw::set_intra_op_threads(1);
   const struct {
     const char* name;
-    dw::ExpertFormat format;
+    dw::LinearFormat format;
     double bytes;  // of a weight
-  } formats[] = {{"float32", dw::ExpertFormat::kFloat32, 4},
-                 {"int8", dw::ExpertFormat::kInt8, 1},
-                 {"int4", dw::ExpertFormat::kInt4, 0.5625}};
+  } formats[] = {{"float32", dw::LinearFormat::kFloat32, 4},
+                 {"int8", dw::LinearFormat::kInt8, 1},
+                 {"int4", dw::LinearFormat::kInt4, 0.5625}};
   for (const auto& [name, format, bytes] : formats) {
     std::vector<Layer> layers;
     for (int i = 0; i < 12; ++i) layers.push_back(make_layer(format, 1024, 512));

@@ -1,12 +1,15 @@
-// The experts' kernel, compiled once for each instruction set: a file defines
+// The kernel of linears, compiled once for each instruction set: a file defines
 // DOUBLEWEAVE_ISA_NAMESPACE, DOUBLEWEAVE_VECTOR_BYTES and DOUBLEWEAVE_VECTOR_REGISTERS, and one of
-// DOUBLEWEAVE_DOT_VNNI, DOUBLEWEAVE_DOT_MADD (or neither), before it includes this one.
+// DOUBLEWEAVE_DOT_VNNI, DOUBLEWEAVE_DOT_MADD, DOUBLEWEAVE_DOT_NEON (or none), before it includes
+// this one.
 #include <utility>
 
-#include "experts_kernel.h"
+#include "linears_kernel.h"
 
 #if defined(DOUBLEWEAVE_DOT_VNNI) || defined(DOUBLEWEAVE_DOT_MADD)
 #include <immintrin.h>
+#elif defined(DOUBLEWEAVE_DOT_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace doubleweave {
@@ -24,10 +27,22 @@ typedef uint8_t ByteVec __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 4)
 typedef uint8_t MemoryByteVec
     __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 4), aligned(1), may_alias));
 typedef int32_t MemoryInt __attribute__((aligned(1), may_alias));
+typedef int16_t ShortVec __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES)));
+typedef int8_t PairVec __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 2)));
+typedef int8_t MemoryPairVec
+    __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 2), aligned(1), may_alias));
 
-constexpr int kVectors = kExpertBlock / kLanes;  // of one block
+constexpr int kVectors = kLinearBlock / kLanes;  // of one block
 constexpr int64_t kBlockBytes = 64;              // of four input features (of eight, kInt4)
 constexpr int kNoQuads = 0x0f0f0f0f;
+#if defined(DOUBLEWEAVE_DOT_NEON)
+constexpr int32_t kAddedToInt8 = 0;  // products of signed bytes: what the file adds is taken off
+#else
+constexpr int32_t kAddedToInt8 = 128;
+#endif
+constexpr int32_t kAddedToInt4 = 8;
+// One row's product reads each weight once. Processors fetch ahead to the end of a page at most.
+constexpr int64_t kAheadBytes = 4096;
 
 #if defined(DOUBLEWEAVE_DOT_MADD)
 constexpr int64_t kQuadBytes = 8;  // four numbers of a row as int16: 0, 2, 1, 3
@@ -53,7 +68,17 @@ DOUBLEWEAVE_INLINE int32_t load_int(const uint8_t* p) {
   return *reinterpret_cast<const MemoryInt*>(p);
 }
 
-// Adds to each lane the products of its four unsigned bytes with four numbers of a row.
+// What `dot` multiplies of the bytes of kInt8.
+DOUBLEWEAVE_INLINE IntVec as_factors(IntVec bytes) {
+#if defined(DOUBLEWEAVE_DOT_NEON)
+  return bytes ^ splat_int(static_cast<int32_t>(0x80808080));
+#else
+  return bytes;
+#endif
+}
+
+// Adds to each lane the products of its four unsigned bytes with four numbers of a row. Bytes of
+// DOUBLEWEAVE_DOT_NEON are signed, which is the same below 128.
 DOUBLEWEAVE_INLINE IntVec dot(IntVec sum, IntVec weights, const uint8_t* row) {
 #if defined(DOUBLEWEAVE_DOT_VNNI) && DOUBLEWEAVE_VECTOR_BYTES == 64
   return reinterpret_cast<IntVec>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum),
@@ -79,6 +104,10 @@ DOUBLEWEAVE_INLINE IntVec dot(IntVec sum, IntVec weights, const uint8_t* row) {
          reinterpret_cast<IntVec>(
              _mm_madd_epi16(reinterpret_cast<__m128i>(odd), _mm_set1_epi32(load_int(row + 4))));
 #endif
+#elif defined(DOUBLEWEAVE_DOT_NEON)
+  return reinterpret_cast<IntVec>(vdotq_s32(reinterpret_cast<int32x4_t>(sum),
+                                            reinterpret_cast<int8x16_t>(weights),
+                                            reinterpret_cast<int8x16_t>(splat_int(load_int(row)))));
 #else
   DOUBLEWEAVE_UNROLL
   for (int i = 0; i < 4; ++i) {
@@ -94,6 +123,34 @@ DOUBLEWEAVE_INLINE Vec to_float(IntVec x) { return __builtin_convertvector(x, Ve
 DOUBLEWEAVE_INLINE Vec load_bfloat16(const uint8_t* p) {
   const HalfVec x = *reinterpret_cast<const MemoryHalfVec*>(p);
   return reinterpret_cast<Vec>(__builtin_convertvector(x, IntVec) << 16);
+}
+
+// Two bytes a lane, as numbers of 16 bits.
+DOUBLEWEAVE_INLINE IntVec load_pairs(const int8_t* p) {
+  const PairVec pairs = *reinterpret_cast<const MemoryPairVec*>(p);
+  return reinterpret_cast<IntVec>(__builtin_convertvector(pairs, ShortVec));
+}
+
+// Adds to each lane the products of its two numbers of 16 bits with two.
+DOUBLEWEAVE_INLINE IntVec dot_pairs(IntVec sum, IntVec pairs, const int16_t* two) {
+  [[maybe_unused]] const IntVec both = splat_int(load_int(reinterpret_cast<const uint8_t*>(two)));
+#if defined(DOUBLEWEAVE_DOT_VNNI) && DOUBLEWEAVE_VECTOR_BYTES == 64
+  return reinterpret_cast<IntVec>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(sum),
+                                                      reinterpret_cast<__m512i>(pairs),
+                                                      reinterpret_cast<__m512i>(both)));
+#elif defined(DOUBLEWEAVE_DOT_VNNI)
+  return reinterpret_cast<IntVec>(_mm256_dpwssd_avx_epi32(reinterpret_cast<__m256i>(sum),
+                                                          reinterpret_cast<__m256i>(pairs),
+                                                          reinterpret_cast<__m256i>(both)));
+#elif defined(DOUBLEWEAVE_DOT_MADD) && DOUBLEWEAVE_VECTOR_BYTES == 32
+  return sum + reinterpret_cast<IntVec>(_mm256_madd_epi16(reinterpret_cast<__m256i>(pairs),
+                                                          reinterpret_cast<__m256i>(both)));
+#elif defined(DOUBLEWEAVE_DOT_MADD)
+  return sum + reinterpret_cast<IntVec>(_mm_madd_epi16(reinterpret_cast<__m128i>(pairs),
+                                                       reinterpret_cast<__m128i>(both)));
+#else
+  return sum + (pairs << 16 >> 16) * splat_int(two[0]) + (pairs >> 16) * splat_int(two[1]);
+#endif
 }
 
 DOUBLEWEAVE_INLINE int32_t sum_int_lanes(IntVec x) {
@@ -125,7 +182,7 @@ int64_t quads(int64_t in_features) { return (in_features + 3) / 4; }
 
 int64_t row_bytes(int64_t in_features) { return quads(in_features) * kQuadBytes; }
 
-void pack_row(ExpertFormat format, const float* x, int64_t in_features, const PackedRows& packed) {
+void pack_row(LinearFormat format, const float* x, int64_t in_features, const PackedRows& packed) {
   Vec low{};  // the grid has zero on it
   Vec high{};
   Vec poison{};  // NaN where a number is not finite
@@ -148,8 +205,8 @@ void pack_row(ExpertFormat format, const float* x, int64_t in_features, const Pa
   zero = (zero + kRound) - kRound;
   const Vec inverse = splat(1.0f / scale);
   const int64_t padded = 4 * quads(in_features);
-  const int64_t unit = format == ExpertFormat::kInt4 ? kExpertGroup : padded;
-  const int32_t added = format == ExpertFormat::kInt4 ? 8 : 128;
+  const int64_t unit = format == LinearFormat::kInt4 ? kLinearGroup : padded;
+  const int32_t added = format == LinearFormat::kInt4 ? kAddedToInt4 : kAddedToInt8;
   IntVec lanes{};
   for (int i = 0; i < kLanes; ++i) lanes[i] = i;
   IntVec sum{};
@@ -164,7 +221,11 @@ void pack_row(ExpertFormat format, const float* x, int64_t in_features, const Pa
     sum += numbers;
     put_numbers(packed.data + k / 4 * kQuadBytes, numbers, padded - k);
     if ((k + kLanes) % unit == 0 || k + kLanes >= padded) {
-      packed.sums[k / unit] = -added * sum_int_lanes(sum);
+      const int32_t total = sum_int_lanes(sum);
+      packed.sums[k / unit] = -added * total;
+      if (format == LinearFormat::kInt4) {
+        packed.group_sums[k / unit] = static_cast<int16_t>(total);
+      }
       sum = IntVec{};
     }
   }
@@ -179,9 +240,9 @@ struct Sums {
 };
 
 template <int kRows, int kColumns>
-DOUBLEWEAVE_INLINE void multiply_floats(const ExpertTile& t, const int32_t* entries, int64_t block,
+DOUBLEWEAVE_INLINE void multiply_floats(const LinearTile& t, const int32_t* entries, int64_t block,
                                         Sums<kRows, kColumns>& sums) {
-  const int64_t block_floats = t.in_features * kExpertBlock;
+  const int64_t block_floats = t.in_features * kLinearBlock;
   const float* weights = reinterpret_cast<const float*>(t.weights) + block * block_floats;
   const float* x[kRows];
   for (int r = 0; r < kRows; ++r) x[r] = t.x + entries[r] / t.num_choices * t.in_features;
@@ -189,7 +250,7 @@ DOUBLEWEAVE_INLINE void multiply_floats(const ExpertTile& t, const int32_t* entr
     Vec w[kColumns];
     DOUBLEWEAVE_UNROLL
     for (int c = 0; c < kColumns; ++c) {
-      w[c] = load(weights + c / kVectors * block_floats + k * kExpertBlock + c % kVectors * kLanes);
+      w[c] = load(weights + c / kVectors * block_floats + k * kLinearBlock + c % kVectors * kLanes);
     }
     DOUBLEWEAVE_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -201,7 +262,7 @@ DOUBLEWEAVE_INLINE void multiply_floats(const ExpertTile& t, const int32_t* entr
 }
 
 template <int kRows, int kColumns>
-DOUBLEWEAVE_INLINE void multiply_int8(const ExpertTile& t, const uint8_t* const* rows,
+DOUBLEWEAVE_INLINE void multiply_int8(const LinearTile& t, const uint8_t* const* rows,
                                       const int32_t* row_sums, int64_t block,
                                       Sums<kRows, kColumns>& sums) {
   const int64_t num_quads = quads(t.in_features);
@@ -216,8 +277,8 @@ DOUBLEWEAVE_INLINE void multiply_int8(const ExpertTile& t, const uint8_t* const*
     IntVec w[kColumns];
     DOUBLEWEAVE_UNROLL
     for (int c = 0; c < kColumns; ++c) {
-      w[c] = load_ints(weights + (c / kVectors * num_quads + q) * kBlockBytes +
-                       c % kVectors * DOUBLEWEAVE_VECTOR_BYTES);
+      w[c] = as_factors(load_ints(weights + (c / kVectors * num_quads + q) * kBlockBytes +
+                                  c % kVectors * DOUBLEWEAVE_VECTOR_BYTES));
     }
     DOUBLEWEAVE_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -225,7 +286,7 @@ DOUBLEWEAVE_INLINE void multiply_int8(const ExpertTile& t, const uint8_t* const*
       for (int c = 0; c < kColumns; ++c) sum[r][c] = dot(sum[r][c], w[c], rows[r] + q * kQuadBytes);
     }
   }
-  const float* scales = reinterpret_cast<const float*>(t.scales) + block * kExpertBlock;
+  const float* scales = reinterpret_cast<const float*>(t.scales) + block * kLinearBlock;
   DOUBLEWEAVE_UNROLL
   for (int c = 0; c < kColumns; ++c) {
     const Vec scale = load(scales + c * kLanes);
@@ -234,17 +295,43 @@ DOUBLEWEAVE_INLINE void multiply_int8(const ExpertTile& t, const uint8_t* const*
   }
 }
 
+// Where a block lies among those of its bundle.
+struct Bundle {
+  int64_t first_block;
+  int64_t block;
+  int64_t num_blocks;
+
+  // Of its first group, where each of `num_groups` has so many bytes a block.
+  int64_t at(int64_t num_groups, int64_t bytes) const {
+    return (first_block * num_groups + block) * bytes;
+  }
+};
+
+DOUBLEWEAVE_INLINE Bundle bundle_of(const LinearTile& t, int64_t block) {
+  const int64_t all = (t.out_features + kLinearBlock - 1) / kLinearBlock;
+  const int64_t first = block / kLinearBundle * kLinearBundle;
+  return {first, block - first, all - first < kLinearBundle ? all - first : kLinearBundle};
+}
+
 template <int kRows, int kColumns>
-DOUBLEWEAVE_INLINE void multiply_int4(const ExpertTile& t, const uint8_t* const* rows,
+DOUBLEWEAVE_INLINE void multiply_int4(const LinearTile& t, const uint8_t* const* rows,
                                       const int32_t* const* row_sums, int64_t block,
                                       Sums<kRows, kColumns>& sums) {
-  const int64_t num_groups = t.in_features / kExpertGroup;
-  constexpr int kPairs = kExpertGroup / 8;
-  const int64_t block_bytes = num_groups * kPairs * kBlockBytes;
-  const int64_t scale_bytes = num_groups * kExpertBlock * 2;
-  const uint8_t* weights = t.weights + block * block_bytes;
-  const uint8_t* scales = t.scales + block * scale_bytes;
+  const int64_t num_groups = t.in_features / kLinearGroup;
+  constexpr int kPairs = kLinearGroup / 8;
+  constexpr int64_t kGroupBytes = kPairs * kBlockBytes;
+  constexpr int64_t kScaleBytes = kLinearBlock * 2;
+  const Bundle bundle = bundle_of(t, block);
+  const uint8_t* weights = t.weights + bundle.at(num_groups, kGroupBytes);
+  const uint8_t* scales = t.scales + bundle.at(num_groups, kScaleBytes);
   for (int64_t g = 0; g < num_groups; ++g) {
+    if constexpr (kRows == 1) {
+      DOUBLEWEAVE_UNROLL
+      for (int i = 0; i < kColumns / kVectors * kPairs; ++i) {
+        __builtin_prefetch(weights + kAheadBytes + i * kBlockBytes);
+      }
+      __builtin_prefetch(scales + kAheadBytes / 8);
+    }
     IntVec sum[kRows][kColumns];
     DOUBLEWEAVE_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -253,19 +340,18 @@ DOUBLEWEAVE_INLINE void multiply_int4(const ExpertTile& t, const uint8_t* const*
     }
     DOUBLEWEAVE_UNROLL
     for (int p = 0; p < kPairs; ++p) {
-      const int64_t pair = g * kPairs + p;
       IntVec low[kColumns];
       IntVec high[kColumns];
       DOUBLEWEAVE_UNROLL
       for (int c = 0; c < kColumns; ++c) {
-        const IntVec both = load_ints(weights + c / kVectors * block_bytes + pair * kBlockBytes +
+        const IntVec both = load_ints(weights + c / kVectors * kGroupBytes + p * kBlockBytes +
                                       c % kVectors * DOUBLEWEAVE_VECTOR_BYTES);
         low[c] = both & splat_int(kNoQuads);
         high[c] = (both >> 4) & splat_int(kNoQuads);
       }
       DOUBLEWEAVE_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        const uint8_t* row = rows[r] + 2 * pair * kQuadBytes;
+        const uint8_t* row = rows[r] + 2 * (g * kPairs + p) * kQuadBytes;
         DOUBLEWEAVE_UNROLL
         for (int c = 0; c < kColumns; ++c) {
           sum[r][c] = dot(dot(sum[r][c], low[c], row), high[c], row + kQuadBytes);
@@ -274,22 +360,55 @@ DOUBLEWEAVE_INLINE void multiply_int4(const ExpertTile& t, const uint8_t* const*
     }
     DOUBLEWEAVE_UNROLL
     for (int c = 0; c < kColumns; ++c) {
-      const Vec scale = load_bfloat16(scales + c / kVectors * scale_bytes +
-                                      (g * kExpertBlock + c % kVectors * kLanes) * 2);
+      const Vec scale = load_bfloat16(scales + c * kLanes * 2);
       DOUBLEWEAVE_UNROLL
       for (int r = 0; r < kRows; ++r) sums.of[r][c] += to_float(sum[r][c]) * scale;
     }
+    weights += bundle.num_blocks * kGroupBytes;
+    scales += bundle.num_blocks * kScaleBytes;
   }
 }
 
-template <ExpertFormat kFormat, int kRows, int kNumBlocks>
-__attribute__((noinline)) void multiply(const ExpertTile& t, int64_t first_row, int64_t block) {
+// The sums of groups times what is added to each weight of theirs.
+template <int kRows, int kColumns>
+DOUBLEWEAVE_INLINE void add_offsets(const LinearTile& t, const int16_t* const* group_sums,
+                                    int64_t block, Sums<kRows, kColumns>& sums) {
+  const int64_t num_pairs = linear_group_pairs(t.in_features);
+  constexpr int64_t kOffsetBytes = kLinearBlock * 2;
+  const Bundle bundle = bundle_of(t, block);
+  const int8_t* offsets = t.offsets + bundle.at(num_pairs, kOffsetBytes);
+  IntVec sum[kRows][kColumns] = {};
+  for (int64_t pair = 0; pair < num_pairs; ++pair) {
+    IntVec both[kColumns];
+    DOUBLEWEAVE_UNROLL
+    for (int c = 0; c < kColumns; ++c) {
+      both[c] = load_pairs(offsets + c * kLanes * 2);
+    }
+    offsets += bundle.num_blocks * kOffsetBytes;
+    DOUBLEWEAVE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      DOUBLEWEAVE_UNROLL
+      for (int c = 0; c < kColumns; ++c) {
+        sum[r][c] = dot_pairs(sum[r][c], both[c], group_sums[r] + 2 * pair);
+      }
+    }
+  }
+  DOUBLEWEAVE_UNROLL
+  for (int c = 0; c < kColumns; ++c) {
+    const Vec scale = load(t.offset_scales + block * kLinearBlock + c * kLanes);
+    DOUBLEWEAVE_UNROLL
+    for (int r = 0; r < kRows; ++r) sums.of[r][c] += to_float(sum[r][c]) * scale;
+  }
+}
+
+template <LinearFormat kFormat, int kRows, int kNumBlocks>
+__attribute__((noinline)) void multiply(const LinearTile& t, int64_t first_row, int64_t block) {
   constexpr int kColumns = kNumBlocks * kVectors;
   const int32_t* entries = t.entries + first_row;
   Sums<kRows, kColumns> sums{};
   float scales[kRows];
   float zeros[kRows];
-  if constexpr (kFormat == ExpertFormat::kFloat32) {
+  if constexpr (kFormat == LinearFormat::kFloat32) {
     multiply_floats(t, entries, block, sums);
   } else {
     const int64_t bytes = row_bytes(t.in_features);
@@ -300,20 +419,24 @@ __attribute__((noinline)) void multiply(const ExpertTile& t, int64_t first_row, 
       scales[r] = t.packed.scales[row];
       zeros[r] = t.packed.zeros[row];
     }
-    if constexpr (kFormat == ExpertFormat::kInt8) {
+    if constexpr (kFormat == LinearFormat::kInt8) {
       int32_t row_sums[kRows];
       for (int r = 0; r < kRows; ++r) row_sums[r] = t.packed.sums[entries[r] / t.num_choices];
       multiply_int8(t, rows, row_sums, block, sums);
     } else {
       const int32_t* row_sums[kRows];
-      const int64_t num_groups = t.in_features / kExpertGroup;
+      const int16_t* group_sums[kRows];
+      const int64_t num_groups = t.in_features / kLinearGroup;
       for (int r = 0; r < kRows; ++r) {
-        row_sums[r] = t.packed.sums + entries[r] / t.num_choices * num_groups;
+        const int64_t row = entries[r] / t.num_choices;
+        row_sums[r] = t.packed.sums + row * num_groups;
+        group_sums[r] = t.packed.group_sums + row * 2 * linear_group_pairs(t.in_features);
       }
       multiply_int4(t, rows, row_sums, block, sums);
+      if (t.offsets != nullptr) add_offsets(t, group_sums, block, sums);
     }
   }
-  const int64_t first = block * kExpertBlock;
+  const int64_t first = block * kLinearBlock;
   for (int c = 0; c < kColumns; ++c) {
     const int64_t n = first + c * kLanes;
     if (n >= t.out_features) break;
@@ -321,7 +444,7 @@ __attribute__((noinline)) void multiply(const ExpertTile& t, int64_t first_row, 
     const Vec bias = t.bias == nullptr ? Vec{} : load_up_to(t.bias + n, left);
     for (int r = 0; r < kRows; ++r) {
       Vec result = sums.of[r][c];
-      if constexpr (kFormat != ExpertFormat::kFloat32) {
+      if constexpr (kFormat != LinearFormat::kFloat32) {
         result = (result - splat(zeros[r]) * load(t.sums + n)) * splat(scales[r]);
       }
       store_up_to(t.out + entries[r] * t.out_features + n, result + bias, left);
@@ -333,7 +456,7 @@ __attribute__((noinline)) void multiply(const ExpertTile& t, int64_t first_row, 
 // arithmetic work at the same time.
 class Ahead {
  public:
-  Ahead(const ExpertTile& t, int64_t num_steps)
+  Ahead(const LinearTile& t, int64_t num_steps)
       : at_(t.next), end_(t.next + t.next_bytes), step_(t.next_bytes / num_steps + kLineBytes) {}
 
   void step() {
@@ -349,8 +472,8 @@ class Ahead {
   int64_t step_;
 };
 
-template <ExpertFormat kFormat, int kRows>
-void multiply_rows(const ExpertTile& t, int64_t first_row, int64_t num_rows, Ahead& ahead) {
+template <LinearFormat kFormat, int kRows>
+void multiply_rows(const LinearTile& t, int64_t first_row, int64_t num_rows, Ahead& ahead) {
   if (num_rows == kRows) {
     constexpr int kTogether = kRows == 1 ? kBlocksOfOneRow : kBlocks;
     int64_t block = t.first_block;
@@ -364,8 +487,8 @@ void multiply_rows(const ExpertTile& t, int64_t first_row, int64_t num_rows, Ahe
   }
 }
 
-template <ExpertFormat kFormat, int kMost>
-void run_format(const ExpertTile& t) {
+template <LinearFormat kFormat, int kMost>
+void run_format(const LinearTile& t) {
   // Some rows stay in the nearest cache while the blocks go by, which the next one holds. As many
   // each time: a last few would use the registers badly.
   const int64_t num_parts = (t.num_rows + kMost - 1) / kMost;
@@ -377,20 +500,20 @@ void run_format(const ExpertTile& t) {
   }
 }
 
-void run(const ExpertTile& t) {
+void run(const LinearTile& t) {
   switch (t.format) {
-    case ExpertFormat::kFloat32:
-      return run_format<ExpertFormat::kFloat32, kMostRows>(t);
-    case ExpertFormat::kInt8:
-      return run_format<ExpertFormat::kInt8, kMostRows>(t);
-    case ExpertFormat::kInt4:
-      return run_format<ExpertFormat::kInt4, kMostRowsInt4>(t);
+    case LinearFormat::kFloat32:
+      return run_format<LinearFormat::kFloat32, kMostRows>(t);
+    case LinearFormat::kInt8:
+      return run_format<LinearFormat::kInt8, kMostRows>(t);
+    case LinearFormat::kInt4:
+      return run_format<LinearFormat::kInt4, kMostRowsInt4>(t);
   }
 }
 
 }  // namespace
 
-const ExpertKernel kKernel = {DOUBLEWEAVE_ISA_NAME, row_bytes, pack_row, run};
+const LinearKernel kKernel = {DOUBLEWEAVE_ISA_NAME, row_bytes, pack_row, run};
 
 }  // namespace DOUBLEWEAVE_ISA_NAMESPACE
 }  // namespace doubleweave

@@ -1,4 +1,4 @@
-// What one compilation of the experts' kernel offers to the dispatcher (internal).
+// What one compilation of the kernel of linears offers to the dispatcher (internal).
 //
 // This header is also read by files compiled for instruction sets that the machine may lack, so it
 // (and everything they include) must define no inline function: the linker might keep that copy.
@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "doubleweave/experts.h"
+#include "doubleweave/linears.h"
 
 namespace doubleweave {
 
@@ -17,15 +17,18 @@ struct PackedRows {
   float* zeros;   // where zero is on each row's grid
   int32_t* sums;  // row_sums each: minus the sum of a row's (or group's) numbers times what is
                   // added to a weight
+  int16_t* group_sums;  // kInt4: the sums of a row's groups, and 0 up to whole pairs
 };
 
-// The product of one expert's rows with some of its blocks.
-struct ExpertTile {
-  ExpertFormat format;
+// The product of one linear's (or expert's) rows with some of its blocks.
+struct LinearTile {
+  LinearFormat format;
   int64_t in_features;
   int64_t out_features;
-  const uint8_t* weights;  // of the expert, as are the next three
+  const uint8_t* weights;  // of the expert, as are the next five
   const uint8_t* scales;
+  const int8_t* offsets;
+  const float* offset_scales;
   const float* sums;
   const float* bias;
   const uint8_t* next;  // next_bytes that are likely to be read after this tile
@@ -40,39 +43,42 @@ struct ExpertTile {
   float* out;
 };
 
-struct ExpertKernel {
+// Of a packed row: one for all of it (kInt8), or one a group (kInt4).
+int64_t linear_row_sums(LinearFormat format, int64_t in_features);
+
+struct LinearKernel {
   const char* name;
   int64_t (*row_bytes)(int64_t in_features);
   // Rounds a row and writes it to packed rows that begin with it.
-  void (*pack_row)(ExpertFormat format, const float* x, int64_t in_features,
+  void (*pack_row)(LinearFormat format, const float* x, int64_t in_features,
                    const PackedRows& packed);
-  void (*run)(const ExpertTile& tile);
+  void (*run)(const LinearTile& tile);
 };
 
-// Of a packed row: one for all of it (kInt8), or one a group (kInt4).
-int64_t expert_row_sums(ExpertFormat format, int64_t in_features);
-
 // The kernels that this build and this machine have, best first, null at the end.
-const ExpertKernel* const* expert_kernels();
+const LinearKernel* const* linear_kernels();
 
 // Takes a kernel for tests (null: the best one). Not while another thread computes.
-void use_expert_kernel(const ExpertKernel* kernel);
+void use_linear_kernel(const LinearKernel* kernel);
 
 // Only those that the target architecture can have are defined.
-namespace experts_baseline {
-extern const ExpertKernel kKernel;
+namespace linears_baseline {
+extern const LinearKernel kKernel;
 }
-namespace experts_avx2 {
-extern const ExpertKernel kKernel;
+namespace linears_avx2 {
+extern const LinearKernel kKernel;
 }
-namespace experts_avxvnni {
-extern const ExpertKernel kKernel;
+namespace linears_avxvnni {
+extern const LinearKernel kKernel;
 }
-namespace experts_avx512vnni {
-extern const ExpertKernel kKernel;
+namespace linears_avx512vnni {
+extern const LinearKernel kKernel;
 }
-namespace experts_neon {
-extern const ExpertKernel kKernel;
+namespace linears_neon {
+extern const LinearKernel kKernel;
+}
+namespace linears_neondot {
+extern const LinearKernel kKernel;
 }
 
 }  // namespace doubleweave

@@ -9,35 +9,35 @@
 #include <vector>
 
 #include "check.h"
-#include "doubleweave/experts.h"
-#include "src/experts_kernel.h"
+#include "doubleweave/linears.h"
+#include "src/linears_kernel.h"
 
 namespace dw = doubleweave;
-using dw::ExpertFormat;
+using dw::LinearFormat;
 
 namespace {
 
 constexpr float kGuard = 12345.5f;
 
 struct Case {
-  ExpertFormat format;
+  LinearFormat format;
   int64_t num_rows, num_choices, num_experts, in_features, out_features;
-  bool has_own_rows, has_bias;
+  bool has_own_rows, has_bias, has_offsets;
 };
 
-const char* format_name(ExpertFormat format) {
-  return format == ExpertFormat::kFloat32 ? "float32"
-         : format == ExpertFormat::kInt8  ? "int8"
+const char* format_name(LinearFormat format) {
+  return format == LinearFormat::kFloat32 ? "float32"
+         : format == LinearFormat::kInt8  ? "int8"
                                           : "int4";
 }
 
 std::string describe(const Case& c) {
   char text[160];
-  std::snprintf(text, sizeof text, "%s T=%d C=%d E=%d K=%d N=%d %s %s", format_name(c.format),
+  std::snprintf(text, sizeof text, "%s T=%d C=%d E=%d K=%d N=%d %s %s %s", format_name(c.format),
                 static_cast<int>(c.num_rows), static_cast<int>(c.num_choices),
                 static_cast<int>(c.num_experts), static_cast<int>(c.in_features),
                 static_cast<int>(c.out_features), c.has_own_rows ? "own rows" : "shared rows",
-                c.has_bias ? "bias" : "");
+                c.has_bias ? "bias" : "", c.has_offsets ? "offsets" : "");
   return text;
 }
 
@@ -48,28 +48,39 @@ float from_bfloat16(uint16_t bits) {
   return value;
 }
 
-// Weights as packed_experts.py packs them, and what they stand for.
+// Weights as packed_linears.py packs them, and what they stand for.
 struct Weights {
   std::vector<double> exact;  // [experts, out_features, in_features]
   std::vector<float> floats, scales, sums, bias;
   std::vector<uint8_t> bytes;
   std::vector<uint16_t> group_scales;
-  dw::ExpertWeights view{};
+  std::vector<int8_t> offsets;
+  std::vector<float> offset_scales;
+  dw::LinearWeights view{};
 };
+
+// Where a block of some group lies among those of its expert, four of which lie together.
+int64_t in_bundle(int64_t block, int64_t blocks, int64_t group, int64_t groups) {
+  const int64_t first = block / 4 * 4;
+  return first * groups + group * std::min<int64_t>(4, blocks - first) + block - first;
+}
 
 Weights make_weights(const Case& c, std::mt19937& random) {
   const int64_t blocks = (c.out_features + 15) / 16;
   const int64_t quads = (c.in_features + 3) / 4;
-  const int64_t groups = c.format == ExpertFormat::kInt4 ? c.in_features / 32 : 1;
+  const int64_t groups = c.format == LinearFormat::kInt4 ? c.in_features / 32 : 1;
   std::uniform_real_distribution<float> number(-1, 1);
   Weights w;
   w.exact.resize(c.num_experts * c.out_features * c.in_features);
   w.floats.resize(c.num_experts * blocks * c.in_features * 16);
   w.bytes.assign(c.num_experts * blocks * quads * 64, 128);
-  if (c.format == ExpertFormat::kInt4) w.bytes.assign(w.bytes.size() / 2, 0x88);
+  if (c.format == LinearFormat::kInt4) w.bytes.assign(w.bytes.size() / 2, 0x88);
   w.scales.resize(c.num_experts * blocks * 16);
   w.group_scales.resize(c.num_experts * blocks * groups * 16);
   w.sums.resize(c.num_experts * blocks * 16);
+  const int64_t pairs = (groups + 1) / 2;
+  w.offsets.resize(c.num_experts * blocks * pairs * 32);
+  w.offset_scales.resize(c.num_experts * blocks * 16);
   for (int64_t e = 0; e < c.num_experts; ++e) {
     for (int64_t n = 0; n < c.out_features; ++n) {
       const int64_t block = e * blocks + n / 16;
@@ -77,13 +88,16 @@ Weights make_weights(const Case& c, std::mt19937& random) {
       double sum = 0;
       float scale = std::abs(number(random)) + 0.1f;
       w.scales[block * 16 + lane] = scale;
+      const float offset_scale = c.has_offsets ? std::abs(number(random)) / 100 : 0.0f;
+      w.offset_scales[block * 16 + lane] = offset_scale;
+      double offset = 0;
       for (int64_t k = 0; k < c.in_features; ++k) {
         double& exact = w.exact[(e * c.out_features + n) * c.in_features + k];
-        if (c.format == ExpertFormat::kFloat32) {
+        if (c.format == LinearFormat::kFloat32) {
           const float value = number(random);
           w.floats[(block * c.in_features + k) * 16 + lane] = value;
           exact = value;
-        } else if (c.format == ExpertFormat::kInt8) {
+        } else if (c.format == LinearFormat::kInt8) {
           const int value = static_cast<int>(random() % 255) - 127;
           w.bytes[((block * quads + k / 4) * 16 + lane) * 4 + k % 4] =
               static_cast<uint8_t>(value + 128);
@@ -91,15 +105,23 @@ Weights make_weights(const Case& c, std::mt19937& random) {
         } else {
           if (k % 32 == 0) {
             const auto bits = static_cast<uint16_t>(0x3e00 + random() % 0x100);
-            w.group_scales[(block * groups + k / 32) * 16 + lane] = bits;
-            scale = from_bfloat16(bits);
+            const int64_t group = k / 32;
+            const int64_t at = e * blocks * groups + in_bundle(n / 16, blocks, group, groups);
+            w.group_scales[at * 16 + lane] = bits;
+            scale = from_bfloat16(bits) * (lane % 3 == 0 ? -1.0f : 1.0f);
+            if (lane % 3 == 0) w.group_scales[at * 16 + lane] = bits | 0x8000;
+            const auto steps = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
+            const int64_t pair = e * blocks * pairs + in_bundle(n / 16, blocks, group / 2, pairs);
+            w.offsets[(pair * 16 + lane) * 2 + group % 2] = steps;
+            offset = static_cast<double>(steps) * offset_scale;
           }
           const int value = static_cast<int>(random() % 16) - 8;
-          uint8_t& byte = w.bytes[((block * quads / 2 + k / 8) * 16 + lane) * 4 + k % 4];
+          const int64_t group = e * blocks * groups + in_bundle(n / 16, blocks, k / 32, groups);
+          uint8_t& byte = w.bytes[((group * 4 + k % 32 / 8) * 16 + lane) * 4 + k % 4];
           const auto half = static_cast<uint8_t>(value + 8);
           byte = k % 8 < 4 ? static_cast<uint8_t>((byte & 0xf0) | half)
                            : static_cast<uint8_t>((byte & 0x0f) | half << 4);
-          exact = static_cast<double>(value) * scale;
+          exact = static_cast<double>(value) * scale + offset;
         }
         sum += exact;
       }
@@ -111,12 +133,16 @@ Weights make_weights(const Case& c, std::mt19937& random) {
   w.view.num_experts = c.num_experts;
   w.view.in_features = c.in_features;
   w.view.out_features = c.out_features;
-  w.view.weights = c.format == ExpertFormat::kFloat32 ? static_cast<const void*>(w.floats.data())
+  w.view.weights = c.format == LinearFormat::kFloat32 ? static_cast<const void*>(w.floats.data())
                                                       : w.bytes.data();
-  w.view.scales = c.format == ExpertFormat::kInt4 ? static_cast<const void*>(w.group_scales.data())
+  w.view.scales = c.format == LinearFormat::kInt4 ? static_cast<const void*>(w.group_scales.data())
                                                   : w.scales.data();
   w.view.sums = w.sums.data();
   w.view.bias = c.has_bias ? w.bias.data() : nullptr;
+  if (c.has_offsets) {
+    w.view.offsets = w.offsets.data();
+    w.view.offset_scales = w.offset_scales.data();
+  }
   return w;
 }
 
@@ -155,7 +181,7 @@ void check_case(const Case& c, const char* kernel) {
   for (int64_t i = 0; i < num_entries; ++i) {
     const float* row = x.data() + (c.has_own_rows ? i : i / c.num_choices) * c.in_features;
     std::vector<double> exact(row, row + c.in_features);
-    if (c.format != ExpertFormat::kFloat32) exact = rounded(row, c.in_features);
+    if (c.format != LinearFormat::kFloat32) exact = rounded(row, c.in_features);
     for (int64_t n = 0; n < c.out_features; ++n) {
       const int64_t at = index[i] * c.out_features + n;
       double wanted = c.has_bias ? w.bias[at] : 0;
@@ -168,30 +194,35 @@ void check_case(const Case& c, const char* kernel) {
     }
   }
   // A number halfway between two steps may be rounded the other way.
-  const double bound = c.format == ExpertFormat::kFloat32 ? 2e-6 : 1e-5;
+  const double bound = c.format == LinearFormat::kFloat32 ? 2e-6 : 1e-5;
   CHECK(off <= bound * largest, "%s, %s: off by %g of %g", kernel, describe(c).c_str(), off,
         largest);
   CHECK(out.back() == kGuard, "%s, %s writes behind out", kernel, describe(c).c_str());
 }
 
 void check_shapes(const char* kernel) {
-  for (const ExpertFormat format :
-       {ExpertFormat::kFloat32, ExpertFormat::kInt8, ExpertFormat::kInt4}) {
+  for (const LinearFormat format :
+       {LinearFormat::kFloat32, LinearFormat::kInt8, LinearFormat::kInt4}) {
     for (const int64_t num_rows : {1, 2, 5, 13, 40}) {
       for (const bool has_own_rows : {false, true}) {
-        check_case({format, num_rows, 2, 5, 64, 48, has_own_rows, has_own_rows}, kernel);
-        check_case({format, num_rows, 3, 4, 96, 37, has_own_rows, !has_own_rows}, kernel);
-        check_case({format, num_rows, 1, 1, 32, 176, has_own_rows, false}, kernel);
+        for (const bool has_offsets : {false, true}) {
+          if (has_offsets && format != LinearFormat::kInt4) continue;
+          check_case({format, num_rows, 2, 5, 64, 48, has_own_rows, has_own_rows, has_offsets},
+                     kernel);
+          check_case({format, num_rows, 3, 4, 96, 37, has_own_rows, !has_own_rows, has_offsets},
+                     kernel);
+          check_case({format, num_rows, 1, 1, 32, 176, has_own_rows, false, has_offsets}, kernel);
+        }
       }
-      if (format != ExpertFormat::kInt4)
-        check_case({format, num_rows, 2, 3, 27, 9, false, true}, kernel);
+      if (format != LinearFormat::kInt4)
+        check_case({format, num_rows, 2, 3, 27, 9, false, true, false}, kernel);
     }
   }
 }
 
 // What is not finite in a row must not come out as a number.
 void check_not_finite(const char* kernel) {
-  const Case c = {ExpertFormat::kInt8, 2, 1, 2, 40, 16, false, false};
+  const Case c = {LinearFormat::kInt8, 2, 1, 2, 40, 16, false, false, false};
   std::mt19937 random(7);
   const Weights w = make_weights(c, random);
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
@@ -227,12 +258,12 @@ void check_sum() {
 }  // namespace
 
 int main() {
-  for (const dw::ExpertKernel* const* kernel = dw::expert_kernels(); *kernel != nullptr; ++kernel) {
-    dw::use_expert_kernel(*kernel);
+  for (const dw::LinearKernel* const* kernel = dw::linear_kernels(); *kernel != nullptr; ++kernel) {
+    dw::use_linear_kernel(*kernel);
     check_shapes((*kernel)->name);
     check_not_finite((*kernel)->name);
   }
-  dw::use_expert_kernel(nullptr);
+  dw::use_linear_kernel(nullptr);
   check_index();
   check_sum();
   return check::finish();

@@ -1,0 +1,78 @@
+// Linears over weights of few bits, and those of a mixture of experts: each row is multiplied by
+// the weights of the experts that it chose, and only those are read. Rows of one expert are
+// multiplied together.
+//
+// Weights lie in the order in which the kernel reads them (packed_linears.py writes it): 16 output
+// features, a block, beside one another. Input features are padded with zeros to a multiple of 4
+// (kInt8) and output features to whole blocks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace doubleweave {
+
+enum class LinearFormat {
+  kFloat32,  // [experts, blocks, in_features, 16] float
+  kInt8,     // [experts, blocks, in_features / 4, 16, 4] bytes: the weight + 128
+  // [experts, bundles, groups, blocks of the bundle, 4, 16, 4] bytes: the weight + 8 of a group's
+  // feature 8 i + j in the low half and of feature 8 i + 4 + j in the high half. A bundle is four
+  // blocks, the last one what is left: one row's product goes through it from end to end.
+  kInt4,
+};
+
+constexpr int64_t kLinearBlock = 16;  // output features
+constexpr int64_t kLinearBundle = 4;  // blocks (kInt4)
+constexpr int64_t kLinearGroup = 32;  // input features of one scale (kInt4)
+
+// Most input features of kInt4: sums of their offsets' products stay in 32 bits.
+constexpr int64_t kMostInt4Features = int64_t{1} << 16;
+
+// Bytes of a block's weights.
+int64_t linear_block_bytes(LinearFormat format, int64_t in_features);
+
+// Offsets are stored for two groups at a time.
+int64_t linear_group_pairs(int64_t in_features);
+
+struct LinearWeights {
+  LinearFormat format;
+  int64_t num_experts;
+  int64_t in_features;  // kInt4: a multiple of kLinearGroup
+  int64_t out_features;
+  const void* weights;
+  // kInt8: float [experts, blocks, 16]; kInt4: bfloat16 [experts, bundles, groups, blocks, 16].
+  const void* scales;
+  // kInt4, or both null: [experts, bundles, group pairs, blocks, 16, 2], what is added to each
+  // weight of a group in steps of its output feature's [experts, blocks, 16].
+  const int8_t* offsets;
+  const float* offset_scales;
+  const float*
+      sums;  // [experts, blocks, 16]: what each output feature's weights stand for, added up
+  const float* bias;  // [experts, out_features], or null
+};
+
+struct ExpertRows {
+  int64_t num_rows;
+  int64_t num_choices;
+  bool has_own_rows;     // each choice has a row of x; else the choices of a row share it
+  const float* x;        // [num_rows, in_features], or [num_rows, num_choices, in_features]
+  const int64_t* index;  // [num_rows, num_choices]: experts
+};
+
+// Whether every choice is an expert that there is.
+bool are_experts(const ExpertRows& rows, int64_t num_experts);
+
+// out [num_rows, num_choices, out_features] must overlap nothing else. Choices must be experts.
+// For kInt8 and kInt4 a row is rounded to an int8 grid of its own, from its least to its largest
+// number; a row that is not finite gives NaN. Uses the intra-operator threads (threads.h).
+void expert_linear(const LinearWeights& weights, const ExpertRows& rows, float* out);
+
+// The same where there is one expert, which every row x [num_rows, in_features] chose.
+void linear(const LinearWeights& weights, const float* x, int64_t num_rows, float* out);
+
+// out [num_rows, width]: the sum of each row's results x [num_rows, num_choices, width], each
+// times its score [num_rows, num_choices].
+void expert_sum(const float* x, const float* scores, float* out, int64_t num_rows,
+                int64_t num_choices, int64_t width);
+
+}  // namespace doubleweave
