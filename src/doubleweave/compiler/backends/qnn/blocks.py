@@ -2,8 +2,7 @@
 
 A block's scale has 4 bits itself: it is one to sixteen sixteenths of the largest of its output feature (low-power
 block quantization), and it has no offset. What a block's numbers are moved by goes through a linear of its own, which
-reads the sums of each block's activations, as in quantize/weights.py: x W = x (W - C) + (x ones) C, the second term
-with weights of 8 bits.
+reads the sums of each block's activations: x W = x (W - C) + (x ones) C, the second term with weights of 8 bits.
 """
 
 from __future__ import annotations
