@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "doubleweave/digest.h"
 #include "doubleweave/error.h"
@@ -19,13 +21,29 @@ namespace et = executorch::runtime;
 
 namespace {
 
-// Called when a delegate has packed a weight: the file's pages are not needed any more. The pages
-// at either end may hold a neighbour's bytes; letting go of a clean page only costs a fault.
-void release_pages(void* /*context*/, void* data, size_t size) {
+// The pages at either end may hold a neighbour's bytes; letting go of a clean page only costs a
+// fault.
+void release_pages(uintptr_t begin, uintptr_t end) {
+  if (begin >= end) return;
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(data) + size;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  const uintptr_t first = begin / page * page;
+  madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
+}
+
+// Called when a delegate has packed a weight: the file's pages are not needed any more.
+void release_packed(void* /*context*/, void* data, size_t size) {
+  release_pages(reinterpret_cast<uintptr_t>(data), reinterpret_cast<uintptr_t>(data) + size);
+}
+
+// The ranges of keep_mapped, their ends by where they begin.
+struct Kept {
+  std::mutex mutex;
+  std::map<uintptr_t, uintptr_t> ends;
+};
+
+Kept& kept() {
+  static Kept all;
+  return all;
 }
 
 }  // namespace
@@ -68,7 +86,7 @@ et::Result<et::FreeableBuffer> FileLoader::load(size_t offset, size_t size,
   if (!check(offset, size, segment_info.segment_type != SegmentInfo::Type::Constant)) {
     return et::Error::InvalidProgram;
   }
-  return et::FreeableBuffer(static_cast<const std::byte*>(data_) + offset, size, &release_pages);
+  return et::FreeableBuffer(static_cast<const std::byte*>(data_) + offset, size, &release_packed);
 }
 
 // Threads that load neighbours may check a chunk twice, which costs less than a lock.
@@ -100,6 +118,23 @@ et::Result<size_t> FileLoader::size() const { return size_; }
 
 // The mapping is private and never written: dropping a page loses nothing, and one still in the
 // page cache comes back without a read.
-void FileLoader::trim() const { madvise(data_, size_, MADV_DONTNEED); }
+void FileLoader::trim() const {
+  const auto begin = reinterpret_cast<uintptr_t>(data_);
+  const uintptr_t end = begin + size_;
+  uintptr_t from = begin;
+  const std::scoped_lock lock(kept().mutex);
+  // Ranges elsewhere are another program's, or of one that is closed.
+  for (auto it = kept().ends.lower_bound(begin); it != kept().ends.end() && it->first < end; ++it) {
+    release_pages(from, it->first);
+    from = std::max(from, std::min(it->second, end));
+  }
+  release_pages(from, end);
+}
+
+void keep_mapped(const void* data, size_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  const std::scoped_lock lock(kept().mutex);
+  kept().ends[begin] = begin + bytes;
+}
 
 }  // namespace doubleweave

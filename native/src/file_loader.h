@@ -13,8 +13,8 @@
 namespace doubleweave {
 
 /// ExecuTorch's own MmapDataLoader maps each piece by itself. Here one mapping serves all, so that
-/// trim() can let go of every page at once, and huge pages are off: with them a single row of an
-/// embedding table makes two megabytes resident.
+/// trim() finds what lies in it, and huge pages are off: with them a single row of an embedding
+/// table makes two megabytes resident.
 class FileLoader final : public executorch::runtime::DataLoader {
  public:
   /// Maps the file. `digests`, where there are any, are those of its chunks of kDigestChunkBytes:
@@ -29,7 +29,8 @@ class FileLoader final : public executorch::runtime::DataLoader {
       size_t offset, size_t size, const SegmentInfo& segment_info) const override;
   executorch::runtime::Result<size_t> size() const override;
 
-  /// Lets the file's pages go; those that are used again come back from the page cache.
+  /// Lets the file's pages go but for those that every run reads (keep_mapped); those that are used
+  /// again come back from the page cache.
   void trim() const;
 
   /// Whether a part that was loaded has another digest than it should have.
@@ -44,5 +45,8 @@ class FileLoader final : public executorch::runtime::DataLoader {
   mutable std::vector<std::atomic<bool>> is_checked_;  // of each chunk
   mutable std::atomic<bool> is_damaged_{false};
 };
+
+/// Says that every run reads these bytes of a mapped file: trim() leaves them alone.
+void keep_mapped(const void* data, size_t bytes);
 
 }  // namespace doubleweave

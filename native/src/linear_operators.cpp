@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "doubleweave/linears.h"
+#include "file_loader.h"
 #include "kernel_helpers.h"
 #include "operators.h"
 
@@ -65,6 +66,9 @@ bool read_weights(et::KernelRuntimeContext& context, Stack stack, size_t first, 
     return false;
   }
   weights.weights = weight.const_data_ptr();
+  // Where the weights lie in the file, a run of several rows would let them go, and the next one
+  // take a page fault for each.
+  keep_mapped(weights.weights, weight.nbytes());
   if (weights.format != LinearFormat::kFloat32) {
     const int64_t groups = is_int4 ? weights.in_features / kLinearGroup : 1;
     if (!check(scales.toTensor().numel() == blocks * groups * kLinearBlock,
@@ -74,6 +78,7 @@ bool read_weights(et::KernelRuntimeContext& context, Stack stack, size_t first, 
       return false;
     }
     weights.scales = scales.toTensor().const_data_ptr();
+    keep_mapped(weights.scales, scales.toTensor().nbytes());
     weights.sums = stack[first + 2]->toTensor().const_data_ptr<float>();
   }
   if (!offsets.isNone()) {
@@ -85,6 +90,7 @@ bool read_weights(et::KernelRuntimeContext& context, Stack stack, size_t first, 
       return false;
     }
     weights.offsets = offsets.toTensor().const_data_ptr<int8_t>();
+    keep_mapped(weights.offsets, offsets.toTensor().nbytes());
     weights.offset_scales = stack[first + 4]->toTensor().const_data_ptr<float>();
   }
   if (!bias.isNone()) {

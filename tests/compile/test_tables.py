@@ -12,10 +12,10 @@ import doubleweave as dw
 import toys
 from doubleweave.compiler.graph.table_ops import table_rows_reference
 from doubleweave.compiler.quantize.calibration import Calibration
-from doubleweave.compiler.quantize.formats import int8_per_channel
+from doubleweave.compiler.quantize.formats import TABLES, int8_per_channel
 from doubleweave.compiler.quantize.smooth import smoothed
 from doubleweave.compiler.quantize.tables import tables
-from doubleweave.errors import InputError
+from doubleweave.errors import InputError, PolicyError
 from exports import split_of
 
 TABLE = toys.VOCAB_SIZE * toys.HIDDEN
@@ -59,7 +59,7 @@ def test_rows_are_the_references(toy_8da8w_dir):
     found = dw.open(toy_8da8w_dir).methods["embed_tokens"]
     ids = np.array([[0, 7, 7, toys.VOCAB_SIZE - 1]])
     values, scales, _ = int8_per_channel(toys.module().model.embed_tokens.weight.detach())
-    expected = table_rows_reference(values, scales, torch.from_numpy(ids)).numpy()
+    expected = table_rows_reference(values, scales, torch.from_numpy(ids), None, None).numpy()
     assert np.array_equal(found(ids), expected)
 
 
@@ -86,3 +86,39 @@ class Lookups(nn.Module):
 def test_tables_that_are_more_than_looked_up_stay():
     graph = torch.export.export(Lookups(), (torch.tensor([1, 2, 3, 4]),)).module().graph
     assert tables(graph) == {"only.weight"}
+
+
+@pytest.mark.parametrize(("form", "bytes_each"), [("int4", 0.5 + 3 / 32), ("bfloat16", 2.0)])
+def test_tables_in_other_formats(form, bytes_each, tmp_path):
+    folder = tmp_path / form
+    dw.compile_llm(toys.model(), folder, quantize="8da4w", chunk=(32,), table=form)
+    kept = weight_bytes(folder, "embed_tokens")
+    assert kept == int(TABLE * bytes_each) + (4 * toys.VOCAB_SIZE if form == "int4" else 0)
+    ids = np.array([[0, 7, 7, toys.VOCAB_SIZE - 1]])
+    found = dw.open(folder).methods["embed_tokens"](ids)
+    weight = toys.module().model.embed_tokens.weight.detach()
+    parts = (*TABLES[form].convert(weight), None, None, None)[:4]
+    wanted = table_rows_reference(*parts[:2], torch.from_numpy(ids), *parts[2:]).numpy()
+    assert np.array_equal(found, wanted)
+    exact = weight[ids].numpy()
+    reach = np.ptp(exact.reshape(4, -1, 32), axis=2).max()
+    assert np.abs(found - exact).max() < (0.6 * reach / 15 if form == "int4" else 2**-8 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    ("tied", "recipe", "form", "message"),
+    [
+        (False, "8da8w", "int3", "table: found 'int3', expected one of int8, int4, bfloat16"),
+        (
+            False,
+            "none",
+            "int4",
+            "table: found 'int4', but recipe none keeps every weight as it is; leave it out",
+        ),
+        (True, "8da4w", "int4", "which are in the program once, as int8; leave it out"),
+    ],
+)
+def test_formats_that_are_refused(tied, recipe, form, message, tmp_path):
+    with pytest.raises(PolicyError, match=message):
+        dw.compile_llm(toys.model(tied=tied), tmp_path / "out", quantize=recipe, table=form)
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from typing import Any
 from doubleweave.cli.options import print_json, progress_bar
 from doubleweave.compiler.backends import llm_backends
 from doubleweave.compiler.backends.backend import Backend, Option
-from doubleweave.compiler.policy import DEFAULT_BACKEND
+from doubleweave.compiler.policy import DEFAULT_BACKEND, TABLE_FORMATS
 from doubleweave.errors import PolicyError
 from doubleweave.ir.cache_format import CACHE_FORMATS
 
@@ -87,6 +87,12 @@ def add_compile(commands: Any) -> None:
         metavar="FORMAT",
         help=f"what keys and values are kept in: {', '.join(CACHE_FORMATS)} (a scale for each head of a row); "
         f"default: bfloat16 for quantized programs of {DEFAULT_BACKEND}, float32 for others",
+    )
+    p.add_argument(
+        "--table",
+        metavar="FORMAT",
+        help=f"what rows of embeddings are kept in: {', '.join(TABLE_FORMATS)}; default: int8 (a table that is tied to "
+        "the head takes no room) where the recipe rounds weights",
     )
     for option, help_text in _own_options(offered):
         _add_option(p, option, help_text)
@@ -179,6 +185,7 @@ def _compile(args: argparse.Namespace) -> None:
             max_context=args.max_context,
             attention=args.attention,
             cache=args.cache,
+            table=args.table,
             params=args.params,
             tokenizer=args.tokenizer,
             adapter=args.adapter,

@@ -92,7 +92,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     assert options.backend.place is not None
     lowered = options.backend.place(source, options, calibration, report)
     if options.recipe != "none":
-        lowered = quantize_tables(lowered)
+        lowered = quantize_tables(lowered, options.table or "int8")
     stored = with_cache_format(lowered, options.cache or _default_cache(options))
     if stored is lowered and options.cache not in (None, "float32"):
         raise PolicyError(

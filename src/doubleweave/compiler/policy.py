@@ -23,6 +23,7 @@ DEFAULT_SIZES = (1, 32, 128)  # decoding takes one row at a time; short and long
 DEFAULT_BACKEND = "xnnpack"  # of what no option or rule puts elsewhere
 KERNELS_BACKEND = "portable"  # of operators that no delegate takes
 MOST_ROWS = 4096
+TABLE_FORMATS = ("int8", "int4", "bfloat16")  # quantize/formats.py has them
 PATTERN = "re:"
 
 

@@ -16,7 +16,7 @@ from doubleweave.compiler.free_memory import give_back_free_memory
 from doubleweave.compiler.less_overhead import with_less_overhead
 from doubleweave.compiler.memory_limit import naming_memory
 from doubleweave.compiler.pipeline_llm import splits_of
-from doubleweave.compiler.policy import DEFAULT_BACKEND, DEFAULT_SIZES, MOST_ROWS
+from doubleweave.compiler.policy import DEFAULT_BACKEND, DEFAULT_SIZES, MOST_ROWS, TABLE_FORMATS
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
 from doubleweave.entries.encoders import Encoder, check_encoders, names_problem, split_encoders, with_encoders
 from doubleweave.entries.llm_manifest import write_beside
@@ -45,6 +45,7 @@ def compile_llm(
     max_context: int | None = None,
     attention: str = "dynamic",
     cache: str | None = None,
+    table: str | None = None,
     encoders: Mapping[str, Encoder] | None = None,
     check: bool | Literal["whole"] = True,
     score: bool = False,
@@ -64,6 +65,9 @@ def compile_llm(
     cache: what keys and values are kept in: "float32", "bfloat16", "float16" or "int8" (a scale for each head of a
     row); by default bfloat16 for quantized programs of the xnnpack backend and float32 for others. Keys and values
     that a model's own operators read stay float32.
+
+    table: what rows of embeddings are kept in where the recipe rounds weights: "int8" (a scale a row; default: a table
+    that is tied to the head takes no room), "int4" (a scale and an offset for each 32 numbers) or "bfloat16".
 
     options: the backend's own and the source's. qnn: `soc`, the Snapdragon to compile for; `calibrate`, the text that
     scales are found on; `keep`, other recipes ("cpu" for none) for segments by pattern; `emulate`, for the emulator on
@@ -102,6 +106,7 @@ def compile_llm(
         raise PolicyError(problem)
     own = chosen.check(recipe, attention, given)
     _check_cache(attention, cache)
+    _check_table(recipe, table)
     from doubleweave.sources.model import Model  # torch is imported from here on
 
     if isinstance(source, Model) and (
@@ -120,9 +125,14 @@ def compile_llm(
         model = _as_decoder(model, backend, attention)
         if score and (problem := _no_scores(model)):
             raise PolicyError(f"score: {model.name} {problem}; leave it out")
+        if table == "int4" and getattr(model.module.config, "tie_word_embeddings", False):
+            raise PolicyError(
+                f"table: found 'int4', but the table of {model.name} is its head's weights too, which are in the "
+                "program once, as int8; leave it out"
+            )
         context = _context(model, max_context)
         with made_beside(folder) as temporary:
-            chosen_options = Options(chosen, recipe, sizes, context, attention, cache, own)
+            chosen_options = Options(chosen, recipe, sizes, context, attention, cache, own, table)
             return _compile(model, encoders or {}, temporary, chosen_options, check, score, told)
 
 
@@ -142,6 +152,17 @@ def _recipe(backend: Backend, quantize: str | None) -> str:
             f"quantize: found {recipe!r}, expected one of {', '.join(backend.recipes)} for {backend.name}"
         )
     return recipe
+
+
+def _check_table(recipe: str, table: str | None) -> None:
+    if table is None:
+        return
+    if table not in TABLE_FORMATS:
+        raise PolicyError(f"table: found {table!r}, expected one of {', '.join(TABLE_FORMATS)}")
+    if recipe == "none":
+        raise PolicyError(
+            f"table: found {table!r}, but recipe none keeps every weight as it is; leave it out"
+        )
 
 
 def _check_cache(attention: str, cache: str | None) -> None:

@@ -24,7 +24,8 @@ from doubleweave.compiler.backends.export_segment import export_segment
 from doubleweave.compiler.backends.lowered import operators
 from doubleweave.compiler.backends.unchanged_graphs import unchanged_graphs_kept
 from doubleweave.compiler.backends.unread_weights import LEAST_BYTES
-from doubleweave.compiler.graph.nodes import expression, is_tensor, output_node
+from doubleweave.compiler.graph.nodes import expression, is_call, is_tensor, output_node
+from doubleweave.compiler.graph.table_ops import TABLE_ROWS
 from doubleweave.compiler.lower.equal_structures import Job, Key, jobs, shared_key
 from doubleweave.compiler.lower.forked import each_forked
 from doubleweave.compiler.lower.pte_file import Method, ProgramWriter
@@ -211,12 +212,14 @@ def _weights_of(torch_split: TorchSplit, job: Job) -> MadeUp:
 
 
 def matrices(graph: fx.Graph) -> frozenset[int]:
-    """The weights whose numbers no backend looks at: integers, and what operators of aten alone read (no scales)."""
+    """The weights whose numbers no backend looks at: integers, tables, and what operators of aten alone read (no
+    scales)."""
     looked_at = {
         node.target
         for node in graph.find_nodes(op="get_attr")
         if node.meta["val"].dtype != torch.int8
         and any(getattr(user.target, "namespace", "") != "aten" for user in node.users)
+        and not all(is_call(user, TABLE_ROWS) and user.args[0] is node for user in node.users)
     }
     names = {node.target for node in graph.find_nodes(op="get_attr")}
     return frozenset(int(name[1:]) for name in names - looked_at)

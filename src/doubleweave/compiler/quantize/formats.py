@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from doubleweave.compiler.graph.table_ops import nibbles
 from doubleweave.compiler.quantize.grids import GROUP_SIZE, Grid, find_grid, find_symmetric_grid
 from doubleweave.sources.file_weights import in_blocks
 
@@ -157,7 +158,19 @@ def _begins_on(find: Callable[[Tensor], Grid], groups: Tensor) -> bool:
     return bool(find(groups[:_PROBED_GROUPS]).fits.all())
 
 
+def rows_of_4_bits(weight: Tensor) -> Parts:
+    """A table's: the parts of `int4_with_offsets`, as `table_rows` takes them."""
+    values, scales, *offsets = int4_with_offsets(weight)
+    return nibbles(values), scales.to(torch.bfloat16), *offsets
+
+
 INT8 = Format("int8", ("values", "scales", "zero_points"), int8_per_channel)
 INT4 = Format("int4", ("values", "scales"), int4_per_group)
 INT4_OFFSETS = Format("int4_offsets", ("values", "scales", "offsets", "offset_scales"), int4_with_offsets)
+# Of tables, by the name that `compile_llm` takes.
+TABLES = {
+    "int8": INT8,
+    "int4": Format("int4", INT4_OFFSETS.parts, rows_of_4_bits),
+    "bfloat16": Format("bfloat16", ("values",), lambda weight: (weight.to(torch.bfloat16),)),
+}
 FORMATS = {each.name: each for each in (INT8, INT4, INT4_OFFSETS)}
