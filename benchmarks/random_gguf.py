@@ -100,9 +100,9 @@ def _type_of(name: str, shape: tuple[int, ...], kind: str, layers: int) -> str:
     """As llama.cpp's llama_tensor_get_type chooses (src/llama-quant.cpp)."""
     if len(shape) == 1:
         return "F32"
-    if kind != MIX:
-        return kind
     wide = name in ("output.weight", "token_embd.weight")  # the embedding of a tied model is its head
+    if kind != MIX and not (kind == "Q4_0" and wide):
+        return kind
     if ".attn_v." in name or ".ffn_down." in name:
         layer = int(name.split(".")[1])
         wide = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
