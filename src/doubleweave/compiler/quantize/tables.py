@@ -67,8 +67,8 @@ def _quantize_graph(wanted: Format, graph_module: fx.GraphModule) -> tuple[fx.Gr
         with graph.inserting_before(node):
             parts = quantized_parts(graph, table, into)
             parts = parts[:2] if into is INT8 else parts  # zero points are zeros
-            values, *others = [*parts, *[None] * (4 - len(parts))]
-            rows = insert(graph, TABLE_ROWS, values, others[0], index, *others[1:], like=node)
+            values, scales, *offsets = (*parts, None, None, None)[:4]
+            rows = insert(graph, TABLE_ROWS, values, scales, index, *offsets, like=node)
         node.replace_all_uses_with(rows)
         graph.erase_node(node)
     return renumbered(graph, quantized)
