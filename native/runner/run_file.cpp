@@ -31,7 +31,7 @@ namespace {
 using Json = nlohmann::json;
 using Names = std::map<std::string, int>;
 
-constexpr int kVersion = 7;
+constexpr int kVersion = 8;
 constexpr double kMostUs = 1e9;
 
 int index_of(const Names& names, const Json& name, const char* what) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ def inspect_dict(manifest: Manifest) -> dict[str, Any]:
             "delegated": segment.num_delegated,
             "weight_bytes": segment.weight_bytes,
             "recipe": segment.recipe,
+            "stored": {item.format: item.weights for item in segment.stored},
             "snr_db": segment.snr_db,
             "contexts": segment.contexts,
             "traffic": [item._asdict() for item in segment.traffic],
@@ -155,11 +157,22 @@ def inspect_table(manifest: Manifest) -> str:
         parts += library.build_lines(manifest.split.segments_of(name))
     if lines := _module_lines(manifest):
         parts += [lines]
+    if counts := _stored(manifest):
+        kept = ", ".join(f"{count / 1e6:,.1f} million in {name}" for name, count in counts.items())
+        parts.append(f"weights of linears and tables: {kept}")
     if found := _cached_bytes(manifest):
         formats = ", ".join(f"{count:,} bytes a token in {dtype}" for dtype, count in found.items())
         parts.append(f"cache: {formats}")
     parts += [*check_lines(manifest), *score_lines(manifest.scores)]
     return "\n".join(parts)
+
+
+def _stored(manifest: Manifest) -> dict[str, int]:
+    """How many weights are kept in each format, by the format."""
+    counts: Counter[str] = Counter()
+    for segment in manifest.split.segments:
+        counts.update({item.format: item.weights for item in segment.stored})
+    return dict(counts.most_common())
 
 
 def _cached_bytes(manifest: Manifest) -> dict[str, int]:

@@ -46,6 +46,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     from doubleweave.compiler.quantize.best_grids import with_best_grids
     from doubleweave.compiler.quantize.calibration import Calibration
     from doubleweave.compiler.quantize.smooth import smoothed
+    from doubleweave.compiler.quantize.stored import with_stored
     from doubleweave.compiler.quantize.tables import quantize_tables
     from doubleweave.compiler.split.cache_format import with_cache_format
     from doubleweave.compiler.split.join import joined
@@ -93,13 +94,13 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     lowered = options.backend.place(source, options, calibration, report)
     if options.recipe != "none":
         lowered = quantize_tables(lowered, options.table or "int8")
-    stored = with_cache_format(lowered, options.cache or _default_cache(options))
-    if stored is lowered and options.cache not in (None, "float32"):
+    cached = with_cache_format(lowered, options.cache or _default_cache(options))
+    if cached is lowered and options.cache not in (None, "float32"):
         raise PolicyError(
             f"cache: found {options.cache!r}, but {model.name} has no keys and values that an attention operator of "
             "Doubleweave's alone reads, so that they stay float32; leave it out"
         )
-    lowered = stored
+    lowered = with_stored(cached)
     if decoder and project:
         lowered = joined(lowered, {ENCODER: encoder})
     return Splits(torch_split, lowered, torch.no_grad()(project or (lambda rows: ())), border)

@@ -24,7 +24,7 @@ from doubleweave.ir.text_score import TextScore
 from doubleweave.ir.trees import Tree
 
 FORMAT = "doubleweave-program"
-VERSION = 7  # programs of another version are refused, not converted: they can be compiled again
+VERSION = 8  # programs of another version are refused, not converted: they can be compiled again
 PROGRAM_FILE = "program.pte"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"

@@ -133,6 +133,7 @@ def _segment_problem(segment: Segment) -> str | None:
         *(segment.chosen_weights, segment.expert_weights - segment.chosen_weights),
         *(segment.table_bytes, segment.weight_bytes - segment.table_bytes),
         *(segment.num_operators, segment.num_delegated, *(count for row in segment.traffic for count in row)),
+        *(item.weights for item in segment.stored),
     )
     if not all(0 <= count <= 2**62 for count in counts):
         return f"segment {name} has a count that is out of range"

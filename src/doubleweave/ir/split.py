@@ -106,6 +106,13 @@ class Port(NamedTuple):
     shape: Shape
 
 
+class Stored(NamedTuple):
+    """How many weights of linears and tables are kept in a format."""
+
+    format: str
+    weights: int
+
+
 @dataclass(frozen=True)
 class Segment:
     """A piece of the model compiled once.
@@ -119,6 +126,7 @@ class Segment:
     `expert_weights` counts the weights of its experts, of which `chosen_weights` are read for each row.
     `attended_width`, where attention is inlined, is its multiply-adds for each row and each row of the cache: widths of
     queries and outputs of all layers. `table_bytes` are those of `weight_bytes` of which a row reads a row, no more.
+    `stored` says what its weights are kept in, where `recipe` does not.
     `num_delegated` of `num_operators` operators run in the backend's delegate, the
     others in ExecuTorch's CPU kernels (both are 0 until the segment is lowered). `rows` names the proof that the rows
     of a segment that runs chunk by chunk are independent. `each_row` means that it takes one row, and that a call runs
@@ -143,6 +151,7 @@ class Segment:
     attended_width: int = 0
     weight_bytes: int = 0
     table_bytes: int = 0
+    stored: tuple[Stored, ...] = ()
     num_operators: int = 0
     num_delegated: int = 0
     rows: str = ""

@@ -22,7 +22,7 @@ from doubleweave.schedule.pattern import has_instance_per_worker, pattern_of
 from doubleweave.schedule.scratch_groups import blocks, groups, num_groups
 from doubleweave.vendors.library import library_of
 
-VERSION = 7
+VERSION = 8
 _PATTERN = ("body", "last", "body_waits", "last_waits")
 _MEASURED = ("rows", "cached", "us", "repeated")
 
