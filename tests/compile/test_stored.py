@@ -56,8 +56,8 @@ def test_experts_are_counted_and_routers():
     counts = found(module, "8da4w")
     config = module.config
     of_experts = config.num_experts * 3 * 64 * config.moe_intermediate_size
-    assert counts["block_1"]["float32"] == 64 * config.num_experts
-    assert counts["block_1"]["int4_offsets"] > of_experts
+    assert counts["block_2"]["float32"] == 64 * config.num_experts
+    assert counts["block_2"]["int4_offsets"] > of_experts
     assert {name for each in counts.values() for name in each} == {"float32", "int4_offsets", "int8"}
 
 
