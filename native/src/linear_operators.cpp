@@ -29,6 +29,16 @@ bool format_of(const et::EValue& weight, const et::EValue& scales, LinearFormat&
          (format == LinearFormat::kInt4 || is_tensor(scales, ScalarType::Float));
 }
 
+// What a run of several rows reads in the file would be let go behind it, and the next token would
+// take a page fault for each page.
+void keep_mapped(const LinearWeights& weights, Stack stack, size_t first) {
+  keep_mapped(weights.weights, stack[first]->toTensor().nbytes());
+  if (weights.scales != nullptr) keep_mapped(weights.scales, stack[first + 1]->toTensor().nbytes());
+  if (weights.offsets != nullptr) {
+    keep_mapped(weights.offsets, stack[first + 3]->toTensor().nbytes());
+  }
+}
+
 // Reads the weights from the arguments `first` and on: weight, scales, sums, offsets and their
 // scales, then a bias and the features behind them.
 bool read_weights(et::KernelRuntimeContext& context, Stack stack, size_t first, bool has_experts,
@@ -66,9 +76,6 @@ bool read_weights(et::KernelRuntimeContext& context, Stack stack, size_t first, 
     return false;
   }
   weights.weights = weight.const_data_ptr();
-  // Where the weights lie in the file, a run of several rows would let them go, and the next one
-  // take a page fault for each.
-  keep_mapped(weights.weights, weight.nbytes());
   if (weights.format != LinearFormat::kFloat32) {
     const int64_t groups = is_int4 ? weights.in_features / kLinearGroup : 1;
     if (!check(scales.toTensor().numel() == blocks * groups * kLinearBlock,
@@ -78,7 +85,6 @@ bool read_weights(et::KernelRuntimeContext& context, Stack stack, size_t first, 
       return false;
     }
     weights.scales = scales.toTensor().const_data_ptr();
-    keep_mapped(weights.scales, scales.toTensor().nbytes());
     weights.sums = stack[first + 2]->toTensor().const_data_ptr<float>();
   }
   if (!offsets.isNone()) {
@@ -90,7 +96,6 @@ bool read_weights(et::KernelRuntimeContext& context, Stack stack, size_t first, 
       return false;
     }
     weights.offsets = offsets.toTensor().const_data_ptr<int8_t>();
-    keep_mapped(weights.offsets, offsets.toTensor().nbytes());
     weights.offset_scales = stack[first + 4]->toTensor().const_data_ptr<float>();
   }
   if (!bias.isNone()) {
@@ -130,6 +135,7 @@ void expert_linear_kernel(et::KernelRuntimeContext& context, Stack stack) {
                     "each choice is an expert that there is");
   DOUBLEWEAVE_CHECK(context, resize(out, {rows.num_rows, rows.num_choices, weights.out_features}),
                     "out has room for the result");
+  if (rows.num_rows > 1) keep_mapped(weights, stack, 2);
   expert_linear(weights, rows, out.mutable_data_ptr<float>());
 }
 
@@ -150,8 +156,9 @@ void linear_kernel(et::KernelRuntimeContext& context, Stack stack) {
   sizes[rank - 1] = static_cast<int32_t>(weights.out_features);
   DOUBLEWEAVE_CHECK(context, et::resize_tensor(out, {sizes.data(), rank}) == et::Error::Ok,
                     "out has room for the result");
-  linear(weights, x.const_data_ptr<float>(), x.numel() / weights.in_features,
-         out.mutable_data_ptr<float>());
+  const int64_t num_rows = x.numel() / weights.in_features;
+  if (num_rows > 1) keep_mapped(weights, stack, 1);
+  linear(weights, x.const_data_ptr<float>(), num_rows, out.mutable_data_ptr<float>());
 }
 
 void sum_kernel(et::KernelRuntimeContext& context, Stack stack) {

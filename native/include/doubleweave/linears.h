@@ -46,8 +46,8 @@ struct LinearWeights {
   // weight of a group in steps of its output feature's [experts, blocks, 16].
   const int8_t* offsets;
   const float* offset_scales;
-  const float*
-      sums;  // [experts, blocks, 16]: what each output feature's weights stand for, added up
+  // [experts, blocks, 16]: what each output feature's weights stand for, added up.
+  const float* sums;
   const float* bias;  // [experts, out_features], or null
 };
 

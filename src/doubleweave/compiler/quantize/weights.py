@@ -45,6 +45,7 @@ from doubleweave.sources.file_weights import FileWeight, in_blocks
 RECIPES = ("8da8w", "8da4w", "none")
 KEEP_8_BIT = frozenset({"lm_head"})
 _PROBED_ROWS = 4
+_MOST_4_BIT_COLUMNS = 1 << 16  # kMostInt4Features in native/include/doubleweave/linears.h
 _WIDE = "more bits"  # than 4, in the file
 
 aten = torch.ops.aten
@@ -145,8 +146,9 @@ def _chosen(torch_split: TorchSplit) -> Chosen:
     for segment in torch_split.split.segments:
         own, weights = found.setdefault(segment.name, {}), torch_split.weights[segment.name]
         for index in _quantized_weights(torch_split.graphs[segment.structure].graph):
-            # Kernels of 4 bits take whole groups.
-            if segment.name in KEEP_8_BIT or weights[index].shape[-1] % GROUP_SIZE:
+            # Kernels of 4 bits take whole groups, and add up so many products.
+            width = int(weights[index].shape[-1])
+            if segment.name in KEEP_8_BIT or width % GROUP_SIZE or width > _MOST_4_BIT_COLUMNS:
                 own[index] = INT8.name
             elif kept := format_of(_first_rows(weights[index]).reshape(-1, GROUP_SIZE)):
                 own[index] = _WIDE if kept == INT8.name else kept
