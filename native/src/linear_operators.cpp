@@ -31,7 +31,7 @@ bool format_of(const et::EValue& weight, const et::EValue& scales, LinearFormat&
 
 // What a run of several rows reads in the file would be let go behind it, and the next token would
 // take a page fault for each page.
-void keep_mapped(const LinearWeights& weights, Stack stack, size_t first) {
+void keep_weights(const LinearWeights& weights, Stack stack, size_t first) {
   keep_mapped(weights.weights, stack[first]->toTensor().nbytes());
   if (weights.scales != nullptr) keep_mapped(weights.scales, stack[first + 1]->toTensor().nbytes());
   if (weights.offsets != nullptr) {
@@ -135,7 +135,7 @@ void expert_linear_kernel(et::KernelRuntimeContext& context, Stack stack) {
                     "each choice is an expert that there is");
   DOUBLEWEAVE_CHECK(context, resize(out, {rows.num_rows, rows.num_choices, weights.out_features}),
                     "out has room for the result");
-  if (rows.num_rows > 1) keep_mapped(weights, stack, 2);
+  if (rows.num_rows > 1) keep_weights(weights, stack, 2);
   expert_linear(weights, rows, out.mutable_data_ptr<float>());
 }
 
@@ -157,7 +157,7 @@ void linear_kernel(et::KernelRuntimeContext& context, Stack stack) {
   DOUBLEWEAVE_CHECK(context, et::resize_tensor(out, {sizes.data(), rank}) == et::Error::Ok,
                     "out has room for the result");
   const int64_t num_rows = x.numel() / weights.in_features;
-  if (num_rows > 1) keep_mapped(weights, stack, 1);
+  if (num_rows > 1) keep_weights(weights, stack, 1);
   linear(weights, x.const_data_ptr<float>(), num_rows, out.mutable_data_ptr<float>());
 }
 
