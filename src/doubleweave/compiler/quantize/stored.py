@@ -31,7 +31,8 @@ _WEIGHT = {
 
 def with_stored(torch_split: TorchSplit) -> TorchSplit:
     """The split whose segments without a recipe of their own say what their weights are kept in."""
-    found = {structure: stored(module.graph) for structure, module in torch_split.graphs.items()}
+    without_recipe = {segment.structure for segment in torch_split.split.segments if not segment.recipe}
+    found = {structure: stored(torch_split.graphs[structure].graph) for structure in without_recipe}
     segments = (
         segment if segment.recipe else replace(segment, stored=found[segment.structure])
         for segment in torch_split.split.segments
