@@ -164,6 +164,11 @@ def rows_of_4_bits(weight: Tensor) -> Parts:
     return nibbles(values), scales.to(torch.bfloat16), *offsets
 
 
+@_by_rows
+def in_bfloat16(weight: Tensor) -> Parts:
+    return (weight.to(torch.bfloat16),)
+
+
 INT8 = Format("int8", ("values", "scales", "zero_points"), int8_per_channel)
 INT4 = Format("int4", ("values", "scales"), int4_per_group)
 INT4_OFFSETS = Format("int4_offsets", ("values", "scales", "offsets", "offset_scales"), int4_with_offsets)
@@ -171,6 +176,6 @@ INT4_OFFSETS = Format("int4_offsets", ("values", "scales", "offsets", "offset_sc
 TABLES = {
     "int8": INT8,
     "int4": Format("int4", INT4_OFFSETS.parts, rows_of_4_bits),
-    "bfloat16": Format("bfloat16", ("values",), lambda weight: (weight.to(torch.bfloat16),)),
+    "bfloat16": Format("bfloat16", ("values",), in_bfloat16),
 }
 FORMATS = {each.name: each for each in (INT8, INT4, INT4_OFFSETS)}
