@@ -5,6 +5,7 @@
 #include <executorch/runtime/kernel/kernel_runtime_context.h>
 #include <executorch/runtime/kernel/operator_registry.h>
 
+#include <algorithm>
 #include <array>
 #include <initializer_list>
 #include <optional>
@@ -57,6 +58,15 @@ inline bool resize(Tensor& out, std::initializer_list<int64_t> lengths) {
   size_t rank = 0;
   for (const int64_t length : lengths) sizes[rank++] = static_cast<int32_t>(length);
   return et::resize_tensor(out, {sizes.data(), rank}) == et::Error::Ok;
+}
+
+/// Gives a result these leading sizes and one more, that of a row; false where it has no room.
+inline bool resize_to_rows(Tensor& out, et::Span<const int32_t> leading, int64_t width) {
+  std::array<int32_t, et::kTensorDimensionLimit> sizes{};
+  if (leading.size() + 1 > sizes.size()) return false;
+  std::copy(leading.begin(), leading.end(), sizes.begin());
+  sizes[leading.size()] = static_cast<int32_t>(width);
+  return et::resize_tensor(out, {sizes.data(), leading.size() + 1}) == et::Error::Ok;
 }
 
 inline void register_kernels(std::initializer_list<et::Kernel> kernels) {

@@ -4,8 +4,6 @@
 //       int out_features, *, Tensor(a!) out) -> Tensor(a!)
 //   doubleweave::linear_packed.out, the same without index
 //   doubleweave::expert_sum.out(Tensor x, Tensor scores, *, Tensor(a!) out) -> Tensor(a!)
-#include <algorithm>
-
 #include "doubleweave/linears.h"
 #include "file_loader.h"
 #include "kernel_helpers.h"
@@ -40,72 +38,58 @@ void keep_weights(const LinearWeights& weights, Stack stack, size_t first) {
 }
 
 // Reads the weights from the arguments `first` and on: weight, scales, sums, offsets and their
-// scales, then a bias and the features behind them.
-bool read_weights(et::KernelRuntimeContext& context, Stack stack, size_t first, bool has_experts,
+// scales, then a bias and the features behind them. Fails the context where they are no weights.
+void read_weights(et::KernelRuntimeContext& context, Stack stack, size_t first, bool has_experts,
                   LinearWeights& weights) {
-  const auto check = [&](bool is_right, const char* expected) {
-    if (!is_right) {
-      ET_LOG(Error, "doubleweave: expected %s", expected);
-      context.fail(et::Error::InvalidArgument);
-    }
-    return is_right;
-  };
   const et::EValue& scales = *stack[first + 1];
   const et::EValue& offsets = *stack[first + 3];
   const et::EValue& bias = *stack[first + 5];
-  if (!check(stack[first + 6]->isInt() && stack[first + 7]->isInt(), "features are integers") ||
-      !check(format_of(*stack[first], scales, weights.format),
-             "weights are float32, int8 with float32 scales or int4 with bfloat16 scales")) {
-    return false;
-  }
+  DOUBLEWEAVE_CHECK(context, stack[first + 6]->isInt() && stack[first + 7]->isInt(),
+                    "features are integers");
+  DOUBLEWEAVE_CHECK(context, format_of(*stack[first], scales, weights.format),
+                    "weights are float32, int8 with float32 scales or int4 with bfloat16 scales");
   const Tensor& weight = stack[first]->toTensor();
-  if (!check(weight.dim() >= 2, "weights are [experts, blocks, ...]")) return false;
+  DOUBLEWEAVE_CHECK(context, weight.dim() >= 2, "weights are [experts, blocks, ...]");
   const bool is_int4 = weights.format == LinearFormat::kInt4;
   weights.num_experts = has_experts ? weight.size(0) : 1;
   weights.in_features = stack[first + 6]->toInt();
   weights.out_features = stack[first + 7]->toInt();
   const int64_t blocks =
       weights.num_experts * ((weights.out_features + kLinearBlock - 1) / kLinearBlock);
-  if (!check(weights.in_features >= 1 && weights.out_features >= 1 &&
-                 (!is_int4 || (weights.in_features % kLinearGroup == 0 &&
-                               weights.in_features <= kMostInt4Features)),
-             "input features are whole groups") ||
-      !check(static_cast<int64_t>(weight.nbytes()) ==
-                 blocks * linear_block_bytes(weights.format, weights.in_features),
-             "weights have the features")) {
-    return false;
-  }
+  DOUBLEWEAVE_CHECK(context,
+                    weights.in_features >= 1 && weights.out_features >= 1 &&
+                        (!is_int4 || (weights.in_features % kLinearGroup == 0 &&
+                                      weights.in_features <= kMostInt4Features)),
+                    "input features are whole groups");
+  DOUBLEWEAVE_CHECK(context,
+                    static_cast<int64_t>(weight.nbytes()) ==
+                        blocks * linear_block_bytes(weights.format, weights.in_features),
+                    "weights have the features");
   weights.weights = weight.const_data_ptr();
   if (weights.format != LinearFormat::kFloat32) {
     const int64_t groups = is_int4 ? weights.in_features / kLinearGroup : 1;
-    if (!check(scales.toTensor().numel() == blocks * groups * kLinearBlock,
-               "each group has a scale") ||
-        !check(is_floats(*stack[first + 2], blocks * kLinearBlock),
-               "each output feature has a sum")) {
-      return false;
-    }
+    DOUBLEWEAVE_CHECK(context, scales.toTensor().numel() == blocks * groups * kLinearBlock,
+                      "each group has a scale");
+    DOUBLEWEAVE_CHECK(context, is_floats(*stack[first + 2], blocks * kLinearBlock),
+                      "each output feature has a sum");
     weights.scales = scales.toTensor().const_data_ptr();
     weights.sums = stack[first + 2]->toTensor().const_data_ptr<float>();
   }
   if (!offsets.isNone()) {
     const int64_t bytes = blocks * linear_group_pairs(weights.in_features) * 2 * kLinearBlock;
-    if (!check(is_int4 && is_tensor(offsets, ScalarType::Char) &&
-                   offsets.toTensor().numel() == bytes &&
-                   is_floats(*stack[first + 4], blocks * kLinearBlock),
-               "each group of four bits has an offset, and each output feature their scale")) {
-      return false;
-    }
+    DOUBLEWEAVE_CHECK(context,
+                      is_int4 && is_tensor(offsets, ScalarType::Char) &&
+                          offsets.toTensor().numel() == bytes &&
+                          is_floats(*stack[first + 4], blocks * kLinearBlock),
+                      "each group of four bits has an offset, and each output feature their scale");
     weights.offsets = offsets.toTensor().const_data_ptr<int8_t>();
     weights.offset_scales = stack[first + 4]->toTensor().const_data_ptr<float>();
   }
   if (!bias.isNone()) {
-    if (!check(is_floats(bias, weights.num_experts * weights.out_features),
-               "each output feature has a bias")) {
-      return false;
-    }
+    DOUBLEWEAVE_CHECK(context, is_floats(bias, weights.num_experts * weights.out_features),
+                      "each output feature has a bias");
     weights.bias = bias.toTensor().const_data_ptr<float>();
   }
-  return true;
 }
 
 void expert_linear_kernel(et::KernelRuntimeContext& context, Stack stack) {
@@ -120,7 +104,8 @@ void expert_linear_kernel(et::KernelRuntimeContext& context, Stack stack) {
   const Tensor& index = stack[1]->toTensor();
   Tensor& out = stack[10]->toTensor();
   LinearWeights weights{};
-  if (!read_weights(context, stack, 2, true, weights)) return;
+  read_weights(context, stack, 2, true, weights);
+  if (context.failure_state() != et::Error::Ok) return;
   ExpertRows rows{};
   rows.num_rows = index.size(0);
   rows.num_choices = index.size(1);
@@ -147,14 +132,12 @@ void linear_kernel(et::KernelRuntimeContext& context, Stack stack) {
   const Tensor& x = stack[0]->toTensor();
   Tensor& out = stack[9]->toTensor();
   LinearWeights weights{};
-  if (!read_weights(context, stack, 1, false, weights)) return;
+  read_weights(context, stack, 1, false, weights);
+  if (context.failure_state() != et::Error::Ok) return;
   DOUBLEWEAVE_CHECK(context, x.dim() >= 1 && x.size(x.dim() - 1) == weights.in_features,
                     "x is [..., features]");
-  std::array<int32_t, et::kTensorDimensionLimit> sizes{};
-  std::copy(x.sizes().begin(), x.sizes().end(), sizes.begin());
-  const auto rank = static_cast<size_t>(x.dim());
-  sizes[rank - 1] = static_cast<int32_t>(weights.out_features);
-  DOUBLEWEAVE_CHECK(context, et::resize_tensor(out, {sizes.data(), rank}) == et::Error::Ok,
+  const auto leading = static_cast<size_t>(x.dim()) - 1;
+  DOUBLEWEAVE_CHECK(context, resize_to_rows(out, {x.sizes().data(), leading}, weights.out_features),
                     "out has room for the result");
   const int64_t num_rows = x.numel() / weights.in_features;
   if (num_rows > 1) keep_weights(weights, stack, 1);

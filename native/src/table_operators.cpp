@@ -11,16 +11,6 @@
 namespace doubleweave {
 namespace {
 
-// Gives a result the index's sizes and one more, that of a row.
-bool resize_to_rows(Tensor& out, const Tensor& index, int64_t width) {
-  std::array<int32_t, et::kTensorDimensionLimit> sizes{};
-  const auto rank = static_cast<size_t>(index.dim());
-  if (rank + 1 > sizes.size()) return false;
-  std::copy(index.sizes().begin(), index.sizes().end(), sizes.begin());
-  sizes[rank] = static_cast<int32_t>(width);
-  return et::resize_tensor(out, {sizes.data(), rank + 1}) == et::Error::Ok;
-}
-
 // A table's rows in one of three formats, by the dtypes of its parts.
 struct Table {
   const Tensor* values;
@@ -112,7 +102,8 @@ void table_rows_kernel(et::KernelRuntimeContext& context, Stack stack) {
       std::all_of(rows, rows + count, [&](int64_t row) { return 0 <= row && row < num_rows; }),
       "the table has each row");
   Tensor& out = stack[5]->toTensor();
-  DOUBLEWEAVE_CHECK(context, resize_to_rows(out, index, table.width),
+  DOUBLEWEAVE_CHECK(context,
+                    resize_to_rows(out, {index.sizes().data(), index.sizes().size()}, table.width),
                     "out has room for the result");
   float* result = out.mutable_data_ptr<float>();
   for (int64_t i = 0; i < count; ++i) read_row(table, rows[i], result + i * table.width);

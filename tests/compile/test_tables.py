@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import doubleweave as dw
 import toys
 from doubleweave.compiler.graph.table_ops import table_rows_reference
+from doubleweave.compiler.policy import TABLE_FORMATS
 from doubleweave.compiler.quantize.calibration import Calibration
 from doubleweave.compiler.quantize.formats import TABLES, int8_per_channel
 from doubleweave.compiler.quantize.smooth import smoothed
@@ -86,6 +87,10 @@ class Lookups(nn.Module):
 def test_tables_that_are_more_than_looked_up_stay():
     graph = torch.export.export(Lookups(), (torch.tensor([1, 2, 3, 4]),)).module().graph
     assert tables(graph) == {"only.weight"}
+
+
+def test_formats_have_the_names_that_are_offered():
+    assert tuple(TABLES) == TABLE_FORMATS
 
 
 @pytest.mark.parametrize(("form", "bytes_each"), [("int4", 0.5 + 3 / 32), ("bfloat16", 2.0)])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,30 @@ def test_a_user_s_mistake_keeps_exit_code_2(cli, tmp_path):
     code, _, err = cli("inspect", tmp_path / "nothing")
     assert code == 2
     assert err.count("\n") == 1
+
+
+INTERRUPTED = """
+import sys
+from types import SimpleNamespace
+
+from doubleweave.cli import main
+
+def command(args):
+    exec("raise KeyboardInterrupt")
+
+main._parser = lambda: SimpleNamespace(parse_args=lambda words: SimpleNamespace(command=command))
+sys.exit(main.main([]))
+"""
+
+
+def test_an_interrupt_within_an_exec_ends_with_the_code_and_not_by_the_signal(tmp_path):
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "doubleweave: interrupted")

@@ -33,11 +33,10 @@ def quick_modules(torch_split: TorchSplit) -> SegmentModules:
 def _rewritten(module: fx.GraphModule) -> fx.Graph:
     graph = copy_graph(module)
     for node in nodes_of(graph):
-        by_row = is_call(node, qd.dequantize_per_channel.default) and node.args[3] == 0
-        by_group = is_call(node, qd.dequantize_per_channel_group.default)
         # A weight of int8 with zero points has 9 bits: exact in float32, as in int64.
         if (
-            (by_row or by_group)
+            is_call(node, qd.dequantize_per_channel.default)
+            and node.args[3] == 0
             and not node.kwargs
             and node.args[0].op == "get_attr"
             and torch.int8 in node.args

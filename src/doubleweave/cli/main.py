@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
+        # An interrupt that came through an exec of text (as dataclasses are made) stays noted in CPython, and
+        # `python -m` then ends by the signal, whatever is returned; the next exec of text forgets it.
+        exec("")
         print("\ndoubleweave: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:

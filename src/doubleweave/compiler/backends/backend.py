@@ -78,9 +78,7 @@ class Options:
     attention: str = "dynamic"
     cache: str | None = None  # None: the recipe's default, where the model's attention can read it
     own: Mapping[str, Any] = field(default_factory=dict)
-    table: str | None = (
-        None  # what rows of embeddings are kept in; None: int8 where the recipe rounds weights
-    )
+    table: str | None = None  # of embeddings; None: int8 where the recipe rounds weights
 
 
 def late(module: str, name: str) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from doubleweave.compiler.graph.linear_ops import dequantized
 from doubleweave.compiler.graph.table_ops import nibbles
 from doubleweave.compiler.quantize.grids import GROUP_SIZE, Grid, find_grid, find_symmetric_grid
 from doubleweave.sources.file_weights import in_blocks
@@ -145,12 +146,10 @@ def int4_with_offsets(weight: Tensor) -> Parts:
 
 def dequantize(values: Tensor, scales: Tensor, zero_points: Tensor | None = None) -> Tensor:
     """int8 [N, …], scales [N] or, for groups of columns, [N, groups] -> float32 [N, …]."""
-    found = values.to(torch.float32)
-    groups = found.view(scales.numel(), -1)
     if zero_points is not None and bool(zero_points.any()):
-        groups -= zero_points.reshape(-1, 1)
-    groups *= scales.reshape(-1, 1)
-    return found
+        groups = values.to(torch.float32).view(scales.numel(), -1)
+        values = (groups - zero_points.reshape(-1, 1)).view(values.shape)
+    return dequantized(values, scales)
 
 
 def _begins_on(find: Callable[[Tensor], Grid], groups: Tensor) -> bool:

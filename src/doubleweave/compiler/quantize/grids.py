@@ -43,9 +43,11 @@ def find_symmetric_grid(groups: Tensor, most_steps: int = 8) -> Grid:
     """
     low, high = groups.aminmax(dim=1)
     zero, span = torch.zeros_like(low), torch.maximum(-low, high)
-    down = _grid(groups, zero, span, most_steps, most_steps - 0.5)
-    up = _grid(-groups, zero, span, most_steps, most_steps - 0.5)
-    return Grid(down.fits | up.fits, zero, torch.where(down.fits, down.step, -up.step))
+    fits, _, step = _grid(groups, zero, span, most_steps, most_steps - 0.5)
+    left = (~fits).nonzero().squeeze(1)
+    up = _grid(-groups[left], zero[left], span[left], most_steps, most_steps - 0.5)
+    fits[left], step[left] = up.fits, -up.step
+    return Grid(fits, zero, step)
 
 
 def _grid(groups: Tensor, low: Tensor, span: Tensor, most_steps: int, most_up: float) -> Grid:
