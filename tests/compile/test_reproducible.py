@@ -12,7 +12,7 @@ import sys
 import architectures, doubleweave as dw
 from doubleweave.sources.hugging_face import from_module
 model = from_module(architectures.tiny_model(sys.argv[1]), "toy", None)
-dw.compile_llm(model, sys.argv[2], quantize=sys.argv[3])
+dw.compile_llm(model, sys.argv[2], quantize=sys.argv[3], check=False)
 """
 
 
