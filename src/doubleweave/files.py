@@ -4,9 +4,11 @@ a large one is known by."""
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -31,3 +33,12 @@ def sha256_of(path: Path) -> str:
         while size := file.readinto(block):
             digest.update(memoryview(block)[:size])
     return digest.hexdigest()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; raises OSError, or ValueError for what is no TOML (UnicodeDecodeError: no text)."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(path.read_text())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 import architectures
@@ -19,7 +21,14 @@ TABLE = toys.VOCAB_SIZE * toys.HIDDEN
 def found(module, recipe, table="int8"):
     split = quantize(split_of(module), recipe)
     split = split if recipe == "none" else quantize_tables(split, table)
-    return {segment.name: dict(segment.stored) for segment in with_stored(split).split.segments}
+    return {segment.name: by_format(segment.stored) for segment in with_stored(split).split.segments}
+
+
+def by_format(stored):
+    counts = Counter()
+    for item in stored:
+        counts[item.format] += item.weights
+    return dict(counts)
 
 
 def linears(module):
@@ -63,7 +72,8 @@ def test_experts_are_counted_and_routers():
 
 def test_inspect_shows_them(toy_8da4w_dir):
     manifest = read(toy_8da4w_dir)
-    assert "weights of linears and tables: " in inspect_table(manifest)
-    assert "million in int4_offsets" in inspect_table(manifest)
+    assert "million in int4_offsets (q, k, v, o, gate, up, down)" in inspect_table(manifest)
+    assert "million in int8 (table, head)" in inspect_table(manifest)
+    assert "calibrated on 256 tokens of the package's text" in inspect_table(manifest)
     segments = {segment["name"]: segment["stored"] for segment in inspect_dict(manifest)["segments"]}
-    assert segments["lm_head"] == {"int8": TABLE}
+    assert segments["lm_head"] == [{"role": "head", "format": "int8", "weights": TABLE}]

@@ -67,6 +67,7 @@ def test_logits_are_those_of_the_whole_module(folders, name, request):
         ("tied", {"quantize": "8da8w"}),
         ("qwen3", {"quantize": "8da4w", "shape": "static", "chunk": (1, 8), "table": "int4"}),
         ("cohere", {"quantize": "none"}),  # its weights are turned
+        ("gpt2", {"quantize": "8da8w"}),  # transposed, and cut into q, k and v
         ("mixtral", {"quantize": "8da8w"}),  # its experts are stacked and joined
         ("olmoe", {"quantize": "8da4w", "table": "bfloat16"}),
     ],

@@ -79,10 +79,10 @@ def test_json_of_something_else(folder, data):
         manifest.read(folder)
 
 
-@pytest.mark.parametrize("version", [0, 1, 7, "8", None, 1.5])
+@pytest.mark.parametrize("version", [0, 1, 8, "9", None, 1.5])
 def test_other_version(folder, version):
     change(folder, lambda data: data.update(version=version))
-    with pytest.raises(ProgramError, match=r"found version .*, expected 8; compile the program again"):
+    with pytest.raises(ProgramError, match=r"found version .*, expected 9; compile the program again"):
         manifest.read(folder)
 
 

@@ -63,6 +63,11 @@ def add_compile(commands: Any) -> None:
         help="; ".join(f"{name}: {_alternatives(backend.recipes)}" for name, backend in offered.items()),
     )
     p.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help="a TOML file with quantize, keep, table, cache, calibrate and budget; options beside it count before it",
+    )
+    p.add_argument(
         "--shape",
         help="bounded (default): linears take 1 to N rows; static: fixed sizes, as an NPU needs (default for "
         f"{', '.join(of_npus)})",
@@ -180,6 +185,7 @@ def _compile(args: argparse.Namespace) -> None:
             args.out,
             backend=args.backend,
             quantize=args.quantize,
+            recipe=args.recipe,
             shape=args.shape,
             chunk=args.chunk,
             max_context=args.max_context,

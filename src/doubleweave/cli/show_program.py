@@ -96,6 +96,7 @@ def inspect_dict(manifest: Manifest) -> dict[str, Any]:
     about["scores"] = [score_dict(score) for score in manifest.scores]
     if model is not None:
         about.update(quantize=model.quantize, max_context=model.max_context, cache=_cached_bytes(manifest))
+        about.update(recipe=model.recipe, keep=model.keep, calibrated=model.calibrated)
     else:
         about.update(states={value.name: value.type_text for value in manifest.split.states})
     about["functions"] = [
@@ -122,7 +123,7 @@ def inspect_dict(manifest: Manifest) -> dict[str, Any]:
             "delegated": segment.num_delegated,
             "weight_bytes": segment.weight_bytes,
             "recipe": segment.recipe,
-            "stored": {item.format: item.weights for item in segment.stored},
+            "stored": [item._asdict() for item in segment.stored],
             "snr_db": segment.snr_db,
             "contexts": segment.contexts,
             "traffic": [item._asdict() for item in segment.traffic],
@@ -157,9 +158,7 @@ def inspect_table(manifest: Manifest) -> str:
         parts += library.build_lines(manifest.split.segments_of(name))
     if lines := _module_lines(manifest):
         parts += [lines]
-    if counts := _stored(manifest):
-        kept = ", ".join(f"{count / 1e6:,.1f} million in {name}" for name, count in counts.items())
-        parts.append(f"weights of linears and tables: {kept}")
+    parts += _recipe_lines(manifest)
     if found := _cached_bytes(manifest):
         formats = ", ".join(f"{count:,} bytes a token in {dtype}" for dtype, count in found.items())
         parts.append(f"cache: {formats}")
@@ -167,12 +166,30 @@ def inspect_table(manifest: Manifest) -> str:
     return "\n".join(parts)
 
 
-def _stored(manifest: Manifest) -> dict[str, int]:
-    """How many weights are kept in each format, by the format."""
+def _recipe_lines(manifest: Manifest) -> list[str]:
+    """What was asked for, what weights are kept in by the roles of linears, and the texts that they were fitted to."""
+    model = manifest.model
+    lines = []
+    if model is not None and (model.recipe or model.keep):
+        kept = ", ".join(f"{pattern} in {into}" for pattern, into in model.keep.items())
+        named = f"recipe {model.recipe}: {model.quantize}" if model.recipe else model.quantize
+        lines.append(named + (f", but {kept}" if kept else ""))
     counts: Counter[str] = Counter()
+    roles: dict[str, list[str]] = {}
     for segment in manifest.split.segments:
-        counts.update({item.format: item.weights for item in segment.stored})
-    return dict(counts.most_common())
+        for item in segment.stored:
+            counts[item.format] += item.weights
+            if item.role not in (of := roles.setdefault(item.format, [])):
+                of.append(item.role)
+    kept_in = (
+        f"{count / 1e6:,.1f} million in {name} ({', '.join(roles[name])})"
+        for name, count in counts.most_common()
+    )
+    if counts:
+        lines.append(f"weights: {'; '.join(kept_in)}")
+    if model is not None and model.calibrated:
+        lines.append(f"calibrated on {model.calibrated}")
+    return lines
 
 
 def _cached_bytes(manifest: Manifest) -> dict[str, int]:

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 class Splits(NamedTuple):
     """The split in float32, and as it is lowered: placed on its backends and quantized. `encode` makes the keys and
-    values of an encoder's rows. `rotary_border` is ModelInfo's."""
+    values of an encoder's rows. `rotary_border` and `calibrated` are ModelInfo's."""
 
     reference: TorchSplit
     lowered: TorchSplit
     encode: Callable[[Tensor], Sequence[Tensor]]
     rotary_border: int
+    calibrated: str
 
 
 def splits_of(model: Model, options: Options, folder: Path, report: Progress) -> Splits:
@@ -44,7 +45,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     from doubleweave.compiler.graph.rotary_lengths import rotary_border
     from doubleweave.compiler.graph.static_attention import MASK, inline_attention
     from doubleweave.compiler.quantize.best_grids import with_best_grids
-    from doubleweave.compiler.quantize.calibration import Calibration
+    from doubleweave.compiler.quantize.calibration import PACKAGE_TEXT, Calibration
     from doubleweave.compiler.quantize.smooth import smoothed
     from doubleweave.compiler.quantize.stored import with_stored
     from doubleweave.compiler.quantize.tables import quantize_tables
@@ -83,8 +84,9 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     calibration = Calibration(folder / TOKENIZER_FILE, most, model.vocab_size)
     text = calibration.first_tokens(options.max_context)
     source = torch_split
-    if text and (rounding := options.backend.rounding(torch_split, options.recipe)) is not None:
+    if text and (rounding := options.backend.rounding(torch_split, options)) is not None:
         report("scaling channels", 0, 1)
+        calibration.used.append(f"{text[0].shape[1]:,} tokens of {PACKAGE_TEXT}")
         grouped, unscaled, free, exponent = rounding
         torch_split, importance = smoothed(torch_split, text, grouped, unscaled, exponent)
         source = with_best_grids(torch_split, free, importance)
@@ -94,16 +96,16 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     lowered = options.backend.place(source, options, calibration, report)
     if options.recipe != "none":
         lowered = quantize_tables(lowered, options.table or "int8")
+    lowered = with_stored(lowered)
     cached = with_cache_format(lowered, options.cache or _default_cache(options))
     if cached is lowered and options.cache not in (None, "float32"):
         raise PolicyError(
             f"cache: found {options.cache!r}, but {model.name} has no keys and values that an attention operator of "
             "Doubleweave's alone reads, so that they stay float32; leave it out"
         )
-    lowered = with_stored(cached)
-    if decoder and project:
-        lowered = joined(lowered, {ENCODER: encoder})
-    return Splits(torch_split, lowered, torch.no_grad()(project or (lambda rows: ())), border)
+    lowered = joined(cached, {ENCODER: encoder}) if decoder and project else cached
+    encode = torch.no_grad()(project or (lambda rows: ()))
+    return Splits(torch_split, lowered, encode, border, "; ".join(calibration.used))
 
 
 def _default_cache(options: Options) -> str:

@@ -24,6 +24,7 @@ DEFAULT_BACKEND = "xnnpack"  # of what no option or rule puts elsewhere
 KERNELS_BACKEND = "portable"  # of operators that no delegate takes
 MOST_ROWS = 4096
 TABLE_FORMATS = ("int8", "int4", "bfloat16")  # quantize/formats.py has them
+KEPT_FORMATS = ("int4", "int8", "float32")  # of linears: quantize/kept.py
 PATTERN = "re:"
 
 

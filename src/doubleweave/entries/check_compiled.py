@@ -85,7 +85,7 @@ def _check_layers(
 
     try:
         with first_layers(model.module, count):
-            splits = splits_of(model, options, part, tell)
+            splits = splits_of(model, replace(options, is_part=True), part, tell)
             # Weights that are kept in other formats than the first layers' make structures of their own in what is
             # lowered: each is held against eager torch by itself.
             if {s.structure for s in whole.reference.split.segments} - {
@@ -93,7 +93,7 @@ def _check_layers(
             }:
                 return None
             lowered = lower(splits.lowered, part / PROGRAM_FILE, tell, templates)
-            write_beside(model, options, splits.rotary_border, lowered, part)
+            write_beside(model, options, splits, lowered, part)
             give_back_free_memory()
             few = _compiled(model, options, splits, part)
             # All weights are audited, not these alone.

@@ -18,6 +18,7 @@ from doubleweave.compiler.memory_limit import naming_memory
 from doubleweave.compiler.pipeline_llm import splits_of
 from doubleweave.compiler.policy import DEFAULT_BACKEND, DEFAULT_SIZES, MOST_ROWS, TABLE_FORMATS
 from doubleweave.compiler.program_folder import Progress, check_target, made_beside
+from doubleweave.compiler.recipe_file import NAME, beside_given, read_recipe
 from doubleweave.entries.encoders import Encoder, check_encoders, names_problem, split_encoders, with_encoders
 from doubleweave.entries.llm_manifest import write_beside
 from doubleweave.errors import PolicyError, SourceError
@@ -40,6 +41,7 @@ def compile_llm(
     *,
     backend: str = DEFAULT_BACKEND,
     quantize: str | None = None,
+    recipe: str | Path | None = None,
     shape: str | None = None,
     chunk: Sequence[int] = (),
     max_context: int | None = None,
@@ -57,9 +59,10 @@ def compile_llm(
 
     backend: "xnnpack" (any CPU), "qnn" (Qualcomm's NPUs) or "openvino" (Intel's chips). quantize: a recipe of the
     backend, by default its first: "8da8w", "8da4w" or "none" for xnnpack; "16a8w", "16a4w_block", "16a4w" or "8a8w" for
-    qnn; "8w" or "none" for openvino. shape: "bounded" (linears take 1 to max(chunk) rows, default 128) or "static" (one
-    method for each size in `chunk`, default 1, 32, 128; XNNPACK stands in for the NPU); NPUs' backends are always
-    static.
+    qnn; "8w" or "none" for openvino. recipe: a TOML file with options that belong together, such as what single linears
+    are kept in (compiler/recipe_file.py); what is given beside it counts before it.
+    shape: "bounded" (linears take 1 to max(chunk) rows, default 128) or "static" (one method for each size in `chunk`,
+    default 1, 32, 128; XNNPACK stands in for the NPU); NPUs' backends are always static.
     attention: "dynamic" (over a cache that grows, on the CPU) or "static" (inlined, over a cache of `max_context`
     tokens, which must be given: the all-static way).
     cache: what keys and values are kept in: "float32", "bfloat16", "float16" or "int8" (a scale for each head of a
@@ -69,7 +72,8 @@ def compile_llm(
     table: what rows of embeddings are kept in where the recipe rounds weights: "int8" (a scale a row; default: a table
     that is tied to the head takes no room), "int4" (a scale and an offset for each 32 numbers) or "bfloat16".
 
-    options: the backend's own and the source's. qnn: `soc`, the Snapdragon to compile for; `calibrate`, the text that
+    options: the backend's own and the source's. xnnpack: `keep`, what linears are kept in ("int4", "int8", "float32")
+    by role, segment or pattern. qnn: `soc`, the Snapdragon to compile for; `calibrate`, the text that
     scales are found on; `keep`, other recipes ("cpu" for none) for segments by pattern; `emulate`, for the emulator on
     this machine in place of the chip; `attention_device` "npu", which asks QNN for dynamic attention. openvino:
     `device` "CPU" (default), "GPU" or "NPU". A Llama checkpoint: `params` and `tokenizer`, its other files (default:
@@ -89,14 +93,21 @@ def compile_llm(
     Raises PolicyError, SourceError, SplitError, LowerError, CheckError or BackendError; `out` is then as it was before.
     """
     report = progress or (lambda what, done, total: None)
+    recipe_name = ""
+    if recipe is not None:
+        found = read_recipe(Path(recipe))
+        recipe_name = found[NAME]
+        given = {"quantize": quantize, "table": table, "cache": cache, **options}
+        options = beside_given(found, given)
+        quantize, table, cache = (options.pop(key, None) for key in ("quantize", "table", "cache"))
     if check not in (True, False, "whole"):
         raise PolicyError(f"check: found {check!r}, expected True, False or 'whole'")
     chosen = find_backend(backend, llm_backends())
-    recipe = _recipe(chosen, quantize)
+    rounded = _recipe(chosen, quantize)
     _check_names(options)
     of_source = {name: options.pop(name) for name in SOURCE_OPTIONS if name in options}
     shape = _shape(chosen, attention, shape, max_context)
-    given = own_options(chosen, attention, options)
+    own_given = own_options(chosen, attention, options)
     sizes = _sizes(shape, chunk)
     folder = Path(out)
     # Mistakes are found before torch is imported and the model loaded, which takes long.
@@ -104,9 +115,9 @@ def compile_llm(
     _check_installed()
     if problem := names_problem(encoders):
         raise PolicyError(problem)
-    own = chosen.check(recipe, attention, given)
+    own = chosen.check(rounded, attention, own_given)
     _check_cache(attention, cache)
-    _check_table(recipe, table)
+    _check_table(rounded, table)
     from doubleweave.sources.model import Model  # torch is imported from here on
 
     if isinstance(source, Model) and (
@@ -132,7 +143,9 @@ def compile_llm(
             )
         context = _context(model, max_context)
         with made_beside(folder) as temporary:
-            chosen_options = Options(chosen, recipe, sizes, context, attention, cache, own, table)
+            chosen_options = Options(
+                chosen, rounded, sizes, context, attention, cache, own, table, recipe_name
+            )
             return _compile(model, encoders or {}, temporary, chosen_options, check, score, told)
 
 
@@ -258,7 +271,7 @@ def _compile(
     beside = split_encoders(encoders, report)
     splits = splits_of(model, options, folder, report)
     lowered = lower(with_encoders(model, splits, beside), folder / PROGRAM_FILE, report)
-    manifest = write_beside(model, options, splits.rotary_border, lowered, folder)
+    manifest = write_beside(model, options, splits, lowered, folder)
     check_encoders(encoders, folder, manifest, bool(check), report)
     if check:
         whole = check == "whole"

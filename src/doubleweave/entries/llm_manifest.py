@@ -14,12 +14,11 @@ from doubleweave.predict.run_file import write_run_file
 
 if TYPE_CHECKING:
     from doubleweave.compiler.lower.lower import Lowering
+    from doubleweave.compiler.pipeline_llm import Splits
     from doubleweave.sources.model import Model
 
 
-def write_beside(
-    model: Model, options: Options, rotary_border: int, lowered: Lowering, folder: Path
-) -> Manifest:
+def write_beside(model: Model, options: Options, splits: Splits, lowered: Lowering, folder: Path) -> Manifest:
     """The manifest of a program that is written and not checked."""
     from doubleweave.sources.encoder_decoder import Decoder
 
@@ -32,8 +31,11 @@ def write_beside(
             model.chat_template,
             model.special_tokens,
             options.recipe,
+            options.name,
+            dict(options.own.get("keep", {})),
+            splits.calibrated,
             model.module.start_token_ids if isinstance(model.module, Decoder) else (),
-            rotary_border,
+            splits.rotary_border,
         ),
         split=lowered.split,
         program_sha256=lowered.digest,

@@ -6,7 +6,7 @@ Reading it takes no torch. Unknown keys, another version, or a program file with
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -24,7 +24,7 @@ from doubleweave.ir.text_score import TextScore
 from doubleweave.ir.trees import Tree
 
 FORMAT = "doubleweave-program"
-VERSION = 8  # programs of another version are refused, not converted: they can be compiled again
+VERSION = 9  # programs of another version are refused, not converted: they can be compiled again
 PROGRAM_FILE = "program.pte"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -36,8 +36,10 @@ RUN_FILE = "run.json"  # predict/run_file.py
 class ModelInfo:
     """The facts about a language model that generating text needs; `max_context` is in tokens.
 
-    `chat_template` is a Jinja template, several by name, or None. `start_token_ids` are what the text of a decoder with
-    an encoder begins with. A text of more than `rotary_border` tokens has LongRoPE's long frequencies; 0: none has."""
+    `chat_template` is a Jinja template, several by name, or None. `recipe` is the name of the file that said how
+    weights are kept, `keep` what was asked for by pattern, and `calibrated` says which texts weights and scales were
+    fitted to; all three may be empty. `start_token_ids` are what the text of a decoder with an encoder begins with. A
+    text of more than `rotary_border` tokens has LongRoPE's long frequencies; 0: none has."""
 
     vocab_size: int
     max_context: int
@@ -45,6 +47,9 @@ class ModelInfo:
     chat_template: ChatTemplate
     special_tokens: dict[str, str]
     quantize: str
+    recipe: str = ""
+    keep: dict[str, str] = field(default_factory=dict)
+    calibrated: str = ""
     start_token_ids: tuple[int, ...] = ()
     rotary_border: int = 0
 
@@ -127,11 +132,11 @@ def _parse(path: Path) -> Manifest:
         )
     if not is_whole(content):
         raise ProgramError(f"{path}: its seal is of another text: the file was changed or damaged; {again}")
-    names = {field.name for field in fields(Manifest)}
+    names = {each.name for each in fields(Manifest)}
     _check_keys(path, data, {"format", "version", "seal", *names}, "")
     if data["model"] is not None:
-        _check_keys(path, data["model"], {field.name for field in fields(ModelInfo)}, "model.")
-    _check_keys(path, data["split"], {field.name for field in fields(Split)}, "split.")
+        _check_keys(path, data["model"], {each.name for each in fields(ModelInfo)}, "model.")
+    _check_keys(path, data["split"], {each.name for each in fields(Split)}, "split.")
     try:
         manifest: Manifest = from_plain(Manifest, {name: data[name] for name in names})
         if problem := _problem(manifest):
@@ -165,7 +170,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, SizeRanges):
         return {"dynamic": to_plain(value.ranges)}
     if is_dataclass(value):
-        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+        return {each.name: to_plain(getattr(value, each.name)) for each in fields(value)}
     return list(map(to_plain, value)) if isinstance(value, tuple) else value
 
 

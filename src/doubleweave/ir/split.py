@@ -107,8 +107,9 @@ class Port(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """How many weights of linears and tables are kept in a format."""
+    """How many weights of the linears of a role ("down"), or of tables ("table"), are kept in a format."""
 
+    role: str
     format: str
     weights: int
 

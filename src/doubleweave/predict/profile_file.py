@@ -6,13 +6,12 @@ which nothing that is planned by it overflows.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from doubleweave.errors import InputError
-from doubleweave.files import written_whole
+from doubleweave.files import read_toml, written_whole
 from doubleweave.ir.manifest import to_plain
 from doubleweave.ir.rules import MOST_ROWS, MOST_TOKENS
 from doubleweave.predict.estimate import WEIGHT_BYTES, Device
@@ -259,15 +258,11 @@ def _decision(data: Any, where: str) -> Decision:
 
 def read_profile(path: Path) -> Profile:
     """Read a TOML file; raises InputError where it is missing, no TOML or no profile."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        data = tomllib.loads(path.read_text())
+        data = read_toml(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a profile ({error})") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise InputError(
             f"{path}: is no TOML ({error}); profiles are written by doubleweave profile"
         ) from None

@@ -114,6 +114,35 @@ def computed_rows(weight: Tensor, compute: Callable[[Tensor, slice | Tensor], Te
     return FileWeight(opened, tuple(weight.shape))
 
 
+def transposed(weight: Tensor) -> Tensor:
+    """[K, N] -> [N, K]; of a weight in a file whenever it is read."""
+    if not isinstance(weight, FileWeight):
+        return weight.detach().t()
+    return _changed(weight, (weight.shape[1], weight.shape[0]), lambda saved: saved[:].t())
+
+
+def sliced(weight: Tensor, places: tuple[slice, ...]) -> Tensor:
+    """`weight[places]`, of its first axis or its first two; a matrix in a file is read whenever it is needed."""
+    if not isinstance(weight, FileWeight) or weight.ndim == 1:
+        return in_memory(weight).detach()[places].clone()
+    ranges = [range(size)[place] for size, place in zip(weight.shape, places, strict=False)]
+    shape = (*map(len, ranges), *weight.shape[len(ranges) :])
+    rows, behind = places[0], (slice(None), *places[1:])
+    return _changed(weight, shape, lambda saved: saved[rows][behind])
+
+
+def _changed(weight: FileWeight, shape: tuple[int, ...], change: Callable[[Saved], Tensor]) -> FileWeight:
+    """A weight that is `change` of what another has in its file."""
+
+    @contextmanager
+    def opened() -> Iterator[Saved]:
+        with weight.opened() as saved:
+            changed = change(saved)
+            yield Rows(shape, lambda some: changed[some].to(torch.float32))
+
+    return FileWeight(opened, shape)
+
+
 def in_memory(tensor: Tensor) -> Tensor:
     """The tensor, read where it is in a file."""
     return tensor.read() if isinstance(tensor, FileWeight) else tensor

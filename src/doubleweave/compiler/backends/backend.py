@@ -79,6 +79,8 @@ class Options:
     cache: str | None = None  # None: the recipe's default, where the model's attention can read it
     own: Mapping[str, Any] = field(default_factory=dict)
     table: str | None = None  # of embeddings; None: int8 where the recipe rounds weights
+    name: str = ""  # of the file that has all of this
+    is_part: bool = False  # of a model's first layers, whose names a pattern need not match
 
 
 def late(module: str, name: str) -> Callable[..., Any]:
@@ -115,9 +117,9 @@ class Backend:
     check: Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, attention, own: own
     # Puts the segments of a split on the backend, and quantizes them.
     place: Callable[[TorchSplit, Options, Calibration, Progress], TorchSplit] | None = None
-    # What a recipe rounds a split's weights to; None for one that gains nothing where channels are scaled before
+    # What a split's weights are rounded to; None for a recipe that gains nothing where channels are scaled before
     # (quantize/smooth.py) and weights put on grids (quantize/best_grids.py).
-    rounding: Callable[[TorchSplit, str], Rounding | None] = lambda torch_split, recipe: None
+    rounding: Callable[[TorchSplit, Options], Rounding | None] = lambda torch_split, options: None
     # What compiles a segment with less noise, as options of the command line; "" for nothing.
     quieter: Callable[[Segment], str] = lambda segment: ""
     # Static attention adds it to the scores of keys that a query does not see. Finite: masks are products with it, and

@@ -1,9 +1,10 @@
 """Graph passes that bring an exported language model to the form that the split expects; its numbers stay equal.
 
 In order, the passes drop checks and no-ops, concatenate what is written part by part, compute calls that depend on
-weights alone, cut a product whose output is sliced into one product a slice, move head transposes down until they
-cancel, make rotary embedding one operator, and join chains of views. A decoder layer is then linears, norms and
-element-wise operators over [1, T, features]: K and V leave it as rows of the cache, and appending them needs no copy.
+weights alone, make linears of other products with weights, cut a product whose output is sliced into one product a
+slice, move head transposes down until they cancel, make rotary embedding one operator, and join chains of views. A
+decoder layer is then linears, norms and element-wise operators over [1, T, features]: K and V leave it as rows of the
+cache, and appending them needs no copy.
 
 Each pass changes a GraphModule in place. This module knows nothing of segments or backends.
 """
@@ -19,6 +20,7 @@ from torch import fx
 from doubleweave.compiler.graph.complex_numbers import without_complex
 from doubleweave.compiler.graph.find_rotary import find_rotary
 from doubleweave.compiler.graph.fresh_tensors import drop_whole_writes, without_empty
+from doubleweave.compiler.graph.linears import as_linears
 from doubleweave.compiler.graph.nodes import (
     constant,
     insert,
@@ -29,6 +31,7 @@ from doubleweave.compiler.graph.nodes import (
     same_shape,
 )
 from doubleweave.compiler.graph.sliced_products import split_sliced_products
+from doubleweave.sources.file_weights import transposed
 
 aten = torch.ops.aten
 
@@ -65,6 +68,7 @@ def simplify(graph_module: fx.GraphModule) -> None:
     without_empty(graph_module)
     drop_whole_writes(graph_module)
     fold_constants(graph_module)
+    as_linears(graph_module)
     split_sliced_products(graph_module)
     # The patterns of the next two passes have no views in between; rotary leaves views and transposes to cancel again.
     cancel_views(graph_module)
@@ -139,7 +143,7 @@ def fold_constants(graph_module: fx.GraphModule) -> None:
         if node.meta["val"].numel() > max(n.meta["val"].numel() for n in inputs):
             return None
         args, kwargs = fx.map_arg((call.args, call.kwargs), lambda n: constant(graph_module, n))
-        result = call.target(*args, **kwargs)
+        result = transposed(args[0]) if _is_transpose(call) else call.target(*args, **kwargs)
         name = f"_folded_{node.name}"
         graph_module.register_buffer(name, result if call is node else result[node.args[1]])
         weight = graph_module.graph.get_attr(name)
@@ -147,6 +151,13 @@ def fold_constants(graph_module: fx.GraphModule) -> None:
         return weight
 
     replace_nodes(graph_module.graph, folded)
+
+
+def _is_transpose(node: Any) -> bool:
+    """Of a matrix: a weight that stays in its file goes on to do so."""
+    if is_call(node, aten.transpose.int):
+        return node.meta["val"].ndim == 2 and {d % 2 for d in node.args[1:]} == {0, 1}
+    return is_call(node, aten.t.default, aten.numpy_T.default) and node.meta["val"].ndim == 2
 
 
 def _is_head_transpose(node: Any) -> bool:

@@ -11,6 +11,7 @@ from torch import fx
 
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave::expert_linear
 from doubleweave.compiler.graph.nodes import constant, insert, is_call, nodes_of
+from doubleweave.sources.file_weights import sliced
 
 aten = torch.ops.aten
 
@@ -49,7 +50,7 @@ def split_sliced_products(graph_module: fx.GraphModule) -> None:
 
 
 def _part(graph_module: fx.GraphModule, source: Any, places: tuple[slice, ...], name: str) -> Any:
-    graph_module.register_buffer(name, constant(graph_module, source)[places].clone())
+    graph_module.register_buffer(name, sliced(constant(graph_module, source), places))
     node = graph_module.graph.get_attr(name)
     node.meta["val"] = source.meta["val"][places]
     return node

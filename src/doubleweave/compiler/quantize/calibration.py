@@ -17,6 +17,7 @@ from doubleweave.texts import calibration_text
 MOST_TOKENS = 1024
 # How large each channel's numbers become shows in few: with four times as many, logits come no nearer to float32.
 FIRST_TOKENS = 256
+PACKAGE_TEXT = "the package's text"
 MOST_CHUNKS = 128  # token by token, a thousand runs of the model in eager torch take longer than compiling it
 
 
@@ -24,13 +25,15 @@ MOST_CHUNKS = 128  # token by token, a thousand runs of the model in eager torch
 class Calibration:
     """The texts that a model is calibrated on, as chunks of `size` tokens; the file `tokenizer` may be missing.
 
-    `importance` is what was found on the first: the mean square of what each column of a weight multiplies, [K].
+    `importance` is what was found on the first: the mean square of what each column of a weight multiplies, [K]. `used`
+    says which texts something was fitted to.
     """
 
     tokenizer: Path
     size: int
     vocab_size: int
     importance: Mapping[Place, Tensor] = field(default_factory=dict)
+    used: list[str] = field(default_factory=list)
 
     def chunks(self, text: str | Path | None = None) -> list[Tensor]:
         """Token ids, int64 [1, size] each, at most `MOST_TOKENS` in all, in at most `MOST_CHUNKS`.
@@ -47,6 +50,7 @@ class Calibration:
                 f"{name}: found token {wrong[0]}, expected 0 to {self.vocab_size - 1}, the model's vocabulary"
             )
         number = min(min(len(ids), max(MOST_TOKENS, size)) // size, MOST_CHUNKS)
+        self.used.append(f"{number * size:,} tokens of {Path(text).name if text else PACKAGE_TEXT}")
         return list(torch.split(torch.tensor([ids[: number * size]]), size, dim=1))
 
     def first_tokens(self, most: int) -> list[Tensor]:

@@ -56,7 +56,7 @@ def find_channels(torch_split: TorchSplit) -> list[Channels]:
     edges = _Edges(torch_split)
     found = [channels for name in edges.once for channels in _inside(name, graphs[name])]
     for call in torch_split.split.calls:
-        attention = _attention(graphs[call.segment])
+        attention = attention_of(graphs[call.segment])
         if attention is not None:
             value, result, groups = call.reads[2], call.writes[0], _groups(attention)
             if value not in call.reads[:2]:
@@ -89,7 +89,7 @@ class _Edges:
         self.readers = {name: (call.segment, at) for call in alone for at, name in enumerate(call.reads)}
 
 
-def _attention(graph: fx.Graph) -> Any:
+def attention_of(graph: fx.Graph) -> Any:
     """The operator of a graph that is attention and nothing else."""
     found = [node for node in nodes_of(graph) if is_call(node, *ATTENTIONS) and node.target is not CROSS]
     return found[0] if len(found) == 1 and output_node(graph).all_input_nodes == found else None

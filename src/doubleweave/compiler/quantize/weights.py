@@ -11,13 +11,14 @@ Q4_0 does. A linear that experts are chosen by stays float32: it is small, and a
 all that follows.
 
 Weights that were quantized before keep their integers in 8da4w (grids.py): those around zero without offsets, and in
-a file that mixes them those of more bits in 8.
+a file that mixes them those of more bits in 8. What somebody asks for (kept.py) counts before all of this.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,8 @@ from doubleweave.compiler.quantize.formats import (
     Format,
 )
 from doubleweave.compiler.quantize.grids import GROUP_SIZE, format_of
+from doubleweave.compiler.quantize.kept import FLOAT32, takes_4_bits
+from doubleweave.compiler.quantize.roles import WEIGHT_OF, routers_of
 from doubleweave.compiler.split import transform
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.weights import Convert, Weights
@@ -45,8 +48,6 @@ from doubleweave.sources.file_weights import FileWeight, in_blocks
 RECIPES = ("8da8w", "8da4w", "none")
 KEEP_8_BIT = frozenset({"lm_head"})
 _PROBED_ROWS = 4
-_MOST_4_BIT_COLUMNS = 1 << 16  # kMostInt4Features in native/include/doubleweave/linears.h
-_WIDE = "more bits"  # than 4, in the file
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
@@ -55,22 +56,34 @@ _QUANTIZED_EXPERTS = torch.ops.doubleweave.expert_linear_quantized.default
 
 # The formats of a segment's weights that are not its recipe's own, by their index.
 Exceptions = tuple[tuple[int, str], ...]
-# By segment and index, what weights ask for: a format's name, or _WIDE.
-Chosen = dict[str, dict[int, str]]
+# What weights somebody asked for (kept.py), whatever the recipe says.
+Asked = Mapping[Place, str]
+NOTHING: Asked = MappingProxyType({})
 
 
-def quantize(torch_split: TorchSplit, recipe: str) -> TorchSplit:
+class Chosen(NamedTuple):
+    """What each weight that may be quantized is kept in, by a format's name (or FLOAT32), and those of them that lie on
+    grids of 16 numbers."""
+
+    formats: dict[Place, str]
+    on_grids: set[Place]
+
+
+def quantize(torch_split: TorchSplit, recipe: str, asked: Asked = NOTHING) -> TorchSplit:
     """Quantize every linear of every segment; raises PolicyError for a recipe that does not exist."""
     if recipe not in RECIPES:
         raise PolicyError(f"quantize: found {recipe!r}, expected one of {', '.join(RECIPES)}")
     if recipe == "none":
         return torch_split
     usual = _usual(recipe)
-    chosen = {} if usual is INT8 else _chosen(torch_split)
+    exceptions: dict[str, list[tuple[int, str]]] = {s.name: [] for s in torch_split.split.segments}
+    for place, name in _chosen(torch_split, usual, asked).formats.items():
+        if name != usual.name:
+            exceptions[place.segment].append((place.weight, name))
     return transform.transform_variants(
         torch_split,
         lambda graph, found: _quantize_graph(graph, usual, found),
-        _exceptions(torch_split, usual, chosen),
+        {name: tuple(sorted(found)) for name, found in exceptions.items()},
     )
 
 
@@ -86,83 +99,57 @@ class Rounding(NamedTuple):
     exponent: float = 0.5
 
 
-def rounding(torch_split: TorchSplit, recipe: str) -> Rounding | None:
+def rounding(torch_split: TorchSplit, recipe: str, asked: Asked = NOTHING) -> Rounding | None:
     """Of this file's recipes; None for one that rounds nothing."""
     if recipe == "none":
         return None
-    usual = _usual(recipe)
-    free: set[Place] = set()
-    if usual is INT8:
-        return Rounding(grouped=set(), free=free)
-    chosen = _chosen(torch_split)
-    exceptions, grids = _exceptions(torch_split, usual, chosen), _on_grids(chosen)
-    for segment in torch_split.split.segments:
-        others = dict(exceptions[segment.name])
-        for number in _quantized_weights(torch_split.graphs[segment.structure].graph):
-            place = Place(segment.name, number)
-            if others.get(number, usual.name) == INT4_OFFSETS.name and place not in grids:
-                free.add(place)
+    formats, grids = _chosen(torch_split, _usual(recipe), asked)
+    free = {place for place, name in formats.items() if name == INT4_OFFSETS.name and place not in grids}
     return Rounding(grouped=grids, free=free)
 
 
 def on_grids(torch_split: TorchSplit) -> set[Place]:
     """The linears' weights whose groups lie on grids of 16 numbers."""
-    return _on_grids(_chosen(torch_split))
-
-
-def _on_grids(chosen: Chosen) -> set[Place]:
-    kept = (INT4.name, INT4_OFFSETS.name)
-    return {Place(name, number) for name, own in chosen.items() for number in own if own[number] in kept}
+    return _chosen(torch_split, INT4_OFFSETS, NOTHING).on_grids
 
 
 def _usual(recipe: str) -> Format:
     return INT8 if recipe == "8da8w" else INT4_OFFSETS
 
 
-def _exceptions(torch_split: TorchSplit, usual: Format, chosen: Chosen) -> dict[str, Exceptions]:
-    """By segment, the weights that another format than the recipe's holds as they are, or better."""
-    names = {name for each in chosen.values() for name in each.values()}
-    # A file of more bits throughout is a source like one of 16: only beside 4 bits are they there on purpose.
-    is_mixed = not names.isdisjoint((INT4.name, INT4_OFFSETS.name))
-
-    def exceptions(own: Mapping[int, str], graph: fx.Graph) -> Exceptions:
-        found = {}
-        for index in _quantized_weights(graph):
-            kept = own.get(index, usual.name)
-            if kept == _WIDE:
-                kept = INT8.name if is_mixed else usual.name
-            found[index] = kept
-        return tuple(sorted(item for item in found.items() if item[1] != usual.name))
-
-    return {
-        segment.name: exceptions(chosen.get(segment.name, {}), torch_split.graphs[segment.structure].graph)
-        for segment in torch_split.split.segments
-    }
-
-
-def _chosen(torch_split: TorchSplit) -> Chosen:
-    """The formats that the linears' weights ask for."""
-    found: Chosen = {}
+def _chosen(torch_split: TorchSplit, usual: Format, asked: Asked) -> Chosen:
+    formats, grids, wide = {}, set(), []
     for segment in torch_split.split.segments:
-        own, weights = found.setdefault(segment.name, {}), torch_split.weights[segment.name]
+        weights = torch_split.weights[segment.name]
         for index in _quantized_weights(torch_split.graphs[segment.structure].graph):
-            # Kernels of 4 bits take whole groups, and add up so many products.
-            width = int(weights[index].shape[-1])
-            if segment.name in KEEP_8_BIT or width % GROUP_SIZE or width > _MOST_4_BIT_COLUMNS:
-                own[index] = INT8.name
-            elif kept := format_of(_first_rows(weights[index]).reshape(-1, GROUP_SIZE)):
-                own[index] = _WIDE if kept == INT8.name else kept
-    return found
+            place, weight = Place(segment.name, index), weights[index]
+            into = asked.get(place)
+            if into is None:
+                keeps_8 = segment.name in KEEP_8_BIT or not takes_4_bits(weight.shape[-1])
+                into = INT8.name if usual is INT8 or keeps_8 else INT4.name
+            formats[place] = into
+            if into != INT4.name:
+                continue
+            kept = format_of(_first_rows(weight).reshape(-1, GROUP_SIZE))
+            formats[place] = INT4.name if kept == INT4.name else INT4_OFFSETS.name
+            if kept in (INT4.name, INT4_OFFSETS.name):
+                grids.add(place)
+            elif kept == INT8.name and place not in asked:
+                wide.append(place)
+    # A file of more bits throughout is a source like one of 16: only beside 4 bits are they there on purpose.
+    if grids:
+        formats.update(dict.fromkeys(wide, INT8.name))
+    return Chosen(formats, grids)
 
 
 def _quantized_weights(graph: fx.Graph) -> Iterator[int]:
-    """The weights that are quantized, by index."""
-    routers = _routers(graph)
+    """The weights that may be quantized, by index."""
+    routers = routers_of(graph)
     for node in nodes_of(graph):
-        if is_call(node, _EXPERTS) and node.args[2].op == "get_attr":
-            yield int(node.args[2].target[1:])
-        elif is_call(node, aten.linear.default) and node.args[1].op == "get_attr" and node not in routers:
-            yield int(node.args[1].target[1:])
+        if is_call(node, *WEIGHT_OF) and node not in routers:
+            weight = node.args[WEIGHT_OF[node.target]]
+            if weight.op == "get_attr":
+                yield int(weight.target[1:])
 
 
 def _first_rows(weight: Tensor) -> Tensor:
@@ -177,13 +164,16 @@ def _quantize_graph(
     graph_module: fx.GraphModule, usual: Format, exceptions: Exceptions
 ) -> tuple[fx.GraphModule, Convert]:
     graph = transform.copy_graph(graph_module)
-    linears = _Linears(graph, {index: FORMATS[name] for index, name in exceptions}, usual)
-    routers = _routers(graph)
+    stay = {f"w{index}" for index, name in exceptions if name == FLOAT32}
+    others = {index: FORMATS[name] for index, name in exceptions if name != FLOAT32}
+    linears = _Linears(graph, others, usual)
+    routers = routers_of(graph)
     for node in nodes_of(graph):
-        if is_call(node, _EXPERTS) and node.args[2].op == "get_attr":
-            linears.quantize_experts(node)
-        elif is_call(node, aten.linear.default) and node.args[1].op == "get_attr" and node not in routers:
-            linears.quantize(node)
+        if not is_call(node, *WEIGHT_OF) or node in routers:
+            continue
+        weight = node.args[WEIGHT_OF[node.target]]
+        if weight.op == "get_attr" and weight.target not in stay:
+            (linears.quantize_experts if is_call(node, _EXPERTS) else linears.quantize)(node)
     return renumbered(graph, linears.formats)
 
 
@@ -234,21 +224,6 @@ class _Linears:
 def _operands(parts: list[Any], bias: list[Any]) -> list[Any]:
     """Of an operator whose weight has values, scales and perhaps offsets and their scales, and perhaps a bias."""
     return [*parts, *[None] * (4 - len(parts)), *bias] if bias else parts
-
-
-def _routers(graph: fx.Graph) -> set[Any]:
-    """The linears that experts are chosen by."""
-    found: set[Any] = set()
-    todo = [node.args[1] for node in nodes_of(graph) if is_call(node, _EXPERTS)]
-    seen = set(todo)
-    for node in todo:
-        if is_call(node, aten.linear.default):
-            found.add(node)
-            continue
-        sources = [source for source in node.all_input_nodes if source not in seen]
-        seen.update(sources)
-        todo += sources
-    return found
 
 
 def _dynamic_activation(graph: fx.Graph, x: Any) -> Any:

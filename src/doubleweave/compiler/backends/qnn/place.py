@@ -64,10 +64,10 @@ def place(
     return with_segments(quantized, lambda segment: replace(segment, snr_db=found.get(segment.name)))
 
 
-def rounding(torch_split: TorchSplit, recipe: str) -> Rounding | None:
+def rounding(torch_split: TorchSplit, options: Options) -> Rounding | None:
     """Channels are scaled where weights are put in blocks of 4 bits, for the weights more than for activations, which
     have 16. A group that lies on a grid would lose more than they gain (docs/design.md)."""
-    return Rounding(unscaled=on_grids(torch_split), exponent=0.25) if recipe == BLOCKS else None
+    return Rounding(unscaled=on_grids(torch_split), exponent=0.25) if options.recipe == BLOCKS else None
 
 
 def _with_attention_on_npu(torch_split: TorchSplit) -> TorchSplit:

@@ -22,7 +22,10 @@ from doubleweave.compiler.backends.xnnpack.taken import configs
 from doubleweave.compiler.graph.nodes import insert, is_call, is_tensor, replace_nodes
 from doubleweave.compiler.program_folder import Progress
 from doubleweave.compiler.quantize.calibration import Calibration
-from doubleweave.compiler.quantize.weights import quantize
+from doubleweave.compiler.quantize.channels import Place
+from doubleweave.compiler.quantize.kept import kept_formats
+from doubleweave.compiler.quantize.weights import Rounding, quantize
+from doubleweave.compiler.quantize.weights import rounding as rounding_of
 from doubleweave.compiler.split.pieces import TorchSplit
 from doubleweave.compiler.split.transform import copy_graph, over_empty_weights
 from doubleweave.compiler.split.weights import Convert, Weights
@@ -128,7 +131,16 @@ def place(
     torch_split: TorchSplit, options: Options, calibration: Calibration, report: Progress
 ) -> TorchSplit:
     """Quantize the weights; the split puts every segment here by itself."""
-    return quantize(torch_split, options.recipe)
+    return quantize(torch_split, options.recipe, _asked(torch_split, options))
+
+
+def rounding(torch_split: TorchSplit, options: Options) -> Rounding | None:
+    return rounding_of(torch_split, options.recipe, _asked(torch_split, options))
+
+
+def _asked(torch_split: TorchSplit, options: Options) -> dict[Place, str]:
+    keep = options.own.get("keep", {})
+    return kept_formats(torch_split, keep, is_part=options.is_part) if keep else {}
 
 
 def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, recipe: str) -> Lowered:
