@@ -160,12 +160,13 @@ void expert_linear(const LinearWeights& weights, const ExpertRows& rows, float* 
   const int64_t block_bytes = linear_block_bytes(weights.format, weights.in_features);
   const int64_t weight_bytes = num_blocks * block_bytes;
   const int64_t bytes_of_scales = scale_bytes(weights, num_blocks);
-  const int64_t items_each = (num_blocks + kItemBlocks - 1) / kItemBlocks;
+  const int64_t item_blocks = rows.num_rows > 1 && num_blocks < 64 ? 2 : kItemBlocks;
+  const int64_t items_each = (num_blocks + item_blocks - 1) / item_blocks;
   const auto num_items = static_cast<size_t>(items_each) * sorted.used.size();
   parallel_items(num_items, [&](size_t item) {
     const auto i = static_cast<int64_t>(item);
     const int64_t expert = sorted.used[static_cast<size_t>(i / items_each)];
-    const int64_t block = i % items_each * kItemBlocks;
+    const int64_t block = i % items_each * item_blocks;
     const int64_t begin = sorted.begins[static_cast<size_t>(expert)];
     LinearTile tile{};
     tile.format = weights.format;
@@ -184,7 +185,7 @@ void expert_linear(const LinearWeights& weights, const ExpertRows& rows, float* 
     }
     if (weights.bias != nullptr) tile.bias = weights.bias + expert * weights.out_features;
     tile.first_block = block;
-    tile.end_block = std::min(block + kItemBlocks, num_blocks);
+    tile.end_block = std::min(block + item_blocks, num_blocks);
     tile.num_rows = sorted.begins[static_cast<size_t>(expert) + 1] - begin;
     tile.entries = sorted.entries.data() + begin;
     tile.num_choices = rows.has_own_rows ? 1 : static_cast<int32_t>(rows.num_choices);
@@ -193,12 +194,12 @@ void expert_linear(const LinearWeights& weights, const ExpertRows& rows, float* 
     tile.out = out;
     // Few rows wait for memory alone, and processors fetch ahead by themselves; a large tile would
     // drive out the one that is multiplied.
-    if (item + 1 < num_items && tile.num_rows >= 4 && kItemBlocks * block_bytes <= kMostAhead) {
-      const int64_t next_block = (i + 1) % items_each * kItemBlocks;
+    if (item + 1 < num_items && tile.num_rows >= 4 && item_blocks * block_bytes <= kMostAhead) {
+      const int64_t next_block = (i + 1) % items_each * item_blocks;
       tile.next = static_cast<const uint8_t*>(weights.weights) +
                   sorted.used[static_cast<size_t>((i + 1) / items_each)] * weight_bytes +
                   next_block * block_bytes;
-      tile.next_bytes = std::min(kItemBlocks, num_blocks - next_block) * block_bytes;
+      tile.next_bytes = std::min(item_blocks, num_blocks - next_block) * block_bytes;
     }
     kernel.run(tile);
   });

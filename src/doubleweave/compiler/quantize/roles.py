@@ -131,7 +131,7 @@ def _is_gate(linear: Any) -> bool:
     for node in todo:
         if node.op == "output" or is_call(node, *WEIGHT_OF):
             continue
-        if node.target not in _PRODUCTS and node.target.namespace != "quantized_decomposed":
+        if node.target not in _PRODUCTS and getattr(node.target, "namespace", "") != "quantized_decomposed":
             return True
         more = [user for user in node.users if user not in seen]
         seen.update(more)
