@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <vector>
 
 #include "doubleweave/threads.h"
@@ -44,10 +45,6 @@ std::atomic<const LinearKernel*>& current_kernel() {
 // What a call needs, kept by the thread that makes it.
 struct Scratch {
   std::vector<uint8_t> rows;
-  std::vector<float> scales;
-  std::vector<float> zeros;
-  std::vector<int32_t> sums;
-  std::vector<int16_t> group_sums;
   std::vector<int64_t> begins;   // of each expert's entries
   std::vector<int32_t> entries;  // places in index, sorted by expert
   std::vector<int32_t> used;     // experts that some row chose
@@ -76,41 +73,70 @@ void sort_by_expert(const ExpertRows& rows, int64_t num_experts, Scratch& s) {
   s.begins.insert(s.begins.begin(), 0);
 }
 
-PackedRows pack_rows(const LinearKernel& kernel, LinearFormat format, int64_t in_features,
-                     const ExpertRows& rows, Scratch& s) {
-  const int64_t num_rows = rows.num_rows * (rows.has_own_rows ? rows.num_choices : 1);
-  const int64_t bytes = kernel.row_bytes(in_features);
-  const int64_t num_sums = linear_row_sums(format, in_features);
-  make_room(s.rows, num_rows * bytes);
-  make_room(s.scales, num_rows);
-  make_room(s.zeros, num_rows);
-  make_room(s.sums, num_rows * num_sums);
-  const int64_t num_group_sums =
-      format == LinearFormat::kInt4 ? 2 * linear_group_pairs(in_features) : 0;
-  make_room(s.group_sums, num_rows * num_group_sums);
-  const PackedRows packed = {s.rows.data(), s.scales.data(), s.zeros.data(), s.sums.data(),
-                             s.group_sums.data()};
-  parallel_items(static_cast<size_t>(num_rows), [&](size_t row) {
-    const auto r = static_cast<int64_t>(row);
-    int16_t* group_sums = packed.group_sums + r * num_group_sums;
-    if (num_group_sums > 0) group_sums[num_group_sums - 1] = 0;
-    kernel.pack_row(format, rows.x + r * in_features, in_features,
-                    {packed.data + r * bytes, packed.scales + r, packed.zeros + r,
-                     packed.sums + r * num_sums, group_sums});
-  });
-  return packed;
-}
-
 // Bytes of the scales of one expert's weights.
 int64_t scale_bytes(const LinearWeights& w, int64_t num_blocks) {
-  return w.format == LinearFormat::kInt4
-             ? num_blocks * (w.in_features / kLinearGroup) * kLinearBlock * 2
-             : num_blocks * kLinearBlock * 4;
+  const int64_t group = linear_scale_group(w.format);
+  return group == 0 ? 0 : num_blocks * ((w.in_features + group - 1) / group) * kLinearBlock * 2;
 }
 
 // Blocks of one work item: their weights stay in the second cache while an expert's rows go by.
 constexpr int64_t kItemBlocks = 4;
+constexpr int64_t kFewBlocks =
+    64;  // where threads would wait for the last item: of these items are smaller
 constexpr int64_t kMostAhead = int64_t{1} << 17;  // bytes
+
+// The products of rows, sorted by expert.
+void multiply(const LinearWeights& weights, const ExpertRows& rows, const uint8_t* packed,
+              const Scratch& sorted, float* out) {
+  const LinearKernel& kernel = *current_kernel().load();
+  const int64_t num_blocks = (weights.out_features + kLinearBlock - 1) / kLinearBlock;
+  const int64_t block_bytes = linear_block_bytes(weights.format, weights.in_features);
+  const int64_t weight_bytes = num_blocks * block_bytes;
+  const int64_t bytes_of_scales = scale_bytes(weights, num_blocks);
+  const int64_t item_blocks = rows.num_rows > 1 && num_blocks < kFewBlocks ? 2 : kItemBlocks;
+  const int64_t items_each = (num_blocks + item_blocks - 1) / item_blocks;
+  const auto num_items = static_cast<size_t>(items_each) * sorted.used.size();
+  parallel_items(num_items, [&](size_t item) {
+    const auto i = static_cast<int64_t>(item);
+    const int64_t expert = sorted.used[static_cast<size_t>(i / items_each)];
+    const int64_t block = i % items_each * item_blocks;
+    const int64_t begin = sorted.begins[static_cast<size_t>(expert)];
+    LinearTile tile{};
+    tile.format = weights.format;
+    tile.in_features = weights.in_features;
+    tile.out_features = weights.out_features;
+    tile.weights = static_cast<const uint8_t*>(weights.weights) + expert * weight_bytes;
+    if (weights.format != LinearFormat::kFloat32) {
+      tile.scales = static_cast<const uint8_t*>(weights.scales) + expert * bytes_of_scales;
+    }
+    if (weights.offsets != nullptr) {
+      tile.offsets = weights.offsets + expert * num_blocks *
+                                           linear_group_pairs(weights.in_features) * 2 *
+                                           kLinearBlock;
+      tile.offset_scales = weights.offset_scales + expert * num_blocks * kLinearBlock;
+    }
+    if (weights.bias != nullptr) tile.bias = weights.bias + expert * weights.out_features;
+    tile.first_block = block;
+    tile.end_block = std::min(block + item_blocks, num_blocks);
+    tile.num_rows = sorted.begins[static_cast<size_t>(expert) + 1] - begin;
+    tile.entries = sorted.entries.data() + begin;
+    tile.num_choices = rows.has_own_rows ? 1 : static_cast<int32_t>(rows.num_choices);
+    tile.x = rows.x;
+    tile.packed = packed;
+    tile.row_bytes = linear_row_bytes(weights.in_features);
+    tile.out = out;
+    // Few rows wait for memory alone, and processors fetch ahead by themselves; a large tile would
+    // drive out the one that is multiplied.
+    if (item + 1 < num_items && tile.num_rows >= 4 && item_blocks * block_bytes <= kMostAhead) {
+      const int64_t next_block = (i + 1) % items_each * item_blocks;
+      tile.next = static_cast<const uint8_t*>(weights.weights) +
+                  sorted.used[static_cast<size_t>((i + 1) / items_each)] * weight_bytes +
+                  next_block * block_bytes;
+      tile.next_bytes = std::min(item_blocks, num_blocks - next_block) * block_bytes;
+    }
+    kernel.run(tile);
+  });
+}
 
 }  // namespace
 
@@ -128,17 +154,36 @@ int64_t linear_block_bytes(LinearFormat format, int64_t in_features) {
     case LinearFormat::kFloat32:
       return in_features * kLinearBlock * 4;
     case LinearFormat::kInt8:
-      return (in_features + 3) / 4 * kLinearBlock * 4;
+      return (in_features + kInt8Group - 1) / kInt8Group * kInt8Group * kLinearBlock;
     case LinearFormat::kInt4:
-      return in_features / 8 * kLinearBlock * 4;
+      return in_features / 2 * kLinearBlock;
   }
   return 0;
 }
 
-int64_t linear_group_pairs(int64_t in_features) { return (in_features / kLinearGroup + 1) / 2; }
+int64_t linear_scale_group(LinearFormat format) {
+  return format == LinearFormat::kFloat32 ? 0
+         : format == LinearFormat::kInt8  ? kInt8Group
+                                          : kLinearGroup;
+}
 
-int64_t linear_row_sums(LinearFormat format, int64_t in_features) {
-  return format == LinearFormat::kInt4 ? in_features / kLinearGroup : 1;
+int64_t linear_group_pairs(int64_t in_features) {
+  return (in_features + 2 * kLinearGroup - 1) / (2 * kLinearGroup);
+}
+
+int64_t linear_row_bytes(int64_t in_features) {
+  constexpr int64_t kLineBytes = 64;
+  const int64_t used = packed_row(linear_group_pairs(in_features)).sum_step + 4;
+  return (used + kLineBytes - 1) / kLineBytes * kLineBytes;
+}
+
+void pack_rows(const float* x, int64_t num_rows, int64_t in_features, uint8_t* packed) {
+  const LinearKernel& kernel = *current_kernel().load();
+  const int64_t row_bytes = linear_row_bytes(in_features);
+  parallel_items(static_cast<size_t>(num_rows), [&](size_t row) {
+    const auto r = static_cast<int64_t>(row);
+    kernel.pack_row(x + r * in_features, in_features, packed + r * row_bytes);
+  });
 }
 
 bool are_experts(const ExpertRows& rows, int64_t num_experts) {
@@ -149,66 +194,58 @@ bool are_experts(const ExpertRows& rows, int64_t num_experts) {
 
 void expert_linear(const LinearWeights& weights, const ExpertRows& rows, float* out) {
   thread_local Scratch s;
-  const LinearKernel& kernel = *current_kernel().load();
-  const int64_t num_blocks = (weights.out_features + kLinearBlock - 1) / kLinearBlock;
-  sort_by_expert(rows, weights.num_experts, s);
-  PackedRows packed{};
+  const uint8_t* packed = nullptr;
   if (weights.format != LinearFormat::kFloat32) {
-    packed = pack_rows(kernel, weights.format, weights.in_features, rows, s);
+    const int64_t num_rows = rows.num_rows * (rows.has_own_rows ? rows.num_choices : 1);
+    make_room(s.rows, num_rows * linear_row_bytes(weights.in_features));
+    pack_rows(rows.x, num_rows, weights.in_features, s.rows.data());
+    packed = s.rows.data();
   }
-  const Scratch& sorted = s;  // a thread_local's name is another thread's own inside the items
-  const int64_t block_bytes = linear_block_bytes(weights.format, weights.in_features);
-  const int64_t weight_bytes = num_blocks * block_bytes;
-  const int64_t bytes_of_scales = scale_bytes(weights, num_blocks);
-  const int64_t item_blocks = rows.num_rows > 1 && num_blocks < 64 ? 2 : kItemBlocks;
-  const int64_t items_each = (num_blocks + item_blocks - 1) / item_blocks;
-  const auto num_items = static_cast<size_t>(items_each) * sorted.used.size();
-  parallel_items(num_items, [&](size_t item) {
-    const auto i = static_cast<int64_t>(item);
-    const int64_t expert = sorted.used[static_cast<size_t>(i / items_each)];
-    const int64_t block = i % items_each * item_blocks;
-    const int64_t begin = sorted.begins[static_cast<size_t>(expert)];
-    LinearTile tile{};
-    tile.format = weights.format;
-    tile.in_features = weights.in_features;
-    tile.out_features = weights.out_features;
-    tile.weights = static_cast<const uint8_t*>(weights.weights) + expert * weight_bytes;
-    if (weights.format != LinearFormat::kFloat32) {
-      tile.scales = static_cast<const uint8_t*>(weights.scales) + expert * bytes_of_scales;
-      tile.sums = weights.sums + expert * num_blocks * kLinearBlock;
-    }
-    if (weights.offsets != nullptr) {
-      tile.offsets = weights.offsets + expert * num_blocks *
-                                           linear_group_pairs(weights.in_features) * 2 *
-                                           kLinearBlock;
-      tile.offset_scales = weights.offset_scales + expert * num_blocks * kLinearBlock;
-    }
-    if (weights.bias != nullptr) tile.bias = weights.bias + expert * weights.out_features;
-    tile.first_block = block;
-    tile.end_block = std::min(block + item_blocks, num_blocks);
-    tile.num_rows = sorted.begins[static_cast<size_t>(expert) + 1] - begin;
-    tile.entries = sorted.entries.data() + begin;
-    tile.num_choices = rows.has_own_rows ? 1 : static_cast<int32_t>(rows.num_choices);
-    tile.x = rows.x;
-    tile.packed = packed;
-    tile.out = out;
-    // Few rows wait for memory alone, and processors fetch ahead by themselves; a large tile would
-    // drive out the one that is multiplied.
-    if (item + 1 < num_items && tile.num_rows >= 4 && item_blocks * block_bytes <= kMostAhead) {
-      const int64_t next_block = (i + 1) % items_each * item_blocks;
-      tile.next = static_cast<const uint8_t*>(weights.weights) +
-                  sorted.used[static_cast<size_t>((i + 1) / items_each)] * weight_bytes +
-                  next_block * block_bytes;
-      tile.next_bytes = std::min(item_blocks, num_blocks - next_block) * block_bytes;
-    }
-    kernel.run(tile);
-  });
+  sort_by_expert(rows, weights.num_experts, s);
+  multiply(weights, rows, packed, s, out);
 }
 
-void linear(const LinearWeights& weights, const float* x, int64_t num_rows, float* out) {
+void linear(const LinearWeights& weights, const uint8_t* packed, int64_t num_rows, float* out) {
+  thread_local Scratch s;
   thread_local std::vector<int64_t> first;  // zeros
   make_room(first, num_rows);
-  expert_linear(weights, {num_rows, 1, false, x, first.data()}, out);
+  const ExpertRows rows = {num_rows, 1, false, nullptr, first.data()};
+  sort_by_expert(rows, 1, s);
+  multiply(weights, rows, packed, s, out);
+}
+
+void read_linear_row(const LinearWeights& weights, int64_t feature, float* out) {
+  const int64_t num_blocks = (weights.out_features + kLinearBlock - 1) / kLinearBlock;
+  const int64_t block = feature / kLinearBlock;
+  const int64_t lane = feature % kLinearBlock;
+  const int64_t first = block / kLinearBundle * kLinearBundle;
+  const int64_t together = std::min(kLinearBundle, num_blocks - first);
+  const bool is_int4 = weights.format == LinearFormat::kInt4;
+  const int64_t group_size = linear_scale_group(weights.format);
+  const int64_t num_groups = (weights.in_features + group_size - 1) / group_size;
+  const int64_t num_pairs = linear_group_pairs(weights.in_features);
+  const int64_t group_bytes = group_size * kLinearBlock / (is_int4 ? 2 : 1);
+  const auto* all = static_cast<const uint8_t*>(weights.weights);
+  const auto* scales = static_cast<const uint16_t*>(weights.scales);
+  for (int64_t k = 0; k < weights.in_features; ++k) {
+    const int64_t group = k / group_size;
+    const int64_t i = k % group_size;
+    const int64_t at = first * num_groups + group * together + block - first;
+    const uint32_t bits = static_cast<uint32_t>(scales[at * kLinearBlock + lane]) << 16;
+    const auto scale = std::bit_cast<float>(bits);
+    const uint8_t* from = all + at * group_bytes;
+    if (!is_int4) {
+      out[k] = static_cast<float>(from[(i / 4 * kLinearBlock + lane) * 4 + i % 4] - 128) * scale;
+      continue;
+    }
+    const uint8_t both = from[(i / 8 * kLinearBlock + lane) * 4 + i % 4];
+    out[k] = static_cast<float>((i % 8 < 4 ? both & 15 : both >> 4) - 8) * scale;
+    if (weights.offsets != nullptr) {
+      const int64_t pair = first * num_pairs + group / 2 * together + block - first;
+      out[k] += static_cast<float>(weights.offsets[(pair * kLinearBlock + lane) * 2 + group % 2]) *
+                weights.offset_scales[feature];
+    }
+  }
 }
 
 void expert_sum(const float* x, const float* scores, float* out, int64_t num_rows,

@@ -10,26 +10,32 @@
 
 namespace doubleweave {
 
-// Rows on their int8 grids.
-struct PackedRows {
-  uint8_t* data;  // row_bytes each
-  float* scales;  // a step of each row's grid
-  float* zeros;   // where zero is on each row's grid
-  int32_t* sums;  // row_sums each: minus the sum of a row's (or group's) numbers times what is
-                  // added to a weight
-  int16_t* group_sums;  // kInt4: the sums of a row's groups, and 0 up to whole pairs
+// A packed row of `num_groups` times 64 numbers: where its arrays begin, in bytes.
+struct PackedRow {
+  int64_t scales;     // float, one a group: the step of its grid
+  int64_t sums_int8;  // int32, one a group: minus the sum of its numbers times what is added to a
+                      // weight of kInt8
+  int64_t sums_int4;  // int32, one for each 32 numbers: the same of kInt4
+  int64_t
+      half_sums;  // int16, one for each 32: what they stand for, added up, in steps of `sum_step`
+  int64_t sum_step;  // float
 };
+[[maybe_unused]] static constexpr PackedRow packed_row(int64_t num_groups) {  // each file's own
+  // The numbers themselves come first: a byte each, or two where instructions multiply those.
+  const int64_t scales = num_groups * 128;
+  return {scales, scales + num_groups * 4, scales + num_groups * 8, scales + num_groups * 16,
+          scales + num_groups * 20};
+}
 
 // The product of one linear's (or expert's) rows with some of its blocks.
 struct LinearTile {
   LinearFormat format;
   int64_t in_features;
   int64_t out_features;
-  const uint8_t* weights;  // of the expert, as are the next five
+  const uint8_t* weights;  // of the expert, as are the next four
   const uint8_t* scales;
   const int8_t* offsets;
   const float* offset_scales;
-  const float* sums;
   const float* bias;
   const uint8_t* next;  // next_bytes that are likely to be read after this tile
   int64_t next_bytes;
@@ -39,19 +45,15 @@ struct LinearTile {
   const int32_t* entries;  // rows of out
   int32_t num_choices;     // an entry's row of x is entry / num_choices
   const float* x;          // kFloat32
-  PackedRows packed;       // kInt8 and kInt4
+  const uint8_t* packed;   // kInt8 and kInt4: rows of `row_bytes`
+  int64_t row_bytes;
   float* out;
 };
 
-// Of a packed row: one for all of it (kInt8), or one a group (kInt4).
-int64_t linear_row_sums(LinearFormat format, int64_t in_features);
-
 struct LinearKernel {
   const char* name;
-  int64_t (*row_bytes)(int64_t in_features);
-  // Rounds a row and writes it to packed rows that begin with it.
-  void (*pack_row)(LinearFormat format, const float* x, int64_t in_features,
-                   const PackedRows& packed);
+  // Rounds a row.
+  void (*pack_row)(const float* x, int64_t in_features, uint8_t* packed);
   void (*run)(const LinearTile& tile);
 };
 

@@ -27,6 +27,7 @@ typedef uint8_t ByteVec __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 4)
 typedef uint8_t MemoryByteVec
     __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 4), aligned(1), may_alias));
 typedef int32_t MemoryInt __attribute__((aligned(1), may_alias));
+typedef float MemoryFloat __attribute__((aligned(1), may_alias));
 typedef int16_t ShortVec __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES)));
 typedef int8_t PairVec __attribute__((vector_size(DOUBLEWEAVE_VECTOR_BYTES / 2)));
 typedef int8_t MemoryPairVec
@@ -51,12 +52,16 @@ constexpr int64_t kQuadBytes = 4;  // as int8
 #endif
 
 // The rows that are multiplied together, and the blocks: their sums fill the registers but for
-// some. kInt4 has two sums, of a group and of all.
+// some. Of weights in groups there are two sums, of a group and of all.
 constexpr int kFreeRegisters = DOUBLEWEAVE_VECTOR_REGISTERS >= 32 ? 8 : 4;
 constexpr int kSumRegisters = DOUBLEWEAVE_VECTOR_REGISTERS - kFreeRegisters;
 constexpr int kBlocks = kSumRegisters / kVectors >= 24 ? 2 : 1;
 constexpr int kMostRows = kSumRegisters / kVectors / kBlocks;
 constexpr int kMostRowsInt4 = kMostRows / 2 > 0 ? kMostRows / 2 : 1;
+// kInt8 multiplies by what it reads: fewer registers are left free.
+constexpr int kMostRowsInt8 = (DOUBLEWEAVE_VECTOR_REGISTERS - 4) / (2 * kVectors * kBlocks) > 0
+                                  ? (DOUBLEWEAVE_VECTOR_REGISTERS - 4) / (2 * kVectors * kBlocks)
+                                  : 1;
 // One row waits for each sum before it adds to it again, unless there are others.
 constexpr int kBlocksOfOneRow = kVectors == 1 ? 4 : kVectors == 2 ? 2 : 1;
 
@@ -67,6 +72,16 @@ DOUBLEWEAVE_INLINE IntVec load_ints(const uint8_t* p) {
 DOUBLEWEAVE_INLINE int32_t load_int(const uint8_t* p) {
   return *reinterpret_cast<const MemoryInt*>(p);
 }
+
+DOUBLEWEAVE_INLINE float load_float(const uint8_t* p) {
+  return *reinterpret_cast<const MemoryFloat*>(p);
+}
+
+DOUBLEWEAVE_INLINE int64_t linear_pairs(int64_t in_features) {
+  return (in_features + 2 * kLinearGroup - 1) / (2 * kLinearGroup);
+}
+
+DOUBLEWEAVE_INLINE float std_abs(float x) { return x < 0 ? -x : x; }
 
 // What `dot` multiplies of the bytes of kInt8.
 DOUBLEWEAVE_INLINE IntVec as_factors(IntVec bytes) {
@@ -153,87 +168,120 @@ DOUBLEWEAVE_INLINE IntVec dot_pairs(IntVec sum, IntVec pairs, const int16_t* two
 #endif
 }
 
-DOUBLEWEAVE_INLINE int32_t sum_int_lanes(IntVec x) {
-  int32_t sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += x[i];
-  return sum;
+// The lanes moved by so many places, round the end.
+template <int kBy, typename V, size_t... kLane>
+DOUBLEWEAVE_INLINE V rotated_lanes(V x, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(x, x, (kLane + kBy) % kLanes...);
 }
 
-// Writes numbers of a row in the form that `dot` reads, no more than there is room for.
-DOUBLEWEAVE_INLINE void put_numbers(uint8_t* to, IntVec numbers, int64_t room) {
+// All lanes by halves: one after the other they would wait for each other.
+template <int kBy = kLanes / 2>
+DOUBLEWEAVE_INLINE int32_t total_of(IntVec x) {
+  x += rotated_lanes<kBy>(x, std::make_index_sequence<kLanes>());
+  if constexpr (kBy > 1) {
+    return total_of<kBy / 2>(x);
+  } else {
+    return x[0];
+  }
+}
+
+template <int kBy = kLanes / 2>
+DOUBLEWEAVE_INLINE float largest_of(Vec x) {
+  x = max(x, rotated_lanes<kBy>(x, std::make_index_sequence<kLanes>()));
+  if constexpr (kBy > 1) {
+    return largest_of<kBy / 2>(x);
+  } else {
+    return x[0];
+  }
+}
+
+// Writes numbers of a row in the form that `dot` reads.
+DOUBLEWEAVE_INLINE void put_numbers(uint8_t* to, IntVec numbers) {
 #if defined(DOUBLEWEAVE_DOT_MADD)
   constexpr int kPlace[4] = {0, 2, 1, 3};
-  for (int i = 0; i < kLanes && i < room; ++i) {
+  for (int i = 0; i < kLanes; ++i) {
     const auto wide = static_cast<uint16_t>(numbers[i]);
     uint8_t* place = to + i / 4 * kQuadBytes + 2 * kPlace[i % 4];
     place[0] = static_cast<uint8_t>(wide);
     place[1] = static_cast<uint8_t>(wide >> 8);
   }
 #else
-  if (room >= kLanes) {
-    *reinterpret_cast<MemoryByteVec*>(to) = __builtin_convertvector(numbers, ByteVec);
-  } else {
-    for (int i = 0; i < room; ++i) to[i] = static_cast<uint8_t>(numbers[i]);
-  }
+  *reinterpret_cast<MemoryByteVec*>(to) = __builtin_convertvector(numbers, ByteVec);
 #endif
 }
 
-int64_t quads(int64_t in_features) { return (in_features + 3) / 4; }
-
-int64_t row_bytes(int64_t in_features) { return quads(in_features) * kQuadBytes; }
-
-void pack_row(LinearFormat format, const float* x, int64_t in_features, const PackedRows& packed) {
-  Vec low{};  // the grid has zero on it
-  Vec high{};
-  Vec poison{};  // NaN where a number is not finite
-  for (int64_t k = 0; k < in_features; k += kLanes) {
-    const Vec v = load_up_to(x + k, in_features - k);
-    low = v < low ? v : low;
-    high = v > high ? v : high;
-    poison += v - v;
-  }
-  const float least = -max_lane(-low);
-  const float largest = max_lane(high);
-  // As quantized_decomposed.choose_qparams_per_token_asymmetric does.
-  float scale = (largest - least) / 255.0f;
-  scale = scale < 0x1p-23f ? 0x1p-23f : scale;
-  const float from_least = -128.0f + least / scale;
-  const float from_largest = 127.0f + largest / scale;
-  float zero = from_least + from_largest > 0 ? -128.0f - least / scale : 127.0f - largest / scale;
-  zero = zero < -128.0f ? -128.0f : zero > 127.0f ? 127.0f : zero;
-  const float kRound = 0x1.8p23f;
-  zero = (zero + kRound) - kRound;
-  const Vec inverse = splat(1.0f / scale);
-  const int64_t padded = 4 * quads(in_features);
-  const int64_t unit = format == LinearFormat::kInt4 ? kLinearGroup : padded;
-  const int32_t added = format == LinearFormat::kInt4 ? kAddedToInt4 : kAddedToInt8;
-  IntVec lanes{};
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
-  IntVec sum{};
-  for (int64_t k = 0; k < padded; k += kLanes) {
-    const int64_t left = in_features - k;
-    Vec value = load_up_to(x + k, left) * inverse + splat(zero);
-    value = (value + splat(kRound)) - splat(kRound);
-    // The smaller of the two first: a NaN becomes a number, and what it is does not count.
-    value = max(splat(-128.0f), value < splat(127.0f) ? value : splat(127.0f));
-    IntVec numbers = __builtin_convertvector(value, IntVec);
-    if (left < kLanes) numbers &= lanes < splat_int(static_cast<int32_t>(left));
-    sum += numbers;
-    put_numbers(packed.data + k / 4 * kQuadBytes, numbers, padded - k);
-    if ((k + kLanes) % unit == 0 || k + kLanes >= padded) {
-      const int32_t total = sum_int_lanes(sum);
-      packed.sums[k / unit] = -added * total;
-      if (format == LinearFormat::kInt4) {
-        packed.group_sums[k / unit] = static_cast<int16_t>(total);
-      }
-      sum = IntVec{};
-    }
-  }
-  *packed.scales = scale + sum_lanes(poison);
-  *packed.zeros = zero;
+// Numbers of a row on the grid of their group, from `k` on, of which there are `left`; none behind
+// them.
+DOUBLEWEAVE_INLINE Vec load_left(const float* x, int64_t k, int64_t left) {
+  return left >= kLanes ? load(x + k) : left > 0 ? load_up_to(x + k, left) : Vec{};
 }
 
-// The sums of some rows with some blocks; of what kind they are the format says.
+void pack_row(const float* x, int64_t in_features, uint8_t* packed) {
+  const int64_t num_groups = linear_pairs(in_features);
+  const PackedRow row = packed_row(num_groups);
+  auto* scales = reinterpret_cast<float*>(packed + row.scales);
+  auto* sums_int8 = reinterpret_cast<int32_t*>(packed + row.sums_int8);
+  auto* sums_int4 = reinterpret_cast<int32_t*>(packed + row.sums_int4);
+  constexpr int kGroupVectors = kInt8Group / kLanes;
+  const float kRound = 0x1.8p23f;
+  float largest_sum = 0;
+  Vec poison{};  // NaN where a number is not finite
+  for (int64_t g = 0; g < num_groups; ++g) {
+    Vec values[kGroupVectors];
+    Vec high{};
+    DOUBLEWEAVE_UNROLL
+    for (int i = 0; i < kGroupVectors; ++i) {
+      const int64_t k = g * kInt8Group + i * kLanes;
+      values[i] = load_left(x, k, in_features - k);
+      high = max(high, max(values[i], -values[i]));
+      poison += values[i] - values[i];
+    }
+    const float largest = largest_of(high);
+    const float step = largest * (1.0f / 127.0f);
+    const Vec inverse = splat(largest > 0x1p-100f ? 127.0f / largest : 0.0f);
+    IntVec sum[2] = {};
+    DOUBLEWEAVE_UNROLL
+    for (int i = 0; i < kGroupVectors; ++i) {
+      Vec value = (values[i] * inverse + splat(kRound)) - splat(kRound);
+      // The smaller of the two first: a NaN becomes a number, and what it is does not count.
+      value = max(splat(-127.0f), value < splat(127.0f) ? value : splat(127.0f));
+      const IntVec numbers = __builtin_convertvector(value, IntVec);
+      sum[2 * i / kGroupVectors] += numbers;
+      put_numbers(packed + (g * kInt8Group + i * kLanes) / 4 * kQuadBytes, numbers);
+    }
+    scales[g] = step;
+    int32_t total = 0;
+    DOUBLEWEAVE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int32_t of_half = total_of(sum[half]);
+      total += of_half;
+      sums_int4[2 * g + half] = -kAddedToInt4 * of_half;
+      const float stands_for = static_cast<float>(of_half < 0 ? -of_half : of_half) * step;
+      largest_sum = stands_for > largest_sum ? stands_for : largest_sum;
+    }
+    sums_int8[g] = -kAddedToInt8 * total;
+  }
+  const float poisoned = sum_lanes(poison);
+  if (!(poisoned == 0.0f)) {
+    for (int64_t g = 0; g < num_groups; ++g) scales[g] += poisoned;
+  }
+  // Products with as many offsets of 8 bits stay in 32.
+  int64_t most = (int64_t{1} << 24) / (2 * num_groups);
+  most = most < 32767 ? most : 32767;
+  const float sum_step = largest_sum > 0x1p-100f ? largest_sum / static_cast<float>(most) : 1.0f;
+  auto* half_sums = reinterpret_cast<int16_t*>(packed + row.half_sums);
+  for (int64_t half = 0; half < 2 * num_groups; ++half) {
+    const auto total = static_cast<float>(sums_int4[half] / -kAddedToInt4);
+    float steps = total * scales[half / 2] / sum_step;
+    steps += steps < 0 ? -0.5f : 0.5f;
+    // What is not finite is none in the scales already.
+    const bool is_in_range = -32768.0f < steps && steps < 32768.0f;
+    half_sums[half] = is_in_range ? static_cast<int16_t>(steps) : 0;
+  }
+  *reinterpret_cast<float*>(packed + row.sum_step) = sum_step;
+}
+
+// The sums of some rows with some blocks.
 template <int kRows, int kColumns>
 struct Sums {
   Vec of[kRows][kColumns];
@@ -261,40 +309,6 @@ DOUBLEWEAVE_INLINE void multiply_floats(const LinearTile& t, const int32_t* entr
   }
 }
 
-template <int kRows, int kColumns>
-DOUBLEWEAVE_INLINE void multiply_int8(const LinearTile& t, const uint8_t* const* rows,
-                                      const int32_t* row_sums, int64_t block,
-                                      Sums<kRows, kColumns>& sums) {
-  const int64_t num_quads = quads(t.in_features);
-  const uint8_t* weights = t.weights + block * num_quads * kBlockBytes;
-  IntVec sum[kRows][kColumns];
-  DOUBLEWEAVE_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    DOUBLEWEAVE_UNROLL
-    for (int c = 0; c < kColumns; ++c) sum[r][c] = splat_int(row_sums[r]);
-  }
-  for (int64_t q = 0; q < num_quads; ++q) {
-    IntVec w[kColumns];
-    DOUBLEWEAVE_UNROLL
-    for (int c = 0; c < kColumns; ++c) {
-      w[c] = as_factors(load_ints(weights + (c / kVectors * num_quads + q) * kBlockBytes +
-                                  c % kVectors * DOUBLEWEAVE_VECTOR_BYTES));
-    }
-    DOUBLEWEAVE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      DOUBLEWEAVE_UNROLL
-      for (int c = 0; c < kColumns; ++c) sum[r][c] = dot(sum[r][c], w[c], rows[r] + q * kQuadBytes);
-    }
-  }
-  const float* scales = reinterpret_cast<const float*>(t.scales) + block * kLinearBlock;
-  DOUBLEWEAVE_UNROLL
-  for (int c = 0; c < kColumns; ++c) {
-    const Vec scale = load(scales + c * kLanes);
-    DOUBLEWEAVE_UNROLL
-    for (int r = 0; r < kRows; ++r) sums.of[r][c] = to_float(sum[r][c]) * scale;
-  }
-}
-
 // Where a block lies among those of its bundle.
 struct Bundle {
   int64_t first_block;
@@ -314,9 +328,57 @@ DOUBLEWEAVE_INLINE Bundle bundle_of(const LinearTile& t, int64_t block) {
 }
 
 template <int kRows, int kColumns>
+DOUBLEWEAVE_INLINE void multiply_int8(const LinearTile& t, const uint8_t* const* rows,
+                                      int64_t block, Sums<kRows, kColumns>& sums) {
+  const int64_t num_groups = linear_pairs(t.in_features);
+  const PackedRow row = packed_row(num_groups);
+  constexpr int kQuads = kInt8Group / 4;
+  constexpr int64_t kGroupBytes = kQuads * kBlockBytes;
+  constexpr int64_t kScaleBytes = kLinearBlock * 2;
+  const Bundle bundle = bundle_of(t, block);
+  const uint8_t* weights = t.weights + bundle.at(num_groups, kGroupBytes);
+  const uint8_t* scales = t.scales + bundle.at(num_groups, kScaleBytes);
+  for (int64_t g = 0; g < num_groups; ++g) {
+    IntVec sum[kRows][kColumns];
+    DOUBLEWEAVE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const int32_t first = load_int(rows[r] + row.sums_int8 + g * 4);
+      DOUBLEWEAVE_UNROLL
+      for (int c = 0; c < kColumns; ++c) sum[r][c] = splat_int(first);
+    }
+    for (int q = 0; q < kQuads; ++q) {
+      IntVec w[kColumns];
+      DOUBLEWEAVE_UNROLL
+      for (int c = 0; c < kColumns; ++c) {
+        const uint8_t* from = weights + c / kVectors * kGroupBytes + q * kBlockBytes;
+        if (kRows == 1 && c % kVectors == 0) __builtin_prefetch(from + kAheadBytes);
+        w[c] = as_factors(load_ints(from + c % kVectors * DOUBLEWEAVE_VECTOR_BYTES));
+      }
+      DOUBLEWEAVE_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const uint8_t* numbers = rows[r] + (g * kQuads + q) * kQuadBytes;
+        DOUBLEWEAVE_UNROLL
+        for (int c = 0; c < kColumns; ++c) sum[r][c] = dot(sum[r][c], w[c], numbers);
+      }
+    }
+    DOUBLEWEAVE_UNROLL
+    for (int c = 0; c < kColumns; ++c) {
+      const Vec scale = load_bfloat16(scales + c * kLanes * 2);
+      DOUBLEWEAVE_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const Vec step = splat(load_float(rows[r] + row.scales + g * 4));
+        sums.of[r][c] += to_float(sum[r][c]) * scale * step;
+      }
+    }
+    weights += bundle.num_blocks * kGroupBytes;
+    scales += bundle.num_blocks * kScaleBytes;
+  }
+}
+
+template <int kRows, int kColumns>
 DOUBLEWEAVE_INLINE void multiply_int4(const LinearTile& t, const uint8_t* const* rows,
-                                      const int32_t* const* row_sums, int64_t block,
-                                      Sums<kRows, kColumns>& sums) {
+                                      int64_t block, Sums<kRows, kColumns>& sums) {
+  const PackedRow row = packed_row(linear_pairs(t.in_features));
   const int64_t num_groups = t.in_features / kLinearGroup;
   constexpr int kPairs = kLinearGroup / 8;
   constexpr int64_t kGroupBytes = kPairs * kBlockBytes;
@@ -335,8 +397,9 @@ DOUBLEWEAVE_INLINE void multiply_int4(const LinearTile& t, const uint8_t* const*
     IntVec sum[kRows][kColumns];
     DOUBLEWEAVE_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      const int32_t first = load_int(rows[r] + row.sums_int4 + g * 4);
       DOUBLEWEAVE_UNROLL
-      for (int c = 0; c < kColumns; ++c) sum[r][c] = splat_int(row_sums[r][g]);
+      for (int c = 0; c < kColumns; ++c) sum[r][c] = splat_int(first);
     }
     DOUBLEWEAVE_UNROLL
     for (int p = 0; p < kPairs; ++p) {
@@ -351,10 +414,10 @@ DOUBLEWEAVE_INLINE void multiply_int4(const LinearTile& t, const uint8_t* const*
       }
       DOUBLEWEAVE_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        const uint8_t* row = rows[r] + 2 * (g * kPairs + p) * kQuadBytes;
+        const uint8_t* numbers = rows[r] + 2 * (g * kPairs + p) * kQuadBytes;
         DOUBLEWEAVE_UNROLL
         for (int c = 0; c < kColumns; ++c) {
-          sum[r][c] = dot(dot(sum[r][c], low[c], row), high[c], row + kQuadBytes);
+          sum[r][c] = dot(dot(sum[r][c], low[c], numbers), high[c], numbers + kQuadBytes);
         }
       }
     }
@@ -362,7 +425,10 @@ DOUBLEWEAVE_INLINE void multiply_int4(const LinearTile& t, const uint8_t* const*
     for (int c = 0; c < kColumns; ++c) {
       const Vec scale = load_bfloat16(scales + c * kLanes * 2);
       DOUBLEWEAVE_UNROLL
-      for (int r = 0; r < kRows; ++r) sums.of[r][c] += to_float(sum[r][c]) * scale;
+      for (int r = 0; r < kRows; ++r) {
+        const Vec step = splat(load_float(rows[r] + row.scales + g / 2 * 4));
+        sums.of[r][c] += to_float(sum[r][c]) * scale * step;
+      }
     }
     weights += bundle.num_blocks * kGroupBytes;
     scales += bundle.num_blocks * kScaleBytes;
@@ -371,9 +437,10 @@ DOUBLEWEAVE_INLINE void multiply_int4(const LinearTile& t, const uint8_t* const*
 
 // The sums of groups times what is added to each weight of theirs.
 template <int kRows, int kColumns>
-DOUBLEWEAVE_INLINE void add_offsets(const LinearTile& t, const int16_t* const* group_sums,
-                                    int64_t block, Sums<kRows, kColumns>& sums) {
-  const int64_t num_pairs = linear_group_pairs(t.in_features);
+DOUBLEWEAVE_INLINE void add_offsets(const LinearTile& t, const uint8_t* const* rows, int64_t block,
+                                    Sums<kRows, kColumns>& sums) {
+  const int64_t num_pairs = linear_pairs(t.in_features);
+  const PackedRow row = packed_row(num_pairs);
   constexpr int64_t kOffsetBytes = kLinearBlock * 2;
   const Bundle bundle = bundle_of(t, block);
   const int8_t* offsets = t.offsets + bundle.at(num_pairs, kOffsetBytes);
@@ -387,17 +454,18 @@ DOUBLEWEAVE_INLINE void add_offsets(const LinearTile& t, const int16_t* const* g
     offsets += bundle.num_blocks * kOffsetBytes;
     DOUBLEWEAVE_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      const auto* two = reinterpret_cast<const int16_t*>(rows[r] + row.half_sums) + 2 * pair;
       DOUBLEWEAVE_UNROLL
-      for (int c = 0; c < kColumns; ++c) {
-        sum[r][c] = dot_pairs(sum[r][c], both[c], group_sums[r] + 2 * pair);
-      }
+      for (int c = 0; c < kColumns; ++c) sum[r][c] = dot_pairs(sum[r][c], both[c], two);
     }
   }
   DOUBLEWEAVE_UNROLL
   for (int c = 0; c < kColumns; ++c) {
     const Vec scale = load(t.offset_scales + block * kLinearBlock + c * kLanes);
     DOUBLEWEAVE_UNROLL
-    for (int r = 0; r < kRows; ++r) sums.of[r][c] += to_float(sum[r][c]) * scale;
+    for (int r = 0; r < kRows; ++r) {
+      sums.of[r][c] += to_float(sum[r][c]) * scale * splat(load_float(rows[r] + row.sum_step));
+    }
   }
 }
 
@@ -406,34 +474,16 @@ __attribute__((noinline)) void multiply(const LinearTile& t, int64_t first_row, 
   constexpr int kColumns = kNumBlocks * kVectors;
   const int32_t* entries = t.entries + first_row;
   Sums<kRows, kColumns> sums{};
-  float scales[kRows];
-  float zeros[kRows];
   if constexpr (kFormat == LinearFormat::kFloat32) {
     multiply_floats(t, entries, block, sums);
   } else {
-    const int64_t bytes = row_bytes(t.in_features);
     const uint8_t* rows[kRows];
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t row = entries[r] / t.num_choices;
-      rows[r] = t.packed.data + row * bytes;
-      scales[r] = t.packed.scales[row];
-      zeros[r] = t.packed.zeros[row];
-    }
+    for (int r = 0; r < kRows; ++r) rows[r] = t.packed + entries[r] / t.num_choices * t.row_bytes;
     if constexpr (kFormat == LinearFormat::kInt8) {
-      int32_t row_sums[kRows];
-      for (int r = 0; r < kRows; ++r) row_sums[r] = t.packed.sums[entries[r] / t.num_choices];
-      multiply_int8(t, rows, row_sums, block, sums);
+      multiply_int8(t, rows, block, sums);
     } else {
-      const int32_t* row_sums[kRows];
-      const int16_t* group_sums[kRows];
-      const int64_t num_groups = t.in_features / kLinearGroup;
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t row = entries[r] / t.num_choices;
-        row_sums[r] = t.packed.sums + row * num_groups;
-        group_sums[r] = t.packed.group_sums + row * 2 * linear_group_pairs(t.in_features);
-      }
-      multiply_int4(t, rows, row_sums, block, sums);
-      if (t.offsets != nullptr) add_offsets(t, group_sums, block, sums);
+      multiply_int4(t, rows, block, sums);
+      if (t.offsets != nullptr) add_offsets(t, rows, block, sums);
     }
   }
   const int64_t first = block * kLinearBlock;
@@ -443,11 +493,7 @@ __attribute__((noinline)) void multiply(const LinearTile& t, int64_t first_row, 
     const int64_t left = t.out_features - n;
     const Vec bias = t.bias == nullptr ? Vec{} : load_up_to(t.bias + n, left);
     for (int r = 0; r < kRows; ++r) {
-      Vec result = sums.of[r][c];
-      if constexpr (kFormat != LinearFormat::kFloat32) {
-        result = (result - splat(zeros[r]) * load(t.sums + n)) * splat(scales[r]);
-      }
-      store_up_to(t.out + entries[r] * t.out_features + n, result + bias, left);
+      store_up_to(t.out + entries[r] * t.out_features + n, sums.of[r][c] + bias, left);
     }
   }
 }
@@ -505,7 +551,7 @@ void run(const LinearTile& t) {
     case LinearFormat::kFloat32:
       return run_format<LinearFormat::kFloat32, kMostRows>(t);
     case LinearFormat::kInt8:
-      return run_format<LinearFormat::kInt8, kMostRows>(t);
+      return run_format<LinearFormat::kInt8, kMostRowsInt8>(t);
     case LinearFormat::kInt4:
       return run_format<LinearFormat::kInt4, kMostRowsInt4>(t);
   }
@@ -513,7 +559,7 @@ void run(const LinearTile& t) {
 
 }  // namespace
 
-const LinearKernel kKernel = {DOUBLEWEAVE_ISA_NAME, row_bytes, pack_row, run};
+const LinearKernel kKernel = {DOUBLEWEAVE_ISA_NAME, pack_row, run};
 
 }  // namespace DOUBLEWEAVE_ISA_NAMESPACE
 }  // namespace doubleweave

@@ -7,8 +7,8 @@ namespace doubleweave {
 /// `doubleweave::rotary.out`, those of linears, experts, tables and caches.
 void register_operators();
 
-/// `doubleweave::linear_packed.out`, `doubleweave::expert_linear_packed.out` and
-/// `doubleweave::expert_sum.out`; register_operators calls it.
+/// `doubleweave::pack_rows.out`, `linear_packed.out`, `expert_linear_packed.out`, `expert_sum.out`
+/// and `table_rows_packed.out`; register_operators calls it.
 void register_linear_operators();
 
 /// `doubleweave::table_rows.out`; register_operators calls it.

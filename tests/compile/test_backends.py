@@ -105,7 +105,7 @@ def test_its_options_are_flags(toy, cli, tmp_path):
     )
     code, line = says("--keep", "cpu")
     assert code == 2
-    assert "argument --keep: found 'cpu', expected PATTERN=RECIPE, such as 'block_*=16a8w'" in line
+    assert "argument --keep: found 'cpu', expected PATTERN=FORMAT, such as 'down=int8'" in line
 
 
 def help_of_compile() -> str:
@@ -136,7 +136,7 @@ def help_of_compile() -> str:
         ),
         (
             {"backend": "toy", "mark": "striped"},
-            "mark: is no option of a backend or a source; expected one of soc, calibrate, keep, budget, emulate, "
+            "mark: is no option of a backend or a source; expected one of keep, soc, calibrate, budget, emulate, "
             "attention_device, device, marker, params, tokenizer, adapter, trust_remote_code",
         ),
         ({"backend": "portable"}, "backend: found 'portable', expected one of xnnpack, qnn, openvino, toy"),

@@ -9,7 +9,6 @@ import toys
 from doubleweave.check import quick_weights
 from doubleweave.check.quick_weights import quick_modules
 from doubleweave.compiler.graph.export_llm import export_llm, owned_modules
-from doubleweave.compiler.quantize.formats import dequantize
 from doubleweave.compiler.quantize.weights import quantize
 from doubleweave.compiler.split.eager import run_chunks
 from doubleweave.compiler.split.split_llm import default_policy, split_llm
@@ -31,12 +30,3 @@ def test_logits_are_equal(recipe, features, monkeypatch):
     (wanted,), (found,) = run_chunks(quantized, ids), run_chunks(quantized, ids, quick)
     # A product of fewer features may add up in another order.
     assert torch.equal(found, wanted) if features > 1000 else torch.allclose(found, wanted, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("groups", [1, 4])
-def test_zero_points_are_subtracted(groups):
-    values = torch.randint(-128, 128, (6, 8), dtype=torch.int8)
-    scales, zero_points = torch.rand(6, groups), torch.randint(-128, 128, (6, groups))
-    wide = (values.view(6, groups, -1).long() - zero_points[..., None]) * scales[..., None]
-    found = dequantize(values, scales, zero_points)
-    assert torch.equal(found, wide.view(6, 8))

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 import doubleweave as dw
 import toys
+from doubleweave.compiler.graph.linear_ops import dequantized
 from doubleweave.compiler.graph.table_ops import table_rows_reference
 from doubleweave.compiler.policy import TABLE_FORMATS
 from doubleweave.compiler.quantize.calibration import Calibration
-from doubleweave.compiler.quantize.formats import TABLES, int8_per_channel
+from doubleweave.compiler.quantize.formats import INT8, TABLES, int8_per_row
 from doubleweave.compiler.quantize.smooth import smoothed
 from doubleweave.compiler.quantize.tables import tables
 from doubleweave.errors import InputError, PolicyError
@@ -41,25 +42,36 @@ def test_a_table_takes_a_byte_a_number(recipe, request):
     assert weight_bytes(folder, "embed_tokens") == TABLE + 4 * toys.VOCAB_SIZE
 
 
-def test_a_tied_table_takes_no_room(toy_8da8w_dir, tied_dir):
-    for folder, is_tied in ((tied_dir, True), (toy_8da8w_dir, False)):
-        split = split_of(toys.module(tied=is_tied))
-        text = Calibration(folder / "tokenizer.json", 32, toys.VOCAB_SIZE).first_tokens(toys.MAX_CONTEXT)
-        split = smoothed(
-            split, text
-        ).split  # as in a program: a head's columns are scaled, and so is a table's
-        data = (folder / "program.pte").read_bytes()
-        for segment in ("lm_head", "embed_tokens"):
-            rows = int8_per_channel(split.weights[segment][0])[0].numpy().tobytes()
-            assert data.count(rows) == 1
-    tied, untied = ((folder / "program.pte").stat().st_size for folder in (tied_dir, toy_8da8w_dir))
-    assert untied - tied >= TABLE
+@pytest.mark.parametrize("recipe", ["8da8w", "8da4w", "8da4w, head in 4 bits"])
+def test_a_tied_table_takes_no_room(recipe, tmp_path, lowered_once):
+    recipe, *keep = recipe.split(", ")
+    options = {"quantize": recipe, "chunk": (32,), "keep": {"head": "int4"} if keep else {}}
+    for name, is_tied in (("tied", True), ("untied", False)):
+        dw.compile_llm(toys.model(tied=is_tied), tmp_path / name, **options)
+    tied, untied = ((tmp_path / name / "program.pte").stat().st_size for name in ("tied", "untied"))
+    assert untied - tied >= 0.98 * TABLE
+    manifest = dw.open(tmp_path / "tied").manifest
+    stored = {s.name: [item.format for item in s.stored] for s in manifest.split.segments}
+    assert stored["embed_tokens"] == stored["lm_head"] == ["int4_offsets" if keep else "int8"]
+    # As in a program: a head's columns are scaled, and so is a table's, whose rows are divided again.
+    split = split_of(toys.module(tied=True))
+    text = Calibration(tmp_path / "tied" / "tokenizer.json", 32, toys.VOCAB_SIZE).first_tokens(
+        toys.MAX_CONTEXT
+    )
+    table, factors = smoothed(split, text).split.weights["embed_tokens"]
+    ids = np.array([[0, 7, 7, toys.VOCAB_SIZE - 1]])
+    found = dw.open(tmp_path / "tied").methods["embed_tokens"](ids)
+    if not keep:
+        expected = dequantized(*INT8.convert(table))[ids[0]][:, : table.shape[1]] * factors
+        np.testing.assert_allclose(found[0], expected.numpy(), rtol=1e-6)
+    exact = toys.module(tied=True).model.embed_tokens.weight.detach()[ids[0]].numpy()
+    assert np.abs(found[0] - exact).max() < (0.1 if keep else 0.01) * np.abs(exact).max()
 
 
 def test_rows_are_the_references(toy_8da8w_dir):
     found = dw.open(toy_8da8w_dir).methods["embed_tokens"]
     ids = np.array([[0, 7, 7, toys.VOCAB_SIZE - 1]])
-    values, scales, _ = int8_per_channel(toys.module().model.embed_tokens.weight.detach())
+    values, scales = int8_per_row(toys.module().model.embed_tokens.weight.detach())
     expected = table_rows_reference(values, scales, torch.from_numpy(ids), None, None).numpy()
     assert np.array_equal(found(ids), expected)
 

@@ -27,18 +27,24 @@ def weights(draw):
 
 @given(weights())
 def test_int8_moves_a_weight_by_half_a_step_at_most(weight):
-    from doubleweave.compiler.quantize.formats import int8_per_channel
+    from doubleweave.compiler.quantize.formats import int8_per_group, int8_per_row
 
-    values, scales, zero_points = int8_per_channel(weight)
-    assert (values.dtype, scales.dtype, zero_points.dtype) == (torch.int8, torch.float32, torch.int64)
+    values, scales = int8_per_row(weight)
+    assert (values.dtype, scales.dtype) == (torch.int8, torch.float32)
     assert values.shape == weight.shape
     assert int(values.min()) >= -127
-    assert not zero_points.any()
     assert (scales > 0).all()
     error = (values * scales[:, None] - weight).abs()
     assert (error <= scales[:, None] * 0.5001).all()
     largest = weight.abs().amax(dim=1)
     assert torch.allclose(scales[largest > 1e-10] * 127, largest[largest > 1e-10])
+    values, scales = int8_per_group(weight)
+    assert values.shape[1] == 64 * scales.shape[1] == -(-weight.shape[1] // 64) * 64
+    assert torch.equal(scales, scales.to(torch.bfloat16).to(torch.float32))
+    assert not values[:, weight.shape[1] :].any()
+    # Rounded to bfloat16, a scale may be half a step of the largest weight too small.
+    error = (values * scales.repeat_interleave(64, 1))[:, : weight.shape[1]] - weight
+    assert (error.abs() <= scales.repeat_interleave(64, 1)[:, : weight.shape[1]] * 0.75).all()
 
 
 @given(weights())
@@ -114,11 +120,11 @@ def test_compiled_program_agrees_with_the_split_in_eager_torch(recipe, request):
 
 def stored(split, name):
     """The integers that a segment's linears and tables are stored as."""
-    ours, qd = torch.ops.doubleweave, torch.ops.quantized_decomposed
+    ours = torch.ops.doubleweave
     places = {
         ours.linear_quantized.default: 1,
+        ours.linear_rows.default: 1,
         ours.table_rows.default: 0,
-        qd.dequantize_per_channel.default: 0,
     }
     module = split.module(name)
     nodes = [node for node in module.graph.nodes if node.target in places]
@@ -181,8 +187,9 @@ def test_more_bits_are_kept_beside_four_alone(has_four):
     }
     assert wide == {"block_1": 1 if has_four else 0, "lm_head": 1}
     exact, rounded = split.module("block_1"), quantized.module("block_1")
+    torch.manual_seed(0)
     inputs = [torch.randn(1, 8, *map(int, port.shape[2:])) for port in split.split.segment("block_1").inputs]
     pairs = zip(exact(*inputs), rounded(*inputs), strict=True)
     noise = max(float((a - b).norm() / a.norm()) for a, b in pairs)
     # Activations alone are rounded where the integers are kept.
-    assert (noise < 0.03) == has_four
+    assert (noise < 0.01) == has_four

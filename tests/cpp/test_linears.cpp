@@ -51,9 +51,9 @@ float from_bfloat16(uint16_t bits) {
 // Weights as packed_linears.py packs them, and what they stand for.
 struct Weights {
   std::vector<double> exact;  // [experts, out_features, in_features]
-  std::vector<float> floats, scales, sums, bias;
+  std::vector<float> floats, bias;
   std::vector<uint8_t> bytes;
-  std::vector<uint16_t> group_scales;
+  std::vector<uint16_t> scales;
   std::vector<int8_t> offsets;
   std::vector<float> offset_scales;
   dw::LinearWeights view{};
@@ -66,30 +66,26 @@ int64_t in_bundle(int64_t block, int64_t blocks, int64_t group, int64_t groups) 
 }
 
 Weights make_weights(const Case& c, std::mt19937& random) {
+  const bool is_int4 = c.format == LinearFormat::kInt4;
   const int64_t blocks = (c.out_features + 15) / 16;
-  const int64_t quads = (c.in_features + 3) / 4;
-  const int64_t groups = c.format == LinearFormat::kInt4 ? c.in_features / 32 : 1;
+  const int64_t size = is_int4 ? 32 : 64;  // of a group
+  const int64_t groups = (c.in_features + size - 1) / size;
+  const int64_t pairs = (c.in_features + 63) / 64;
   std::uniform_real_distribution<float> number(-1, 1);
   Weights w;
   w.exact.resize(c.num_experts * c.out_features * c.in_features);
   w.floats.resize(c.num_experts * blocks * c.in_features * 16);
-  w.bytes.assign(c.num_experts * blocks * quads * 64, 128);
-  if (c.format == LinearFormat::kInt4) w.bytes.assign(w.bytes.size() / 2, 0x88);
-  w.scales.resize(c.num_experts * blocks * 16);
-  w.group_scales.resize(c.num_experts * blocks * groups * 16);
-  w.sums.resize(c.num_experts * blocks * 16);
-  const int64_t pairs = (groups + 1) / 2;
+  w.bytes.assign(c.num_experts * blocks * groups * size * (is_int4 ? 8 : 16), is_int4 ? 0x88 : 128);
+  w.scales.resize(c.num_experts * blocks * groups * 16);
   w.offsets.resize(c.num_experts * blocks * pairs * 32);
   w.offset_scales.resize(c.num_experts * blocks * 16);
   for (int64_t e = 0; e < c.num_experts; ++e) {
     for (int64_t n = 0; n < c.out_features; ++n) {
       const int64_t block = e * blocks + n / 16;
       const int64_t lane = n % 16;
-      double sum = 0;
-      float scale = std::abs(number(random)) + 0.1f;
-      w.scales[block * 16 + lane] = scale;
       const float offset_scale = c.has_offsets ? std::abs(number(random)) / 100 : 0.0f;
       w.offset_scales[block * 16 + lane] = offset_scale;
+      float scale = 0;
       double offset = 0;
       for (int64_t k = 0; k < c.in_features; ++k) {
         double& exact = w.exact[(e * c.out_features + n) * c.in_features + k];
@@ -97,35 +93,36 @@ Weights make_weights(const Case& c, std::mt19937& random) {
           const float value = number(random);
           w.floats[(block * c.in_features + k) * 16 + lane] = value;
           exact = value;
-        } else if (c.format == LinearFormat::kInt8) {
-          const int value = static_cast<int>(random() % 255) - 127;
-          w.bytes[((block * quads + k / 4) * 16 + lane) * 4 + k % 4] =
-              static_cast<uint8_t>(value + 128);
-          exact = static_cast<double>(value) * scale;
-        } else {
-          if (k % 32 == 0) {
-            const auto bits = static_cast<uint16_t>(0x3e00 + random() % 0x100);
-            const int64_t group = k / 32;
-            const int64_t at = e * blocks * groups + in_bundle(n / 16, blocks, group, groups);
-            w.group_scales[at * 16 + lane] = bits;
-            scale = from_bfloat16(bits) * (lane % 3 == 0 ? -1.0f : 1.0f);
-            if (lane % 3 == 0) w.group_scales[at * 16 + lane] = bits | 0x8000;
+          continue;
+        }
+        const int64_t group = k / size;
+        const int64_t at = e * blocks * groups + in_bundle(n / 16, blocks, group, groups);
+        if (k % size == 0) {
+          auto bits = static_cast<uint16_t>(0x3e00 + random() % 0x100);
+          if (is_int4 && lane % 3 == 0) bits |= 0x8000;
+          w.scales[at * 16 + lane] = bits;
+          scale = from_bfloat16(bits);
+          if (is_int4) {
             const auto steps = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
             const int64_t pair = e * blocks * pairs + in_bundle(n / 16, blocks, group / 2, pairs);
             w.offsets[(pair * 16 + lane) * 2 + group % 2] = steps;
             offset = static_cast<double>(steps) * offset_scale;
           }
-          const int value = static_cast<int>(random() % 16) - 8;
-          const int64_t group = e * blocks * groups + in_bundle(n / 16, blocks, k / 32, groups);
-          uint8_t& byte = w.bytes[((group * 4 + k % 32 / 8) * 16 + lane) * 4 + k % 4];
-          const auto half = static_cast<uint8_t>(value + 8);
-          byte = k % 8 < 4 ? static_cast<uint8_t>((byte & 0xf0) | half)
-                           : static_cast<uint8_t>((byte & 0x0f) | half << 4);
-          exact = static_cast<double>(value) * scale + offset;
         }
-        sum += exact;
+        if (!is_int4) {
+          const int value = static_cast<int>(random() % 255) - 127;
+          w.bytes[((at * 16 + k % 64 / 4) * 16 + lane) * 4 + k % 4] =
+              static_cast<uint8_t>(value + 128);
+          exact = static_cast<double>(value) * scale;
+          continue;
+        }
+        const int value = static_cast<int>(random() % 16) - 8;
+        uint8_t& byte = w.bytes[((at * 4 + k % 32 / 8) * 16 + lane) * 4 + k % 4];
+        const auto half = static_cast<uint8_t>(value + 8);
+        byte = k % 8 < 4 ? static_cast<uint8_t>((byte & 0xf0) | half)
+                         : static_cast<uint8_t>((byte & 0x0f) | half << 4);
+        exact = static_cast<double>(value) * scale + offset;
       }
-      w.sums[block * 16 + lane] = static_cast<float>(sum);
     }
   }
   for (int64_t i = 0; i < c.num_experts * c.out_features; ++i) w.bias.push_back(number(random));
@@ -135,9 +132,7 @@ Weights make_weights(const Case& c, std::mt19937& random) {
   w.view.out_features = c.out_features;
   w.view.weights = c.format == LinearFormat::kFloat32 ? static_cast<const void*>(w.floats.data())
                                                       : w.bytes.data();
-  w.view.scales = c.format == LinearFormat::kInt4 ? static_cast<const void*>(w.group_scales.data())
-                                                  : w.scales.data();
-  w.view.sums = w.sums.data();
+  w.view.scales = w.scales.data();
   w.view.bias = c.has_bias ? w.bias.data() : nullptr;
   if (c.has_offsets) {
     w.view.offsets = w.offsets.data();
@@ -148,17 +143,16 @@ Weights make_weights(const Case& c, std::mt19937& random) {
 
 // The numbers that a row is rounded to.
 std::vector<double> rounded(const float* x, int64_t n) {
-  float low = 0;
-  float high = 0;
-  for (int64_t k = 0; k < n; ++k) low = std::min(low, x[k]), high = std::max(high, x[k]);
-  const float scale = std::max((high - low) / 255.0f, 0x1p-23f);
-  const bool by_low = (-128.0f + low / scale) + (127.0f + high / scale) > 0;
-  const float zero = std::nearbyint(
-      std::clamp(by_low ? -128.0f - low / scale : 127.0f - high / scale, -128.0f, 127.0f));
   std::vector<double> found;
-  for (int64_t k = 0; k < n; ++k) {
-    const float q = std::clamp(std::nearbyint(x[k] * (1.0f / scale) + zero), -128.0f, 127.0f);
-    found.push_back((static_cast<double>(q) - zero) * scale);
+  for (int64_t first = 0; first < n; first += 64) {
+    float largest = 0;
+    for (int64_t k = first; k < std::min(n, first + 64); ++k) {
+      largest = std::max(largest, std::abs(x[k]));
+    }
+    const float inverse = largest > 0x1p-100f ? 127.0f / largest : 0.0f;
+    for (int64_t k = first; k < std::min(n, first + 64); ++k) {
+      found.push_back(static_cast<double>(std::nearbyint(x[k] * inverse)) * largest / 127);
+    }
   }
   return found;
 }
@@ -193,8 +187,8 @@ void check_case(const Case& c, const char* kernel) {
       largest = std::max(largest, std::abs(wanted));
     }
   }
-  // A number halfway between two steps may be rounded the other way.
-  const double bound = c.format == LinearFormat::kFloat32 ? 2e-6 : 1e-5;
+  // A number halfway between two steps may be rounded the other way; sums of offsets have 15 bits.
+  const double bound = c.format == LinearFormat::kFloat32 ? 2e-6 : c.has_offsets ? 3e-5 : 1e-5;
   CHECK(off <= bound * largest, "%s, %s: off by %g of %g", kernel, describe(c).c_str(), off,
         largest);
   CHECK(out.back() == kGuard, "%s, %s writes behind out", kernel, describe(c).c_str());
@@ -218,6 +212,31 @@ void check_shapes(const char* kernel) {
         check_case({format, num_rows, 2, 3, 27, 9, false, true, false}, kernel);
     }
   }
+}
+
+// Rows that are packed once give what they give by themselves, and rows of a table are its weights.
+void check_packed(const char* kernel, LinearFormat format, bool has_offsets) {
+  const Case c = {format, 9, 1, 1, 96, 41, false, true, has_offsets};
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal(0.0f, 1.0f);
+  const Weights w = make_weights(c, random);
+  std::vector<float> x(9 * 96);
+  for (float& value : x) value = normal(random);
+  const std::vector<int64_t> index(9, 0);
+  std::vector<float> wanted(9 * 41);
+  std::vector<float> found(9 * 41);
+  dw::expert_linear(w.view, {9, 1, false, x.data(), index.data()}, wanted.data());
+  std::vector<uint8_t> packed(9 * dw::linear_row_bytes(96));
+  dw::pack_rows(x.data(), 9, 96, packed.data());
+  dw::linear(w.view, packed.data(), 9, found.data());
+  CHECK(found == wanted, "%s: packed rows of %s", kernel, format_name(format));
+  double off = 0;
+  for (int64_t n = 0; n < 41; ++n) {
+    std::vector<float> row(96);
+    dw::read_linear_row(w.view, n, row.data());
+    for (int64_t k = 0; k < 96; ++k) off = std::max(off, std::abs(row[k] - w.exact[n * 96 + k]));
+  }
+  CHECK(off < 1e-5, "%s: rows of a table of %s are off by %g", kernel, format_name(format), off);
 }
 
 // What is not finite in a row must not come out as a number.
@@ -261,6 +280,9 @@ int main() {
   for (const dw::LinearKernel* const* kernel = dw::linear_kernels(); *kernel != nullptr; ++kernel) {
     dw::use_linear_kernel(*kernel);
     check_shapes((*kernel)->name);
+    check_packed((*kernel)->name, LinearFormat::kInt8, false);
+    check_packed((*kernel)->name, LinearFormat::kInt4, false);
+    check_packed((*kernel)->name, LinearFormat::kInt4, true);
     check_not_finite((*kernel)->name);
   }
   dw::use_linear_kernel(nullptr);

@@ -54,6 +54,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     from doubleweave.compiler.split.llm_rows import check_rows
     from doubleweave.compiler.split.split_encoder import encoded_example, split_encoder
     from doubleweave.compiler.split.split_llm import default_policy, split_llm
+    from doubleweave.compiler.split.tied import tied_tables
     from doubleweave.sources.encoder_decoder import Decoder
 
     border = rotary_border(model.module.config, options.max_context)
@@ -74,6 +75,7 @@ def splits_of(model: Model, options: Options, folder: Path, report: Progress) ->
     encoded = decoder.most_rows(options.max_context) if decoder else 0
     policy = default_policy(options.sizes)
     torch_split = split_llm(graph, owners, policy, max_context=options.max_context, max_encoded=encoded)
+    torch_split = replace(torch_split, tied=tied_tables(torch_split))
     if decoder and project:
         report("exporting the encoder", 0, 1)
         encoder = split_encoder(decoder, project, encoded)

@@ -46,8 +46,12 @@ def find_backend(name: str, known: Mapping[str, Backend]) -> Backend:
 
 
 def option_owners() -> dict[str, tuple[Option, Backend]]:
-    """The own options of all backends, by name."""
-    return {option.name: (option, owner) for owner in llm_backends().values() for option in owner.options}
+    """The own options of all backends, by name; of several that have one of a name, the first's."""
+    found: dict[str, tuple[Option, Backend]] = {}
+    for owner in llm_backends().values():
+        for option in owner.options:
+            found.setdefault(option.name, (option, owner))
+    return found
 
 
 def own_options(backend: Backend, attention: str, given: Mapping[str, Any]) -> dict[str, Any]:

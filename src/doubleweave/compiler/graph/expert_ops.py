@@ -2,7 +2,7 @@
 
 `expert_linear` multiplies each row by the weights of the experts that it chose, `expert_sum` adds up a row's results.
 What lies between two products (a gate, an activation, a norm) stays the model's own operators, so that no table of
-activations is needed. Both keep rows apart. `expert_linear_quantized` is `expert_linear` on the int8 grid of a row and
+activations is needed. Both keep rows apart. `expert_linear_quantized` is `expert_linear` on the int8 grids of a row and
 over weights in fewer bits (linear_ops.py).
 
 As in ops.py, eager mode computes a reference in plain operators, and a program calls the `.out` overload
@@ -27,7 +27,7 @@ _LIBRARY.define(f"expert_linear_quantized({_LINEAR}, {_QUANTIZED}) -> Tensor")
 for _name, _arguments in (
     (
         "expert_linear_packed",
-        f"{_LINEAR}, {PACKED_PARTS}, Tensor? bias, int in_features, int out_features",
+        f"Tensor x, Tensor index, {PACKED_PARTS}",
     ),
     ("expert_sum", "Tensor x, Tensor scores"),
 ):
@@ -69,7 +69,7 @@ def expert_linear_quantized_reference(
     out = x.new_empty(*index.shape, weight.shape[1])
     for expert in _chosen(index):  # one at a time: all of them in float32 may be more than there is memory
         parts = (None if part is None else part[expert] for part in (offsets, offset_scales))
-        exact = dequantized(weight[expert], scales[expert], *parts)
+        exact = dequantized(weight[expert], scales[expert], *parts)[:, : x.shape[-1]]
         of_expert = None if bias is None else bias[expert : expert + 1]
         chosen = (index == expert).any(1)
         found = expert_linear_reference(
@@ -88,21 +88,6 @@ def _fake_linear(x: Tensor, index: Tensor, weight: Tensor, *_: Tensor | None) ->
     return x.new_empty(*index.shape, weight.shape[1])
 
 
-def _fake_packed(
-    x: Tensor,
-    index: Tensor,
-    weight: Tensor,
-    scales: Tensor | None,
-    sums: Tensor | None,
-    offsets: Tensor | None,
-    offset_scales: Tensor | None,
-    bias: Tensor | None,
-    in_features: int,
-    out_features: int,
-) -> Tensor:
-    return x.new_empty(*index.shape, out_features)
-
-
 for _name, _compute, _fake in (
     ("expert_linear", expert_linear_reference, _fake_linear),
     ("expert_linear_quantized", expert_linear_quantized_reference, _fake_linear),
@@ -110,4 +95,8 @@ for _name, _compute, _fake in (
 ):
     _LIBRARY.impl(_name, _compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"doubleweave::{_name}", _fake, lib=_LIBRARY)
-torch.library.register_fake("doubleweave::expert_linear_packed", _fake_packed, lib=_LIBRARY)
+torch.library.register_fake(
+    "doubleweave::expert_linear_packed",
+    lambda x, index, *parts: x.new_empty(*index.shape, parts[-1]),
+    lib=_LIBRARY,
+)

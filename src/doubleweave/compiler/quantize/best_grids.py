@@ -36,15 +36,18 @@ def with_best_grids(
 
     `importance` is the mean square of what each column multiplies, [K]; a weight without one has columns alike.
     """
+    # A table that is a linear's weights too stays the same numbers.
+    same = {Place(*table): Place(*linear) for table, linear in torch_split.tied.items()}
     by_segment: defaultdict[str, list[int]] = defaultdict(list)
-    for place in places:
+    for place in (*places, *(table for table, linear in same.items() if linear in places)):
         by_segment[place.segment].append(place.weight)
 
     def rounding(segment: str) -> Convert:
         def convert(weights: Weights) -> Weights:
             found = list(weights)
             for number in by_segment[segment]:
-                found[number] = _rounded(weights[number], importance.get(Place(segment, number)))
+                place = Place(segment, number)
+                found[number] = _rounded(weights[number], importance.get(same.get(place, place)))
             return tuple(found)
 
         return convert

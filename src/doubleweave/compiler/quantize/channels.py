@@ -19,9 +19,9 @@ from torch import Tensor, fx
 from doubleweave.compiler.graph.nodes import RESHAPES, is_call, nodes_of, output_node
 from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS
 from doubleweave.compiler.split.pieces import TorchSplit
+from doubleweave.compiler.split.tied import identity
 from doubleweave.compiler.split.weights import Weights
 from doubleweave.ir.split import Call
-from doubleweave.sources.file_weights import FileWeight
 
 aten = torch.ops.aten
 
@@ -67,7 +67,7 @@ def find_channels(torch_split: TorchSplit) -> list[Channels]:
     holders: defaultdict[Any, list[Place]] = defaultdict(list)
     for segment, own in weights.items():
         for number, weight in enumerate(own):
-            holders[_identity(weight)].append(Place(segment, number))
+            holders[identity(weight)].append(Place(segment, number))
     with_tables = (_with_tables(weights, graphs, holders, each) for each in found)
     return [each for each in with_tables if each is not None and _are_whole(weights, each)]
 
@@ -185,16 +185,11 @@ def _with_tables(
     tables = []
     for place in (*channels.makers, *channels.readers):
         weight = weights[place.segment][place.weight]
-        others = [each for each in holders[_identity(weight)] if each != place]
+        others = [each for each in holders[identity(weight)] if each != place]
         if others and (place in channels.makers or not all(_is_table(graphs[p.segment], p) for p in others)):
             return None
         tables += others
     return replace(channels, tables=tuple(tables))
-
-
-def _identity(weight: Tensor) -> Any:
-    """The same for tensors that are one: by their memory, where they have any."""
-    return id(weight) if isinstance(weight, FileWeight) else (weight.data_ptr(), weight.numel())
 
 
 def _is_table(graph: fx.Graph, place: Place) -> bool:

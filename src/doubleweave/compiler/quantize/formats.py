@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.nn.functional import pad
 
-from doubleweave.compiler.graph.linear_ops import dequantized
+from doubleweave.compiler.graph.linear_ops import INT8_GROUP
 from doubleweave.compiler.graph.table_ops import nibbles
 from doubleweave.compiler.quantize.grids import GROUP_SIZE, Grid, find_grid, find_symmetric_grid
 from doubleweave.sources.file_weights import in_blocks
@@ -40,19 +41,10 @@ class Format:
 
 
 def _without_numbers(convert: Callable[[Tensor], Parts], weight: FakeTensor) -> Parts:
-    """The parts of a weight whose shape alone is known: a conversion looks at numbers, so a row of zeros is converted.
-
-    Zero points, which backends look at, have their numbers.
-    """
+    """The parts of a weight whose shape alone is known: conversions look at numbers, so a row of zeros is converted."""
     with unset_fake_temporarily():
         row = convert(torch.zeros(1, int(weight.shape[1])))
-    shapes = [(len(weight), *part.shape[1:]) for part in row]
-    return tuple(
-        weight.new_empty(shape, dtype=part.dtype)
-        if part.dtype == torch.int8 or part.is_floating_point()
-        else torch.zeros(shape, dtype=part.dtype)
-        for part, shape in zip(row, shapes, strict=True)
-    )
+    return tuple(weight.new_empty((len(weight), *part.shape[1:]), dtype=part.dtype) for part in row)
 
 
 def _by_rows(convert: Callable[[Tensor], Parts]) -> Callable[[Tensor], Parts]:
@@ -81,11 +73,22 @@ def _by_rows(convert: Callable[[Tensor], Parts]) -> Callable[[Tensor], Parts]:
 
 
 @_by_rows
-def int8_per_channel(weight: Tensor) -> Parts:
-    """float32 [N, K] -> (int8 [N, K] in -127 … 127, scales float32 [N], zero points int64 [N])."""
+def int8_per_row(weight: Tensor) -> Parts:
+    """float32 [N, K] -> (int8 [N, K] in -127 … 127, scales float32 [N])."""
     scales = (weight.abs().amax(dim=1) / 127).clamp(min=_LEAST_SCALE)
-    rounded = torch.round(weight / scales.unsqueeze(1)).clamp(-127, 127).to(torch.int8)
-    return rounded, scales, torch.zeros(len(scales), dtype=torch.int64)
+    return torch.round(weight / scales.unsqueeze(1)).clamp(-127, 127).to(torch.int8), scales
+
+
+@_by_rows
+def int8_per_group(weight: Tensor) -> Parts:
+    """float32 [N, K] -> (int8 [N, K] in -127 … 127, scales float32 [N, K/64]), with zeros up to a whole group.
+
+    Scales are rounded to bfloat16, the type in which the kernel reads them.
+    """
+    groups = pad(weight, (0, -weight.shape[1] % INT8_GROUP)).view(len(weight), -1, INT8_GROUP)
+    scales = as_scales(groups.abs().amax(dim=2) / 127)
+    values = torch.div(groups, scales.unsqueeze(2)).round_().clamp_(-127, 127).to(torch.int8)
+    return values.flatten(1), scales
 
 
 @_by_rows
@@ -144,14 +147,6 @@ def int4_with_offsets(weight: Tensor) -> Parts:
     return levels.to(torch.int8).view(weight.shape), scales.view(len(weight), -1), offsets, offset_scales
 
 
-def dequantize(values: Tensor, scales: Tensor, zero_points: Tensor | None = None) -> Tensor:
-    """int8 [N, …], scales [N] or, for groups of columns, [N, groups] -> float32 [N, …]."""
-    if zero_points is not None and bool(zero_points.any()):
-        groups = values.to(torch.float32).view(scales.numel(), -1)
-        values = (groups - zero_points.reshape(-1, 1)).view(values.shape)
-    return dequantized(values, scales)
-
-
 def _begins_on(find: Callable[[Tensor], Grid], groups: Tensor) -> bool:
     """Whether the first groups lie on a grid: to look at each takes longer than all else."""
     return bool(find(groups[:_PROBED_GROUPS]).fits.all())
@@ -168,12 +163,12 @@ def in_bfloat16(weight: Tensor) -> Parts:
     return (weight.to(torch.bfloat16),)
 
 
-INT8 = Format("int8", ("values", "scales", "zero_points"), int8_per_channel)
+INT8 = Format("int8", ("values", "scales"), int8_per_group)
 INT4 = Format("int4", ("values", "scales"), int4_per_group)
 INT4_OFFSETS = Format("int4_offsets", ("values", "scales", "offsets", "offset_scales"), int4_with_offsets)
 # Of tables, by the name that `compile_llm` takes.
 TABLES = {
-    "int8": INT8,
+    "int8": Format("int8", ("values", "scales"), int8_per_row),
     "int4": Format("int4", INT4_OFFSETS.parts, rows_of_4_bits),
     "bfloat16": Format("bfloat16", ("values",), in_bfloat16),
 }

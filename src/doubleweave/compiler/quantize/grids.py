@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-GROUP_SIZE = 32
+from doubleweave.compiler.graph.linear_ops import GROUP_SIZE as GROUP_SIZE
+
 # Of a step: float16 rounds a sum of scale and offset by less (AWQ's and GPTQ's folders), float32 by far less.
 _TOLERANCE = 0.01
 # What files have of more bits, in groups of 16 too: up to 5 with an offset (Q5_1, Q5_K), up to 8 around zero (Q6_K,

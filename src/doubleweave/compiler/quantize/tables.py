@@ -1,7 +1,7 @@
 """Quantize the tables of a split that are only looked up (embeddings): int8 rows, one scale each, or as asked for.
 
-Rows of int8 are the numbers that `int8_per_channel` gives a head, so a table that is tied to a head takes no room of
-its own in a program. Knows nothing of models or backends.
+A table that is a quantized linear's weights too is left to weights.py: it takes no room of its own in a program. Knows
+nothing of models or backends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import fx
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 from doubleweave.compiler.graph.table_ops import TABLE_ROWS
 from doubleweave.compiler.policy import DEFAULT_BACKEND
-from doubleweave.compiler.quantize.formats import INT8, TABLES, Format
+from doubleweave.compiler.quantize.formats import TABLES, Format
 from doubleweave.compiler.quantize.grids import GROUP_SIZE
 from doubleweave.compiler.quantize.weights import quantized_parts, renumbered
 from doubleweave.compiler.split.pieces import TorchSplit
@@ -62,11 +62,10 @@ def _quantize_graph(wanted: Format, graph_module: fx.GraphModule) -> tuple[fx.Gr
             continue
         table, index = node.args[:2]
         width = int(table.meta["val"].shape[1])
-        into = INT8 if wanted is TABLES["int4"] and width % GROUP_SIZE else wanted
+        into = TABLES["int8"] if wanted is TABLES["int4"] and width % GROUP_SIZE else wanted
         quantized[int(table.target[1:])] = into
         with graph.inserting_before(node):
             parts = quantized_parts(graph, table, into)
-            parts = parts[:2] if into is INT8 else parts  # zero points are zeros
             values, scales, *offsets = (*parts, None, None, None)[:4]
             rows = insert(graph, TABLE_ROWS, values, scales, index, *offsets, like=node)
         node.replace_all_uses_with(rows)

@@ -1,12 +1,11 @@
 """Quantize the linears of a split, experts' too: 8-bit dynamic activations with 8-bit or 4-bit weights.
 
-Works on a structure's graph once and on each segment's weights. It knows nothing of backends: it writes
-the quantize and dequantize operators of PyTorch's `quantized_decomposed` namespace, which backends read,
-and which run in eager torch as well (the numeric reference of a quantized program).
+Works on a structure's graph once and on each segment's weights. It knows nothing of backends: the operators that it
+writes run in eager torch as well (the numeric reference of a quantized program).
 
-The recipes are named as in torchao: 8da8w is int8 weights with one scale an output feature, 8da4w int4
-weights with one scale and one offset for each 32 input features, in operators of our own (graph/linear_ops.py). Both
-take int8 activations, asymmetric, one scale a token, chosen at run time. The head keeps 8 bits in 8da4w, as llama.cpp's
+The recipes are named as in torchao: 8da8w is int8 weights with one scale for each 64 input features, 8da4w int4 weights
+with one scale and one offset for each 32. Both take int8 activations, a scale for each 64 numbers of a row, chosen at
+run time (graph/linear_ops.py). The head keeps 8 bits in 8da4w, as llama.cpp's
 Q4_0 does. A linear that experts are chosen by stays float32: it is small, and a rounding that changes a choice changes
 all that follows.
 
@@ -16,17 +15,15 @@ a file that mixes them those of more bits in 8. What somebody asks for (kept.py)
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
 from doubleweave.compiler.graph import expert_ops as _ops  # noqa: F401  registers doubleweave::expert_linear
-from doubleweave.compiler.graph.linear_ops import LINEAR_QUANTIZED
+from doubleweave.compiler.graph.linear_ops import LINEAR_QUANTIZED, LINEAR_ROWS
 from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
 from doubleweave.compiler.quantize.channels import Place
 from doubleweave.compiler.quantize.formats import (
@@ -48,9 +45,9 @@ from doubleweave.sources.file_weights import FileWeight, in_blocks
 RECIPES = ("8da8w", "8da4w", "none")
 KEEP_8_BIT = frozenset({"lm_head"})
 _PROBED_ROWS = 4
+_TABLE = "table "  # before the format of a table that is a linear's weights too
 
 aten = torch.ops.aten
-qd = torch.ops.quantized_decomposed
 _EXPERTS = torch.ops.doubleweave.expert_linear.default
 _QUANTIZED_EXPERTS = torch.ops.doubleweave.expert_linear_quantized.default
 
@@ -77,9 +74,13 @@ def quantize(torch_split: TorchSplit, recipe: str, asked: Asked = NOTHING) -> To
         return torch_split
     usual = _usual(recipe)
     exceptions: dict[str, list[tuple[int, str]]] = {s.name: [] for s in torch_split.split.segments}
-    for place, name in _chosen(torch_split, usual, asked).formats.items():
+    formats = _chosen(torch_split, usual, asked).formats
+    for place, name in formats.items():
         if name != usual.name:
             exceptions[place.segment].append((place.weight, name))
+    for (segment, table), of_linear in torch_split.tied.items():
+        if (name := formats.get(Place(*of_linear), FLOAT32)) != FLOAT32:
+            exceptions[segment].append((table, _TABLE + name))
     return transform.transform_variants(
         torch_split,
         lambda graph, found: _quantize_graph(graph, usual, found),
@@ -165,10 +166,13 @@ def _quantize_graph(
 ) -> tuple[fx.GraphModule, Convert]:
     graph = transform.copy_graph(graph_module)
     stay = {f"w{index}" for index, name in exceptions if name == FLOAT32}
-    others = {index: FORMATS[name] for index, name in exceptions if name != FLOAT32}
+    tables = {f"w{index}" for index, name in exceptions if name.startswith(_TABLE)}
+    others = {index: FORMATS[name.removeprefix(_TABLE)] for index, name in exceptions if name != FLOAT32}
     linears = _Linears(graph, others, usual)
     routers = routers_of(graph)
     for node in nodes_of(graph):
+        if is_call(node, aten.embedding.default) and node.args[0].target in tables:
+            linears.quantize_lookup(node)
         if not is_call(node, *WEIGHT_OF) or node in routers:
             continue
         weight = node.args[WEIGHT_OF[node.target]]
@@ -178,25 +182,28 @@ def _quantize_graph(
 
 
 class _Linears:
-    """Quantizes the linears of a graph, one after the other; what they read is quantized once for all."""
+    """Quantizes the linears of a graph, one after the other."""
 
     def __init__(self, graph: fx.Graph, exceptions: Mapping[int, Format], usual: Format) -> None:
         self._graph, self._exceptions, self._usual = graph, exceptions, usual
         self.formats: dict[int, Format] = {}  # by weight index
-        self._activations: dict[Any, Any] = {}
 
     def quantize(self, node: Any) -> None:
         source, weight, *bias = node.args
-        found = self._format(weight)
         with self._graph.inserting_before(node):
-            parts = quantized_parts(self._graph, weight, found)
-            if found is INT8:
-                # q, k and v read the same rows, as do gate and up.
-                grid = (0, -127, 127, torch.int8)
-                exact = insert(self._graph, qd.dequantize_per_channel.default, *parts, *grid, like=weight)
-                node.args = (self._activation(source), exact, *bias)
-                return
+            parts = quantized_parts(self._graph, weight, self._format(weight))
             made = insert(self._graph, LINEAR_QUANTIZED, source, *_operands(parts, bias), like=node)
+        node.replace_all_uses_with(made)
+        self._graph.erase_node(node)
+
+    def quantize_lookup(self, node: Any) -> None:
+        """In place of an embedding whose table is a linear's weights too."""
+        table, index = node.args[:2]
+        with self._graph.inserting_before(node):
+            parts = quantized_parts(self._graph, table, self._format(table))
+            values, scales, *offsets = (*parts, None, None)[:4]
+            width = int(node.meta["val"].shape[-1])
+            made = insert(self._graph, LINEAR_ROWS, index, values, scales, *offsets, width, like=node)
         node.replace_all_uses_with(made)
         self._graph.erase_node(node)
 
@@ -206,7 +213,6 @@ class _Linears:
         found = self._format(weight)
         with self._graph.inserting_before(node):
             parts = quantized_parts(self._graph, weight, found)
-            parts = parts[:2] if found is INT8 else parts  # zero points are zeros
             made = insert(self._graph, _QUANTIZED_EXPERTS, x, index, *_operands(parts, bias), like=node)
         node.replace_all_uses_with(made)
         self._graph.erase_node(node)
@@ -215,24 +221,10 @@ class _Linears:
         index = int(weight.target[1:])
         return self.formats.setdefault(index, self._exceptions.get(index, self._usual))
 
-    def _activation(self, source: Any) -> Any:
-        if source not in self._activations:
-            self._activations[source] = _dynamic_activation(self._graph, source)
-        return self._activations[source]
-
 
 def _operands(parts: list[Any], bias: list[Any]) -> list[Any]:
     """Of an operator whose weight has values, scales and perhaps offsets and their scales, and perhaps a bias."""
     return [*parts, *[None] * (4 - len(parts)), *bias] if bias else parts
-
-
-def _dynamic_activation(graph: fx.Graph, x: Any) -> Any:
-    chosen = insert(graph, qd.choose_qparams_per_token_asymmetric.default, x, torch.int8, like=x)
-    scale = insert(graph, operator.getitem, chosen, 0, like=x)
-    zero_point = insert(graph, operator.getitem, chosen, 1, like=x)
-    grid = (scale, zero_point, -128, 127, torch.int8)
-    int8 = insert(graph, qd.quantize_per_token.default, x, *grid, like=x)
-    return insert(graph, qd.dequantize_per_token.default, int8, *grid, torch.float32, like=x)
 
 
 def quantized_parts(graph: fx.Graph, weight: Any, into: Format) -> list[Any]:

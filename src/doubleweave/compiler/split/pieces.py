@@ -36,13 +36,15 @@ class TorchSplit:
 
     A structure's GraphModule takes the segment's inputs and reads its weights from buffers "w0", "w1", …;
     `weights[segment]` holds that segment's own tensors in this order. `encoded` has what a language model's encoder
-    gave for an example, [1, E, …] for each "encoded" value: what the split is run over in eager torch.
+    gave for an example, [1, E, …] for each "encoded" value: what the split is run over in eager torch. `tied` says of
+    tables that are linears' weights too, as (segment, number), of which.
     """
 
     split: Split
     graphs: dict[str, fx.GraphModule]
     weights: Mapping[str, tuple[Tensor, ...]]
     encoded: Mapping[str, Tensor] = field(default_factory=dict)
+    tied: Mapping[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
 
     def module(self, segment: Segment | str) -> fx.GraphModule:
         """The segment as a module with its own weights (structures are shared, so this is a copy)."""
