@@ -1,6 +1,7 @@
 // The schemas are those of src/doubleweave/compiler/graph/expert_ops.py, linear_ops.py and
 // table_ops.py:
-//   doubleweave::pack_rows.out(Tensor x, *, Tensor(a!) out) -> Tensor(a!)
+//   doubleweave::pack_rows.out(Tensor x, Tensor? other, int kind, float epsilon, *, Tensor(a!) out)
+//       -> Tensor(a!)
 //   doubleweave::linear_packed.out(Tensor rows, Tensor weight, Tensor? scales, Tensor? offsets,
 //       Tensor? offset_scales, Tensor? bias, int in_features, int out_features, *, Tensor(a!) out)
 //       -> Tensor(a!)
@@ -100,19 +101,34 @@ void read_weights(et::KernelRuntimeContext& context, Stack stack, size_t first, 
 }
 
 void pack_rows_kernel(et::KernelRuntimeContext& context, Stack stack) {
-  DOUBLEWEAVE_CHECK(context, stack.size() >= 2, "pack_rows takes 2 arguments");
+  DOUBLEWEAVE_CHECK(context, stack.size() >= 5, "pack_rows takes 5 arguments");
   DOUBLEWEAVE_CHECK(
-      context, is_tensor(*stack[0], ScalarType::Float) && is_tensor(*stack[1], ScalarType::Char),
+      context, is_tensor(*stack[0], ScalarType::Float) && is_tensor(*stack[4], ScalarType::Char),
       "x is a float32 tensor, out an int8 one");
+  DOUBLEWEAVE_CHECK(context, stack[2]->isInt() && stack[3]->isDouble(),
+                    "the kind is an integer, epsilon a number");
   const Tensor& x = stack[0]->toTensor();
-  Tensor& out = stack[1]->toTensor();
+  Tensor& out = stack[4]->toTensor();
   DOUBLEWEAVE_CHECK(context, x.dim() >= 1 && x.size(x.dim() - 1) >= 1, "x is [..., features]");
   const int64_t in_features = x.size(x.dim() - 1);
+  RowSource source{};
+  source.kind = static_cast<RowKind>(stack[2]->toInt());
+  source.x = x.const_data_ptr<float>();
+  source.epsilon = static_cast<float>(stack[3]->toDouble());
+  const bool is_plain = source.kind == RowKind::kPlain;
+  DOUBLEWEAVE_CHECK(context, RowKind::kPlain <= source.kind && source.kind <= RowKind::kNormed,
+                    "rows are of a kind that there is");
+  DOUBLEWEAVE_CHECK(
+      context,
+      is_plain ? stack[1]->isNone()
+               : is_floats(*stack[1], source.kind == RowKind::kNormed ? in_features : x.numel()),
+      "the other has a number for each of x, or of a row");
+  if (!is_plain) source.other = stack[1]->toTensor().const_data_ptr<float>();
   const auto leading = static_cast<size_t>(x.dim()) - 1;
   DOUBLEWEAVE_CHECK(context,
                     resize_to_rows(out, {x.sizes().data(), leading}, linear_row_bytes(in_features)),
                     "out has room for the result");
-  pack_rows(x.const_data_ptr<float>(), x.numel() / in_features, in_features,
+  pack_rows(source, x.numel() / in_features, in_features,
             reinterpret_cast<uint8_t*>(out.mutable_data_ptr<int8_t>()));
 }
 

@@ -177,12 +177,17 @@ int64_t linear_row_bytes(int64_t in_features) {
   return (used + kLineBytes - 1) / kLineBytes * kLineBytes;
 }
 
-void pack_rows(const float* x, int64_t num_rows, int64_t in_features, uint8_t* packed) {
+void pack_rows(const RowSource& source, int64_t num_rows, int64_t in_features, uint8_t* packed) {
   const LinearKernel& kernel = *current_kernel().load();
   const int64_t row_bytes = linear_row_bytes(in_features);
   parallel_items(static_cast<size_t>(num_rows), [&](size_t row) {
     const auto r = static_cast<int64_t>(row);
-    kernel.pack_row(x + r * in_features, in_features, packed + r * row_bytes);
+    RowSource row_source = source;
+    row_source.x += r * in_features;
+    if (source.kind == RowKind::kSilu || source.kind == RowKind::kGelu) {
+      row_source.other += r * in_features;
+    }
+    kernel.pack_row(row_source, in_features, packed + r * row_bytes);
   });
 }
 
@@ -198,7 +203,7 @@ void expert_linear(const LinearWeights& weights, const ExpertRows& rows, float* 
   if (weights.format != LinearFormat::kFloat32) {
     const int64_t num_rows = rows.num_rows * (rows.has_own_rows ? rows.num_choices : 1);
     make_room(s.rows, num_rows * linear_row_bytes(weights.in_features));
-    pack_rows(rows.x, num_rows, weights.in_features, s.rows.data());
+    pack_rows({RowKind::kPlain, rows.x, nullptr, 0}, num_rows, weights.in_features, s.rows.data());
     packed = s.rows.data();
   }
   sort_by_expert(rows, weights.num_experts, s);

@@ -52,8 +52,8 @@ struct LinearTile {
 
 struct LinearKernel {
   const char* name;
-  // Rounds a row.
-  void (*pack_row)(const float* x, int64_t in_features, uint8_t* packed);
+  // Rounds the first row of a source.
+  void (*pack_row)(const RowSource& source, int64_t in_features, uint8_t* packed);
   void (*run)(const LinearTile& tile);
 };
 

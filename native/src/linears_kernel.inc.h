@@ -210,13 +210,42 @@ DOUBLEWEAVE_INLINE void put_numbers(uint8_t* to, IntVec numbers) {
 #endif
 }
 
-// Numbers of a row on the grid of their group, from `k` on, of which there are `left`; none behind
-// them.
+// Numbers of a row from `k` on, of which there are `left`; none behind them.
 DOUBLEWEAVE_INLINE Vec load_left(const float* x, int64_t k, int64_t left) {
   return left >= kLanes ? load(x + k) : left > 0 ? load_up_to(x + k, left) : Vec{};
 }
 
-void pack_row(const float* x, int64_t in_features, uint8_t* packed) {
+// x times the sigmoid of z.
+DOUBLEWEAVE_INLINE Vec times_sigmoid(Vec x, Vec z) {
+  const Vec exponent = z * splat(-0x1.715476p0f);  // of 2
+  return x / (splat(1.0f) + exp2(exponent < splat(126.0f) ? exponent : splat(126.0f)));
+}
+
+template <RowKind kKind>
+DOUBLEWEAVE_INLINE Vec computed(const RowSource& source, float factor, int64_t k, int64_t left) {
+  const Vec x = load_left(source.x, k, left);
+  if constexpr (kKind == RowKind::kPlain) return x;
+  const Vec other = load_left(source.other, k, left);
+  if constexpr (kKind == RowKind::kNormed) return x * splat(factor) * other;
+  if constexpr (kKind == RowKind::kSilu) return times_sigmoid(x, x) * other;
+  // 0.5 * (1 + tanh(y)) is sigmoid(2 * y).
+  const Vec cubic = splat(0x1.988454p0f) * x * (splat(1.0f) + splat(0.044715f) * x * x);
+  return times_sigmoid(x, cubic) * other;
+}
+
+float norm_factor(const RowSource& source, int64_t in_features) {
+  Vec sum{};
+  for (int64_t k = 0; k < in_features; k += kLanes) {
+    const Vec x = load_left(source.x, k, in_features - k);
+    sum += x * x;
+  }
+  const float mean = sum_lanes(sum) / static_cast<float>(in_features);
+  return 1.0f / __builtin_sqrtf(mean + source.epsilon);
+}
+
+template <RowKind kKind>
+void pack_row_of(const RowSource& source, int64_t in_features, uint8_t* packed) {
+  const float factor = kKind == RowKind::kNormed ? norm_factor(source, in_features) : 0.0f;
   const int64_t num_groups = linear_pairs(in_features);
   const PackedRow row = packed_row(num_groups);
   auto* scales = reinterpret_cast<float*>(packed + row.scales);
@@ -232,7 +261,7 @@ void pack_row(const float* x, int64_t in_features, uint8_t* packed) {
     DOUBLEWEAVE_UNROLL
     for (int i = 0; i < kGroupVectors; ++i) {
       const int64_t k = g * kInt8Group + i * kLanes;
-      values[i] = load_left(x, k, in_features - k);
+      values[i] = computed<kKind>(source, factor, k, in_features - k);
       high = max(high, max(values[i], -values[i]));
       poison += values[i] - values[i];
     }
@@ -279,6 +308,19 @@ void pack_row(const float* x, int64_t in_features, uint8_t* packed) {
     half_sums[half] = is_in_range ? static_cast<int16_t>(steps) : 0;
   }
   *reinterpret_cast<float*>(packed + row.sum_step) = sum_step;
+}
+
+void pack_row(const RowSource& source, int64_t in_features, uint8_t* packed) {
+  switch (source.kind) {
+    case RowKind::kPlain:
+      return pack_row_of<RowKind::kPlain>(source, in_features, packed);
+    case RowKind::kSilu:
+      return pack_row_of<RowKind::kSilu>(source, in_features, packed);
+    case RowKind::kGelu:
+      return pack_row_of<RowKind::kGelu>(source, in_features, packed);
+    case RowKind::kNormed:
+      return pack_row_of<RowKind::kNormed>(source, in_features, packed);
+  }
 }
 
 // The sums of some rows with some blocks.

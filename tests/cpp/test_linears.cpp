@@ -227,7 +227,7 @@ void check_packed(const char* kernel, LinearFormat format, bool has_offsets) {
   std::vector<float> found(9 * 41);
   dw::expert_linear(w.view, {9, 1, false, x.data(), index.data()}, wanted.data());
   std::vector<uint8_t> packed(9 * dw::linear_row_bytes(96));
-  dw::pack_rows(x.data(), 9, 96, packed.data());
+  dw::pack_rows({dw::RowKind::kPlain, x.data(), nullptr, 0}, 9, 96, packed.data());
   dw::linear(w.view, packed.data(), 9, found.data());
   CHECK(found == wanted, "%s: packed rows of %s", kernel, format_name(format));
   double off = 0;
@@ -237,6 +237,49 @@ void check_packed(const char* kernel, LinearFormat format, bool has_offsets) {
     for (int64_t k = 0; k < 96; ++k) off = std::max(off, std::abs(row[k] - w.exact[n * 96 + k]));
   }
   CHECK(off < 1e-5, "%s: rows of a table of %s are off by %g", kernel, format_name(format), off);
+}
+
+// What is computed of rows on the way is what comes out where it was computed before.
+void check_kinds(const char* kernel) {
+  const Case c = {LinearFormat::kInt8, 5, 1, 1, 200, 17, false, false, false};
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal(0.0f, 3.0f);
+  const Weights w = make_weights(c, random);
+  std::vector<float> x(5 * 200);
+  std::vector<float> other(5 * 200);
+  for (float& value : x) value = normal(random);
+  for (float& value : other) value = normal(random);
+  x[3] = 100;
+  x[4] = -100;
+  for (const dw::RowKind kind : {dw::RowKind::kSilu, dw::RowKind::kGelu, dw::RowKind::kNormed}) {
+    std::vector<float> before(x.size());
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double v = x[i];
+      double mean = 0;
+      for (size_t k = 0; k < 200; ++k) mean += std::pow(x[i / 200 * 200 + k], 2) / 200;
+      const double y = std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v);
+      before[i] = static_cast<float>(kind == dw::RowKind::kSilu ? v / (1 + std::exp(-v)) * other[i]
+                                     : kind == dw::RowKind::kGelu
+                                         ? v * 0.5 * (1 + std::tanh(y)) * other[i]
+                                         : v / std::sqrt(mean + 1e-5) * other[i % 200]);
+    }
+    std::vector<uint8_t> packed(5 * dw::linear_row_bytes(200));
+    std::vector<float> wanted(5 * 17);
+    std::vector<float> found(5 * 17);
+    dw::pack_rows({dw::RowKind::kPlain, before.data(), nullptr, 0}, 5, 200, packed.data());
+    dw::linear(w.view, packed.data(), 5, wanted.data());
+    dw::pack_rows({kind, x.data(), other.data(), 1e-5f}, 5, 200, packed.data());
+    dw::linear(w.view, packed.data(), 5, found.data());
+    double off = 0;
+    double largest = 0;
+    for (size_t i = 0; i < found.size(); ++i) {
+      off = std::max<double>(off, std::abs(found[i] - wanted[i]));
+      largest = std::max<double>(largest, std::abs(wanted[i]));
+    }
+    // A number halfway between two steps may be rounded the other way.
+    CHECK(off <= 2e-3 * largest, "%s: kind %d is off by %g of %g", kernel, static_cast<int>(kind),
+          off, largest);
+  }
 }
 
 // What is not finite in a row must not come out as a number.
@@ -283,6 +326,7 @@ int main() {
     check_packed((*kernel)->name, LinearFormat::kInt8, false);
     check_packed((*kernel)->name, LinearFormat::kInt4, false);
     check_packed((*kernel)->name, LinearFormat::kInt4, true);
+    check_kinds((*kernel)->name);
     check_not_finite((*kernel)->name);
   }
   dw::use_linear_kernel(nullptr);

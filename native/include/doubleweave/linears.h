@@ -76,8 +76,22 @@ bool are_experts(const ExpertRows& rows, int64_t num_experts);
 // threads (threads.h).
 void expert_linear(const LinearWeights& weights, const ExpertRows& rows, float* out);
 
-// Rounds rows x [num_rows, in_features] into linear_row_bytes each.
-void pack_rows(const float* x, int64_t num_rows, int64_t in_features, uint8_t* packed);
+// What is computed of a row before it is rounded, so that it is never in memory.
+enum class RowKind : int64_t {
+  kPlain,
+  kSilu,    // silu(x) * other, [num_rows, in_features]
+  kGelu,    // gelu(x) * other, by tanh
+  kNormed,  // x / sqrt(mean(x^2) + epsilon) * other, [in_features]
+};
+struct RowSource {
+  RowKind kind;
+  const float* x;  // [num_rows, in_features]
+  const float* other;
+  float epsilon;
+};
+
+// Rounds rows into linear_row_bytes each.
+void pack_rows(const RowSource& source, int64_t num_rows, int64_t in_features, uint8_t* packed);
 
 // The product of packed rows with the weights of one linear, kInt8 or kInt4: out [num_rows,
 // out_features].

@@ -3,10 +3,11 @@
 `linear_quantized` multiplies rows by weights in groups, 8 bits with a scale for each 64 input features, or 4 with a
 scale and perhaps an offset for each 32. Rows are rounded to 8 bits, each 64 numbers on a grid of their own around zero:
 one large number costs its neighbours their last bits, and not the whole row. As in ops.py, eager mode computes a
-reference in plain operators. A program calls the `.out` overloads (native/src/linear_operators.cpp) of `pack_rows`,
-which rounds rows once for all linears that read them, and of `linear_packed`, which has the weights in the order in
-which its kernel reads them (packed_linears.py); both run in programs alone. `linear_rows` looks rows up in a linear's
-weights (`table_rows_packed` in a program), so that a table that is tied to a head is there once.
+reference in plain operators. A program calls the `.out` overloads (native/src/linear_operators.cpp) of operators that
+run in programs alone: `pack_rows`, which rounds rows once for all linears that read them, and computes them first where
+that is a gate's product or a norm; and `linear_packed`, which has the weights in the order in which its kernel reads
+them (packed_linears.py). `linear_rows` looks rows up in a linear's weights (`table_rows_packed` in a program), so that a
+table that is tied to a head is there once.
 
 Shape legend: T rows, K input features, N output features, G groups of K.
 """
@@ -34,7 +35,7 @@ _LIBRARY.define(
     "int columns) -> Tensor"
 )
 for _name, _arguments in (
-    ("pack_rows", "Tensor x"),
+    ("pack_rows", "Tensor x, Tensor? other, int kind, float epsilon"),
     ("linear_packed", f"Tensor rows, {PACKED_PARTS}"),
     ("table_rows_packed", f"Tensor index, {PACKED_PARTS}"),
 ):
@@ -121,7 +122,7 @@ torch.library.register_fake(
 )
 torch.library.register_fake(
     "doubleweave::pack_rows",
-    lambda x: x.new_empty(*x.shape[:-1], row_bytes(x.shape[-1]), dtype=torch.int8),
+    lambda x, other, kind, epsilon: x.new_empty(*x.shape[:-1], row_bytes(x.shape[-1]), dtype=torch.int8),
     lib=_LIBRARY,
 )
 torch.library.register_fake(

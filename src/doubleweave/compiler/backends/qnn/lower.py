@@ -15,6 +15,7 @@ from torch import fx
 from doubleweave.compiler.backends.lowered import Lowered, left_over
 from doubleweave.compiler.backends.plain_rotary import replace_rotary
 from doubleweave.compiler.graph.nodes import insert, is_call, replace_nodes
+from doubleweave.compiler.graph.norms import match_rms_norm
 from doubleweave.compiler.split.transform import copy_graph, over_empty_weights
 from doubleweave.compiler.split.weights import Convert
 from doubleweave.errors import LowerError
@@ -35,7 +36,7 @@ def prepare(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, Convert]:
     replace_rotary(graph)
 
     def fused(node: Any) -> Any:
-        if not is_call(node, aten.mul.Tensor) or (found := _match_rms_norm(node)) is None:
+        if not is_call(node, aten.mul.Tensor) or (found := match_rms_norm(node)) is None:
             return None
         x, weight, eps = found
         return insert(graph, aten.rms_norm.default, x, list(weight.meta["val"].shape), weight, eps, like=node)
@@ -67,23 +68,6 @@ def _with_open_rows(graph: fx.Graph, node: Any) -> Any:
     if sizes.count(-1) != 1 or sizes == list(node.args[1]):
         return None
     return insert(graph, node.target, node.args[0], sizes, like=node)
-
-
-def _match_rms_norm(node: Any) -> tuple[Any, Any, float] | None:
-    """(x, weight, eps) of weight * (x * rsqrt(mean(x², -1) + eps))."""
-    for weight, normed in (node.args[:2], node.args[1::-1]):
-        if not (isinstance(weight, fx.Node) and weight.op == "get_attr" and is_call(normed, aten.mul.Tensor)):
-            continue
-        for x, inverse in (normed.args[:2], normed.args[1::-1]):
-            if not is_call(inverse, aten.rsqrt.default) or not is_call(inverse.args[0], aten.add.Tensor):
-                continue
-            mean, eps = inverse.args[0].args[:2]
-            if not is_call(mean, aten.mean.dim) or list(mean.args[1]) != [-1] or not isinstance(eps, float):
-                continue
-            square = mean.args[0]
-            if is_call(square, aten.pow.Tensor_Scalar) and square.args[0] is x and square.args[1] == 2:
-                return x, weight, eps
-    return None
 
 
 def to_edge(exported: dict[str, torch.export.ExportedProgram], target: str, recipe: str = "") -> Lowered:

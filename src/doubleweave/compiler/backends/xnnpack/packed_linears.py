@@ -23,14 +23,18 @@ from doubleweave.compiler.graph.linear_ops import (
     LINEAR_QUANTIZED,
     LINEAR_ROWS,
 )
-from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of
+from doubleweave.compiler.graph.nodes import insert, is_call, nodes_of, same_shape
+from doubleweave.compiler.graph.norms import match_rms_norm
 from doubleweave.compiler.split.transform import copy_graph, number_weights, over_empty_weights
 from doubleweave.compiler.split.weights import Convert, Weights
 from doubleweave.errors import LowerError
 
+aten = torch.ops.aten
 ours = torch.ops.doubleweave
 
 BLOCK, BUNDLE = 16, 4
+# RowKind in native/include/doubleweave/linears.h.
+_PLAIN, _SILU, _GELU, _NORMED = range(4)
 _PACKED = {
     LINEAR_QUANTIZED: ours.linear_packed.default,
     LINEAR_ROWS: ours.table_rows_packed.default,
@@ -96,9 +100,32 @@ def _packed(graph: fx.Graph, node: Any, made: dict[str, Convert], rounded: dict[
         ]
     if is_call(node, LINEAR_QUANTIZED):
         if rows[0] not in rounded:
-            rounded[rows[0]] = insert(graph, ours.pack_rows.default, *rows, like=node)
+            rounded[rows[0]] = insert(graph, ours.pack_rows.default, *_source(rows[0]), like=node)
         rows = (rounded[rows[0]],)
     return insert(graph, _PACKED[node.target], *rows, *parts, in_features, out_features, like=node)
+
+
+def _source(x: Any) -> tuple[Any, Any, int, float]:
+    """What rows are computed from as they are rounded: (x, the other, how, epsilon) of `pack_rows`. A product with a
+    gate, and a norm, are then never in memory."""
+    if is_call(x, aten.mul.Tensor):
+        if (norm := match_rms_norm(x)) is not None:
+            source, weight, epsilon = norm
+            width = x.meta["val"].shape[-1]
+            if tuple(weight.meta["val"].shape) == (width,) and source.meta["val"].dtype == torch.float32:
+                return source, weight, _NORMED, epsilon
+        for gate, other in (x.args[:2], x.args[1::-1]):
+            kind = _gate_kind(gate)
+            if kind and isinstance(other, fx.Node) and same_shape(gate.meta["val"], other.meta["val"]):
+                return gate.args[0], other, kind, 0.0
+    return x, None, _PLAIN, 0.0
+
+
+def _gate_kind(node: Any) -> int:
+    if is_call(node, aten.silu.default):
+        return _SILU
+    is_tanh = is_call(node, aten.gelu.default) and node.kwargs.get("approximate", "none") == "tanh"
+    return _GELU if is_tanh else 0
 
 
 def _blocks(x: Tensor) -> Tensor:
