@@ -6,8 +6,8 @@ one large number costs its neighbours their last bits, and not the whole row. As
 reference in plain operators. A program calls the `.out` overloads (native/src/linear_operators.cpp) of operators that
 run in programs alone: `pack_rows`, which rounds rows once for all linears that read them, and computes them first where
 that is a gate's product or a norm; and `linear_packed`, which has the weights in the order in which its kernel reads
-them (packed_linears.py). `linear_rows` looks rows up in a linear's weights (`table_rows_packed` in a program), so that a
-table that is tied to a head is there once.
+them (packed_linears.py). `linear_rows` looks rows up in a linear's weights (`table_rows_packed` in a program), so that
+a table that is tied to a head is there once.
 
 Shape legend: T rows, K input features, N output features, G groups of K.
 """
