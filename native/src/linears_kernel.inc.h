@@ -243,52 +243,84 @@ float norm_factor(const RowSource& source, int64_t in_features) {
   return 1.0f / __builtin_sqrtf(mean + source.epsilon);
 }
 
+// Groups that are rounded together: what waits for one of them does not hold up the others.
+constexpr int kGroupsTogether = 8;
+constexpr int kGroupVectors = kInt8Group / kLanes;
+
+// Rounds `count` groups from group `first` on; returns the largest sum of a half, as what it stands
+// for.
+template <RowKind kKind>
+float pack_groups(const RowSource& source, float factor, int64_t in_features, int64_t first,
+                  int count, const PackedRow& row, uint8_t* packed, Vec& poison) {
+  const float kRound = 0x1.8p23f;
+  Vec values[kGroupsTogether][kGroupVectors];
+  Vec high[kGroupsTogether];
+  float steps[kGroupsTogether];
+  float inverses[kGroupsTogether];
+  IntVec sums[kGroupsTogether][2];
+  for (int i = 0; i < count; ++i) {
+    high[i] = Vec{};
+    DOUBLEWEAVE_UNROLL
+    for (int v = 0; v < kGroupVectors; ++v) {
+      const int64_t k = (first + i) * kInt8Group + v * kLanes;
+      const Vec value = computed<kKind>(source, factor, k, in_features - k);
+      values[i][v] = value;
+      high[i] = max(high[i], max(value, -value));
+      poison += value - value;
+    }
+  }
+  for (int i = 0; i < count; ++i) {
+    const float largest = largest_of(high[i]);
+    steps[i] = largest * (1.0f / 127.0f);
+    inverses[i] = largest > 0x1p-100f ? 127.0f / largest : 0.0f;
+  }
+  for (int i = 0; i < count; ++i) {
+    sums[i][0] = sums[i][1] = IntVec{};
+    DOUBLEWEAVE_UNROLL
+    for (int v = 0; v < kGroupVectors; ++v) {
+      Vec value = (values[i][v] * splat(inverses[i]) + splat(kRound)) - splat(kRound);
+      // The smaller of the two first: a NaN becomes a number, and what it is does not count.
+      value = max(splat(-127.0f), value < splat(127.0f) ? value : splat(127.0f));
+      const IntVec numbers = __builtin_convertvector(value, IntVec);
+      sums[i][2 * v / kGroupVectors] += numbers;
+      put_numbers(packed + ((first + i) * kInt8Group + v * kLanes) / 4 * kQuadBytes, numbers);
+    }
+  }
+  auto* scales = reinterpret_cast<float*>(packed + row.scales) + first;
+  auto* sums_int8 = reinterpret_cast<int32_t*>(packed + row.sums_int8) + first;
+  auto* sums_int4 = reinterpret_cast<int32_t*>(packed + row.sums_int4) + 2 * first;
+  float largest_sum = 0;
+  for (int i = 0; i < count; ++i) {
+    scales[i] = steps[i];
+    int32_t total = 0;
+    DOUBLEWEAVE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int32_t of_half = total_of(sums[i][half]);
+      total += of_half;
+      sums_int4[2 * i + half] = -kAddedToInt4 * of_half;
+      const float stands_for = static_cast<float>(of_half < 0 ? -of_half : of_half) * steps[i];
+      largest_sum = stands_for > largest_sum ? stands_for : largest_sum;
+    }
+    sums_int8[i] = -kAddedToInt8 * total;
+  }
+  return largest_sum;
+}
+
 template <RowKind kKind>
 void pack_row_of(const RowSource& source, int64_t in_features, uint8_t* packed) {
   const float factor = kKind == RowKind::kNormed ? norm_factor(source, in_features) : 0.0f;
   const int64_t num_groups = linear_pairs(in_features);
   const PackedRow row = packed_row(num_groups);
   auto* scales = reinterpret_cast<float*>(packed + row.scales);
-  auto* sums_int8 = reinterpret_cast<int32_t*>(packed + row.sums_int8);
-  auto* sums_int4 = reinterpret_cast<int32_t*>(packed + row.sums_int4);
-  constexpr int kGroupVectors = kInt8Group / kLanes;
-  const float kRound = 0x1.8p23f;
+  const auto* sums_int4 = reinterpret_cast<const int32_t*>(packed + row.sums_int4);
   float largest_sum = 0;
   Vec poison{};  // NaN where a number is not finite
-  for (int64_t g = 0; g < num_groups; ++g) {
-    Vec values[kGroupVectors];
-    Vec high{};
-    DOUBLEWEAVE_UNROLL
-    for (int i = 0; i < kGroupVectors; ++i) {
-      const int64_t k = g * kInt8Group + i * kLanes;
-      values[i] = computed<kKind>(source, factor, k, in_features - k);
-      high = max(high, max(values[i], -values[i]));
-      poison += values[i] - values[i];
-    }
-    const float largest = largest_of(high);
-    const float step = largest * (1.0f / 127.0f);
-    const Vec inverse = splat(largest > 0x1p-100f ? 127.0f / largest : 0.0f);
-    IntVec sum[2] = {};
-    DOUBLEWEAVE_UNROLL
-    for (int i = 0; i < kGroupVectors; ++i) {
-      Vec value = (values[i] * inverse + splat(kRound)) - splat(kRound);
-      // The smaller of the two first: a NaN becomes a number, and what it is does not count.
-      value = max(splat(-127.0f), value < splat(127.0f) ? value : splat(127.0f));
-      const IntVec numbers = __builtin_convertvector(value, IntVec);
-      sum[2 * i / kGroupVectors] += numbers;
-      put_numbers(packed + (g * kInt8Group + i * kLanes) / 4 * kQuadBytes, numbers);
-    }
-    scales[g] = step;
-    int32_t total = 0;
-    DOUBLEWEAVE_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int32_t of_half = total_of(sum[half]);
-      total += of_half;
-      sums_int4[2 * g + half] = -kAddedToInt4 * of_half;
-      const float stands_for = static_cast<float>(of_half < 0 ? -of_half : of_half) * step;
-      largest_sum = stands_for > largest_sum ? stands_for : largest_sum;
-    }
-    sums_int8[g] = -kAddedToInt8 * total;
+  for (int64_t g = 0; g < num_groups; g += kGroupsTogether) {
+    const int64_t left = num_groups - g;
+    const int count = left < kGroupsTogether ? static_cast<int>(left) : kGroupsTogether;
+    const float sum =
+        pack_groups<kKind>(source, factor, in_features, g, count, row, packed, poison);
+    largest_sum = sum > largest_sum ? sum : largest_sum;
   }
   const float poisoned = sum_lanes(poison);
   if (!(poisoned == 0.0f)) {
@@ -298,10 +330,11 @@ void pack_row_of(const RowSource& source, int64_t in_features, uint8_t* packed) 
   int64_t most = (int64_t{1} << 24) / (2 * num_groups);
   most = most < 32767 ? most : 32767;
   const float sum_step = largest_sum > 0x1p-100f ? largest_sum / static_cast<float>(most) : 1.0f;
+  const float inverse = 1.0f / sum_step;
   auto* half_sums = reinterpret_cast<int16_t*>(packed + row.half_sums);
   for (int64_t half = 0; half < 2 * num_groups; ++half) {
     const auto total = static_cast<float>(sums_int4[half] / -kAddedToInt4);
-    float steps = total * scales[half / 2] / sum_step;
+    float steps = total * scales[half / 2] * inverse;
     steps += steps < 0 ? -0.5f : 0.5f;
     // What is not finite is none in the scales already.
     const bool is_in_range = -32768.0f < steps && steps < 32768.0f;
