@@ -69,6 +69,13 @@ inline bool resize_to_rows(Tensor& out, et::Span<const int32_t> leading, int64_t
   return et::resize_tensor(out, {sizes.data(), leading.size() + 1}) == et::Error::Ok;
 }
 
+/// Whether every index, int64, is a row of a table of so many.
+inline bool are_rows(const Tensor& index, int64_t num_rows) {
+  const int64_t* rows = index.const_data_ptr<int64_t>();
+  return std::all_of(rows, rows + index.numel(),
+                     [&](int64_t row) { return 0 <= row && row < num_rows; });
+}
+
 inline void register_kernels(std::initializer_list<et::Kernel> kernels) {
   for (const et::Kernel& kernel : kernels) {
     // Registering a name twice ends the process; another copy of this library may have been first.

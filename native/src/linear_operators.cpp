@@ -8,8 +8,6 @@
 //   doubleweave::expert_linear_packed.out(Tensor x, Tensor index, …), the same behind them
 //   doubleweave::expert_sum.out(Tensor x, Tensor scores, *, Tensor(a!) out) -> Tensor(a!)
 //   doubleweave::table_rows_packed.out(Tensor index, …), as of linear_packed
-#include <algorithm>
-
 #include "doubleweave/linears.h"
 #include "file_loader.h"
 #include "kernel_helpers.h"
@@ -201,11 +199,7 @@ void table_kernel(et::KernelRuntimeContext& context, Stack stack) {
   const int64_t* rows = index.const_data_ptr<int64_t>();
   const int64_t count = index.numel();
   DOUBLEWEAVE_CHECK(context, weights.format != LinearFormat::kFloat32, "the table is of few bits");
-  DOUBLEWEAVE_CHECK(
-      context,
-      std::all_of(rows, rows + count,
-                  [&](int64_t row) { return 0 <= row && row < weights.out_features; }),
-      "the table has each row");
+  DOUBLEWEAVE_CHECK(context, are_rows(index, weights.out_features), "the table has each row");
   Tensor& out = stack[8]->toTensor();
   DOUBLEWEAVE_CHECK(
       context,

@@ -81,8 +81,8 @@ int64_t scale_bytes(const LinearWeights& w, int64_t num_blocks) {
 
 // Blocks of one work item: their weights stay in the second cache while an expert's rows go by.
 constexpr int64_t kItemBlocks = 4;
-constexpr int64_t kFewBlocks =
-    64;  // where threads would wait for the last item: of these items are smaller
+// Threads would wait for the last item where there are fewer blocks: items are smaller then.
+constexpr int64_t kFewBlocks = 64;
 constexpr int64_t kMostAhead = int64_t{1} << 17;  // bytes
 
 // The products of rows, sorted by expert.
@@ -168,7 +168,7 @@ int64_t linear_scale_group(LinearFormat format) {
 }
 
 int64_t linear_group_pairs(int64_t in_features) {
-  return (in_features + 2 * kLinearGroup - 1) / (2 * kLinearGroup);
+  return (in_features + kInt8Group - 1) / kInt8Group;
 }
 
 int64_t linear_row_bytes(int64_t in_features) {

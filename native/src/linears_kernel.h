@@ -12,12 +12,12 @@ namespace doubleweave {
 
 // A packed row of `num_groups` times 64 numbers: where its arrays begin, in bytes.
 struct PackedRow {
-  int64_t scales;     // float, one a group: the step of its grid
-  int64_t sums_int8;  // int32, one a group: minus the sum of its numbers times what is added to a
-                      // weight of kInt8
+  int64_t scales;  // float, one a group: the step of its grid
+  // int32, one a group: minus the sum of its numbers times what is added to a weight of kInt8.
+  int64_t sums_int8;
   int64_t sums_int4;  // int32, one for each 32 numbers: the same of kInt4
-  int64_t
-      half_sums;  // int16, one for each 32: what they stand for, added up, in steps of `sum_step`
+  // int16, one for each 32: what they stand for, added up, in steps of `sum_step`.
+  int64_t half_sums;
   int64_t sum_step;  // float
 };
 [[maybe_unused]] static constexpr PackedRow packed_row(int64_t num_groups) {  // each file's own

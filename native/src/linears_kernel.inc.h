@@ -59,9 +59,8 @@ constexpr int kBlocks = kSumRegisters / kVectors >= 24 ? 2 : 1;
 constexpr int kMostRows = kSumRegisters / kVectors / kBlocks;
 constexpr int kMostRowsInt4 = kMostRows / 2 > 0 ? kMostRows / 2 : 1;
 // kInt8 multiplies by what it reads: fewer registers are left free.
-constexpr int kMostRowsInt8 = (DOUBLEWEAVE_VECTOR_REGISTERS - 4) / (2 * kVectors * kBlocks) > 0
-                                  ? (DOUBLEWEAVE_VECTOR_REGISTERS - 4) / (2 * kVectors * kBlocks)
-                                  : 1;
+constexpr int kMostRowsInt8 = (DOUBLEWEAVE_VECTOR_REGISTERS - 4) / (2 * kVectors * kBlocks);
+static_assert(kMostRowsInt8 > 0);
 // One row waits for each sum before it adds to it again, unless there are others.
 constexpr int kBlocksOfOneRow = kVectors == 1 ? 4 : kVectors == 2 ? 2 : 1;
 
@@ -76,12 +75,6 @@ DOUBLEWEAVE_INLINE int32_t load_int(const uint8_t* p) {
 DOUBLEWEAVE_INLINE float load_float(const uint8_t* p) {
   return *reinterpret_cast<const MemoryFloat*>(p);
 }
-
-DOUBLEWEAVE_INLINE int64_t linear_pairs(int64_t in_features) {
-  return (in_features + 2 * kLinearGroup - 1) / (2 * kLinearGroup);
-}
-
-DOUBLEWEAVE_INLINE float std_abs(float x) { return x < 0 ? -x : x; }
 
 // What `dot` multiplies of the bytes of kInt8.
 DOUBLEWEAVE_INLINE IntVec as_factors(IntVec bytes) {
@@ -168,193 +161,7 @@ DOUBLEWEAVE_INLINE IntVec dot_pairs(IntVec sum, IntVec pairs, const int16_t* two
 #endif
 }
 
-// The lanes moved by so many places, round the end.
-template <int kBy, typename V, size_t... kLane>
-DOUBLEWEAVE_INLINE V rotated_lanes(V x, std::index_sequence<kLane...>) {
-  return __builtin_shufflevector(x, x, (kLane + kBy) % kLanes...);
-}
-
-// All lanes by halves: one after the other they would wait for each other.
-template <int kBy = kLanes / 2>
-DOUBLEWEAVE_INLINE int32_t total_of(IntVec x) {
-  x += rotated_lanes<kBy>(x, std::make_index_sequence<kLanes>());
-  if constexpr (kBy > 1) {
-    return total_of<kBy / 2>(x);
-  } else {
-    return x[0];
-  }
-}
-
-template <int kBy = kLanes / 2>
-DOUBLEWEAVE_INLINE float largest_of(Vec x) {
-  x = max(x, rotated_lanes<kBy>(x, std::make_index_sequence<kLanes>()));
-  if constexpr (kBy > 1) {
-    return largest_of<kBy / 2>(x);
-  } else {
-    return x[0];
-  }
-}
-
-// Writes numbers of a row in the form that `dot` reads.
-DOUBLEWEAVE_INLINE void put_numbers(uint8_t* to, IntVec numbers) {
-#if defined(DOUBLEWEAVE_DOT_MADD)
-  constexpr int kPlace[4] = {0, 2, 1, 3};
-  for (int i = 0; i < kLanes; ++i) {
-    const auto wide = static_cast<uint16_t>(numbers[i]);
-    uint8_t* place = to + i / 4 * kQuadBytes + 2 * kPlace[i % 4];
-    place[0] = static_cast<uint8_t>(wide);
-    place[1] = static_cast<uint8_t>(wide >> 8);
-  }
-#else
-  *reinterpret_cast<MemoryByteVec*>(to) = __builtin_convertvector(numbers, ByteVec);
-#endif
-}
-
-// Numbers of a row from `k` on, of which there are `left`; none behind them.
-DOUBLEWEAVE_INLINE Vec load_left(const float* x, int64_t k, int64_t left) {
-  return left >= kLanes ? load(x + k) : left > 0 ? load_up_to(x + k, left) : Vec{};
-}
-
-// x times the sigmoid of z.
-DOUBLEWEAVE_INLINE Vec times_sigmoid(Vec x, Vec z) {
-  const Vec exponent = z * splat(-0x1.715476p0f);  // of 2
-  return x / (splat(1.0f) + exp2(exponent < splat(126.0f) ? exponent : splat(126.0f)));
-}
-
-template <RowKind kKind>
-DOUBLEWEAVE_INLINE Vec computed(const RowSource& source, float factor, int64_t k, int64_t left) {
-  const Vec x = load_left(source.x, k, left);
-  if constexpr (kKind == RowKind::kPlain) return x;
-  const Vec other = load_left(source.other, k, left);
-  if constexpr (kKind == RowKind::kNormed) return x * splat(factor) * other;
-  if constexpr (kKind == RowKind::kSilu) return times_sigmoid(x, x) * other;
-  // 0.5 * (1 + tanh(y)) is sigmoid(2 * y).
-  const Vec cubic = splat(0x1.988454p0f) * x * (splat(1.0f) + splat(0.044715f) * x * x);
-  return times_sigmoid(x, cubic) * other;
-}
-
-float norm_factor(const RowSource& source, int64_t in_features) {
-  Vec sum{};
-  for (int64_t k = 0; k < in_features; k += kLanes) {
-    const Vec x = load_left(source.x, k, in_features - k);
-    sum += x * x;
-  }
-  const float mean = sum_lanes(sum) / static_cast<float>(in_features);
-  return 1.0f / __builtin_sqrtf(mean + source.epsilon);
-}
-
-// Groups that are rounded together: what waits for one of them does not hold up the others.
-constexpr int kGroupsTogether = 8;
-constexpr int kGroupVectors = kInt8Group / kLanes;
-
-// Rounds `count` groups from group `first` on; returns the largest sum of a half, as what it stands
-// for.
-template <RowKind kKind>
-float pack_groups(const RowSource& source, float factor, int64_t in_features, int64_t first,
-                  int count, const PackedRow& row, uint8_t* packed, Vec& poison) {
-  const float kRound = 0x1.8p23f;
-  Vec values[kGroupsTogether][kGroupVectors];
-  Vec high[kGroupsTogether];
-  float steps[kGroupsTogether];
-  float inverses[kGroupsTogether];
-  IntVec sums[kGroupsTogether][2];
-  for (int i = 0; i < count; ++i) {
-    high[i] = Vec{};
-    DOUBLEWEAVE_UNROLL
-    for (int v = 0; v < kGroupVectors; ++v) {
-      const int64_t k = (first + i) * kInt8Group + v * kLanes;
-      const Vec value = computed<kKind>(source, factor, k, in_features - k);
-      values[i][v] = value;
-      high[i] = max(high[i], max(value, -value));
-      poison += value - value;
-    }
-  }
-  for (int i = 0; i < count; ++i) {
-    const float largest = largest_of(high[i]);
-    steps[i] = largest * (1.0f / 127.0f);
-    inverses[i] = largest > 0x1p-100f ? 127.0f / largest : 0.0f;
-  }
-  for (int i = 0; i < count; ++i) {
-    sums[i][0] = sums[i][1] = IntVec{};
-    DOUBLEWEAVE_UNROLL
-    for (int v = 0; v < kGroupVectors; ++v) {
-      Vec value = (values[i][v] * splat(inverses[i]) + splat(kRound)) - splat(kRound);
-      // The smaller of the two first: a NaN becomes a number, and what it is does not count.
-      value = max(splat(-127.0f), value < splat(127.0f) ? value : splat(127.0f));
-      const IntVec numbers = __builtin_convertvector(value, IntVec);
-      sums[i][2 * v / kGroupVectors] += numbers;
-      put_numbers(packed + ((first + i) * kInt8Group + v * kLanes) / 4 * kQuadBytes, numbers);
-    }
-  }
-  auto* scales = reinterpret_cast<float*>(packed + row.scales) + first;
-  auto* sums_int8 = reinterpret_cast<int32_t*>(packed + row.sums_int8) + first;
-  auto* sums_int4 = reinterpret_cast<int32_t*>(packed + row.sums_int4) + 2 * first;
-  float largest_sum = 0;
-  for (int i = 0; i < count; ++i) {
-    scales[i] = steps[i];
-    int32_t total = 0;
-    DOUBLEWEAVE_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int32_t of_half = total_of(sums[i][half]);
-      total += of_half;
-      sums_int4[2 * i + half] = -kAddedToInt4 * of_half;
-      const float stands_for = static_cast<float>(of_half < 0 ? -of_half : of_half) * steps[i];
-      largest_sum = stands_for > largest_sum ? stands_for : largest_sum;
-    }
-    sums_int8[i] = -kAddedToInt8 * total;
-  }
-  return largest_sum;
-}
-
-template <RowKind kKind>
-void pack_row_of(const RowSource& source, int64_t in_features, uint8_t* packed) {
-  const float factor = kKind == RowKind::kNormed ? norm_factor(source, in_features) : 0.0f;
-  const int64_t num_groups = linear_pairs(in_features);
-  const PackedRow row = packed_row(num_groups);
-  auto* scales = reinterpret_cast<float*>(packed + row.scales);
-  const auto* sums_int4 = reinterpret_cast<const int32_t*>(packed + row.sums_int4);
-  float largest_sum = 0;
-  Vec poison{};  // NaN where a number is not finite
-  for (int64_t g = 0; g < num_groups; g += kGroupsTogether) {
-    const int64_t left = num_groups - g;
-    const int count = left < kGroupsTogether ? static_cast<int>(left) : kGroupsTogether;
-    const float sum =
-        pack_groups<kKind>(source, factor, in_features, g, count, row, packed, poison);
-    largest_sum = sum > largest_sum ? sum : largest_sum;
-  }
-  const float poisoned = sum_lanes(poison);
-  if (!(poisoned == 0.0f)) {
-    for (int64_t g = 0; g < num_groups; ++g) scales[g] += poisoned;
-  }
-  // Products with as many offsets of 8 bits stay in 32.
-  int64_t most = (int64_t{1} << 24) / (2 * num_groups);
-  most = most < 32767 ? most : 32767;
-  const float sum_step = largest_sum > 0x1p-100f ? largest_sum / static_cast<float>(most) : 1.0f;
-  const float inverse = 1.0f / sum_step;
-  auto* half_sums = reinterpret_cast<int16_t*>(packed + row.half_sums);
-  for (int64_t half = 0; half < 2 * num_groups; ++half) {
-    const auto total = static_cast<float>(sums_int4[half] / -kAddedToInt4);
-    float steps = total * scales[half / 2] * inverse;
-    steps += steps < 0 ? -0.5f : 0.5f;
-    // What is not finite is none in the scales already.
-    const bool is_in_range = -32768.0f < steps && steps < 32768.0f;
-    half_sums[half] = is_in_range ? static_cast<int16_t>(steps) : 0;
-  }
-  *reinterpret_cast<float*>(packed + row.sum_step) = sum_step;
-}
-
-void pack_row(const RowSource& source, int64_t in_features, uint8_t* packed) {
-  switch (source.kind) {
-    case RowKind::kPlain:
-      return pack_row_of<RowKind::kPlain>(source, in_features, packed);
-    case RowKind::kSilu:
-      return pack_row_of<RowKind::kSilu>(source, in_features, packed);
-    case RowKind::kGelu:
-      return pack_row_of<RowKind::kGelu>(source, in_features, packed);
-    case RowKind::kNormed:
-      return pack_row_of<RowKind::kNormed>(source, in_features, packed);
-  }
-}
+#include "linears_rows.inc.h"
 
 // The sums of some rows with some blocks.
 template <int kRows, int kColumns>
@@ -402,10 +209,37 @@ DOUBLEWEAVE_INLINE Bundle bundle_of(const LinearTile& t, int64_t block) {
   return {first, block - first, all - first < kLinearBundle ? all - first : kLinearBundle};
 }
 
+// Begins the sums of a group: `at` is where each packed row has what they begin with.
+template <int kRows, int kColumns>
+DOUBLEWEAVE_INLINE void begin_group(IntVec (&sum)[kRows][kColumns], const uint8_t* const* rows,
+                                    int64_t at) {
+  DOUBLEWEAVE_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const int32_t first = load_int(rows[r] + at);
+    DOUBLEWEAVE_UNROLL
+    for (int c = 0; c < kColumns; ++c) sum[r][c] = splat_int(first);
+  }
+}
+
+// Adds what the sums of a group stand for: `at` is where each packed row has the step of its grid.
+template <int kRows, int kColumns>
+DOUBLEWEAVE_INLINE void end_group(const IntVec (&sum)[kRows][kColumns], const uint8_t* scales,
+                                  const uint8_t* const* rows, int64_t at,
+                                  Sums<kRows, kColumns>& sums) {
+  DOUBLEWEAVE_UNROLL
+  for (int c = 0; c < kColumns; ++c) {
+    const Vec scale = load_bfloat16(scales + c * kLanes * 2);
+    DOUBLEWEAVE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      sums.of[r][c] += to_float(sum[r][c]) * scale * splat(load_float(rows[r] + at));
+    }
+  }
+}
+
 template <int kRows, int kColumns>
 DOUBLEWEAVE_INLINE void multiply_int8(const LinearTile& t, const uint8_t* const* rows,
                                       int64_t block, Sums<kRows, kColumns>& sums) {
-  const int64_t num_groups = linear_pairs(t.in_features);
+  const int64_t num_groups = linear_group_pairs(t.in_features);
   const PackedRow row = packed_row(num_groups);
   constexpr int kQuads = kInt8Group / 4;
   constexpr int64_t kGroupBytes = kQuads * kBlockBytes;
@@ -415,12 +249,7 @@ DOUBLEWEAVE_INLINE void multiply_int8(const LinearTile& t, const uint8_t* const*
   const uint8_t* scales = t.scales + bundle.at(num_groups, kScaleBytes);
   for (int64_t g = 0; g < num_groups; ++g) {
     IntVec sum[kRows][kColumns];
-    DOUBLEWEAVE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const int32_t first = load_int(rows[r] + row.sums_int8 + g * 4);
-      DOUBLEWEAVE_UNROLL
-      for (int c = 0; c < kColumns; ++c) sum[r][c] = splat_int(first);
-    }
+    begin_group(sum, rows, row.sums_int8 + g * 4);
     for (int q = 0; q < kQuads; ++q) {
       IntVec w[kColumns];
       DOUBLEWEAVE_UNROLL
@@ -436,15 +265,7 @@ DOUBLEWEAVE_INLINE void multiply_int8(const LinearTile& t, const uint8_t* const*
         for (int c = 0; c < kColumns; ++c) sum[r][c] = dot(sum[r][c], w[c], numbers);
       }
     }
-    DOUBLEWEAVE_UNROLL
-    for (int c = 0; c < kColumns; ++c) {
-      const Vec scale = load_bfloat16(scales + c * kLanes * 2);
-      DOUBLEWEAVE_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const Vec step = splat(load_float(rows[r] + row.scales + g * 4));
-        sums.of[r][c] += to_float(sum[r][c]) * scale * step;
-      }
-    }
+    end_group(sum, scales, rows, row.scales + g * 4, sums);
     weights += bundle.num_blocks * kGroupBytes;
     scales += bundle.num_blocks * kScaleBytes;
   }
@@ -453,7 +274,7 @@ DOUBLEWEAVE_INLINE void multiply_int8(const LinearTile& t, const uint8_t* const*
 template <int kRows, int kColumns>
 DOUBLEWEAVE_INLINE void multiply_int4(const LinearTile& t, const uint8_t* const* rows,
                                       int64_t block, Sums<kRows, kColumns>& sums) {
-  const PackedRow row = packed_row(linear_pairs(t.in_features));
+  const PackedRow row = packed_row(linear_group_pairs(t.in_features));
   const int64_t num_groups = t.in_features / kLinearGroup;
   constexpr int kPairs = kLinearGroup / 8;
   constexpr int64_t kGroupBytes = kPairs * kBlockBytes;
@@ -470,12 +291,7 @@ DOUBLEWEAVE_INLINE void multiply_int4(const LinearTile& t, const uint8_t* const*
       __builtin_prefetch(scales + kAheadBytes / 8);
     }
     IntVec sum[kRows][kColumns];
-    DOUBLEWEAVE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const int32_t first = load_int(rows[r] + row.sums_int4 + g * 4);
-      DOUBLEWEAVE_UNROLL
-      for (int c = 0; c < kColumns; ++c) sum[r][c] = splat_int(first);
-    }
+    begin_group(sum, rows, row.sums_int4 + g * 4);
     DOUBLEWEAVE_UNROLL
     for (int p = 0; p < kPairs; ++p) {
       IntVec low[kColumns];
@@ -496,15 +312,7 @@ DOUBLEWEAVE_INLINE void multiply_int4(const LinearTile& t, const uint8_t* const*
         }
       }
     }
-    DOUBLEWEAVE_UNROLL
-    for (int c = 0; c < kColumns; ++c) {
-      const Vec scale = load_bfloat16(scales + c * kLanes * 2);
-      DOUBLEWEAVE_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const Vec step = splat(load_float(rows[r] + row.scales + g / 2 * 4));
-        sums.of[r][c] += to_float(sum[r][c]) * scale * step;
-      }
-    }
+    end_group(sum, scales, rows, row.scales + g / 2 * 4, sums);
     weights += bundle.num_blocks * kGroupBytes;
     scales += bundle.num_blocks * kScaleBytes;
   }
@@ -514,7 +322,7 @@ DOUBLEWEAVE_INLINE void multiply_int4(const LinearTile& t, const uint8_t* const*
 template <int kRows, int kColumns>
 DOUBLEWEAVE_INLINE void add_offsets(const LinearTile& t, const uint8_t* const* rows, int64_t block,
                                     Sums<kRows, kColumns>& sums) {
-  const int64_t num_pairs = linear_pairs(t.in_features);
+  const int64_t num_pairs = linear_group_pairs(t.in_features);
   const PackedRow row = packed_row(num_pairs);
   constexpr int64_t kOffsetBytes = kLinearBlock * 2;
   const Bundle bundle = bundle_of(t, block);

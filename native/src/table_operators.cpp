@@ -96,11 +96,7 @@ void table_rows_kernel(et::KernelRuntimeContext& context, Stack stack) {
   const Tensor& index = stack[2]->toTensor();
   const int64_t* rows = index.const_data_ptr<int64_t>();
   const int64_t count = index.numel();
-  const int64_t num_rows = table.values->size(0);
-  DOUBLEWEAVE_CHECK(
-      context,
-      std::all_of(rows, rows + count, [&](int64_t row) { return 0 <= row && row < num_rows; }),
-      "the table has each row");
+  DOUBLEWEAVE_CHECK(context, are_rows(index, table.values->size(0)), "the table has each row");
   Tensor& out = stack[5]->toTensor();
   DOUBLEWEAVE_CHECK(context,
                     resize_to_rows(out, {index.sizes().data(), index.sizes().size()}, table.width),

@@ -27,8 +27,7 @@ enum class LinearFormat {
 
 constexpr int64_t kLinearBlock = 16;  // output features
 constexpr int64_t kLinearBundle = 4;  // blocks
-constexpr int64_t kLinearGroup =
-    32;  // numbers of a row on one grid; input features of one scale (kInt4)
+constexpr int64_t kLinearGroup = 32;  // input features of one scale (kInt4)
 constexpr int64_t kInt8Group = 64;  // input features of one scale (kInt8), and of one grid of a row
 
 // Most input features of kInt4: sums of their offsets' products stay in 32 bits.

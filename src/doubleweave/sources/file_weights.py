@@ -105,13 +105,10 @@ def computed_rows(weight: Tensor, compute: Callable[[Tensor, slice | Tensor], Te
     """`compute` of a weight's rows, float32, and which they are; of one in a file whenever they are read."""
     if not isinstance(weight, FileWeight):
         return compute(weight.detach(), slice(None))
-
-    @contextmanager
-    def opened() -> Iterator[Saved]:
-        with weight.opened() as saved:
-            yield Rows(tuple(weight.shape), lambda some: compute(saved[some].to(torch.float32), some))
-
-    return FileWeight(opened, tuple(weight.shape))
+    shape = tuple(weight.shape)
+    return _changed(
+        weight, shape, lambda saved: Rows(shape, lambda some: compute(saved[some].to(torch.float32), some))
+    )
 
 
 def transposed(weight: Tensor) -> Tensor:
@@ -131,7 +128,7 @@ def sliced(weight: Tensor, places: tuple[slice, ...]) -> Tensor:
     return _changed(weight, shape, lambda saved: saved[rows][behind])
 
 
-def _changed(weight: FileWeight, shape: tuple[int, ...], change: Callable[[Saved], Tensor]) -> FileWeight:
+def _changed(weight: FileWeight, shape: tuple[int, ...], change: Callable[[Saved], Saved]) -> FileWeight:
     """A weight that is `change` of what another has in its file."""
 
     @contextmanager

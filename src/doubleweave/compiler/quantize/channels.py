@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from doubleweave.compiler.graph.nodes import RESHAPES, is_call, nodes_of, output_node
 from doubleweave.compiler.graph.ops import ATTENTIONS, CROSS
 from doubleweave.compiler.split.pieces import TorchSplit
-from doubleweave.compiler.split.tied import identity
+from doubleweave.compiler.split.tied import identity, is_table
 from doubleweave.compiler.split.weights import Weights
 from doubleweave.ir.split import Call
 
@@ -186,14 +186,9 @@ def _with_tables(
     for place in (*channels.makers, *channels.readers):
         weight = weights[place.segment][place.weight]
         others = [each for each in holders[identity(weight)] if each != place]
-        if others and (place in channels.makers or not all(_is_table(graphs[p.segment], p) for p in others)):
+        if others and (
+            place in channels.makers or not all(is_table(graphs[p.segment], p.weight) for p in others)
+        ):
             return None
         tables += others
     return replace(channels, tables=tuple(tables))
-
-
-def _is_table(graph: fx.Graph, place: Place) -> bool:
-    """Whether rows of a weight are looked up, and nothing else is done with it."""
-    nodes = [node for node in graph.find_nodes(op="get_attr") if node.target == f"w{place.weight}"]
-    users = [user for node in nodes for user in node.users]
-    return all(is_call(user, aten.embedding.default) and user.args[0] in nodes for user in users)

@@ -28,7 +28,7 @@ _SCALE_STEPS = (7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5)
 # whole weights would be mapped and given back at every step (ten times as long for 4 bits).
 NUMBERS = 1 << 19
 _PROBED_GROUPS = 8
-_LEAST_SCALE = 2.0**-100  # XNNPACK refuses scales that are zero or subnormal
+_LEAST_SCALE = 2.0**-100  # none is zero, or loses its last bits
 
 
 @dataclass(frozen=True)

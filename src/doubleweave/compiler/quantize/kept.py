@@ -48,7 +48,7 @@ def kept_formats(
         if not matching and not is_part:
             there = {role for _, role in names.values()}
             raise PolicyError(
-                f"keep: {pattern!r} matches no linear; expected a role ({', '.join(r for r in _ordered(there))}), a "
+                f"keep: {pattern!r} matches no linear; expected a role ({', '.join(_ordered(there))}), a "
                 "segment that has linears (block_3), both (block_3.down) or a pattern (block_*.down)"
             )
         asked.update(dict.fromkeys(matching, into))

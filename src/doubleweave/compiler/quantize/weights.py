@@ -16,6 +16,7 @@ a file that mixes them those of more bits in 8. What somebody asks for (kept.py)
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -48,8 +49,11 @@ _PROBED_ROWS = 4
 _TABLE = "table "  # before the format of a table that is a linear's weights too
 
 aten = torch.ops.aten
-_EXPERTS = torch.ops.doubleweave.expert_linear.default
-_QUANTIZED_EXPERTS = torch.ops.doubleweave.expert_linear_quantized.default
+ours = torch.ops.doubleweave
+_QUANTIZED = {
+    aten.linear.default: LINEAR_QUANTIZED,
+    ours.expert_linear.default: ours.expert_linear_quantized.default,
+}
 
 # The formats of a segment's weights that are not its recipe's own, by their index.
 Exceptions = tuple[tuple[int, str], ...]
@@ -81,11 +85,12 @@ def quantize(torch_split: TorchSplit, recipe: str, asked: Asked = NOTHING) -> To
     for (segment, table), of_linear in torch_split.tied.items():
         if (name := formats.get(Place(*of_linear), FLOAT32)) != FLOAT32:
             exceptions[segment].append((table, _TABLE + name))
-    return transform.transform_variants(
+    quantized = transform.transform_variants(
         torch_split,
         lambda graph, found: _quantize_graph(graph, usual, found),
         {name: tuple(sorted(found)) for name, found in exceptions.items()},
     )
+    return replace(quantized, tied={})  # weights have other numbers now
 
 
 class Rounding(NamedTuple):
@@ -177,7 +182,7 @@ def _quantize_graph(
             continue
         weight = node.args[WEIGHT_OF[node.target]]
         if weight.op == "get_attr" and weight.target not in stay:
-            (linears.quantize_experts if is_call(node, _EXPERTS) else linears.quantize)(node)
+            linears.quantize(node)
     return renumbered(graph, linears.formats)
 
 
@@ -189,33 +194,29 @@ class _Linears:
         self.formats: dict[int, Format] = {}  # by weight index
 
     def quantize(self, node: Any) -> None:
-        source, weight, *bias = node.args
+        """A linear, or experts': the operator takes rows in float32 and rounds them itself."""
+        at = WEIGHT_OF[node.target]
+        given, weight, bias = node.args[:at], node.args[at], list(node.args[at + 1 :])
         with self._graph.inserting_before(node):
-            parts = quantized_parts(self._graph, weight, self._format(weight))
-            made = insert(self._graph, LINEAR_QUANTIZED, source, *_operands(parts, bias), like=node)
-        node.replace_all_uses_with(made)
-        self._graph.erase_node(node)
+            parts = self._parts(weight)
+            made = insert(self._graph, _QUANTIZED[node.target], *given, *_operands(parts, bias), like=node)
+        self._replace(node, made)
 
     def quantize_lookup(self, node: Any) -> None:
-        """In place of an embedding whose table is a linear's weights too."""
+        """An embedding whose table is a linear's weights too."""
         table, index = node.args[:2]
         with self._graph.inserting_before(node):
-            parts = quantized_parts(self._graph, table, self._format(table))
-            values, scales, *offsets = (*parts, None, None)[:4]
+            values, scales, *offsets = (*self._parts(table), None, None)[:4]
             width = int(node.meta["val"].shape[-1])
             made = insert(self._graph, LINEAR_ROWS, index, values, scales, *offsets, width, like=node)
+        self._replace(node, made)
+
+    def _replace(self, node: Any, made: Any) -> None:
         node.replace_all_uses_with(made)
         self._graph.erase_node(node)
 
-    def quantize_experts(self, node: Any) -> None:
-        """In place of an expert_linear: the operator takes rows in float32 and rounds them itself."""
-        x, index, weight, *bias = node.args
-        found = self._format(weight)
-        with self._graph.inserting_before(node):
-            parts = quantized_parts(self._graph, weight, found)
-            made = insert(self._graph, _QUANTIZED_EXPERTS, x, index, *_operands(parts, bias), like=node)
-        node.replace_all_uses_with(made)
-        self._graph.erase_node(node)
+    def _parts(self, weight: Any) -> list[Any]:
+        return quantized_parts(self._graph, weight, self._format(weight))
 
     def _format(self, weight: Any) -> Format:
         index = int(weight.target[1:])

@@ -24,20 +24,29 @@ def tied_tables(torch_split: TorchSplit) -> dict[tuple[str, int], tuple[str, int
     for segment in torch_split.split.segments:
         graph = torch_split.graphs[segment.structure].graph
         for number, weight in enumerate(weights[segment.name]):
-            uses = list(_uses(graph, number))
-            if uses and all(is_call(node, aten.embedding.default) and at == 0 for node, at in uses):
+            if is_table(graph, number):
                 tables.append((identity(weight), (segment.name, number)))
-            elif any(is_call(node, aten.linear.default) and at == 1 for node, at in uses):
+            elif any(
+                is_call(user, aten.linear.default) and user.args[1] is node
+                for node, user in _uses(graph, number)
+            ):
                 linears[identity(weight)] = (segment.name, number)
     return {place: linears[tensor] for tensor, place in tables if tensor in linears}
 
 
-def _uses(graph: fx.Graph, number: int) -> Iterator[tuple[Any, int]]:
-    """The nodes that read a weight, and the place of the argument that it is."""
+def is_table(graph: fx.Graph, number: int) -> bool:
+    """Whether rows of a weight are looked up, and nothing else is done with it."""
+    uses = list(_uses(graph, number))
+    return bool(uses) and all(
+        is_call(user, aten.embedding.default) and user.args[0] is node for node, user in uses
+    )
+
+
+def _uses(graph: fx.Graph, number: int) -> Iterator[tuple[Any, Any]]:
+    """The nodes that are a weight, each with each that reads it."""
     for node in graph.find_nodes(op="get_attr"):
         if node.target == f"w{number}":
-            for user in node.users:
-                yield from ((user, at) for at, argument in enumerate(user.args) if argument is node)
+            yield from ((node, user) for user in node.users)
 
 
 def identity(weight: Tensor) -> Any:
